@@ -1,0 +1,80 @@
+"""Every error that graphopt raises for a user: what, where and what to do."""
+
+from __future__ import annotations
+
+
+class GraphoptError(Exception):
+    """Base of all of graphopt's errors; `exit_code` is the command line's exit status."""
+
+    exit_code = 1
+
+
+class UsageError(GraphoptError, ValueError):
+    """An argument, a file or a combination of them that cannot be used."""
+
+    exit_code = 2
+
+
+class BudgetParseError(UsageError):
+    """A number of bytes that cannot be read, or that has two readings."""
+
+
+class ProblemError(UsageError):
+    """A problem file that is malformed; the message names the field."""
+
+
+class ScheduleError(UsageError):
+    """A schedule that is not valid for its problem; the message names the step."""
+
+
+class InfeasibleError(GraphoptError):
+    """No schedule of this planner fits; in the problem's own bytes, nothing resident counted.
+
+    `minimum_bytes` is the least budget for which the planner has a schedule.
+    """
+
+    exit_code = 3
+
+    def __init__(self, budget_bytes: int, minimum_bytes: int) -> None:
+        super().__init__(
+            f"no schedule fits in {budget_bytes:,} bytes; the smallest that does needs {minimum_bytes:,} bytes"
+        )
+        self.budget_bytes = budget_bytes
+        self.minimum_bytes = minimum_bytes
+
+
+class BudgetError(GraphoptError):
+    """The model does not train inside the budget.
+
+    `minimum_bytes` is the least budget that would do; `drivers` says what fills it.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, minimum_bytes: int, drivers: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.minimum_bytes = minimum_bytes
+        self.drivers = drivers
+
+
+class VerificationError(GraphoptError):
+    """Optimized and eager differ; `tensor` names the first one that does."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, tensor: str = "", largest_difference: float = 0.0) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+        self.largest_difference = largest_difference
+
+
+class CaptureError(GraphoptError):
+    """The model could not be captured as a graph that can be planned."""
+
+    exit_code = 5
+
+
+class PlanMismatchError(GraphoptError):
+    """A plan that was made for another graph, or whose file was changed."""
+
+    exit_code = 6
