@@ -1,0 +1,70 @@
+"""Report: what a plan means, as plain data that text, HTML and JSON are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from graphopt.plan import GraphPlan, Plan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One way to run a graph: its name ("eager", "sqrt_n", "chosen", "minimum"), peak and time.
+
+    `peak_bytes` is None where that way has no schedule inside the budget; it is the graph's own
+    values, as everywhere in GraphReport.
+    """
+
+    name: str
+    peak_bytes: int | None
+    overhead: float | None
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One captured graph: its plan and what is needed to draw it.
+
+    `live_bytes` and `eager_live_bytes` are the graph's own bytes at each step of the two
+    schedules; `boundary_step` is the first step of the backward in the chosen one;
+    `peak_breakdown` says what is alive at the peak, by kind ("activations", "gradients",
+    "outputs", "tangents", "recomputed", "workspace"); `break_reason` is why the capture ended
+    here ("" where it is the whole model).
+    """
+
+    plan: GraphPlan
+    break_reason: str
+    live_bytes: tuple[int, ...]
+    eager_live_bytes: tuple[int, ...]
+    boundary_step: int
+    eager_boundary_step: int
+    peak_step: int
+    peak_op: str
+    peak_source: str
+    peak_breakdown: Mapping[str, int]
+    comparisons: tuple[Comparison, ...]
+    curve: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured from outside: peaks in the budget's measure; `time_ratio` is optimized over eager."""
+
+    peak_bytes: int
+    eager_peak_bytes: int
+    time_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known of one optimized model. `str(report)` is the text of it."""
+
+    plan: Plan
+    graphs: tuple[GraphReport, ...]
+    plan_seconds: float
+    measured: Measured | None = None
+
+    def __str__(self) -> str:
+        from graphopt.report.text import render_text
+
+        return render_text(self)
