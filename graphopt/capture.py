@@ -1,0 +1,314 @@
+"""Joint graph -> StepGraph: which nodes are ops, which storages they pass, what may run twice."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from graphopt.errors import CaptureError
+from graphopt.stepgraph import (
+    BOUNDARY,
+    OpInfo,
+    StepGraph,
+    ValueInfo,
+    hash_graph,
+    output_args,
+    same_device,
+    storage_bytes,
+    storage_key,
+    tensors_of,
+)
+
+aten = torch.ops.aten
+
+# With training=True these do not read the running statistics, they only return the new ones:
+# run a second time after the update, every other output is the same.
+_STATISTICS_UPDATES = {
+    aten._native_batch_norm_legit_functional.default: 5,
+    aten.native_batch_norm.default: 5,
+    aten._batch_norm_with_update_functional.default: None,
+    aten.cudnn_batch_norm.default: 5,
+    aten.miopen_batch_norm.default: 5,
+}
+
+
+@dataclass
+class _Builder:
+    """Values and ops while they are being collected, in the order of the step."""
+
+    device: torch.device
+    values: list[ValueInfo] = field(default_factory=list)
+    by_storage: dict[int, int] = field(default_factory=dict)
+    home: dict[fx.Node, int] = field(default_factory=dict)
+    ops: list[OpInfo] = field(default_factory=list)
+
+    def value_of(self, tensor: torch.Tensor, node: fx.Node, kind: str) -> int:
+        key = storage_key(tensor)
+        if key not in self.by_storage:
+            self.by_storage[key] = len(self.values)
+            size = 0 if kind == "resident" else storage_bytes(tensor, self.device)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self.values.append(ValueInfo(node.name, node, kind, size, tuple(map(int, tensor.shape)), dtype))
+        return self.by_storage[key]
+
+
+def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inputs: Sequence[int] = ()) -> StepGraph:
+    """Read AOTAutograd's joint graph as ops and values.
+
+    `static_inputs` are the positions of the primals that are parameters or buffers. Raises
+    CaptureError where tensors live on two accelerators.
+    """
+    placeholders = joint.graph.find_nodes(op="placeholder")
+    primals = [node for node in placeholders if not _is_tangent(node)]
+    builder = _Builder(_device_of(placeholders))
+    for node in [*primals, *joint.graph.find_nodes(op="get_attr")]:
+        for tensor in tensors_of(node):
+            builder.home[node] = builder.value_of(tensor, node, "resident")
+    forward, backward = _ordered_nodes(joint)
+    mutated = _mutated_values(builder, forward)
+    for node in forward:
+        _add_node(builder, node, backward=False, mutated=mutated)
+    boundary = len(builder.ops)
+    _add_boundary(builder, joint, num_forward_outputs)
+    for node in backward:
+        _add_node(builder, node, backward=True, mutated=mutated)
+    outputs = _kept_outputs(builder, joint, num_forward_outputs, boundary)
+    return StepGraph(
+        graph_module=joint,
+        num_forward_outputs=num_forward_outputs,
+        device=builder.device,
+        ops=tuple(builder.ops),
+        values=_label_values(builder, joint, num_forward_outputs),
+        outputs=outputs,
+        home=builder.home,
+        static_inputs=frozenset(primals[i].name for i in static_inputs if i < len(primals)),
+        boundary=boundary,
+        graph_hash=hash_graph(joint),
+    )
+
+
+def is_view(node: fx.Node) -> bool:
+    """True for a node that only looks at a storage of its inputs: a view or `getitem`."""
+    if node.target is operator.getitem:
+        return True
+    mine = {storage_key(tensor) for tensor in tensors_of(node)}
+    theirs = {storage_key(tensor) for source in node.all_input_nodes for tensor in tensors_of(source)}
+    return bool(mine) and mine <= theirs and not _is_mutating(node)
+
+
+def is_random(node: fx.Node) -> bool:
+    """True for an op that draws from the generator, so that running it again must replay the draw."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]
+    for name in ("dropout_p", "dropout"):
+        if name in names:
+            position = names.index(name)
+            chance = node.args[position] if position < len(node.args) else node.kwargs.get(name, 0.0)
+            return chance != 0.0
+    return True
+
+
+def source_line(node: fx.Node) -> str:
+    """`"file.py:12 in forward"` for the model's own line that made this node; "" where unknown."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    if not frames:
+        return ""
+    parts = frames[-1].split(", ")
+    path = parts[0].removeprefix("File ").strip('"')
+    line = parts[1].removeprefix("line ") if len(parts) > 1 else "?"
+    where = parts[2] if len(parts) > 2 else ""
+    return f"{path}:{line} {where}".strip()
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the innermost module that made this node; "" where unknown."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    for prefix in ("L['self'].", "L['fn'].", "L['mod'].", "self."):
+        path = path.removeprefix(prefix)
+    return path.replace("_modules['", "").replace("']", "").replace("L['self", "")
+
+
+def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: frozenset[int]) -> None:
+    if node.target is operator.getitem:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        tensors = tensors_of(node)
+        if tensors:
+            # A snapshot taken for the tuple and one taken for its item may be two fake tensors.
+            item = source.meta["val"][node.args[1]]
+            builder.by_storage.setdefault(storage_key(tensors[0]), builder.value_of(item, node, "activations"))
+            builder.home[node] = builder.by_storage[storage_key(tensors[0])]
+        return
+    inputs = tuple(dict.fromkeys(_input_values(builder, node)))
+    known = set(builder.by_storage)
+    produced = [t for t in tensors_of(node) if storage_key(t) not in known]
+    held = tensors_of(node)
+    outputs = tuple(dict.fromkeys(builder.value_of(tensor, node, "activations") for tensor in produced))
+    if len(held) == 1:
+        builder.home[node] = builder.by_storage[storage_key(held[0])]
+    if is_view(node) or (not held and not _has_effect(node)):
+        return
+    recomputable = _may_run_again(node, set(inputs) & mutated, builder)
+    info = OpInfo(
+        node.name, node, inputs, outputs, backward, recomputable, is_random(node), module_path(node), source_line(node)
+    )
+    builder.ops.append(info)
+
+
+def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> None:
+    returned = output_args(joint)[:num_forward_outputs]
+    made = {value for op in builder.ops for value in op.outputs}
+    inputs = [builder.home[node] for node in returned if isinstance(node, fx.Node) and node in builder.home]
+    outputs = []
+    for node in joint.graph.find_nodes(op="placeholder"):
+        if _is_tangent(node):
+            for tensor in tensors_of(node):
+                builder.home[node] = builder.value_of(tensor, node, "tangents")
+                outputs.append(builder.home[node])
+    kept = tuple(value for value in dict.fromkeys(inputs) if value in made)
+    builder.ops.append(
+        OpInfo(
+            BOUNDARY, None, kept, tuple(dict.fromkeys(outputs)), True, False, False, "", "the loss, outside the graph"
+        )
+    )
+
+
+def _kept_outputs(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int, boundary: int) -> tuple[int, ...]:
+    """Values alive at the end: what the user holds, the gradients, and the tangents.
+
+    Autograd holds the tangents until the whole backward has returned.
+    """
+    made = {value for op in builder.ops for value in op.outputs}
+    returned = [builder.home[node] for node in output_args(joint) if isinstance(node, fx.Node) and node in builder.home]
+    returned += builder.ops[boundary].outputs
+    return tuple(value for value in dict.fromkeys(returned) if value in made)
+
+
+def _label_values(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> tuple[ValueInfo, ...]:
+    kinds: dict[int, str] = {}
+    for position, node in enumerate(output_args(joint)):
+        if isinstance(node, fx.Node) and node in builder.home:
+            kinds.setdefault(builder.home[node], "outputs" if position < num_forward_outputs else "gradients")
+    return tuple(
+        ValueInfo(value.name, value.node, kinds[i], value.bytes, value.shape, value.dtype)
+        if i in kinds and value.kind == "activations"
+        else value
+        for i, value in enumerate(builder.values)
+    )
+
+
+def _input_values(builder: _Builder, node: fx.Node) -> list[int]:
+    values = []
+    for source in node.all_input_nodes:
+        if source in builder.home:
+            values.append(builder.home[source])
+        else:
+            values.extend(builder.by_storage[storage_key(tensor)] for tensor in tensors_of(source))
+    return values
+
+
+def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Forward and backward nodes; a write to an input stands right behind the last read before it."""
+    forward, backward, writes = [], [], []
+    for node in joint.graph.nodes:
+        if node.op != "call_function":
+            continue
+        in_backward = node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
+        if _writes_input(node) and not in_backward:
+            writes.append(node)
+        else:
+            (backward if in_backward else forward).append(node)
+    position = {node: i for i, node in enumerate(forward)}
+    after: dict[int, list[fx.Node]] = {}
+    for node in writes:
+        written = {storage_key(tensor) for tensor in tensors_of(node.args[0])}  # type: ignore[arg-type]
+        readers = [
+            i
+            for i, other in enumerate(forward)
+            if other in node.all_input_nodes
+            or written & {storage_key(t) for source in other.all_input_nodes for t in tensors_of(source)}
+        ]
+        after.setdefault(max([*readers, *(position.get(n, -1) for n in node.all_input_nodes)], default=-1), []).append(
+            node
+        )
+    ordered = list(after.get(-1, []))
+    for i, node in enumerate(forward):
+        ordered += [node, *after.get(i, [])]
+    return ordered, backward
+
+
+def _mutated_values(builder: _Builder, forward: list[fx.Node]) -> frozenset[int]:
+    written = set()
+    for node in forward:
+        if _writes_input(node):
+            written.update(builder.by_storage[storage_key(t)] for t in tensors_of(node.args[0]))  # type: ignore[arg-type]
+    return frozenset(written)
+
+
+def _may_run_again(node: fx.Node, mutated_inputs: set[int], builder: _Builder) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or _has_effect(node):
+        return False
+    if not mutated_inputs:
+        return True
+    training_at = _STATISTICS_UPDATES.get(node.target, -1)
+    if training_at == -1:
+        return False
+    statistics = {builder.home[n] for n in node.args[3:5] if isinstance(n, fx.Node) and n in builder.home}
+    training = training_at is None or node.args[training_at] is True
+    return training and mutated_inputs <= statistics
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """An op that must run once and only once: it writes, communicates, checks or prints."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return not callable(node.target) or not tensors_of(node)
+    namespace = node.target.namespace
+    return (
+        node.target._schema.is_mutable
+        or not tensors_of(node)
+        or namespace in ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "_dtensor")
+    )
+
+
+def _is_mutating(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _writes_input(node: fx.Node) -> bool:
+    return node.target is aten.copy_.default or (
+        _is_mutating(node)
+        and bool(node.args)
+        and isinstance(node.args[0], fx.Node)
+        and node.args[0].op == "placeholder"
+    )
+
+
+def _is_tangent(node: fx.Node) -> bool:
+    return "tangents" in str(node.target)
+
+
+def _device_of(placeholders: Sequence[fx.Node]) -> torch.device:
+    tensors = [tensor for node in placeholders for tensor in tensors_of(node)]
+    accelerators = sorted({str(t.device) for t in tensors if t.device.type not in ("cpu", "meta")})
+    if len(accelerators) > 1:
+        raise CaptureError(
+            f"the model's tensors are on {' and '.join(accelerators)}; move the model and its inputs to one device"
+        )
+    if accelerators:
+        return torch.device(accelerators[0])
+    large = max(tensors, key=lambda tensor: tensor.numel(), default=None)
+    return large.device if large is not None else torch.device("cpu")
+
+
+__all__ = ["build_step_graph", "is_random", "is_view", "module_path", "same_device", "source_line"]

@@ -1,0 +1,155 @@
+"""StepGraph: a joint graph, the roles of its inputs and outputs, and its ops and values.
+
+Ops and values are what a planner sees; the fx nodes behind them are what is emitted. Aliasing is
+followed at the level of storages: views and `getitem` are not ops, they belong to a value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from graphopt.problem import Op, Problem, Value
+
+BOUNDARY = "loss_boundary"
+
+
+@dataclass(frozen=True)
+class OpInfo:
+    """An op: its node (None for the boundary between forward and backward) and where it came from."""
+
+    name: str
+    node: fx.Node | None
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    backward: bool
+    recomputable: bool
+    random: bool
+    module_path: str
+    source: str
+
+
+@dataclass(frozen=True)
+class ValueInfo:
+    """A value: the node that holds it first, and its storage.
+
+    `kind` is "resident" (parameters, buffers, inputs, constants), "tangents", "activations",
+    "gradients" or "outputs"; `bytes` are those of its storage as the device's allocator counts.
+    """
+
+    name: str
+    node: fx.Node
+    kind: str
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class StepGraph:
+    """Forward and backward of one micro-batch, as AOTAutograd's joint graph.
+
+    `home` maps every tensor node to its value; `ops[boundary]` is the pseudo-op between forward
+    and backward: it reads the forward's outputs and produces the tangents.
+    """
+
+    graph_module: fx.GraphModule
+    num_forward_outputs: int
+    device: torch.device
+    ops: tuple[OpInfo, ...]
+    values: tuple[ValueInfo, ...]
+    outputs: tuple[int, ...]
+    home: Mapping[fx.Node, int]
+    static_inputs: frozenset[str]
+    boundary: int
+    graph_hash: str = field(default="")
+
+    @property
+    def forward_outputs(self) -> tuple[object, ...]:
+        """What the forward returns, node or constant, in AOTAutograd's order."""
+        return output_args(self.graph_module)[: self.num_forward_outputs]
+
+    @property
+    def backward_outputs(self) -> tuple[object, ...]:
+        """What the backward returns, node or None, in AOTAutograd's order."""
+        return output_args(self.graph_module)[self.num_forward_outputs :]
+
+    @property
+    def compute_nodes(self) -> tuple[fx.Node, ...]:
+        """The ops' nodes, in op order, without the boundary: what a cost model prices."""
+        return tuple(op.node for op in self.ops if op.node is not None)
+
+
+def to_problem(graph: StepGraph, seconds: Sequence[float], workspace_bytes: Sequence[int]) -> Problem:
+    """The planner's problem, from one price for each of `graph.compute_nodes`."""
+    prices = iter(zip(seconds, workspace_bytes, strict=True))
+    ops = []
+    for op in graph.ops:
+        price = next(prices) if op.node is not None else (0.0, 0)
+        ops.append(Op(op.name, price[0], price[1], op.inputs, op.outputs, op.backward, op.recomputable))
+    return Problem(tuple(Value(value.bytes) for value in graph.values), tuple(ops), graph.outputs)
+
+
+def output_args(module: fx.GraphModule) -> tuple[object, ...]:
+    """The flat arguments of a graph's output node."""
+    (returned,) = module.graph.output_node().args
+    return tuple(returned) if isinstance(returned, (list, tuple)) else (returned,)
+
+
+def tensors_of(node: fx.Node) -> tuple[torch.Tensor, ...]:
+    """The (fake) tensors that a node holds, flattened one level."""
+    value = node.meta.get("val")
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(item for item in items if isinstance(item, torch.Tensor))
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Identity of a tensor's storage, as long as the tensor lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def storage_bytes(tensor: torch.Tensor, device: torch.device) -> int:
+    """Bytes that the allocator of `device` hands out for the tensor's storage; 0 on another device."""
+    return allocated_bytes(int(tensor.untyped_storage().nbytes()), device) if same_device(tensor, device) else 0
+
+
+def allocated_bytes(number_bytes: int, device: torch.device) -> int:
+    """Requested bytes as the allocator counts them: CUDA's caching allocator rounds up to 512."""
+    return -(-number_bytes // 512) * 512 if device.type == "cuda" else number_bytes
+
+
+def same_device(tensor: torch.Tensor, device: torch.device) -> bool:
+    """True where the tensor takes memory on `device`."""
+    return tensor.device.type == device.type
+
+
+def unique_storage_bytes(tensors: Iterable[torch.Tensor], device: torch.device) -> int:
+    """Bytes of the distinct storages behind `tensors` on `device`."""
+    return sum({storage_key(tensor): storage_bytes(tensor, device) for tensor in tensors}.values())
+
+
+def hash_graph(module: fx.GraphModule) -> str:
+    """A hash of structure, shapes, strides, dtypes and constants, the same in every process."""
+    digest = hashlib.sha256()
+    number = {node: position for position, node in enumerate(module.graph.nodes)}
+
+    def spell(argument: object) -> str:
+        if isinstance(argument, fx.Node):
+            return f"%{number[argument]}"
+        if isinstance(argument, (list, tuple)):
+            return "[" + ",".join(spell(item) for item in argument) + "]"
+        if isinstance(argument, dict):
+            return "{" + ",".join(f"{key}:{spell(item)}" for key, item in sorted(argument.items())) + "}"
+        if isinstance(argument, fx.GraphModule) or callable(argument):
+            return str(getattr(argument, "__name__", type(argument).__name__))
+        return repr(argument)
+
+    for node in module.graph.nodes:
+        target = node.op if node.op in ("placeholder", "get_attr", "output") else str(node.target)
+        shapes = [(tuple(t.shape), t.stride(), str(t.dtype), str(t.device)) for t in tensors_of(node)]
+        digest.update(f"{node.op}|{target}|{spell(node.args)}|{spell(node.kwargs)}|{shapes}\n".encode())
+    return digest.hexdigest()[:32]

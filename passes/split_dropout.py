@@ -1,0 +1,71 @@
+"""Pass: a CPU dropout becomes its mask and the product with it, so that either can be kept.
+
+The mask takes a byte an element and is dear to draw; the product takes four and is cheap. On CUDA
+one fused kernel draws and multiplies from a few bytes of generator state: it stays whole.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_library = torch.library.Library("graphopt", "DEF")
+_library.define(
+    "dropout_mask(Tensor input, float p) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
+)
+_library.define("apply_dropout_mask(Tensor input, Tensor mask, float p) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _dropout_mask(input: torch.Tensor, p: float) -> torch.Tensor:
+    return torch.empty(input.shape, dtype=torch.bool, device=input.device).bernoulli_(1 - p)
+
+
+def _apply_dropout_mask(input: torch.Tensor, mask: torch.Tensor, p: float) -> torch.Tensor:
+    return input.mul(mask).mul_(_scale(p))
+
+
+_library.impl("dropout_mask", _dropout_mask, "CPU")
+_library.impl("apply_dropout_mask", _apply_dropout_mask, "CPU")
+_library.impl("dropout_mask", lambda input, p: torch.empty(input.shape, dtype=torch.bool, device="meta"), "Meta")
+_library.impl("apply_dropout_mask", lambda input, mask, p: input.mul(mask), "Meta")
+
+
+def split_dropout(module: fx.GraphModule) -> bool:
+    """Replace each `native_dropout` on the CPU by a mask and a product; True where one was replaced.
+
+    Same draw from the generator and bitwise the same product as the kernel it replaces
+    (ATen/native/Dropout.cpp, `native_dropout_cpu`).
+    """
+    changed = False
+    for node in module.graph.find_nodes(op="call_function", target=aten.native_dropout.default):
+        source, chance = node.args[0], node.args[1]
+        if not isinstance(source, fx.Node) or node.args[2] is False or source.meta["val"].device.type != "cpu":
+            continue
+        _replace(module.graph, node, source, float(chance))
+        changed = True
+    if changed:
+        module.recompile()
+    return changed
+
+
+def _replace(graph: fx.Graph, node: fx.Node, source: fx.Node, chance: float) -> None:
+    product_value, mask_value = node.meta["val"]
+    with graph.inserting_before(node):
+        mask = graph.call_function(torch.ops.graphopt.dropout_mask.default, (source, chance))
+        product = graph.call_function(torch.ops.graphopt.apply_dropout_mask.default, (source, mask, chance))
+    for made, value in ((mask, mask_value), (product, product_value)):
+        made.meta = {**node.meta, "val": value}
+    for item in list(node.users):
+        assert item.target is operator.getitem
+        item.replace_all_uses_with(product if item.args[1] == 0 else mask)
+        graph.erase_node(item)
+    graph.erase_node(node)
+
+
+def _scale(p: float) -> float:
+    return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
