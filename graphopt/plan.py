@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from graphopt import plan_file
 
 SCHEMA = "graphopt.plan/1"
 
@@ -84,3 +87,16 @@ class Plan:
     def planner(self) -> str:
         """The planner whose schedules were chosen."""
         return ", ".join(dict.fromkeys(graph.planner for graph in self.graphs))
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as a JSON file that `load` reads back exactly."""
+        plan_file.write_file(path, SCHEMA, "plan", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan file.
+
+        Raises PlanMismatchError, naming the field, where the file is not what `save` wrote, and
+        UsageError where it cannot be opened.
+        """
+        return plan_file.read_file(path, SCHEMA, "plan", cls)

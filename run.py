@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""One command on a bare machine: `python3 run.py demo`, `python3 run.py test`, `python3 run.py setup`.
+
+Standard library only. Makes `.venv` beside this file, installs graphopt into it, and runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "graphopt-stamp"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+USAGE = """usage: python3 run.py COMMAND [ARGUMENT ...]
+
+  demo    train a small GPT-2 inside a third of the memory that eager takes
+  test    ruff, mypy and the whole test suite (arguments go to pytest)
+  setup   make .venv and install graphopt into it, no more"""
+
+
+def main(arguments: list[str]) -> int:
+    commands = {"demo": demo, "test": test, "setup": lambda _: 0}
+    if not arguments or arguments[0] not in commands:
+        wants_help = bool(arguments) and arguments[0] in ("-h", "--help", "help")
+        print(USAGE, file=sys.stdout if wants_help else sys.stderr)
+        return 0 if wants_help else 2
+    if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts this may have any Python
+        print(f"graphopt needs Python 3.10 or newer; this is {sys.version.split()[0]}", file=sys.stderr)
+        return 1
+    try:
+        setup()
+    except subprocess.CalledProcessError as error:
+        print(f"setup failed (exit {error.returncode}): {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        return 1
+    return commands[arguments[0]](arguments[1:])
+
+
+def setup() -> None:
+    """Make the environment, unless the one that is there was made from the same files."""
+    gpu = has_gpu()
+    stamp = fingerprint(gpu)
+    if PYTHON.exists() and STAMP.exists() and STAMP.read_text(encoding="utf-8") == stamp:
+        return
+    start = time.monotonic()
+    print(f"Setting up {VENV} ({'with' if gpu else 'without'} CUDA); the first time takes some minutes.", flush=True)
+    pip = make_venv()
+    # A GPU machine takes whichever torch fits its driver; a CPU machine the one that is pinned.
+    # Torch goes first and alone: with the extras beside it pip may settle on another one.
+    limits = [] if gpu else ["-c", str(ROOT / "constraints.txt")]
+    run([*pip, "install", *limits, "torch"])
+    run([*pip, "install", *limits, "-e", f"{ROOT}[dev]"])
+    STAMP.write_text(stamp, encoding="utf-8")
+    print(f"Ready after {time.monotonic() - start:.0f} s.", flush=True)
+
+
+def make_venv() -> list[object]:
+    """Make `.venv` anew; returns the command that is its pip."""
+    shutil.rmtree(VENV, ignore_errors=True)
+    if subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True).returncode == 0:
+        run([sys.executable, "-m", "venv", VENV])
+        return [PYTHON, "-m", "pip", "--disable-pip-version-check"]
+    # Debian and Ubuntu ship venv without ensurepip: let the outer pip install into it.
+    run([sys.executable, "-m", "venv", "--without-pip", VENV])
+    return [sys.executable, "-m", "pip", "--python", PYTHON, "--disable-pip-version-check"]
+
+
+def demo(arguments: list[str]) -> int:
+    return run([PYTHON, "-m", "graphopt", "demo", *arguments], check=False)
+
+
+def test(arguments: list[str]) -> int:
+    """All checks; pytest comes last so that its closing line is the last line."""
+    checks: dict[str, list[object]] = {
+        "ruff check": [PYTHON, "-m", "ruff", "check", "."],
+        "ruff format": [PYTHON, "-m", "ruff", "format", "--check", "."],
+        "mypy": [PYTHON, "-m", "mypy"],
+    }
+    failed = [name for name, command in checks.items() if run(command, check=False) != 0]
+    if failed:
+        print(f"FAILED: {', '.join(failed)} (the tests run nevertheless)", flush=True)
+    workers = min(8, cores())
+    # Each worker gets its share of the cores; more threads than cores make torch crawl.
+    environment = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
+    command = [PYTHON, "-m", "pytest", "-q", "-n", str(workers), *(() if has_gpu() else ("-m", "not gpu")), *arguments]
+    return run(command, check=False, environment=environment) or int(bool(failed))
+
+
+def run(command: list[object], *, check: bool = True, environment: dict[str, str] | None = None) -> int:
+    """Show and run one command in the checkout."""
+    words = [str(word) for word in command]
+    print("$", " ".join(words).replace(f"{ROOT}{os.sep}", ""), flush=True)
+    return subprocess.run(words, cwd=ROOT, check=check, env={**os.environ, **(environment or {})}).returncode
+
+
+def has_gpu() -> bool:
+    tool = shutil.which("nvidia-smi")
+    return tool is not None and subprocess.run([tool], capture_output=True).returncode == 0
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fingerprint(gpu: bool) -> str:
+    """What the environment depends on; the place too, as an editable install and a venv name it."""
+    parts = [sys.version, sys.executable, str(ROOT), str(gpu)]
+    parts += [(ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints.txt")]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
