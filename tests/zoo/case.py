@@ -19,7 +19,8 @@ def loss_of(output: Any) -> Tensor:
 class Case:
     """A model in train mode, one batch for it, and its loss.
 
-    `breaks` is the number of graph breaks that Dynamo makes in its forward.
+    `breaks` is the number of graph breaks that Dynamo makes in its forward. `traced_apart` says that the model's own
+    Python takes another branch while it is traced, so that eager is equal to rounding only.
     """
 
     model: nn.Module
@@ -27,6 +28,7 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     loss: Callable[[Any], Tensor] = loss_of
     breaks: int = 0
+    traced_apart: bool = False
 
 
 def seeded(build: Callable[[], Case]) -> Callable[[], Case]:
@@ -50,7 +52,7 @@ def step(case: Case, forward: Callable[..., Any] | None = None, seed: int = 1) -
     `forward` stands in for the model (a compiled one, say). Buffers change, so build a case anew for a second run.
     """
     torch.manual_seed(seed)
-    loss = case.loss((forward or case.model)(*case.args, **case.kwargs))
+    loss = case.loss((case.model if forward is None else forward)(*case.args, **case.kwargs))
     loss.backward()  # type: ignore[no-untyped-call]
     seen = {"loss": loss.detach(), "rng": torch.get_rng_state()}
     seen |= {f"grad {k}": p.grad for k, p in case.model.named_parameters() if p.grad is not None}

@@ -131,21 +131,21 @@ class UNet(nn.Module):
         return F.cross_entropy(self.head(x), masks)
 
 
-def _unet(width: int, depth: int, side: int) -> Case:
+def _pixels(side: int) -> tuple[Tensor, Tensor]:
     images = torch.randn(2, 3, side, side)
-    return Case(UNet(width, depth), (images, (images.mean(1) > 0).long()))
+    return images, (images.mean(1) > 0).long()
 
 
 @seeded
 def unet() -> Case:
     """Long skips: what the first level saves is read last."""
-    return _unet(width=8, depth=3, side=96)
+    return Case(UNet(width=8, depth=3), _pixels(96))
 
 
 @seeded
 def unet_anchor() -> Case:
     """The U-Net on which chain planners find no plan."""
-    return _unet(width=16, depth=4, side=128)
+    return Case(UNet(width=16, depth=4), _pixels(128))
 
 
 class InvertedResidual(nn.Module):
@@ -173,4 +173,12 @@ def mobilenet() -> Case:
     """Depthwise convolutions and in-place activations."""
     plan = [(16, 16, 1), (16, 24, 2), (24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
     body = nn.Sequential(*conv_norm(3, 16, 3, 2), nn.ReLU6(), *(InvertedResidual(*row) for row in plan))
-    return _classify(body, 64, batch=8, side=96)
+    return _classify(body, 64, batch=4, side=80)
+
+
+@seeded
+def channels_last() -> Case:
+    """A U-Net in channels-last order: strides that differ between forward and backward, where `view` may fail."""
+    case = Case(UNet(8, 3), _pixels(96))
+    images = case.args[0].to(memory_format=torch.channels_last)
+    return Case(case.model.to(memory_format=torch.channels_last), (images, case.args[1]))

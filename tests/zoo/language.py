@@ -21,25 +21,43 @@ def _tokens(vocabulary: int, batch: int, length: int) -> torch.Tensor:
 
 def _gpt2(config: GPT2Config, batch: int, length: int) -> Case:
     ids = _tokens(config.vocab_size, batch, length)
-    return Case(GPT2LMHeadModel(config), kwargs={"input_ids": ids, "labels": ids, "use_cache": False})
+    model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # unset, transformers warns at every step, and a warning breaks the graph
+    return Case(model, kwargs={"input_ids": ids, "labels": ids, "use_cache": False})
 
 
 @seeded
 def gpt2() -> Case:
     """Dropout everywhere and attention written out: the random masks are a large share of what is saved."""
-    config = GPT2Config(vocab_size=512, n_positions=128, n_embd=128, n_layer=4, n_head=4, use_cache=False)
+    config = GPT2Config(
+        vocab_size=512,
+        n_positions=128,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     config._attn_implementation = "eager"
-    config.loss_type = "ForCausalLM"
     return _gpt2(config, batch=4, length=128)
 
 
 @seeded
 def gpt2_anchor() -> Case:
     """The GPT-2 that the academic planners were measured on."""
-    config = GPT2Config(vocab_size=1024, n_positions=256, n_embd=256, n_layer=12, n_head=4, use_cache=False)
+    config = GPT2Config(
+        vocab_size=1024,
+        n_positions=256,
+        n_embd=256,
+        n_layer=12,
+        n_head=4,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     config._attn_implementation = "eager"
-    config.loss_type = "ForCausalLM"
     return _gpt2(config, batch=4, length=256)
 
 
@@ -89,9 +107,7 @@ def t5() -> Case:
     return Case(T5ForConditionalGeneration(config), kwargs={"input_ids": ids, "labels": ids, "use_cache": False})
 
 
-@seeded
-def llama() -> Case:
-    """Grouped-query attention, rotary embeddings, tied head, no random op."""
+def _llama(attention: str, traced_apart: bool = False) -> Case:
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=128,
@@ -103,5 +119,22 @@ def llama() -> Case:
         tie_word_embeddings=True,
         use_cache=False,
     )
+    config._attn_implementation = attention
     ids = _tokens(512, 4, 128)
-    return Case(LlamaForCausalLM(config), kwargs={"input_ids": ids, "labels": ids, "use_cache": False})
+    inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
+    return Case(LlamaForCausalLM(config), kwargs=inputs, traced_apart=traced_apart)
+
+
+@seeded
+def llama() -> Case:
+    """Grouped-query attention, rotary embeddings, tied head, no random op."""
+    return _llama("eager")
+
+
+@seeded
+def llama_sdpa() -> Case:
+    """transformers asks `is_exporting()`, which Dynamo answers with yes: eager runs `is_causal`, the graph a mask.
+
+    transformers.masking_utils says so, and that torch 2.14 puts it right (pytorch#176499).
+    """
+    return _llama("sdpa", traced_apart=True)

@@ -1,10 +1,12 @@
 """Small models, each with one habit that breaks careless graph passes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from zoo.case import Case, seeded
 
@@ -88,7 +90,7 @@ class EmaAutoencoder(nn.Module):
 @seeded
 def ema_autoencoder() -> Case:
     """Three buffers change in the forward and are read after they changed: once a step, never in a recomputation."""
-    return Case(EmaAutoencoder(64, 16), (torch.randn(4096, 64),))
+    return Case(EmaAutoencoder(64, 16), (torch.randn(8192, 64),))
 
 
 class InPlace(nn.Module):
@@ -113,7 +115,7 @@ class InPlace(nn.Module):
 @seeded
 def in_place() -> Case:
     """Strided slices, one element of a vector and a whole activation are overwritten."""
-    return Case(InPlace(64), (torch.randn(4096, 64),))
+    return Case(InPlace(64), (torch.randn(8192, 64),))
 
 
 class SharedAndFrozen(nn.Module):
@@ -165,7 +167,7 @@ class Outputs(nn.Module):
 @seeded
 def structured_outputs() -> Case:
     """Several outputs carry gradients, one is detached, the code is drawn at random."""
-    x = torch.randn(4096, 64)
+    x = torch.randn(8192, 64)
 
     def loss(out: dict[str, Tensor]) -> Tensor:
         latent = out["latent"]
@@ -216,3 +218,43 @@ class Broken(nn.Module):
 def graph_break() -> Case:
     """Broken on purpose: what is planned for one graph must be said, not assumed, of the whole."""
     return Case(Broken(64), (torch.randn(1024, 64),), breaks=1)
+
+
+class Cube(torch.autograd.Function):
+    """A function whose author wrote its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return grad * 3 * x * x
+
+
+class ByHand(nn.Module):
+    """Blocks under the user's own `checkpoint`, attention by `nn.MultiheadAttention`, a user's autograd function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.utils.parametrizations.spectral_norm(nn.Linear(width, width))
+        self.attention = nn.MultiheadAttention(width, 4, dropout=0.1, batch_first=True)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.Dropout(0.2), nn.SiLU(), nn.Linear(2 * width, width))
+            for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        for block in self.blocks:
+            x = x + checkpoint(block, x, use_reentrant=False)
+        cubed: Tensor = Cube.apply(self.norm(x))  # type: ignore[no-untyped-call]
+        return cubed.square().mean()
+
+
+@seeded
+def by_hand() -> Case:
+    """Recomputation with random ops that the user asked for, inside what is planned."""
+    return Case(ByHand(64), (torch.randn(16, 128, 64),))
