@@ -57,6 +57,15 @@ class Problem:
         return tuple(producer)
 
     @cached_property
+    def readers(self) -> tuple[tuple[int, ...], ...]:
+        """For each value the ids of the ops that read it, in order."""
+        readers: list[list[int]] = [[] for _ in self.values]
+        for op_id, op in enumerate(self.ops):
+            for value in op.inputs:
+                readers[value].append(op_id)
+        return tuple(map(tuple, readers))
+
+    @cached_property
     def first_backward(self) -> int:
         """Id of the first backward op; the number of ops where there is none."""
         return next((i for i, op in enumerate(self.ops) if op.backward), len(self.ops))

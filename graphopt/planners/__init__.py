@@ -1,0 +1,37 @@
+"""Planners: `(problem, budget in bytes) -> schedule`, or InfeasibleError.
+
+In every schedule the ops' first runs stand in the problem's own order, recomputations between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graphopt.planners.auto import auto_curve, plan_auto
+from graphopt.planners.chain import plan_chain
+from graphopt.planners.curve import Curve, CurvePoint
+from graphopt.planners.none import plan_none
+from graphopt.planners.search import plan_search
+from graphopt.planners.sqrt_n import plan_sqrt_n
+from graphopt.problem import Problem
+from graphopt.schedule import Schedule
+
+__all__ = ["PLANNERS", "CurvePoint", "minimum_bytes", "pareto_curve"]
+
+PLANNERS: dict[str, Callable[[Problem, int], Schedule]] = {
+    "none": plan_none,
+    "sqrt_n": plan_sqrt_n,
+    "chain": plan_chain,
+    "search": plan_search,
+    "auto": plan_auto,
+}
+
+
+def pareto_curve(problem: Problem) -> Curve:
+    """The whole memory/time curve of `auto`: peaks increase, seconds strictly decrease."""
+    return auto_curve(problem)
+
+
+def minimum_bytes(problem: Problem) -> int:
+    """The least budget for which `auto` has a schedule."""
+    return auto_curve(problem)[0].peak_bytes

@@ -1,0 +1,82 @@
+"""Points of the memory/time curve, and the choice among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, wraps
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.errors import InfeasibleError
+from graphopt.problem import Problem
+from graphopt.schedule import Schedule, simulate
+
+#: A faster point has to be faster by more than rounding, or the curve would not be monotone under `simulate`.
+LEAST_GAIN = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class CurvePoint:
+    """One schedule and its price, as the simulator gives it.
+
+    The schedule is `base` without those steps that had gone when `kept_until` was reached: a
+    trajectory of a thousand points then costs the bytes of one schedule.
+    """
+
+    peak_bytes: int
+    seconds: float
+    planner: str
+    base: npt.NDArray[np.int64]
+    gone_at: npt.NDArray[np.int64] | None = None
+    move: int = 0
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Op ids in the order in which they run."""
+        steps = self.base if self.gone_at is None else self.base[self.gone_at > self.move]
+        return tuple(steps.tolist())
+
+
+Curve = tuple[CurvePoint, ...]
+
+
+def point(problem: Problem, schedule: Sequence[int], planner: str) -> CurvePoint:
+    """The curve point of one schedule."""
+    result = simulate(problem, schedule)
+    return CurvePoint(result.peak_bytes, result.seconds, planner, np.asarray(schedule, dtype=np.int64))
+
+
+def pareto(points: Iterable[CurvePoint]) -> Curve:
+    """The points that no other one beats: peaks increase, seconds strictly decrease."""
+    best: list[CurvePoint] = []
+    fastest = math.inf
+    for candidate in sorted(points, key=lambda p: (p.peak_bytes, p.seconds)):
+        if candidate.seconds < fastest * (1 - LEAST_GAIN) or not best:
+            best.append(candidate)
+            fastest = candidate.seconds
+    return tuple(best)
+
+
+def pick(curve: Curve, budget_bytes: int) -> Schedule:
+    """The fastest schedule of a Pareto curve that fits; raises InfeasibleError where none does."""
+    fitting = [p for p in curve if p.peak_bytes <= budget_bytes]
+    if not fitting:
+        raise InfeasibleError(budget_bytes, curve[0].peak_bytes)
+    return fitting[-1].schedule
+
+
+def once_per_problem(build: Callable[[Problem], Curve]) -> Callable[[Problem], Curve]:
+    """Keep a problem's curve with the problem: a curve does not depend on any budget."""
+    key = f"{build.__module__}.{build.__qualname__}"
+
+    @wraps(build)
+    def cached(problem: Problem) -> Curve:
+        kept: dict[str, Curve] = problem.__dict__
+        if key not in kept:
+            kept[key] = build(problem)
+        return kept[key]
+
+    return cached
