@@ -82,8 +82,8 @@ class _Writer:
 
     def __init__(self, problem: Problem, stages: Stages, table: _Table) -> None:
         self.problem, self.stages, self.table = problem, stages, table
-        self.border = [int(round(x / table.slot)) for x in stages.border]
-        self.saved = [int(round(x / table.slot)) for x in stages.saved]
+        self.border = [round(x / table.slot) for x in stages.border]
+        self.saved = [round(x / table.slot) for x in stages.saved]
         self.alive = set(stages.pinned)
         self.pending: list[frozenset[int]] = []
         self.schedule: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -72,12 +73,10 @@ def stages_of(problem: Problem) -> Stages | None:
     border = np.array([sum(size[v] for v in values) for values in border_values], dtype=np.float64)
     border[0] = 0
     forward_bytes, backward_bytes = _needs(problem, forward, edges, regions, pinned)
-    seconds = np.bincount(
-        stage_of, weights=[op.seconds for op in problem.ops[: forward.end]], minlength=len(edges) - 1
-    )
+    seconds = np.bincount(stage_of, weights=[op.seconds for op in problem.ops[: forward.end]], minlength=len(edges) - 1)
     return Stages(
         end=forward.end,
-        seconds=seconds,
+        seconds=seconds.astype(np.float64),
         border=border,
         saved=saved,
         forward_bytes=forward_bytes,
@@ -123,6 +122,6 @@ def _needs(
         change[stop + 1] += size[value].bytes
         change[last + 1] -= size[value].bytes
     rest = live - np.cumsum(change)[:-1]
-    forward_bytes = np.array([rest[a:b].max(initial=0) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    forward_bytes = np.array([rest[a:b].max(initial=0) for a, b in pairwise(edges)])
     backward_bytes = np.array([max((rest[k] for k in region), default=0.0) for region in regions])
     return forward_bytes, backward_bytes

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from graphopt.problem import Problem
 from graphopt.schedule import simulate
 
