@@ -1,0 +1,126 @@
+"""Real arguments for a signature: contents that every operator accepts, in the layout it had."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from graphopt.cost_models.signature import Signature, Slot, TensorSpec
+
+_TILE_NUMEL = 4096
+
+
+def runnable(call: Signature) -> Callable[[], Any] | None:
+    """`call` on new tensors, run once to warm up; None where it raises.
+
+    Integers that are no indices are zero, or one where zero is refused (a divisor).
+    """
+    for integer in (0, 1):
+        try:
+            args, kwargs = make_arguments(call, integer)
+            call.target(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, NotImplementedError):
+            continue
+        return lambda: call.target(*args, **kwargs)
+    return None
+
+
+def make_arguments(call: Signature, integer: int = 0) -> tuple[list[Any], dict[str, Any]]:
+    """Allocate arguments for `call`. No generator of the process is used, no tensor of the user's is touched.
+
+    Floats are in [0, 1), where probabilities, logarithms and standard deviations are all defined; booleans
+    are true, so that a mask selects everything; indices are spread over their range where it is known, and
+    other integers are `integer`.
+    """
+    bounds = _index_bounds(call)
+    tensors = [_make_tensor(spec, bounds.get(slot), integer) for slot, spec in enumerate(call.tensors)]
+
+    def fill(argument: Any) -> Any:
+        if isinstance(argument, Slot):
+            return tensors[argument.index]
+        if isinstance(argument, (list, tuple)):
+            return type(argument)(fill(item) for item in argument)
+        return argument
+
+    return [fill(argument) for argument in call.args], {name: fill(value) for name, value in call.kwargs.items()}
+
+
+def _make_tensor(spec: TensorSpec, bound: int | None, integer: int) -> torch.Tensor:
+    storage = torch.empty(spec.extent, dtype=spec.dtype, device=spec.device)
+    if spec.dtype is torch.bool:
+        storage.fill_(True)
+    elif not (spec.dtype.is_floating_point or spec.dtype.is_complex):
+        storage.fill_(integer) if bound is None else storage.copy_(_spread(spec.extent, bound))
+    elif spec.extent > 0:
+        # A repeated tile: filling with the generator would take longer than most ops.
+        tile = _tile(spec.dtype, spec.device)
+        whole = spec.extent // _TILE_NUMEL
+        storage[: whole * _TILE_NUMEL].view(whole, _TILE_NUMEL).copy_(tile.expand(whole, _TILE_NUMEL))
+        storage[whole * _TILE_NUMEL :].copy_(tile[: spec.extent - whole * _TILE_NUMEL])
+    return storage.as_strided(spec.shape, spec.stride)
+
+
+@cache
+def _tile(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.complex64 if dtype.is_complex else torch.float32
+    return torch.rand(_TILE_NUMEL, generator=generator, dtype=drawn).to(device, dtype)
+
+
+def _spread(numel: int, bound: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(max(bound, 1), (numel,), generator=generator)
+
+
+def _index_bounds(call: Signature) -> dict[int, int]:
+    """Slot -> number of valid indices, for the operators whose indices are known to be such."""
+    rule = _RULES.get(str(getattr(call.target, "overloadpacket", "")))
+    return {} if rule is None else rule(call)
+
+
+def _first_shape(call: Signature, position: int = 0) -> tuple[int, ...]:
+    slot = call.args[position]
+    return call.tensors[slot.index].shape if isinstance(slot, Slot) else ()
+
+
+def _indices_at(position: int, bound: Callable[[Signature], int]) -> Callable[[Signature], dict[int, int]]:
+    def rule(call: Signature) -> dict[int, int]:
+        slot = call.args[position] if position < len(call.args) else None
+        return {slot.index: bound(call)} if isinstance(slot, Slot) else {}
+
+    return rule
+
+
+def _along(call: Signature) -> int:
+    """Size of the dimension that gather, scatter and their kin index, named by their second argument."""
+    shape = _first_shape(call)
+    return shape[call.args[1]] if shape else 1
+
+
+def _classes(position: int) -> Callable[[Signature], int]:
+    return lambda call: _first_shape(call, position)[1 if len(_first_shape(call, position)) > 1 else 0]
+
+
+def _advanced(call: Signature) -> dict[int, int]:
+    """`index(self, [None, i, ...])`: one list of indices for each dimension; a boolean one is no index."""
+    shape = _first_shape(call)
+    indices = zip(call.args[1], shape, strict=False)
+    return {slot.index: size for slot, size in indices if isinstance(slot, Slot)}
+
+
+_RULES: dict[str, Callable[[Signature], dict[int, int]]] = {
+    "aten.embedding": _indices_at(1, lambda call: _first_shape(call)[0]),
+    "aten.embedding_dense_backward": _indices_at(1, lambda call: int(call.args[2])),
+    "aten.nll_loss_forward": _indices_at(1, _classes(0)),
+    "aten.nll_loss2d_forward": _indices_at(1, _classes(0)),
+    "aten.nll_loss_backward": _indices_at(2, _classes(1)),
+    "aten.nll_loss2d_backward": _indices_at(2, _classes(1)),
+    "aten.max_pool2d_with_indices_backward": _indices_at(7, lambda call: math.prod(_first_shape(call, 1)[-2:])),
+    **{f"aten.{name}": _indices_at(2, _along) for name in ("gather", "scatter", "scatter_add", "index_add")},
+    **{f"aten.{name}": _indices_at(2, _along) for name in ("index_select", "index_copy", "index_fill")},
+    **{f"aten.{name}": _advanced for name in ("index", "index_put", "_unsafe_index", "_unsafe_index_put")},
+}

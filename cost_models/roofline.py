@@ -1,0 +1,113 @@
+"""Roofline: an op takes as long as its arithmetic or its memory traffic, whichever is longer. Runs no op."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_arg
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from graphopt.cost_models.costs import OpCost
+from graphopt.cost_models.device_speed import DeviceSpeed, device_speed
+from graphopt.cost_models.signature import known_size, node_device, tensors_in
+
+_TRANSCENDENTALS = {
+    # By name of the operator: how many exponentials' worth of work an element takes.
+    **dict.fromkeys(("exp", "log", "tanh", "sigmoid", "erf", "sin", "cos", "log1p", "expm1", "rsqrt", "silu"), 1.0),
+    **dict.fromkeys(("_softmax", "_log_softmax", "gelu", "gelu_backward", "silu_backward", "softplus", "mish"), 1.0),
+    **dict.fromkeys(("pow", "bernoulli", "native_dropout", "rand_like", "rand"), 2.0),
+    **dict.fromkeys(("randn", "randn_like", "normal", "multinomial", "sort", "topk"), 8.0),
+}
+_LOOKUPS = {"embedding", "index", "gather", "index_select", "_unsafe_index"}
+"""Read of their first argument no more than they write."""
+
+
+def roofline(nodes: Sequence[Node]) -> list[OpCost]:
+    """Estimate each node from the shapes, strides and dtypes in `meta["val"]`; scratch is taken to be none."""
+    return [_cost(node) for node in nodes]
+
+
+def _cost(node: Node) -> OpCost:
+    device = node_device(node)
+    if device is None:  # arithmetic on sizes
+        return OpCost(0.0, 0)
+    speed = device_speed(device)
+    rate = _matmul_rate(node, speed)
+    compute_seconds = flops(node) / rate + _transcendentals(node) / speed.transcendentals_per_second
+    traffic_seconds = moved_bytes(node) / speed.bytes_per_second
+    return OpCost(max(compute_seconds, traffic_seconds) + speed.op_seconds, 0)
+
+
+def flops(node: Node) -> float:
+    """Floating-point operations: PyTorch's own count where it has one, else one for each element read or written."""
+    formula = _FORMULAS.get(getattr(node.target, "_overloadpacket", node.target))
+    if formula is not None:
+        args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
+        try:
+            return float(known_size(formula(*args, **kwargs, out_val=node.meta.get("val"))))
+        except (TypeError, ValueError, AssertionError, AttributeError, IndexError):
+            pass  # a formula written for another overload
+    return float(sum(_numel(tensor) for tensor in _operands(node)))
+
+
+def moved_bytes(node: Node) -> int:
+    """Bytes read and written; an expanded dimension is read once."""
+    outputs = sum(_touched_bytes(tensor) for tensor in tensors_in(node.meta.get("val")))
+    read = [sum(map(_touched_bytes, tensors_in(argument.meta.get("val")))) for argument in node.all_input_nodes]
+    if read and _base_name(node) in _LOOKUPS:
+        read[0] = min(read[0], outputs)
+    return outputs + sum(read)
+
+
+def _matmul_rate(node: Node, speed: DeviceSpeed) -> float:
+    dtype = next((tensor.dtype for tensor in _operands(node) if tensor.dtype.is_floating_point), torch.float32)
+    rates = speed.matmul_flops_per_second
+    return rates.get(str(dtype).removeprefix("torch."), rates["float32"])
+
+
+def _transcendentals(node: Node) -> float:
+    weight = _TRANSCENDENTALS.get(_base_name(node), 0.0)
+    return weight * max((_numel(tensor) for tensor in _operands(node)), default=0) if weight else 0.0
+
+
+def _operands(node: Node) -> list[torch.Tensor]:
+    values = [node.meta.get("val"), *(argument.meta.get("val") for argument in node.all_input_nodes)]
+    return [tensor for value in values for tensor in tensors_in(value)]
+
+
+def _numel(tensor: torch.Tensor) -> int:
+    return math.prod(known_size(size) for size in tensor.shape)
+
+
+def _touched_bytes(tensor: torch.Tensor) -> int:
+    if tensor.layout is not torch.strided:
+        return _numel(tensor) * tensor.dtype.itemsize
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(known_size(size) for size, stride in sizes if known_size(stride) != 0) * tensor.dtype.itemsize
+
+
+def _base_name(node: Node) -> str:
+    return str(getattr(node.target, "_opname", "")).removesuffix("_") or str(node.target)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+    shapes = (gradient.shape, query.shape, key.shape, value.shape)
+    return sdpa_backward_flop_count(*shapes)  # type: ignore[no-untyped-call]
+
+
+_aten = torch.ops.aten
+_FORMULAS: dict[Any, Any] = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    _aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    _aten._scaled_dot_product_fused_attention_overrideable_backward: _attention_backward,
+}

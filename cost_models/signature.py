@@ -1,0 +1,165 @@
+"""What an op's price depends on: the operator and the layout of its arguments, not their contents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def __repr__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}:{list(self.stride)}@{self.device}"
+
+    @property
+    def extent(self) -> int:
+        """Elements of the smallest storage that holds the tensor: an expanded dimension takes none."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+
+    @property
+    def extent_bytes(self) -> int:
+        return self.extent * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Stands in `Signature.args` for the tensor `tensors[index]`."""
+
+    index: int
+
+    def __repr__(self) -> str:
+        return f"%{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A call that can be made again with other tensors; equal `key`, equal price."""
+
+    target: Any
+    tensors: tuple[TensorSpec, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output_bytes: int
+    key: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device if self.tensors else torch.device(self.kwargs.get("device") or "cpu")
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the inputs and the outputs together."""
+        return self.output_bytes + sum(spec.extent_bytes for spec in self.tensors)
+
+
+class _Unknown(Exception):
+    """A size that is not known before the graph runs, or an argument that is no plain data."""
+
+
+def signature(node: Node) -> Signature | None:
+    """The signature of `node`; None where the op cannot be run on its own.
+
+    That is so for higher-order ops, Python functions, collectives (they would wait for other ranks),
+    tensors that are not strided, and sizes that only the run reveals.
+    """
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not _stands_alone(target):
+        return None
+    tensors: dict[Node, Slot] = {}
+    specs: list[TensorSpec] = []
+    try:
+        args = tuple(_lower(argument, tensors, specs) for argument in node.args)
+        kwargs = {name: _lower(argument, tensors, specs) for name, argument in node.kwargs.items()}
+        outputs = [tensor_spec(tensor) for tensor in tensors_in(node.meta.get("val"))]
+    except _Unknown:
+        return None
+    key = f"{_name(target)} {specs} {args} {kwargs}"
+    return Signature(target, tuple(specs), args, kwargs, sum(spec.extent_bytes for spec in outputs), key)
+
+
+def node_device(node: Node) -> torch.device | None:
+    """Where the op runs: the device of its first tensor output, else input; None where it has neither."""
+    for value in (node.meta.get("val"), *(argument.meta.get("val") for argument in node.all_input_nodes)):
+        for tensor in tensors_in(value):
+            return tensor.device
+    return None
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Tensors of a node's `meta["val"]` in flattened order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def tensor_spec(tensor: torch.Tensor) -> TensorSpec:
+    """Layout of a (fake) tensor with its sizes as they were at capture; raises _Unknown where there is none."""
+    if tensor.layout is not torch.strided:
+        raise _Unknown
+    shape = tuple(int(concrete(size)) for size in tensor.shape)
+    return TensorSpec(shape, tuple(int(concrete(step)) for step in tensor.stride()), tensor.dtype, tensor.device)
+
+
+def concrete(value: Any) -> Any:
+    """A symbolic size as the number it was at capture; raises _Unknown where only the run reveals it."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        hint = value.node.hint if value.node.has_hint() else None
+        if hint is None:
+            raise _Unknown
+        return hint
+    return value
+
+
+def known_size(value: Any, otherwise: int = 1) -> int:
+    """`concrete` as an int, `otherwise` where only the run reveals it."""
+    try:
+        return int(concrete(value))
+    except _Unknown:
+        return otherwise
+
+
+def _lower(argument: Any, tensors: dict[Node, Slot], specs: list[TensorSpec]) -> Any:
+    if isinstance(argument, Node):
+        value = argument.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return _lower(value, tensors, specs)
+        if argument not in tensors:
+            tensors[argument] = Slot(len(specs))
+            specs.append(tensor_spec(value))
+        return tensors[argument]
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_lower(item, tensors, specs) for item in argument)
+    argument = concrete(argument)
+    if isinstance(argument, _PLAIN):
+        return argument
+    raise _Unknown
+
+
+_PLAIN = (
+    *(type(None), bool, int, float, complex, str),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+
+
+@cache
+def _name(target: torch._ops.OpOverload) -> str:
+    return str(target)
+
+
+@cache
+def _stands_alone(target: torch._ops.OpOverload) -> bool:
+    return not any(word in target.namespace for word in ("c10d", "dtensor", "symm_mem", "fsdp", "profiler"))
