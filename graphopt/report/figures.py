@@ -1,0 +1,113 @@
+"""Numbers and words that the text report and the page share."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+from graphopt.plan import Checkpoint
+from graphopt.report.data import GraphReport, Report
+from graphopt.units import format_bytes
+
+
+def fits(report: Report) -> bool:
+    """Whether the peak, measured where it was and predicted otherwise, is inside the budget."""
+    measured = report.measured
+    return (measured.peak_bytes if measured else report.plan.peak_bytes) <= report.plan.budget_bytes
+
+
+def resident_bytes(report: Report) -> int:
+    """What is on the device before a step starts."""
+    return sum(report.plan.resident_bytes.values())
+
+
+def main_graph(report: Report) -> GraphReport | None:
+    """The graph that the step's peak is in."""
+    return max(report.graphs, key=lambda graph: graph.plan.peak_bytes, default=None)
+
+
+def breakdown(report: Report) -> list[tuple[str, int]]:
+    """What fills the predicted peak, by kind: resident first, then what is alive in the graph."""
+    rows = [(kind, size) for kind, size in report.plan.resident_bytes.items() if size]
+    graph = main_graph(report)
+    rows += [(kind, size) for kind, size in graph.peak_breakdown.items() if size] if graph else []
+    rest = report.plan.peak_bytes - sum(size for _, size in rows)
+    return [*rows, ("other graphs", rest)] if rest > 0 and len(report.graphs) > 1 else rows
+
+
+def share_of_time(report: Report, graph: GraphReport) -> float:
+    """The part of eager's time that is spent in this graph."""
+    whole = sum(g.plan.eager_seconds for g in report.graphs)
+    return graph.plan.eager_seconds / whole if whole else 0.0
+
+
+def counted(names: Sequence[str], most: int = 3) -> str:
+    """`("gelu", "mm", "gelu")` -> `"3: gelu ×2, mm"`; overload and position suffixes are left out."""
+    kinds = Counter(op_kind(name) for name in names)
+    shown = [kind if count == 1 else f"{kind} ×{count}" for kind, count in kinds.most_common(most)]
+    return f"{len(names)}: {', '.join(shown)}{', …' if len(kinds) > most else ''}" if names else "–"
+
+
+def op_kind(name: str) -> str:
+    """`"aten.native_layer_norm.default"`, `"native_layer_norm_3"` -> `"native_layer_norm"`."""
+    name = name.removeprefix("aten.").partition(".")[0]
+    head, _, tail = name.rpartition("_")
+    return head if head and tail.isdigit() else name
+
+
+def shape_text(checkpoint: Checkpoint) -> str:
+    """`"4×256×256 f32"`."""
+    dtype = checkpoint.dtype.removeprefix("torch.").replace("bfloat", "bf").replace("float", "f").replace("int", "i")
+    return f"{'×'.join(map(str, checkpoint.shape)) or 'scalar'} {dtype}"
+
+
+def signed_percent(fraction: float) -> str:
+    """`0.234` -> `"+23.4%"`."""
+    return f"{fraction:+.1%}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds with a unit that suits them."""
+    if seconds == 0:
+        return "0"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def summary(report: Report) -> list[tuple[str, str]]:
+    """The figures of the first lines: label and text."""
+    plan, measured = report.plan, report.measured
+    rows = [
+        ("budget", format_bytes(plan.budget_bytes)),
+        ("predicted peak", f"{format_bytes(plan.peak_bytes)} ({plan.peak_bytes / max(plan.budget_bytes, 1):.0%})"),
+    ]
+    if measured:
+        part = f"{measured.peak_bytes / max(plan.budget_bytes, 1):.0%}"
+        rows.append(("measured peak", f"{format_bytes(measured.peak_bytes)} ({part})"))
+    rows.append(("eager peak", format_bytes(measured.eager_peak_bytes if measured else plan.eager_peak_bytes)))
+    rows.append(("predicted time", signed_percent(plan.overhead)))
+    if measured and measured.time_ratio is not None:
+        rows.append(("measured time", signed_percent(measured.time_ratio - 1)))
+    return [*rows, ("smallest budget", format_bytes(plan.minimum_bytes))]
+
+
+def fold(values: Sequence[int], boundary: int, columns: int, boundary_column: int) -> list[int]:
+    """`values` drawn into `columns`, each the highest of its steps, with the boundary where it is wanted.
+
+    Forward and backward are scaled apart, so that schedules of different length line up.
+    """
+    boundary = min(max(boundary, 0), len(values))
+    return [
+        *_bins(values[:boundary], boundary_column),
+        *_bins(values[boundary:], columns - boundary_column),
+    ]
+
+
+def _bins(values: Sequence[int], columns: int) -> list[int]:
+    count = len(values)
+    if not count:
+        return [0] * columns
+    edges = [i * count // columns for i in range(columns + 1)]
+    return [max(values[a : max(b, a + 1)]) for a, b in itertools.pairwise(edges)]

@@ -1,0 +1,24 @@
+"""The report as JSON data: everything that is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphopt.plan_file import encode
+from graphopt.report import figures
+from graphopt.report.data import Report
+
+SCHEMA = "graphopt.report/1"
+
+
+def report_to_json(report: Report) -> dict[str, Any]:
+    """All fields of the report, with the few figures that are derived from them."""
+    plan = report.plan
+    return {
+        "schema": SCHEMA,
+        "fits": figures.fits(report),
+        "overhead": plan.overhead,
+        "planner": plan.planner,
+        "breakdown": dict(figures.breakdown(report)),
+        **encode(report),
+    }
