@@ -19,8 +19,8 @@ from graphopt.schedule import Schedule
 GIVE_UP = 4.0
 #: Relative change of a price that is not worth carrying on.
 TOLERANCE = 0.05
-#: Ratio of one limit to the one above it.
-STEP = 0.75
+#: Limits that are tried; what each has above the floor, as a share of the one above it.
+LEVELS, STEP = 10, 0.7
 
 
 class _Walk:
@@ -142,12 +142,32 @@ def walk(problem: Problem, limit: int, patience: float) -> list[int] | None:
 
 
 def lowest_conceivable(problem: Problem) -> int:
-    """Bytes that no schedule can do without: the most that one op needs by itself."""
-    size, producer = problem.values, problem.producer
-    return max(
-        op.workspace_bytes + sum(size[v].bytes for v in {*op.inputs, *op.outputs} if producer[v] >= 0)
-        for op in problem.ops
-    )
+    """Bytes that no schedule in this order can do without.
+
+    While an op first runs there are its own values, and of those made before it the outputs and
+    whatever cannot be made again and is still to be read.
+    """
+    ops, size = problem.ops, problem.values
+    stuck_until = [-1] * len(size)
+    for op in ops:
+        for value in op.outputs:
+            if not op.recomputable:
+                stuck_until[value] = max(problem.readers[value], default=-1)
+    outputs = {v for v in problem.outputs if problem.producer[v] >= 0}
+    for value in outputs:
+        stuck_until[value] = len(ops)
+    least, held, leaving = 0, 0, [0] * (len(ops) + 1)
+    for op_id, op in enumerate(ops):
+        own = {v for v in (*op.inputs, *op.outputs) if problem.producer[v] >= 0}
+        # A value that is stuck and was made before is in `held` already.
+        new = [v for v in own if stuck_until[v] < op_id or problem.producer[v] == op_id]
+        least = max(least, held + op.workspace_bytes + sum(size[v].bytes for v in new))
+        for value in op.outputs:
+            if stuck_until[value] > op_id:
+                held += size[value].bytes
+                leaving[stuck_until[value]] += size[value].bytes
+        held -= leaving[op_id]
+    return least
 
 
 def walk_points(problem: Problem) -> list[CurvePoint]:
@@ -155,9 +175,8 @@ def walk_points(problem: Problem) -> list[CurvePoint]:
     peak = none_curve(problem)[0].peak_bytes
     floor = lowest_conceivable(problem)
     points: list[CurvePoint] = []
-    limit = peak
-    while limit > floor:
-        limit = max(floor, int(limit * STEP))
+    for level in range(1, LEVELS + 1):
+        limit = floor + int((peak - floor) * STEP**level)
         schedule = walk(problem, limit, 0.5)
         if schedule is None:
             break
