@@ -3,73 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 from torch import fx
 
 from graphopt.capture import build_step_graph
 from graphopt.cost_models import COST_MODELS
-from graphopt.emit import Emitted, emit, generator_state_bytes
-from graphopt.errors import InfeasibleError, PlanMismatchError, UsageError
+from graphopt.emit import emit, generator_state_bytes
+from graphopt.errors import InfeasibleError, PlanMismatchError
+from graphopt.infeasible import budget_error
 from graphopt.passes.own_gradients import own_gradients
 from graphopt.passes.specialize import specialize
 from graphopt.passes.split_dropout import split_dropout
 from graphopt.plan import GraphPlan
-from graphopt.planners import PLANNERS, minimum_bytes
-from graphopt.problem import Problem
+from graphopt.planned import CapturedGraph, Choice, PlannedGraph
+from graphopt.planners import PLANNERS
 from graphopt.report.checkpoints import find_checkpoints, recomputed_names
-from graphopt.schedule import Schedule, Simulation, check_schedule, simulate
-from graphopt.stepgraph import StepGraph, to_problem
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How to plan: names of planner and cost model, and kept plans by graph hash."""
-
-    planner: str = "auto"
-    cost_model: str = "auto"
-    kept: Mapping[str, GraphPlan] | None = None
-
-    def __post_init__(self) -> None:
-        for kind, name, known in (("planner", self.planner, PLANNERS), ("cost model", self.cost_model, COST_MODELS)):
-            if name not in known:
-                raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
-
-
-@dataclass(frozen=True)
-class CapturedGraph:
-    """A step graph and its problem: all that is needed to plan it."""
-
-    name: str
-    break_reason: str
-    step: StepGraph
-    problem: Problem
-
-    @cached_property
-    def eager(self) -> Simulation:
-        """Every op once, in the captured order."""
-        return simulate(self.problem, tuple(range(len(self.problem.ops))))
-
-    @cached_property
-    def random_bytes(self) -> int:
-        """The most that saved generator states can take, were every random op recomputed."""
-        return generator_state_bytes(self.step, 2 * tuple(range(len(self.problem.ops))))
-
-    @cached_property
-    def minimum_bytes(self) -> int:
-        """The least bytes of its own in which the graph runs."""
-        return minimum_bytes(self.problem) + self.random_bytes
-
-
-@dataclass(frozen=True)
-class PlannedGraph:
-    """A captured graph with its plan, what the simulator says of it, and the code it became."""
-
-    captured: CapturedGraph
-    plan: GraphPlan
-    simulation: Simulation
-    emitted: Emitted
+from graphopt.schedule import Schedule, check_schedule, simulate
+from graphopt.stepgraph import to_problem
 
 
 def capture_graph(
@@ -119,11 +69,22 @@ def plan_graph(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> Pl
     return PlannedGraph(captured, plan, simulation, emit(captured.step, schedule))
 
 
+def plan_within(
+    captured: CapturedGraph, budget_bytes: int, resident_bytes: Mapping[str, int], choice: Choice
+) -> PlannedGraph:
+    """Plan one graph so that it and what is resident fit; raises BudgetError where they cannot."""
+    own_bytes = budget_bytes - sum(resident_bytes.values())
+    try:
+        return plan_graph(captured, own_bytes, choice)
+    except InfeasibleError as error:
+        least_bytes = error.minimum_bytes + captured.random_bytes
+        raise budget_error([captured], least_bytes, budget_bytes, resident_bytes, choice.planner) from None
+
+
 def _new_schedule(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> Schedule:
-    problem = captured.problem
     if captured.eager.peak_bytes <= budget_bytes:
-        return tuple(range(len(problem.ops)))
-    return PLANNERS[choice.planner](problem, budget_bytes - captured.random_bytes)
+        return captured.captured_schedule
+    return PLANNERS[choice.planner](captured.problem, budget_bytes - captured.random_bytes)
 
 
 def _kept_schedule(captured: CapturedGraph, choice: Choice) -> Schedule | None:

@@ -1,0 +1,276 @@
+"""What users call: optimize a model, or plan, verify and sweep one without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphopt import measure
+
+from graphopt.divergence import compare_with_eager
+from graphopt.errors import BudgetError, PlanMismatchError, UsageError
+from graphopt.plan import GraphPlan, Plan
+from graphopt.planned import Choice
+from graphopt.report.build import build_plan, build_report
+from graphopt.report.data import Measured, Report
+from graphopt.resident import device_total_bytes
+from graphopt.session import Request, Session
+from graphopt.step_module import StepModule, as_call
+from graphopt.units import parse_bytes
+from graphopt.verify import loss_of, tensors_in
+
+Budget = int | float | str
+_EVERYTHING = 1 << 62
+
+
+class Optimized:
+    """What `optimize()` leaves at `model.graphopt`: the plan, its report, the graphs, and the way back."""
+
+    def __init__(self, model: nn.Module, session: Session) -> None:
+        self._model = model
+        self._session = session
+        self._verified: Measured | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copied or pickled model is a plain one
+        return (_nothing, ())
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force, the last one made; raises UsageError before the first training call."""
+        session = self._session
+        if not session.planned:
+            raise UsageError(
+                "nothing is planned yet: call the model in training mode, or give optimize() example_inputs"
+            )
+        name = type(self._model).__name__
+        return build_plan(name, session.request.budget_bytes, session.resident_bytes, session.planned)
+
+    @property
+    def report(self) -> Report:
+        """The report of the plan in force; `print` it."""
+        report = build_report(self.plan, self._session.planned, self._session.plan_seconds)
+        return replace(report, measured=self._verified)
+
+    @property
+    def graph_modules(self) -> tuple[tuple[fx.GraphModule, fx.GraphModule], ...]:
+        """(forward, backward) of every planned graph."""
+        return tuple((graph.emitted.forward, graph.emitted.backward) for graph in self._session.planned)
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The forward GraphModule of the (first) planned graph."""
+        self.plan  # noqa: B018  raises where there is none
+        return self.graph_modules[0][0]
+
+    def restore(self) -> nn.Module:
+        """Make the model what it was before `optimize()`; returns it."""
+        self._model._compiled_call_impl = None
+        del self._model.graphopt
+        return self._model
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a comparison with eager found; it raises where they differ."""
+
+    equal: bool
+    bitwise: bool
+    lines: tuple[str, ...]
+    report: Report
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The memory/time curve of a model: (peak bytes in the budget's measure, overhead, planner)."""
+
+    points: tuple[tuple[int, float, str], ...]
+    eager_peak_bytes: int
+    minimum_bytes: int
+
+
+def optimize(
+    model: nn.Module,
+    mem_budget: Budget | None = None,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    planner: str = "auto",
+    cost_model: str = "auto",
+    reserve: Budget = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    plan: Plan | str | Path | None = None,
+    verify: bool = False,
+) -> nn.Module:
+    """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
+
+    Returns the same object; class, parameters and state_dict stay, the training loop does not
+    change. `mem_budget` is "8GiB", "8GB", "80%" of the device or a number of bytes, and counts
+    everything on the device during a step: parameters, buffers, inputs, gradients, activations, op
+    workspace, the state of `optimizer` if one is given, and `reserve` for what else is there. With
+    `example_inputs` (a tensor, tuple or dict of keyword inputs) it captures and plans at once;
+    without, at the first training call. Every new set of shapes is planned anew. `plan` is a kept
+    plan (or its file) to use instead of planning. `verify` compares with eager, at once where
+    inputs are given.
+
+    Raises BudgetError below the minimum, CaptureError, PlanMismatchError for a plan of another
+    graph, VerificationError, UsageError and BudgetParseError for arguments that cannot be used.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"optimize() takes an nn.Module, got {type(model).__name__}")
+    if isinstance(getattr(model, "graphopt", None), Optimized):
+        model.graphopt.restore()
+    session = Session(model, _request(model, mem_budget, planner, cost_model, reserve, optimizer, plan))
+    handle = Optimized(model, session)
+    args, kwargs = as_call(example_inputs, example_kwargs)
+    if args or kwargs:
+        session.plan(args, kwargs)
+    if verify:
+        if not (args or kwargs):
+            raise UsageError("verify=True needs example_inputs (or example_kwargs) to compare with eager on")
+        compare_with_eager(session, args, kwargs)
+    model._compiled_call_impl = session
+    model.graphopt = handle  # type: ignore[assignment]
+    return model
+
+
+def plan_model(
+    model: nn.Module,
+    example_inputs: Any,
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    mem_budget: Budget,
+    **options: Any,
+) -> Optimized:
+    """Plan one training step of `model` and its loss; the model itself stays as it is.
+
+    `options` are those of `optimize()`. The last of several inputs is the loss function's target.
+    """
+    module = StepModule(model, loss_fn)
+    optimize(module, mem_budget, example_inputs=example_inputs, **options)
+    return module.graphopt  # type: ignore[return-value]
+
+
+def verify_model(
+    model: nn.Module,
+    example_inputs: Any,
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    mem_budget: Budget,
+    time_rounds: int = 3,
+    **options: Any,
+) -> Verification:
+    """Plan a step, run it against eager, and measure both from outside.
+
+    Raises VerificationError, naming the tensor and the first diverging op, where they differ;
+    BudgetError where the measured peak is over the budget.
+    """
+    module = StepModule(model, loss_fn)
+    optimize(module, mem_budget, example_inputs=example_inputs, **options)
+    handle: Optimized = module.graphopt  # type: ignore[assignment]
+    args, kwargs = as_call(example_inputs, None)
+    compared = compare_with_eager(handle._session, args, kwargs)
+    handle._verified = measure_step(module, handle._session, args, kwargs, time_rounds)
+    report = handle.report
+    if handle._verified.peak_bytes > report.plan.budget_bytes - handle._session.request.reserve_bytes:
+        raise BudgetError(
+            f"measured {handle._verified.peak_bytes:,} bytes, more than the budget of {report.plan.budget_bytes:,}; "
+            f"{report.plan.peak_bytes:,} were predicted. This is a fault of graphopt: please report it",
+            report.plan.minimum_bytes,
+        )
+    return Verification(True, compared.bitwise, compared.lines, report)
+
+
+def sweep_model(
+    model: nn.Module,
+    example_inputs: Any,
+    loss_fn: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Sweep:
+    """The whole memory/time curve of a model that is captured as one graph."""
+    handle = plan_model(model, example_inputs, loss_fn, mem_budget=_EVERYTHING, **options)
+    if len(handle._session.planned) > 1:
+        raise UsageError("a sweep needs a model that is captured as one graph; this one breaks into several")
+    captured = handle._session.planned[0].captured
+    resident = sum(handle._session.resident_bytes.values())
+    eager = captured.eager
+    points = [
+        (resident + p.peak_bytes + captured.random_bytes, p.seconds / eager.seconds - 1, p.planner)
+        for p in captured.curve
+        if p.peak_bytes + captured.random_bytes < eager.peak_bytes
+    ]
+    whole = (resident + eager.peak_bytes, 0.0, "none")
+    return Sweep((*points, whole), resident + eager.peak_bytes, resident + captured.minimum_bytes)
+
+
+def measure_step(
+    model: nn.Module, session: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any], time_rounds: int
+) -> Measured:
+    """Peak bytes of an optimized and an eager step from outside, and the ratio of their times."""
+    resident = [*model.parameters(), *model.buffers(), *tensors_in([args, dict(kwargs)])]
+    device = session.planned[0].captured.step.device
+
+    def step(call: Callable[..., Any]) -> Callable[[], None]:
+        def run() -> None:
+            model.zero_grad(set_to_none=True)
+            output = call(*args, **kwargs)
+            loss_of(output).backward()
+
+        return run
+
+    optimized, eager = step(session), step(model._call_impl)
+    model.train()
+    peaks = []
+    for run in (optimized, eager):
+        run()
+        model.zero_grad(set_to_none=True)
+        peaks.append(measure.peak_bytes(run, resident, device))
+    ratio = measure.ratio(optimized, eager, time_rounds).median if time_rounds else None
+    model.zero_grad(set_to_none=True)
+    return Measured(peaks[0], peaks[1], ratio)
+
+
+def _request(
+    model: nn.Module,
+    mem_budget: Budget | None,
+    planner: str,
+    cost_model: str,
+    reserve: Budget,
+    optimizer: torch.optim.Optimizer | None,
+    plan: Plan | str | Path | None,
+) -> Request:
+    kept = _load(plan)
+    if mem_budget is None:
+        if kept is None:
+            raise UsageError("name a budget: optimize(model, mem_budget='8GiB')")
+        mem_budget = kept.budget_bytes
+    total = device_total_bytes(_device(model))
+    plans: dict[str, GraphPlan] | None = {g.graph_hash: g for g in kept.graphs} if kept else None
+    return Request(
+        budget_bytes=parse_bytes(mem_budget, total),
+        choice=Choice(planner, cost_model, plans),
+        reserve_bytes=parse_bytes(reserve, total) if reserve else 0,
+        optimizer_bytes=model_state(model, optimizer).optimizer_bytes if optimizer is not None else 0,
+    )
+
+
+def _load(plan: Plan | str | Path | None) -> Plan | None:
+    if plan is None or isinstance(plan, Plan):
+        return plan
+    if not isinstance(plan, (str, Path)):
+        raise PlanMismatchError(f"plan takes a Plan or the path of one, got {type(plan).__name__}")
+    return Plan.load(plan)
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(iter((*model.parameters(), *model.buffers())), None)
+    return first.device if first is not None else torch.device("cpu")
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,75 @@
+"""What the pipeline makes on its way: a captured graph, and a planned one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from graphopt.cost_models import COST_MODELS
+from graphopt.emit import Emitted, generator_state_bytes
+from graphopt.errors import UsageError
+from graphopt.plan import GraphPlan
+from graphopt.planners import PLANNERS, CurvePoint, pareto_curve
+from graphopt.problem import Problem
+from graphopt.schedule import Schedule, Simulation, simulate
+from graphopt.stepgraph import StepGraph
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to plan: names of planner and cost model, and kept plans by graph hash."""
+
+    planner: str = "auto"
+    cost_model: str = "auto"
+    kept: Mapping[str, GraphPlan] | None = None
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (("planner", self.planner, PLANNERS), ("cost model", self.cost_model, COST_MODELS)):
+            if name not in known:
+                raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class CapturedGraph:
+    """A step graph and its problem: all that is needed to plan it."""
+
+    name: str
+    break_reason: str
+    step: StepGraph
+    problem: Problem
+
+    @cached_property
+    def eager(self) -> Simulation:
+        """Every op once, in the captured order."""
+        return simulate(self.problem, self.captured_schedule)
+
+    @property
+    def captured_schedule(self) -> Schedule:
+        """Every op once, in the captured order."""
+        return tuple(range(len(self.problem.ops)))
+
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """The planner's whole memory/time curve, in the graph's own bytes without generator states."""
+        return pareto_curve(self.problem)
+
+    @cached_property
+    def random_bytes(self) -> int:
+        """The most that saved generator states can take, were every random op recomputed."""
+        return generator_state_bytes(self.step, 2 * self.captured_schedule)
+
+    @cached_property
+    def minimum_bytes(self) -> int:
+        """The least bytes of its own in which the graph runs."""
+        return min(self.curve[0].peak_bytes + self.random_bytes, self.eager.peak_bytes)
+
+
+@dataclass(frozen=True)
+class PlannedGraph:
+    """A captured graph with its plan, what the simulator says of it, and the code it became."""
+
+    captured: CapturedGraph
+    plan: GraphPlan
+    simulation: Simulation
+    emitted: Emitted

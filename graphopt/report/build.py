@@ -1,0 +1,106 @@
+"""Planned graphs -> Report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from graphopt.errors import InfeasibleError
+from graphopt.plan import Plan
+from graphopt.planned import CapturedGraph, PlannedGraph
+from graphopt.planners import PLANNERS
+from graphopt.problem import Problem
+from graphopt.report.data import Comparison, GraphReport, Report
+from graphopt.schedule import Schedule, Simulation, lifetimes, simulate
+from graphopt.shares import joint_peak_bytes, smallest_peak_bytes
+
+
+def build_plan(
+    model: str, budget_bytes: int, resident_bytes: Mapping[str, int], planned: Sequence[PlannedGraph]
+) -> Plan:
+    """The plan of a model from the plans of its graphs."""
+    graphs = [graph.captured for graph in planned]
+    resident = sum(resident_bytes.values())
+    return Plan(
+        model=model,
+        device=str(graphs[0].step.device) if graphs else "cpu",
+        torch_version=torch.__version__,
+        budget_bytes=budget_bytes,
+        peak_bytes=resident + joint_peak_bytes(graphs, [graph.plan.schedule for graph in planned]),
+        eager_peak_bytes=resident + joint_peak_bytes(graphs, [graph.captured_schedule for graph in graphs]),
+        minimum_bytes=resident + smallest_peak_bytes(graphs),
+        resident_bytes=dict(resident_bytes),
+        graphs=tuple(graph.plan for graph in planned),
+    )
+
+
+def build_report(plan: Plan, planned: Sequence[PlannedGraph], plan_seconds: float) -> Report:
+    """Everything that is shown of a plan; runs sqrt_n for its comparison row."""
+    return Report(plan, tuple(_graph_report(graph) for graph in planned), plan_seconds)
+
+
+def _graph_report(planned: PlannedGraph) -> GraphReport:
+    captured, schedule = planned.captured, planned.plan.schedule
+    boundary = captured.step.boundary
+    peak_op = captured.step.ops[schedule[planned.simulation.peak_step]]
+    return GraphReport(
+        plan=planned.plan,
+        break_reason=captured.break_reason,
+        live_bytes=tuple(planned.simulation.live_bytes.tolist()),
+        eager_live_bytes=tuple(captured.eager.live_bytes.tolist()),
+        boundary_step=schedule.index(boundary),
+        eager_boundary_step=boundary,
+        peak_step=planned.simulation.peak_step,
+        peak_op=peak_op.name,
+        peak_source=peak_op.source,
+        peak_breakdown=_peak_breakdown(captured, schedule, planned.simulation),
+        comparisons=_comparisons(planned),
+        curve=tuple((point.peak_bytes + captured.random_bytes, point.seconds) for point in captured.curve),
+    )
+
+
+def _peak_breakdown(captured: CapturedGraph, schedule: Schedule, simulation: Simulation) -> dict[str, int]:
+    """What is alive at the peak: by kind, values made a second time apart."""
+    step = simulation.peak_step
+    kinds = {"activations": 0, "recomputed": 0, "gradients": 0, "outputs": 0, "tangents": 0, "workspace": 0}
+    made = _runs_before(captured.problem, schedule)
+    for value, first, last in lifetimes(captured.problem, schedule):
+        if first <= step <= last:
+            info = captured.step.values[value]
+            kind = "recomputed" if made[first] and info.kind == "activations" else info.kind
+            kinds[kind] += info.bytes
+    kinds["workspace"] = captured.problem.ops[schedule[step]].workspace_bytes
+    return {kind: size for kind, size in kinds.items() if size}
+
+
+def _runs_before(problem: Problem, schedule: Schedule) -> list[bool]:
+    """For each step whether its op has run before."""
+    seen = [False] * len(problem.ops)
+    again = []
+    for op in schedule:
+        again.append(seen[op])
+        seen[op] = True
+    return again
+
+
+def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
+    captured = planned.captured
+    eager_seconds = captured.eager.seconds or 1.0
+
+    def row(name: str, simulation: Simulation, extra_bytes: int = 0) -> Comparison:
+        return Comparison(name, simulation.peak_bytes + extra_bytes, simulation.seconds / eager_seconds - 1)
+
+    states = captured.random_bytes
+    least = captured.curve[0]
+    try:
+        segments = PLANNERS["sqrt_n"](captured.problem, planned.plan.budget_bytes - states)
+        by_segments = row("sqrt_n", simulate(captured.problem, segments), states)
+    except InfeasibleError:
+        by_segments = Comparison("sqrt_n", None, None)
+    return (
+        row("eager", captured.eager),
+        by_segments,
+        Comparison("chosen", planned.plan.peak_bytes, planned.plan.seconds / eager_seconds - 1),
+        row("minimum", simulate(captured.problem, least.schedule), states),
+    )

@@ -1,0 +1,55 @@
+"""What is on the device before a step starts, by kind, in bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch.utils import _pytree as pytree
+
+from graphopt.stepgraph import StepGraph, output_args, storage_bytes, storage_key, tensors_of
+
+
+def resident_of_graph(step: StepGraph) -> dict[str, int]:
+    """Parameters, buffers and inputs, as far as the graph's own inputs show them."""
+    kinds: dict[str, int] = {"parameters": 0, "buffers": 0, "inputs": 0}
+    seen: set[int] = set()
+    primals = [n for n in step.graph_module.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
+    gradients = output_args(step.graph_module)[step.num_forward_outputs :]
+    for position, node in enumerate(primals):
+        for tensor in tensors_of(node):
+            if storage_key(tensor) in seen:
+                continue
+            seen.add(storage_key(tensor))
+            trained = position < len(gradients) and gradients[position] is not None
+            static = "parameters" if trained else "buffers"
+            kinds[static if node.name in step.static_inputs else "inputs"] += storage_bytes(tensor, step.device)
+    return kinds
+
+
+def resident_of_model(model: torch.nn.Module, inputs: object, device: torch.device) -> dict[str, int]:
+    """All of a model's parameters and buffers, and the tensors in `inputs`; each storage once."""
+    seen: set[int] = set()
+
+    def count(tensors: Iterable[torch.Tensor]) -> int:
+        total = 0
+        for tensor in tensors:
+            if storage_key(tensor) not in seen:
+                seen.add(storage_key(tensor))
+                total += storage_bytes(tensor, device)
+        return total
+
+    parameters = count(model.parameters())
+    buffers = count(model.buffers())
+    given = count(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
+    return {"parameters": parameters, "buffers": buffers, "inputs": given}
+
+
+def device_total_bytes(device: torch.device) -> int | None:
+    """The device's memory; None where it cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None

@@ -1,0 +1,36 @@
+"""What a forward and backward change beside gradients: buffers and random generators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class State:
+    """Copies of a model's buffers, by name, and the generators' states."""
+
+    buffers: dict[str, torch.Tensor]
+    cpu_generator: torch.Tensor
+    cuda_generators: tuple[torch.Tensor, ...]
+
+
+def snapshot(model: nn.Module) -> State:
+    """Copy the buffers and the states of the CPU's and every CUDA device's generator."""
+    return State(
+        {name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+        torch.get_rng_state(),
+        tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else (),
+    )
+
+
+def restore(model: nn.Module, state: State) -> None:
+    """Put a snapshot back, in place."""
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(state.buffers[name])
+    torch.set_rng_state(state.cpu_generator)
+    if state.cuda_generators:
+        torch.cuda.set_rng_state_all(list(state.cuda_generators))

@@ -1,0 +1,47 @@
+"""A module and its loss as one module, and example inputs as a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphopt.errors import UsageError
+
+
+class StepModule(nn.Module):
+    """`loss_fn(model(*batch[:-1]), batch[-1])`; `loss_fn(model(**batch))` for keyword inputs.
+
+    Without a loss function, the model's own output.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch: its loss, or the model's output."""
+        if self.loss_fn is None:
+            return self.model(*args, **kwargs)
+        if args:
+            return self.loss_fn(self.model(*args[:-1], **kwargs), args[-1])
+        return self.loss_fn(self.model(**kwargs))
+
+
+def as_call(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments: a tensor, a tuple or list, or a dict by name."""
+    kwargs = dict(example_kwargs or {})
+    if example_inputs is None:
+        return (), kwargs
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), kwargs
+    if isinstance(example_inputs, Mapping):
+        if not all(isinstance(key, str) for key in example_inputs):
+            raise UsageError("example_inputs: the keys of a dict of keyword inputs must be names")
+        return (), {**example_inputs, **kwargs}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), kwargs
+    raise UsageError(f"example_inputs: expected a tensor, a tuple or a dict, got {type(example_inputs).__name__}")
