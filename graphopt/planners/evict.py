@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from graphopt.planners.fill import fill_under
 from graphopt.planners.timeline import Timeline
 from graphopt.problem import Problem
 
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
 SMALL_INPUT = 0.25
+#: Attempts at one target, and the seconds, in those of a step, beyond which going on is hopeless.
+ROUNDS, GIVE_UP = 20, 3.0
 
 
 @dataclass(frozen=True)
@@ -129,15 +133,15 @@ def lower(line: Timeline, target: int, moves: int) -> list[int] | None:
     return schedule
 
 
-def descend(problem: Problem, schedule: list[int], ratio: float, floor: int, rounds: int) -> list[list[int]]:
-    """Schedules of ever less memory: the best at each target, each `ratio` of the one before."""
+def descend(problem: Problem, schedule: Sequence[int], ratio: float, floor: int) -> list[list[int]]:
+    """Schedules of ever less memory, each target `ratio` of the peak before; what fits under it is kept again."""
     line = Timeline(problem, schedule)
     found: list[list[int]] = []
-    moves = 1 + len(problem.ops) // 100
+    moves = 8 + len(problem.ops) // 20
     target = int(int(line.memory.max()) * ratio)
     while target > floor * ratio:
-        for _ in range(rounds):
-            lowered = lower(line, max(target, floor), moves)
+        for _ in range(ROUNDS):
+            lowered = lower(line, max(target, floor), moves) if line.seconds < GIVE_UP * problem.seconds else None
             if lowered is None:
                 return found
             line = Timeline(problem, lowered)
@@ -145,6 +149,7 @@ def descend(problem: Problem, schedule: list[int], ratio: float, floor: int, rou
                 break
         else:
             return found
+        line = fill_under(line, target)
         found.append(line.steps)
         target = int(int(line.memory.max()) * ratio)
     return found

@@ -25,8 +25,19 @@ class _Rows:
         self.saving = np.array([line.saving(s) for s in again])
         self.open = np.ones(len(again), dtype=np.bool_)
 
-    def close(self, steps: list[int]) -> None:
-        self.open[[self.row[s] for s in steps]] = False
+    def reach(self, rows: Ints) -> Ints:
+        """The highest that memory would get in each row's gap."""
+        if len(rows) == 1:
+            start, stop = int(self.start[rows[0]]), int(self.stop[rows[0]])
+            return self.line.memory[start:stop].max(initial=0, keepdims=True) + self.bytes[rows]
+        return range_maxima(self.line.memory, self.start[rows], self.stop[rows]) + self.bytes[rows]
+
+    def drop(self, row: int) -> list[int]:
+        """Drop a recomputation; all steps that went with it."""
+        gone, changed = self.line.drop(int(self.step[row]))
+        self.open[[self.row[s] for s in gone]] = False
+        self.update(changed)
+        return gone
 
     def update(self, changed: set[int]) -> None:
         """Measure anew what the readers of `changed` steps decide."""
@@ -75,21 +86,34 @@ def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:
     base = np.array(line.steps, dtype=np.int64)
     points: list[CurvePoint] = []
     batch = 1 + len(rows.step) // 256
-    move = 0
     while rows.open.any():
         peak = int(line.memory.max())
         live = np.flatnonzero(rows.open)
         size = rows.bytes[live]
-        over = np.maximum(range_maxima(line.memory, rows.start[live], rows.stop[live]) + size - peak, 0)
+        over = np.maximum(rows.reach(live) - peak, 0)
         score = rows.saving[live] / np.maximum((over + size) / 2, 1e-9)
         score[over == 0] *= 1e12
         for row in live[np.argsort(-score, kind="stable")[:batch]].tolist():
-            if not rows.open[row]:
-                continue
-            gone, changed = line.drop(int(rows.step[row]))
-            rows.close(gone)
-            rows.update(changed)
-            gone_at[gone] = move
-            points.append(CurvePoint(int(line.memory.max()), line.seconds, planner, base, gone_at, move))
-            move += 1
+            if rows.open[row]:
+                gone_at[rows.drop(row)] = len(points)
+                points.append(CurvePoint(int(line.memory.max()), line.seconds, planner, base, gone_at, len(points)))
     return points
+
+
+def fill_under(line: Timeline, level: int) -> Timeline:
+    """`line` without those recomputations that can go while its peak stays under `level`."""
+    rows = _Rows(line)
+    gone: set[int] = set()
+    while True:
+        live = np.flatnonzero(rows.open)
+        live = live[rows.reach(live) <= level]
+        if not len(live):
+            break
+        score = rows.saving[live] / np.maximum(rows.bytes[live], 1)
+        order = live[np.argsort(-score, kind="stable")[: 1 + len(live) // 8]]
+        for row in order.tolist():
+            if rows.open[row] and int(rows.reach(np.array([row]))[0]) <= level:
+                gone.update(rows.drop(row))
+    if not gone:
+        return line
+    return Timeline(line.problem, [op_id for step, op_id in enumerate(line.steps) if step not in gone])
