@@ -18,13 +18,16 @@ LAYERS = (
     ("units", "problem", "plan_file"),
     ("schedule", "plan", "report.data"),
     ("planners",),
-    ("stepgraph",),
+    ("stepgraph", "state", "measure"),
     ("cost_models", "passes"),
-    ("measure", "capture", "emit", "verify", "report", "step"),
-    ("pipeline",),
+    ("capture", "emit", "verify", "resident", "report.checkpoints"),
+    ("planned", "infeasible", "shares"),
+    ("pipeline", "report"),
+    ("backend", "session", "divergence"),
+    ("step", "step_module"),
     ("api",),
     ("",),  # graphopt/__init__.py
-    ("backend", "cli", "demo"),
+    ("cli", "demo"),
     ("__main__",),
 )
 EXCEPTIONS = {("report.data", "graphopt.report.text")}  # str(report) is the text report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -100,7 +101,7 @@ class _Axes:
 
     def grid(self, percent: bool = False) -> str:
         lines = []
-        for value in _ticks(self.top, 4, 10.0 if percent else 2.0):
+        for value in _ticks(0, self.top, 4, 10.0 if percent else 2.0):
             y = self.y(value)
             label = f"{value:.0%}" if percent and self.top > 0.1 else f"{value:.1%}" if percent else format_bytes(value)
             lines.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -109,10 +110,9 @@ class _Axes:
 
     def bytes_below(self) -> str:
         texts = []
-        for value in _ticks(self.right, 5 * self.right / (self.right - self.left), 2.0):
-            if value >= self.left:
-                place = f'x="{self.x(value):.1f}" y="{_HEIGHT - 12}"'
-                texts.append(f'<text class="axis" text-anchor="middle" {place}>{format_bytes(value)}</text>')
+        for value in _ticks(self.left, self.right, 5, 2.0):
+            place = f'x="{self.x(value):.1f}" y="{_HEIGHT - 12}"'
+            texts.append(f'<text class="axis" text-anchor="middle" {place}>{format_bytes(value)}</text>')
         return "".join(texts)
 
     def level(self, value: int, text: str) -> str:
@@ -136,15 +136,16 @@ class _Axes:
         return f'<circle class="{kind}" r="{radius}" {place}><title>{title}</title></circle>'
 
 
-def _ticks(top: float, count: float, base: float) -> list[float]:
-    """Round steps from 0 up to `top`: 1, 2 or 5 of a power of ten, or powers of two for bytes."""
-    step = top / count
-    unit = base ** int(f"{step:e}".partition("e")[2]) if base == 10.0 else 1.0
-    while base == 2.0 and unit * 2 <= step:
-        unit *= 2
-    if base == 10.0:
+def _ticks(low: float, high: float, count: int, base: float) -> list[float]:
+    """Some `count` to twice as many round numbers: powers of two apart, or 1, 2 or 5 of a power of ten."""
+    step = (high - low) / count
+    if base == 2.0:
+        unit = 2.0 ** math.floor(math.log2(step))
+    else:
+        unit = 10.0 ** math.floor(math.log10(step))
         unit *= max((m for m in (1, 2, 5) if m * unit <= step), default=1)
-    return [i * unit for i in range(int(top / unit) + 1)]
+    first = math.ceil(low / unit)
+    return [i * unit for i in range(first, first + 2 * count + 2) if i * unit <= high]
 
 
 def _svg(kind: str, label: str, parts: Sequence[str], extra: str = "") -> str:
