@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from graphopt.cost_models.inputs import runnable
 from graphopt.cost_models.signature import Signature, tensors_in
-from graphopt.measure import SPAN_PREFIX, trace_allocations
+from graphopt.measure import SPAN_PREFIX, profiler_is_running, trace_allocations
 
 Scratch = tuple[int, tuple[int, ...]]
 """Workspace bytes, and the bytes of the storage of each tensor output."""
@@ -20,7 +21,9 @@ Scratch = tuple[int, tuple[int, ...]]
 
 def scratch_bytes(calls: Sequence[Signature], device: torch.device) -> dict[str, Scratch]:
     """Run each call once more; return its scratch by key. Calls that fail are left out."""
-    return _cuda_scratch(calls, device) if device.type == "cuda" else _cpu_scratch(calls)
+    if device.type == "cuda":
+        return _cuda_scratch(calls, device)
+    return _scratch_beside_profiler(calls) if profiler_is_running() else _cpu_scratch(calls)
 
 
 def _cpu_scratch(calls: Sequence[Signature]) -> dict[str, Scratch]:
@@ -49,6 +52,41 @@ def _cpu_scratch(calls: Sequence[Signature]) -> dict[str, Scratch]:
             # The outputs are still alive at the end of the span, so they cancel out.
             scratch[call.key] = max(live[first : last + 1]) - live[last], storages[call.key]
     return scratch
+
+
+def _scratch_beside_profiler(calls: Sequence[Signature]) -> dict[str, Scratch]:
+    """As `_cpu_scratch`, where the user's profiler is on: a second session would destroy its records.
+
+    The old profiler keeps to its own thread and disturbs nobody; a new thread is where none is on.
+    """
+    scratch: dict[str, Scratch] = {}
+
+    def run_all() -> None:
+        for call in calls:
+            with torch.no_grad():
+                run = runnable(call)
+                if run is not None:
+                    scratch[call.key] = _legacy_scratch(run)
+
+    thread = threading.Thread(target=run_all)
+    thread.start()
+    thread.join()
+    return scratch
+
+
+def _legacy_scratch(run: Callable[[], Any]) -> Scratch:
+    profiler = torch.autograd
+    config = profiler.ProfilerConfig(
+        profiler.ProfilerState.CPU, False, True, False, False, False, torch._C._profiler._ExperimentalConfig()
+    )
+    profiler._enable_profiler_legacy(config)
+    try:
+        output = run()
+    finally:
+        threads = profiler._disable_profiler_legacy()
+    events = [event.cpu_memory_usage() for events in threads for event in events if event.kind() == "memory_alloc"]
+    live = [0, *accumulate(events)]
+    return max(live) - live[-1], _storage_bytes(output)
 
 
 def _cuda_scratch(calls: Sequence[Signature], device: torch.device) -> dict[str, Scratch]:

@@ -107,8 +107,7 @@ def memory_timeline(
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"memory can be measured on cpu and cuda, not on {device}")
     blocks = _unique_storages(resident, device)
-    with _collected_garbage():
-        trace = trace_allocations(step)
+    trace = trace_allocations(step)
     events = [event for event in trace.events if _same_device(event.device, device)]
     start_ns = events[0].time_ns if events else 0
     live_bytes = sum(blocks.values())
