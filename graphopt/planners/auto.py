@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from graphopt.planners.chain import chain_curve
 from graphopt.planners.curve import Curve, once_per_problem, pareto, pick
-from graphopt.planners.fill import fill
-from graphopt.planners.search import search_curve
+from graphopt.planners.search import descend_points, fill_points, search_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
 
-#: Seeds that are filled from each planner that works in whole segments.
-SEEDS = 3
-
 
 @once_per_problem
 def auto_curve(problem: Problem) -> Curve:
-    """All planners' points, and the coarse planners' points with more kept."""
+    """All planners' points, the coarse planners' points with more kept, and what lies below the lowest."""
     points = [*search_curve(problem)]
     for member in (sqrt_n_curve(problem), chain_curve(problem)):
         points.extend(member)
-        for seed in member[:-1][:SEEDS]:
-            points.extend(fill(problem, seed, seed.planner))
-    return pareto(points)
+        points.extend(fill_points(problem, member, member[0].planner))
+    found = pareto(points)
+    lower = pareto(descend_points(problem, found[0].schedule, found[0].planner))
+    return pareto([*found, *lower, *fill_points(problem, lower, found[0].planner)])
 
 
 def plan_auto(problem: Problem, budget_bytes: int) -> Schedule:

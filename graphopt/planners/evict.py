@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from graphopt.problem import Problem
 
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
 SMALL_INPUT = 0.25
+#: Ops that one eviction may ask to run again.
+LONGEST = 100
 #: Attempts at one target, and the seconds, in those of a step, beyond which going on is hopeless.
 ROUNDS, GIVE_UP = 20, 3.0
 
@@ -40,26 +43,46 @@ class Evictor:
         for step, op_id in enumerate(line.steps):
             self.runs[op_id].append(step)
 
-    def candidates(self) -> list[_Eviction]:
-        """Evictions at steps over the target, those first that cost least per byte and step."""
-        line, ops = self.line, self.line.problem.ops
+    def gaps(self) -> npt.NDArray[np.int64]:
+        """`(value, start, stop)` of each stretch between two reads in which something could be freed."""
+        ops, found = self.line.problem.ops, []
+        for step, outputs in enumerate(self.line.readers):
+            if ops[self.line.steps[step]].recomputable:
+                for value, readers in outputs.items():
+                    start = step
+                    for stop in readers:
+                        if stop - start > 1:
+                            found.append((value, start, stop))
+                        start = stop
+        return np.array(found, dtype=np.int64).reshape(-1, 3)
+
+    def candidates(self) -> Iterator[_Eviction]:
+        """Evictions at steps over the target, those first that cost least per byte and step.
+
+        An eviction costs at least its own op, so it is priced only when its turn has come by that.
+        """
+        line = self.line
         over = np.concatenate([[0], np.cumsum(line.memory > self.target)])
         excess = int(line.memory.max()) - self.target
-        scored: list[tuple[float, int, _Eviction]] = []
-        for step, outputs in enumerate(line.readers):
-            if not ops[line.steps[step]].recomputable:
+        gaps = self.gaps()
+        gaps = gaps[gaps[:, 2] < len(line.steps)]
+        covered = over[gaps[:, 2]] - over[gaps[:, 1] + 1]
+        heap: list[tuple[float, int, _Eviction | None]] = []
+        for row in np.flatnonzero(covered).tolist():
+            value = int(gaps[row, 0])
+            if line.size[value]:
+                own = line.problem.ops[line.problem.producer[value]].seconds
+                heap.append((own / (min(line.size[value], excess) * float(covered[row])), row, None))
+        heapq.heapify(heap)
+        while heap:
+            _, row, priced = heapq.heappop(heap)
+            if priced is not None:
+                yield priced
                 continue
-            for value, readers in outputs.items():
-                start = step
-                for stop in readers:
-                    covered = int(over[min(stop, len(line.steps))] - over[start + 1]) if stop > start + 1 else 0
-                    if covered and stop < len(line.steps) and line.size[value]:
-                        found = self.price(value, start, stop)
-                        if found is not None:
-                            gain = min(found.net_bytes, excess) * covered
-                            scored.append((found.seconds / gain, len(scored), found))
-                    start = stop
-        return [found for _, _, found in sorted(scored)]
+            found = self.price(*gaps[row].tolist())
+            if found is not None:
+                cost = found.seconds / (min(found.net_bytes, excess) * float(covered[row]))
+                heapq.heappush(heap, (cost, row, found))
 
     def price(self, value: int, start: int, stop: int) -> _Eviction | None:
         """What must run before `stop`; None if the eviction frees nothing or cannot be undone."""
@@ -71,7 +94,7 @@ class Evictor:
             maker = problem.producer[stack.pop()]
             if maker in again:
                 continue
-            if not problem.ops[maker].recomputable or len(again) > 200:
+            if not problem.ops[maker].recomputable or len(again) > LONGEST:
                 return None
             again.add(maker)
             seconds += problem.ops[maker].seconds
@@ -99,12 +122,12 @@ class Evictor:
     def fits(self, needed: int, last: int, value: int, start: int, stop: int) -> bool:
         """Whether `needed` can stay until `stop` in the room that evicting `value` makes."""
         memory, size, freed = self.line.memory, self.line.size[needed], self.line.size[value]
-        if last + 1 <= start and int(memory[last + 1 : start + 1].max()) + size > self.target:
+        if last < start and int(np.maximum.reduce(memory[last + 1 : start + 1])) + size > self.target:
             return False
         if size <= SMALL_INPUT * freed:
             return True
-        inside: npt.NDArray[np.int64] = memory[max(last, start) + 1 : stop]
-        return not len(inside) or int(inside.max()) - freed + size <= self.target
+        inside = memory[max(last, start) + 1 : stop]
+        return not len(inside) or int(np.maximum.reduce(inside)) - freed + size <= self.target
 
 
 def lower(line: Timeline, target: int, moves: int) -> list[int] | None:
@@ -115,14 +138,14 @@ def lower(line: Timeline, target: int, moves: int) -> list[int] | None:
     made = 0
     for found in Evictor(line, target).candidates():
         span = memory[found.start + 1 : found.stop]
-        if found.value in relied_on or not (span > target).any():
+        if found.value in relied_on or int(np.maximum.reduce(span)) <= target:
             continue
         span -= found.net_bytes
         before.setdefault(found.stop, set()).update(found.again)
         for op_id in found.again:
             relied_on.update(line.problem.ops[op_id].inputs)
         made += 1
-        if made >= moves:
+        if made >= moves or int(memory.max()) <= target:
             break
     if not made:
         return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from graphopt.problem import Problem
-from graphopt.schedule import simulate
 
 
 class Timeline:
@@ -18,7 +20,6 @@ class Timeline:
     def __init__(self, problem: Problem, schedule: Sequence[int]) -> None:
         self.problem = problem
         self.steps = list(schedule)
-        self.memory = simulate(problem, schedule).live_bytes.copy()
         self.seconds = sum(problem.ops[i].seconds for i in schedule)
         self.size = [value.bytes for value in problem.values]
         #: The step before, and after, that runs the same op; -1 where there is none.
@@ -30,27 +31,51 @@ class Timeline:
         #: Number of reads of all of a step's outputs.
         self.reads = [0] * len(self.steps)
         self._link()
+        self.memory = self._profile()
 
     def _link(self) -> None:
-        end = len(self.steps)
-        made: dict[int, int] = {}
-        last_run: dict[int, int] = {}
+        ops, producer = self.problem.ops, self.problem.producer
+        made = [0] * len(self.size)
+        last_run = [-1] * len(ops)
+        all_readers, reads = self.readers, self.reads
         for step, op_id in enumerate(self.steps):
-            op = self.problem.ops[op_id]
-            self.sources.append({v: made[v] for v in op.inputs if v in made})
-            for value, source in self.sources[-1].items():
-                self.readers[source][value].append(step)
-                self.reads[source] += 1
-            self.readers.append({v: [] for v in op.outputs})
-            made.update((v, step) for v in op.outputs)
-            if op_id in last_run:
-                self.previous[step] = last_run[op_id]
-                self.next[last_run[op_id]] = step
+            op = ops[op_id]
+            sources: dict[int, int] = {}
+            for value in op.inputs:
+                if producer[value] >= 0:
+                    source = sources[value] = made[value]
+                    all_readers[source][value].append(step)
+                    reads[source] += 1
+            self.sources.append(sources)
+            all_readers.append({value: [] for value in op.outputs})
+            for value in op.outputs:
+                made[value] = step
+            before = self.previous[step] = last_run[op_id]
+            if before >= 0:
+                self.next[before] = step
             last_run[op_id] = step
         for value in self.problem.outputs:
-            if value in made:
-                self.readers[made[value]][value].append(end)
-                self.reads[made[value]] += 1
+            if producer[value] >= 0:
+                all_readers[made[value]][value].append(len(self.steps))
+                reads[made[value]] += 1
+
+    def _profile(self) -> npt.NDArray[np.int64]:
+        """What `simulate` would find, from the readers."""
+        size = self.size
+        spans = [
+            (step, readers[-1] if readers else step, size[value])
+            for step, outputs in enumerate(self.readers)
+            for value, readers in outputs.items()
+        ]
+        change = np.zeros(len(self.steps) + 2, dtype=np.int64)
+        if spans:
+            first, last, sizes = np.array(spans, dtype=np.int64).T
+            np.add.at(change, first, sizes)
+            np.add.at(change, last + 1, -sizes)
+        ops = self.problem.ops
+        workspace = np.fromiter((ops[i].workspace_bytes for i in self.steps), dtype=np.int64, count=len(self.steps))
+        memory: npt.NDArray[np.int64] = np.cumsum(change)[: len(self.steps)] + workspace
+        return memory
 
     def gap(self, step: int) -> tuple[int, int, int]:
         """First and last-but-one position, and bytes, of what dropping `step` keeps alive."""
@@ -79,10 +104,13 @@ class Timeline:
 
     def drop(self, step: int) -> tuple[list[int], set[int]]:
         """Delete `step` and whatever served only it: the steps that went, those whose readers changed."""
-        gone, changed = [step], {self.previous[step]}
+        gone: list[int] = [step]
+        changed: set[int] = set()
         self._keep_alive(step)
         for current in gone:
             self._unlink(current)
+            # The next run of the same op now has another one before it.
+            changed.add(self.previous[current])
             for value, source in self.sources[current].items():
                 self._lose_reader(source, value, current)
                 changed.add(source)

@@ -1,0 +1,135 @@
+"""Offline eviction: walk the ops under a limit, evict what costs least to have again.
+
+The score is that of Kirisame et al., Dynamic Tensor Rematerialization (2021), section 2, with the
+distance to the next use, which is known here, in the place of staleness.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.planners.replay import missing_ops
+from graphopt.problem import Problem
+
+#: A walk that has computed again this many times what a step costs has lost its way.
+GIVE_UP = 4.0
+#: Relative change of a price that is not worth carrying on.
+TOLERANCE = 0.2
+
+
+class _Walk:
+    """State of one walk: what is alive, what it would cost to have again, when it is read next."""
+
+    def __init__(self, problem: Problem, limit: int, patience: float) -> None:
+        self.problem, self.limit, self.patience = problem, limit, patience
+        count = len(problem.values)
+        self.size = [value.bytes for value in problem.values]
+        self.bytes = np.array(self.size, dtype=np.float64)
+        self.uses = [list(reversed(readers)) for readers in problem.readers]
+        for value in problem.outputs:
+            self.uses[value].insert(0, len(problem.ops))
+        self.next_use = np.full(count, len(problem.ops), dtype=np.float64)
+        self.alive = {v for v, maker in enumerate(problem.producer) if maker < 0}
+        self.live = 0
+        self.now = -1
+        self.locked = [0] * count
+        self.cost = [0.0 if maker < 0 else problem.ops[maker].seconds for maker in problem.producer]
+        #: Seconds per byte, and infinity where a value cannot go.
+        self.rate = np.full(count, np.inf)
+        self.schedule: list[int] = []
+        self.extra = 0.0
+
+    def run(self, op_id: int) -> None:
+        op = self.problem.ops[op_id]
+        born = [v for v in op.outputs if v not in self.alive]
+        for value in op.inputs:
+            self.rate[value] = np.inf
+        self.make_room(sum(self.size[v] for v in born) + op.workspace_bytes)
+        self.schedule.append(op_id)
+        self.live += sum(self.size[v] for v in born)
+        cost = self.price(op_id)
+        for value in born:
+            self.alive.add(value)
+            self.cost[value] = cost
+            self.reprice_readers(value)
+        for value in op.inputs:
+            self.locked[value] -= 1
+        for value in (*op.inputs, *op.outputs):
+            self.settle(value)
+
+    def make_room(self, needed: int) -> None:
+        while self.live + needed > self.limit:
+            score = self.rate / (self.next_use - self.now) ** self.patience
+            victim = int(score.argmin())
+            if score[victim] == np.inf:
+                return
+            self.free(victim)
+
+    def settle(self, value: int) -> None:
+        """Free a value that nothing will read; otherwise say what its eviction would cost."""
+        maker = self.problem.producer[value]
+        if maker < 0 or self.locked[value]:
+            return
+        uses = self.uses[value]
+        while uses and uses[-1] <= self.now:
+            uses.pop()
+        if not uses:
+            self.free(value)
+        elif self.problem.ops[maker].recomputable and self.size[value]:
+            self.next_use[value] = uses[-1]
+            self.rate[value] = self.cost[value] / self.size[value]
+
+    def free(self, value: int) -> None:
+        self.alive.discard(value)
+        self.live -= self.size[value]
+        self.rate[value], self.next_use[value] = np.inf, len(self.problem.ops)
+        self.reprice_readers(value)
+
+    def price(self, op_id: int) -> float:
+        """Seconds to have an op's outputs again: the op and what is missing of its inputs, all the way up."""
+        problem = self.problem
+        total = problem.ops[op_id].seconds
+        for value in problem.ops[op_id].inputs:
+            if value not in self.alive:
+                total += self.cost[value]
+        return min(total, problem.seconds)
+
+    def reprice_readers(self, changed: int) -> None:
+        """Carry a change of what is alive to the prices of all that was computed from it."""
+        problem, stack = self.problem, [changed]
+        while stack:
+            for reader in problem.readers[stack.pop()]:
+                if reader > self.now:
+                    break
+                cost = self.price(reader)
+                for value in problem.ops[reader].outputs:
+                    if abs(cost - self.cost[value]) <= TOLERANCE * cost:
+                        continue
+                    self.cost[value] = cost
+                    if value not in self.alive:
+                        stack.append(value)
+                    elif self.rate[value] < np.inf:
+                        self.rate[value] = cost / self.size[value]
+
+
+def walk(problem: Problem, limit: int, patience: float) -> list[int] | None:
+    """A schedule that tries to stay under `limit` bytes; the simulator says whether it does.
+
+    `patience` is the weight of the distance to the next use; None where it recomputes without end.
+    """
+    state = _Walk(problem, limit, patience)
+    allowance = GIVE_UP * problem.seconds
+    for op_id, op in enumerate(problem.ops):
+        missing = missing_ops(problem, op.inputs, state.alive)
+        for needed in (*missing, op_id):
+            for value in problem.ops[needed].inputs:
+                state.locked[value] += 1
+                state.rate[value] = np.inf
+        for again in missing:
+            allowance -= problem.ops[again].seconds
+            state.run(again)
+        state.now = op_id
+        state.run(op_id)
+        if allowance < 0:
+            return None
+    return state.schedule
