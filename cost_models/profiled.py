@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import statistics
@@ -90,7 +89,6 @@ def _fill(tables: dict[torch.device, _Table], calls: list[Signature], limits: Pr
 def _measure(calls: Sequence[Signature], device: torch.device, deadline: float) -> dict[str, OpCost | None]:
     """Time the calls one by one, then read the scratch of those that ran."""
     seconds: dict[str, float | None] = {}
-    gc.collect()
     with _progress(len(calls)) as advance:
         for call in calls:
             if time.monotonic() > deadline:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ def _cpu_scratch(calls: Sequence[Signature]) -> dict[str, Scratch]:
             with torch.profiler.record_function(f"{SPAN_PREFIX}{number}"):
                 output = run()
             storages[call.key] = _storage_bytes(output)
-            del output
+            del run, output  # room for the next one
 
     trace = trace_allocations(run_all)
     events = [event for event in trace.events if event.device.type == "cpu"]
@@ -91,7 +90,6 @@ def _legacy_scratch(run: Callable[[], Any]) -> Scratch:
 
 def _cuda_scratch(calls: Sequence[Signature], device: torch.device) -> dict[str, Scratch]:
     scratch: dict[str, Scratch] = {}
-    gc.collect()
     for call in calls:
         run = runnable(call)
         if run is None:
@@ -102,7 +100,7 @@ def _cuda_scratch(calls: Sequence[Signature], device: torch.device) -> dict[str,
         torch.cuda.synchronize(device)
         workspace_bytes = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
         scratch[call.key] = workspace_bytes, _storage_bytes(output)
-        del output
+        del run, output
     return scratch
 
 

@@ -257,3 +257,33 @@ def test_cuda_scratch_and_time(node_of):
     assert 0 < cost.seconds < 0.1
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert scratch.scratch_bytes([signature(node)], torch.device("cuda"))
+
+
+def test_boolean_index_shifts_the_dimensions_of_the_others(node_of):
+    table, mask = torch.randn(3, 3, 2), torch.ones(3, 3, dtype=torch.bool)
+    index = torch.zeros(9, dtype=torch.int64)
+    put = node_of(lambda t, m, i, v: t.index_put((m, i), v), table, mask, index, torch.randn(9))
+    (cost,) = profiled([put])
+    assert cost.storage_bytes == (72,)
+
+
+def test_symbolic_sizes_are_those_of_the_capture():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def function(x):
+        return torch.cat([x.view(x.shape[0] * 2, -1), torch.ones(x.shape[0] * 2, 1)], 1)
+
+    graph = make_fx(function, tracing_mode="symbolic")(torch.randn(4, 6)).graph
+    nodes = [node for node in graph.nodes if "aten.cat" in str(node.target) or "aten.ones" in str(node.target)]
+    assert [cost.storage_bytes for cost in profiled(nodes)] == [(32,), (8 * 4 * 4,)]
+    assert all(cost.seconds > 0 for cost in COST_MODELS["roofline"](nodes))
+
+
+def test_sizes_that_only_the_run_reveals_are_estimated():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(lambda x: x.nonzero().float() + 1, tracing_mode="symbolic")(torch.ones(4, 4)).graph
+    nodes = [node for node in graph.nodes if "aten.add" in str(node.target) or "aten.nonzero" in str(node.target)]
+    assert len(nodes) == 2
+    for name in ("profiled", "roofline"):
+        assert all(cost.seconds > 0 for cost in COST_MODELS[name](nodes))
