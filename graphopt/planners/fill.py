@@ -27,10 +27,13 @@ class _Rows:
 
     def reach(self, rows: Ints) -> Ints:
         """The highest that memory would get in each row's gap."""
-        if len(rows) == 1:
-            start, stop = int(self.start[rows[0]]), int(self.stop[rows[0]])
-            return self.line.memory[start:stop].max(initial=0, keepdims=True) + self.bytes[rows]
-        return range_maxima(self.line.memory, self.start[rows], self.stop[rows]) + self.bytes[rows]
+        reached: Ints = range_maxima(self.line.memory, self.start[rows], self.stop[rows]) + self.bytes[rows]
+        return reached
+
+    def fits(self, row: int, level: int) -> bool:
+        """Whether dropping one row leaves memory in its gap at or under `level`."""
+        inside = self.line.memory[self.start[row] : self.stop[row]]
+        return int(inside.max(initial=0)) + int(self.bytes[row]) <= level
 
     def drop(self, row: int) -> list[int]:
         """Drop a recomputation; all steps that went with it."""
@@ -112,7 +115,7 @@ def fill_under(line: Timeline, level: int) -> Timeline:
         score = rows.saving[live] / np.maximum(rows.bytes[live], 1)
         order = live[np.argsort(-score, kind="stable")[: 1 + len(live) // 8]]
         for row in order.tolist():
-            if rows.open[row] and int(rows.reach(np.array([row]))[0]) <= level:
+            if rows.open[row] and rows.fits(row, level):
                 gone.update(rows.drop(row))
     if not gone:
         return line

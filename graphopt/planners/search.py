@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphopt.planners.bounds import lowest_conceivable
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick, point
 from graphopt.planners.evict import descend
 from graphopt.planners.fill import fill
+from graphopt.planners.floor import practical_floor
 from graphopt.planners.none import none_curve
 from graphopt.planners.walk import walk
 from graphopt.problem import Problem
@@ -29,7 +29,7 @@ def step_ratio(problem: Problem) -> float:
 
 def walk_points(problem: Problem) -> list[CurvePoint]:
     """One walk for each of a geometric series of limits, closer together as they near the floor."""
-    peak, floor = none_curve(problem)[0].peak_bytes, lowest_conceivable(problem)
+    peak, floor = none_curve(problem)[0].peak_bytes, practical_floor(problem)
     step = step_ratio(problem) ** 4
     points: list[CurvePoint] = []
     share = step
@@ -44,7 +44,7 @@ def walk_points(problem: Problem) -> list[CurvePoint]:
 
 def descend_points(problem: Problem, seed: Sequence[int], planner: str) -> list[CurvePoint]:
     """Schedules of ever less memory from one schedule on."""
-    found = descend(problem, seed, step_ratio(problem), lowest_conceivable(problem))
+    found = descend(problem, seed, step_ratio(problem), practical_floor(problem))
     return [point(problem, schedule, planner) for schedule in found]
 
 

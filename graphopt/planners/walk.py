@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphopt.planners.replay import missing_ops
+from graphopt.planners.replay import missing_ops, pinned_values
 from graphopt.problem import Problem
 
 #: A walk that has computed again this many times what a step costs has lost its way.
@@ -30,6 +30,8 @@ class _Walk:
             self.uses[value].insert(0, len(problem.ops))
         self.next_use = np.full(count, len(problem.ops), dtype=np.float64)
         self.alive = {v for v, maker in enumerate(problem.producer) if maker < 0}
+        self.pinned = pinned_values(problem)
+        self.let_go: set[int] = set()
         self.live = 0
         self.now = -1
         self.locked = [0] * count
@@ -80,8 +82,13 @@ class _Walk:
             self.rate[value] = self.cost[value] / self.size[value]
 
     def free(self, value: int) -> None:
-        self.alive.discard(value)
-        self.live -= self.size[value]
+        if value not in self.pinned:
+            self.alive.discard(value)
+            self.live -= self.size[value]
+        elif value not in self.let_go:
+            # What cannot be made again stays within reach; a recomputation that reads it makes it live longer.
+            self.let_go.add(value)
+            self.live -= self.size[value]
         self.rate[value], self.next_use[value] = np.inf, len(self.problem.ops)
         self.reprice_readers(value)
 

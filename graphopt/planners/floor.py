@@ -1,15 +1,16 @@
-"""What no schedule can be better than."""
+"""Where searching for less memory ends."""
 
 from __future__ import annotations
 
 from graphopt.problem import Problem
 
 
-def lowest_conceivable(problem: Problem) -> int:
-    """Bytes that no schedule in this order can do without.
+def practical_floor(problem: Problem) -> int:
+    """Bytes below which it is not worth looking.
 
     While an op first runs there are its own values, and of those made before it the outputs and
-    whatever cannot be made again and is still to be read.
+    whatever cannot be made again and is still to be read. It is a bound for schedules that make
+    every output once, as all good ones do that were seen.
     """
     ops, size = problem.ops, problem.values
     stuck_until = [-1] * len(size)
