@@ -56,10 +56,10 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield masks + 0.7 * torch.randn(BATCH, 1, SIDE, SIDE), masks
 
 
-def build() -> tuple[nn.Module, tuple[Tensor, ...], Callable[[Tensor], Tensor]]:
+def build() -> tuple[nn.Module, tuple[Tensor, ...], Callable[[Tensor, Tensor], Tensor]]:
+    """The last input is the loss function's target."""
     torch.manual_seed(0)
-    images, masks = next(batches())
-    return UNet(), (images,), lambda logits: F.binary_cross_entropy_with_logits(logits, masks)
+    return UNet(), next(batches()), F.binary_cross_entropy_with_logits
 
 
 def main(argv: Sequence[str] | None = None) -> list[float]:
@@ -69,17 +69,15 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
 
-    model, example, _ = build()
+    model, (images, _), loss_fn = build()
     model.to(args.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    example = tuple(tensor.to(args.device) for tensor in example)
-    model = graphopt.optimize(model, mem_budget=args.mem_budget, example_inputs=example)
+    model = graphopt.optimize(model, mem_budget=args.mem_budget, example_inputs=images.to(args.device))
     print(model.graphopt.report)
 
     losses = []
     for step, (images, masks) in zip(range(args.steps), batches(), strict=False):
-        logits = model(images.to(args.device))
-        loss = F.binary_cross_entropy_with_logits(logits, masks.to(args.device))
+        loss = loss_fn(model(images.to(args.device)), masks.to(args.device))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
