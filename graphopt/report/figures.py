@@ -13,8 +13,13 @@ from graphopt.units import format_bytes
 
 def fits(report: Report) -> bool:
     """Whether the peak, measured where it was and predicted otherwise, is inside the budget."""
-    measured = report.measured
-    return (measured.peak_bytes if measured else report.plan.peak_bytes) <= report.plan.budget_bytes
+    measured = measured_bytes(report)
+    return (report.plan.peak_bytes if measured is None else measured) <= report.plan.budget_bytes
+
+
+def measured_bytes(report: Report) -> int | None:
+    """The measured peak with what the user holds besides, which was only set aside in the run."""
+    return report.measured.peak_bytes + report.plan.resident_bytes.get("reserve", 0) if report.measured else None
 
 
 def resident_bytes(report: Report) -> int:

@@ -29,7 +29,7 @@ def render_text(report: Report, width: int = 110, color: bool = False) -> str:
     for each in report.graphs[:MOST_GRAPHS]:
         parts += ["", *_checkpoints(each.plan, width)]
     if len(report.graphs) > MOST_GRAPHS:
-        parts.append(_left_out(len(report.graphs) - MOST_GRAPHS, "graphs"))
+        parts.append(left_out(len(report.graphs) - MOST_GRAPHS, "graphs"))
     if len(report.graphs) > 1 or any(each.break_reason for each in report.graphs):
         parts += ["", _graphs(report)]
     return render(parts, width, color)
@@ -157,7 +157,7 @@ def _checkpoints(plan: GraphPlan, width: int) -> list[RenderableType]:
             Text(_end(c.source.partition(" in ")[0], 40)),
         )
     rest = len(plan.checkpoints) - len(shown)
-    return [made, _left_out(rest, "smaller checkpoints")] if rest else [made]
+    return [made, left_out(rest, "smaller checkpoints")] if rest else [made]
 
 
 def _largest(checkpoints: tuple[Checkpoint, ...]) -> list[Checkpoint]:
@@ -179,7 +179,7 @@ def _graphs(report: Report) -> Table:
     return made
 
 
-def _left_out(count: int, what: str) -> Text:
+def left_out(count: int, what: str) -> Text:
     return Text(f"… {count} {what} left out here; all are in --html and --json", style="dim")
 
 

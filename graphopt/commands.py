@@ -1,0 +1,166 @@
+"""What each command does; every one returns an Answer, which the command line prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import GraphoptError, InfeasibleError, UsageError
+from graphopt.plan_file import write_text
+from graphopt.problem import Problem, load_problem
+from graphopt.report.html import render_html
+from graphopt.report.json import report_to_json
+from graphopt.report.text import render_text
+from graphopt.schedule import check_schedule, simulate
+from graphopt.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from graphopt.report.data import Report
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command: `text(color)` for people, `data` for programs."""
+
+    text: Callable[[bool], str]
+    data: dict[str, Any]
+    exit_code: int = 0
+
+
+def plan(options: argparse.Namespace) -> Answer:
+    """Plan a model and report it."""
+    target, keywords = _prepare(options)
+    from graphopt.api import plan_model
+
+    optimized = plan_model(target.model, target.example_inputs, target.loss_fn, **keywords)
+    _write(options, optimized.report)
+    return Answer(lambda color: render_text(optimized.report, color=color), report_to_json(optimized.report))
+
+
+def verify(options: argparse.Namespace) -> Answer:
+    """Plan a model, run it against eager, and report both."""
+    target, keywords = _prepare(options)
+    from graphopt.api import verify_model
+
+    result = verify_model(target.model, target.example_inputs, target.loss_fn, **keywords)
+    _write(options, result.report)
+
+    def text(color: bool) -> str:
+        words = "bit for bit" if result.bitwise else "within rounding"
+        verdict = f"VERIFIED: the optimized step equals eager {words}"
+        return "\n".join(
+            [render_text(result.report, color=color), "", verdict, *(f"  {line}" for line in result.lines)]
+        )
+
+    data = {"equal": result.equal, "bitwise": result.bitwise, "lines": list(result.lines)}
+    return Answer(text, {**data, "report": report_to_json(result.report)})
+
+
+def sweep(options: argparse.Namespace) -> Answer:
+    """The whole memory/time curve of a model."""
+    from graphopt.report import sweep as drawing
+    from graphopt.target import load_target
+
+    target = load_target(options.target, options.device)
+    from graphopt.api import sweep_model
+
+    result = sweep_model(target.model, target.example_inputs, target.loss_fn, **_choices(options))
+    if options.html:
+        write_text(options.html, drawing.sweep_html(type(target.model).__name__, result.points))
+    data = {
+        "schema": "graphopt.sweep/1",
+        "eager_peak_bytes": result.eager_peak_bytes,
+        "minimum_bytes": result.minimum_bytes,
+        "points": [{"peak_bytes": p, "overhead": o, "planner": n} for p, o, n in result.points],
+    }
+    return Answer(lambda color: drawing.sweep_text(type(target.model).__name__, result.points, color=color), data)
+
+
+def solve(options: argparse.Namespace) -> Answer:
+    """Run a planner on a bare problem; the simulator judges."""
+    from graphopt.planners import PLANNERS
+
+    if options.planner not in PLANNERS:
+        raise UsageError(f"there is no planner {options.planner!r}; there are: {', '.join(PLANNERS)}")
+    problem, budget = load_problem(options.problem), parse_bytes(options.mem_budget)
+    run = PLANNERS[options.planner]
+    data: dict[str, Any] = {"feasible": False, "planner": options.planner}
+    data |= dict.fromkeys(("peak_bytes", "seconds", "overhead"))
+    # Every op runs at least once, so no schedule takes less than this.
+    data |= {"lower_bound_seconds": problem.seconds, "proven_optimal": False}
+    try:
+        schedule = check_schedule(problem, run(problem, budget))
+    except InfeasibleError as error:
+        if not options.json:
+            raise
+        print(f"graphopt: {error}", file=sys.stderr)
+        data |= {"minimum_bytes": error.minimum_bytes, "schedule": None}
+        return Answer(lambda _: "", data, error.exit_code)
+    result = simulate(problem, schedule)
+    if result.peak_bytes > budget:
+        raise GraphoptError(f"planner {options.planner!r} went over its budget: {result.peak_bytes:,} of {budget:,}")
+    data |= {
+        "feasible": True,
+        "peak_bytes": result.peak_bytes,
+        "seconds": result.seconds,
+        "overhead": result.seconds / problem.seconds - 1 if problem.seconds else 0.0,
+        "proven_optimal": len(schedule) == len(problem.ops),
+        "minimum_bytes": _minimum_bytes(run, problem),
+        "schedule": list(schedule),
+    }
+    return Answer(lambda _: _solved(problem, data), data)
+
+
+def demo(options: argparse.Namespace) -> Answer:
+    """Train a small GPT-2 inside a third of eager's memory."""
+    from graphopt.demo import run_demo
+
+    data = run_demo(options.steps)
+    return Answer(lambda _: "", data)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The user's model, and keywords for the API; what can be refused is refused before torch is loaded."""
+    if options.mem_budget is None and options.plan is None:
+        raise UsageError("name a budget: --mem-budget 8GiB (or a saved plan: --plan PATH)")
+    if options.mem_budget is not None:
+        parse_bytes(options.mem_budget, device_total_bytes=2**40)
+    from graphopt.plan import Plan
+    from graphopt.target import load_target
+
+    keywords = {"mem_budget": options.mem_budget, **_choices(options)}
+    keywords["plan"] = Plan.load(options.plan) if options.plan else None
+    return load_target(options.target, options.device), keywords
+
+
+def _choices(options: argparse.Namespace) -> dict[str, Any]:
+    reserve = 0 if options.reserve == "0" else options.reserve
+    return {"planner": options.planner, "cost_model": options.cost_model, "reserve": reserve}
+
+
+def _write(options: argparse.Namespace, report: Report) -> None:
+    if options.save_plan:
+        report.plan.save(options.save_plan)
+    if options.html:
+        write_text(options.html, render_html(report))
+
+
+def _minimum_bytes(run: Callable[[Problem, int], tuple[int, ...]], problem: Problem) -> int:
+    """The least budget that this planner has a schedule for: what it answers to a budget of nothing."""
+    try:
+        return simulate(problem, run(problem, 0)).peak_bytes
+    except InfeasibleError as error:
+        return error.minimum_bytes
+
+
+def _solved(problem: Problem, data: dict[str, Any]) -> str:
+    again = len(data["schedule"]) - len(problem.ops)
+    proof = " (optimal: nothing is recomputed)" if data["proven_optimal"] else ""
+    return (
+        f"{data['planner']}: {format_bytes(data['peak_bytes'])} at the peak, "
+        f"{data['overhead']:+.2%} time{proof}, {again} of {len(problem.ops)} ops run again; "
+        f"the smallest budget is {format_bytes(data['minimum_bytes'])}"
+    )

@@ -1,0 +1,69 @@
+"""The memory/time curve of a model, for a terminal and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from rich.text import Text
+
+from graphopt.report.chart import curve
+from graphopt.report.figures import signed_percent
+from graphopt.report.page import card, cell, page, tiles
+from graphopt.report.page import table as html_table
+from graphopt.report.svg import pareto
+from graphopt.report.text import left_out, plain, render, table
+from graphopt.units import format_bytes
+
+#: (peak bytes in the budget's measure, extra time as a fraction, planner)
+Points = Sequence[tuple[int, float, str]]
+
+MOST_ROWS = 16
+
+
+def sweep_text(model: str, points: Points, width: int = 110, color: bool = False) -> str:
+    """The curve drawn, and a table of some of its points."""
+    points = sorted(points)
+    shown = _some(points)
+    eager = points[-1][0]
+    made = table("budget", "of eager", "extra time", "planner", right=("budget", "of eager", "extra time"))
+    for number, extra, planner in shown:
+        made.add_row(format_bytes(number), f"{number / max(eager, 1):.0%}", signed_percent(extra), Text(plain(planner)))
+    head = f"{plain(model)} trains in {format_bytes(points[0][0])} to {format_bytes(eager)}; extra time over peak:"
+    drawing = Text("\n".join(curve([(number, extra) for number, extra, _ in points], width=min(90, width - 14))))
+    drawing.highlight_regex("●", "cyan")
+    rest = len(points) - len(shown)
+    note = [left_out(rest, "points between them")] if rest else []
+    return render([Text(head, style="bold"), "", drawing, "", made, *note], width, color)
+
+
+def sweep_html(model: str, points: Points) -> str:
+    """The curve as one self-contained page, with a table of all points."""
+    points = sorted(points)
+    eager = points[-1][0]
+    rows = [
+        f"<tr>{cell(format_bytes(number), number)}{cell(f'{number / max(eager, 1):.1%}', number)}"
+        f"{cell(signed_percent(extra), extra)}{cell(planner)}</tr>"
+        for number, extra, planner in points
+    ]
+    numbers = ("budget", "of eager", "extra time")
+    summary = [("smallest budget", format_bytes(points[0][0])), ("eager peak", format_bytes(eager))]
+    summary.append(("extra time at the smallest", signed_percent(points[0][1])))
+    body = (
+        f"<h1>{escape(model)}</h1>"
+        + tiles(summary)
+        + card("Extra time for less memory", pareto(points, None, None))
+        + card("Points", html_table([*numbers, "planner"], rows, numbers, sortable=True))
+    )
+    return page(f"graphopt sweep: {model}", body)
+
+
+def _some(points: Points) -> Points:
+    """At most MOST_ROWS points, first and last among them, evenly apart in bytes."""
+    if len(points) <= MOST_ROWS:
+        return points
+    low, high = points[0][0], points[-1][0]
+    kept: dict[int, tuple[int, float, str]] = {}
+    for point in points:
+        kept.setdefault((point[0] - low) * (MOST_ROWS - 1) // max(high - low, 1), point)
+    return [*kept.values()]
