@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from graphopt.planners.curve import CurvePoint
 from graphopt.planners.fill import fill_under
+from graphopt.planners.floor import practical_floor
+from graphopt.planners.replay import held_values
 from graphopt.planners.timeline import Timeline
 from graphopt.problem import Problem
 
@@ -45,11 +48,12 @@ class Evictor:
 
     def gaps(self) -> npt.NDArray[np.int64]:
         """`(value, start, stop)` of each stretch between two reads in which something could be freed."""
-        ops, found = self.line.problem.ops, []
+        held = held_values(self.line.problem)
+        found: list[tuple[int, int, int]] = []
         for step, outputs in enumerate(self.line.readers):
-            if ops[self.line.steps[step]].recomputable:
-                for value, readers in outputs.items():
-                    start = step
+            for value, readers in outputs.items():
+                start = step
+                if value not in held:
                     for stop in readers:
                         if stop - start > 1:
                             found.append((value, start, stop))
@@ -65,7 +69,6 @@ class Evictor:
         over = np.concatenate([[0], np.cumsum(line.memory > self.target)])
         excess = int(line.memory.max()) - self.target
         gaps = self.gaps()
-        gaps = gaps[gaps[:, 2] < len(line.steps)]
         covered = over[gaps[:, 2]] - over[gaps[:, 1] + 1]
         heap: list[tuple[float, int, _Eviction | None]] = []
         for row in np.flatnonzero(covered).tolist():
@@ -153,26 +156,32 @@ def lower(line: Timeline, target: int, moves: int) -> list[int] | None:
     for step, op_id in enumerate(line.steps):
         schedule.extend(sorted(before.get(step, ())))
         schedule.append(op_id)
+    schedule.extend(sorted(before.get(len(line.steps), ())))
     return schedule
 
 
-def descend(problem: Problem, schedule: Sequence[int], ratio: float, floor: int) -> list[list[int]]:
+def descend(problem: Problem, schedule: Sequence[int], ratio: float, planner: str) -> list[CurvePoint]:
     """Schedules of ever less memory, each target `ratio` of the peak before; what fits under it is kept again."""
-    line = Timeline(problem, schedule)
-    found: list[list[int]] = []
+    line, floor = Timeline(problem, schedule), practical_floor(problem)
+    found: list[CurvePoint] = []
     moves = 8 + len(problem.ops) // 20
-    target = int(int(line.memory.max()) * ratio)
+    least = line.peak_bytes
+    target = int(least * ratio)
     while target > floor * ratio:
         for _ in range(ROUNDS):
             lowered = lower(line, max(target, floor), moves) if line.seconds < GIVE_UP * problem.seconds else None
             if lowered is None:
                 return found
             line = Timeline(problem, lowered)
-            if int(line.memory.max()) <= target:
+            if line.peak_bytes < least:
+                least = line.peak_bytes
+                found.append(line.point(planner))
+            if least <= target:
                 break
         else:
             return found
         line = fill_under(line, target)
-        found.append(line.steps)
-        target = int(int(line.memory.max()) * ratio)
+        found.append(line.point(planner))
+        least = line.peak_bytes
+        target = int(least * ratio)
     return found

@@ -90,7 +90,7 @@ def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:
     points: list[CurvePoint] = []
     batch = 1 + len(rows.step) // 256
     while rows.open.any():
-        peak = int(line.memory.max())
+        peak = line.peak_bytes
         live = np.flatnonzero(rows.open)
         size = rows.bytes[live]
         over = np.maximum(rows.reach(live) - peak, 0)
@@ -99,7 +99,7 @@ def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:
         for row in live[np.argsort(-score, kind="stable")[:batch]].tolist():
             if rows.open[row]:
                 gone_at[rows.drop(row)] = len(points)
-                points.append(CurvePoint(int(line.memory.max()), line.seconds, planner, base, gone_at, len(points)))
+                points.append(CurvePoint(line.peak_bytes, line.seconds, planner, base, gone_at, len(points)))
     return points
 
 

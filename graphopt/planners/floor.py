@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from graphopt.planners.replay import held_values
 from graphopt.problem import Problem
 
 
 def practical_floor(problem: Problem) -> int:
     """Bytes below which it is not worth looking.
 
-    While an op first runs there are its own values, and of those made before it the outputs and
-    whatever cannot be made again and is still to be read. It is a bound for schedules that make
-    every output once, as all good ones do that were seen.
+    While an op first runs there are its own values, and of those made before it the outputs of a
+    training step and what cannot be made again and is still to be read.
     """
     ops, size = problem.ops, problem.values
     stuck_until = [-1] * len(size)
@@ -18,9 +18,10 @@ def practical_floor(problem: Problem) -> int:
         for value in op.outputs:
             if not op.recomputable:
                 stuck_until[value] = max(problem.readers[value], default=-1)
-    outputs = {v for v in problem.outputs if problem.producer[v] >= 0}
-    for value in outputs:
-        stuck_until[value] = len(ops)
+    fixed = held_values(problem)
+    for value in problem.outputs:
+        if value in fixed:
+            stuck_until[value] = len(ops)
     least, held, leaving = 0, 0, [0] * (len(ops) + 1)
     for op_id, op in enumerate(ops):
         own = {v for v in (*op.inputs, *op.outputs) if problem.producer[v] >= 0}

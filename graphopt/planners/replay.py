@@ -26,13 +26,25 @@ def pinned_values(problem: Problem) -> set[int]:
     return {v for op in problem.ops if not op.recomputable for v in op.outputs}
 
 
+def held_values(problem: Problem) -> set[int]:
+    """What no planner frees: values that can be made only once, and the outputs of a training step.
+
+    The caller holds a forward's outputs, and gradients may be taken as they come: freeing either
+    would free nothing.
+    """
+    held = pinned_values(problem)
+    if problem.first_backward < len(problem.ops):
+        held.update(v for v in problem.outputs if problem.producer[v] >= 0)
+    return held
+
+
 def recompute_once(problem: Problem, end: int, kept: set[int]) -> list[int]:
     """Run the forward up to op `end`, keep `kept`, then compute what is missing once, when it is first read.
 
     This is what segment checkpointing (Chen et al. 2016) and PyTorch's partitioner both emit; they
     differ in how `kept` is chosen.
     """
-    alive = kept | pinned_values(problem)
+    alive = kept | held_values(problem)
     schedule = list(range(end))
     for op_id in range(end, len(problem.ops)):
         op = problem.ops[op_id]

@@ -44,8 +44,7 @@ def walk_points(problem: Problem) -> list[CurvePoint]:
 
 def descend_points(problem: Problem, seed: Sequence[int], planner: str) -> list[CurvePoint]:
     """Schedules of ever less memory from one schedule on."""
-    found = descend(problem, seed, step_ratio(problem), practical_floor(problem))
-    return [point(problem, schedule, planner) for schedule in found]
+    return descend(problem, seed, step_ratio(problem), planner)
 
 
 def fill_points(problem: Problem, seeds: Curve, planner: str) -> list[CurvePoint]:

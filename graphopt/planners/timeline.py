@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from graphopt.planners.curve import CurvePoint
 from graphopt.problem import Problem
 
 
@@ -76,6 +77,15 @@ class Timeline:
         workspace = np.fromiter((ops[i].workspace_bytes for i in self.steps), dtype=np.int64, count=len(self.steps))
         memory: npt.NDArray[np.int64] = np.cumsum(change)[: len(self.steps)] + workspace
         return memory
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest number of bytes alive at any step."""
+        return int(self.memory.max(initial=0))
+
+    def point(self, planner: str) -> CurvePoint:
+        """The curve point of a timeline that has lost nothing yet."""
+        return CurvePoint(self.peak_bytes, self.seconds, planner, np.array(self.steps, dtype=np.int64))
 
     def gap(self, step: int) -> tuple[int, int, int]:
         """First and last-but-one position, and bytes, of what dropping `step` keeps alive."""

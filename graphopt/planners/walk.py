@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphopt.planners.replay import missing_ops, pinned_values
+from graphopt.planners.replay import held_values, missing_ops, pinned_values
 from graphopt.problem import Problem
 
 #: A walk that has computed again this many times what a step costs has lost its way.
@@ -31,6 +31,7 @@ class _Walk:
         self.next_use = np.full(count, len(problem.ops), dtype=np.float64)
         self.alive = {v for v, maker in enumerate(problem.producer) if maker < 0}
         self.pinned = pinned_values(problem)
+        self.fixed = held_values(problem) | set(problem.outputs)
         self.let_go: set[int] = set()
         self.live = 0
         self.now = -1
@@ -77,7 +78,7 @@ class _Walk:
             uses.pop()
         if not uses:
             self.free(value)
-        elif self.problem.ops[maker].recomputable and self.size[value]:
+        elif value not in self.fixed and self.size[value]:
             self.next_use[value] = uses[-1]
             self.rate[value] = self.cost[value] / self.size[value]
 
