@@ -109,8 +109,8 @@ def _classes(position: int) -> Callable[[Signature], int]:
 
 def _advanced(call: Signature) -> dict[int, int]:
     """`index(self, [None, i, ...])`: indices for each dimension; a boolean one takes as many as it has."""
-    shape, bounds = _first_shape(call), {}
-    dimension = 0
+    shape, dimension = _first_shape(call), 0
+    bounds: dict[int, int] = {}
     for slot in call.args[1]:
         spec = call.tensors[slot.index] if isinstance(slot, Slot) else None
         if spec is None or spec.dtype not in (torch.bool, torch.uint8):

@@ -74,7 +74,7 @@ def _scratch_beside_profiler(calls: Sequence[Signature]) -> dict[str, Scratch]:
 
 
 def _legacy_scratch(run: Callable[[], Any]) -> Scratch:
-    profiler = torch.autograd
+    profiler: Any = torch.autograd
     config = profiler.ProfilerConfig(
         profiler.ProfilerState.CPU, False, True, False, False, False, torch._C._profiler._ExperimentalConfig()
     )

@@ -19,7 +19,7 @@ class TensorSpec:
     device: torch.device
 
     def __repr__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}:{list(self.stride)}@{self.device}"
+        return f"{self.dtype}{list(self.shape)}:{list(self.stride)}@{self.device.type}"
 
     @property
     def extent(self) -> int:
