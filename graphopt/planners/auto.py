@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from graphopt.planners.chain import chain_curve
 from graphopt.planners.curve import Curve, once_per_problem, pareto, pick
-from graphopt.planners.search import descend_points, fill_points, search_curve
+from graphopt.planners.search import fill_points, polish_points, search_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
@@ -20,10 +20,10 @@ def auto_curve(problem: Problem) -> Curve:
     points = [*search_curve(problem)]
     for member in (sqrt_n_curve(problem), chain_curve(problem)):
         points.extend(member)
-        points.extend(fill_points(problem, member, member[0].planner))
+        points.extend(fill_points(problem, member))
     found = pareto(points)
-    lower = pareto(descend_points(problem, found[0].schedule, found[0].planner))
-    return pareto([*found, *lower, *fill_points(problem, lower, found[0].planner)])
+    lower = pareto(polish_points(problem, found))
+    return pareto([*found, *lower, *fill_points(problem, lower)])
 
 
 def plan_auto(problem: Problem, budget_bytes: int) -> Schedule:

@@ -21,8 +21,8 @@ from graphopt.problem import Problem
 SMALL_INPUT = 0.25
 #: Ops that one eviction may ask to run again.
 LONGEST = 100
-#: Attempts at one target, and the seconds, in those of a step, beyond which going on is hopeless.
-ROUNDS, GIVE_UP = 20, 3.0
+#: Attempts in a row that may lower nothing, and the seconds, in those of a step, beyond which going on is hopeless.
+PATIENCE, GIVE_UP = 4, 3.0
 
 
 @dataclass(frozen=True)
@@ -160,28 +160,39 @@ def lower(line: Timeline, target: int, moves: int) -> list[int] | None:
     return schedule
 
 
-def descend(problem: Problem, schedule: Sequence[int], ratio: float, planner: str) -> list[CurvePoint]:
-    """Schedules of ever less memory, each target `ratio` of the peak before; what fits under it is kept again."""
+def descend(problem: Problem, schedule: Sequence[int], planner: str, ratio: float, until: int = 0) -> list[CurvePoint]:
+    """Schedules of ever less memory down to `until` bytes, each target `ratio` of the peak before.
+
+    What fits again under a target once it is reached is kept again.
+    """
     line, floor = Timeline(problem, schedule), practical_floor(problem)
     found: list[CurvePoint] = []
-    moves = 8 + len(problem.ops) // 20
     least = line.peak_bytes
-    target = int(least * ratio)
-    while target > floor * ratio:
-        for _ in range(ROUNDS):
-            lowered = lower(line, max(target, floor), moves) if line.seconds < GIVE_UP * problem.seconds else None
-            if lowered is None:
-                return found
-            line = Timeline(problem, lowered)
-            if line.peak_bytes < least:
-                least = line.peak_bytes
-                found.append(line.point(planner))
-            if least <= target:
-                break
-        else:
-            return found
-        line = fill_under(line, target)
+    while least > max(floor, until):
+        target = max(int(least * ratio), floor)
+        reached = _reach(line, target)
+        found.extend(step.point(planner) for step in reached)
+        if not reached or reached[-1].peak_bytes > target:
+            break
+        line = fill_under(reached[-1], target)
         found.append(line.point(planner))
         least = line.peak_bytes
-        target = int(least * ratio)
+    return found
+
+
+def _reach(line: Timeline, target: int) -> list[Timeline]:
+    """Timelines of ever less memory, the last one under `target` if that can be reached."""
+    problem, least = line.problem, line.peak_bytes
+    moves = 8 + len(problem.ops) // 20
+    found: list[Timeline] = []
+    patience = PATIENCE
+    while least > target and patience and line.seconds < GIVE_UP * problem.seconds:
+        lowered = lower(line, target, moves)
+        if lowered is None:
+            break
+        line = Timeline(problem, lowered)
+        patience -= 1
+        if line.peak_bytes < least:
+            least, patience = line.peak_bytes, PATIENCE
+            found.append(line)
     return found

@@ -6,8 +6,6 @@ lowering the highest steps of the whole schedule (`evict`); `fill` then makes th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick, point
 from graphopt.planners.evict import descend
 from graphopt.planners.fill import fill
@@ -20,6 +18,8 @@ from graphopt.schedule import Schedule
 #: Ops up to which there is time for a search whose targets lie this close together.
 EFFORT = ((500, 0.95), (1500, 0.9), (3000, 0.85), (6000, 0.75))
 COARSEST = 0.7
+#: Where polishing starts, on a logarithmic scale from the lowest peak to the highest.
+POLISHED = (0.0, 0.1, 0.25, 0.4, 0.6)
 
 
 def step_ratio(problem: Problem) -> float:
@@ -42,29 +42,36 @@ def walk_points(problem: Problem) -> list[CurvePoint]:
     return points
 
 
-def descend_points(problem: Problem, seed: Sequence[int], planner: str) -> list[CurvePoint]:
-    """Schedules of ever less memory from one schedule on."""
-    return descend(problem, seed, step_ratio(problem), planner)
+def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
+    """Lower the points of a good curve a little further, for the part of it where memory is scarce."""
+    highest, lowest = curve[-1].peak_bytes, max(1, curve[0].peak_bytes)
+    points: list[CurvePoint] = []
+    until = 0
+    for share in POLISHED:
+        start = lowest * (highest / lowest) ** share
+        seed = [p for p in curve if p.peak_bytes <= max(start, lowest)][-1]
+        points.extend(descend(problem, seed.schedule, seed.planner, step_ratio(problem), until))
+        until = seed.peak_bytes
+    return points
 
 
-def fill_points(problem: Problem, seeds: Curve, planner: str) -> list[CurvePoint]:
+def fill_points(problem: Problem, seeds: Curve) -> list[CurvePoint]:
     """What keeping more makes of those `seeds` that lie at least a target's ratio apart."""
     points: list[CurvePoint] = []
     last = 0.0
     for seed in seeds:
         if seed.peak_bytes * step_ratio(problem) >= last and len(seed.base) > len(problem.ops):
             last = float(seed.peak_bytes)
-            points.extend(fill(problem, seed, planner))
+            points.extend(fill(problem, seed, seed.planner))
     return points
 
 
 @once_per_problem
 def search_curve(problem: Problem) -> Curve:
     """Both searches, and what keeping more makes of each of their schedules."""
-    found = pareto(
-        [*none_curve(problem), *walk_points(problem), *descend_points(problem, range(len(problem.ops)), "search")]
-    )
-    return pareto([*found, *fill_points(problem, found, "search")])
+    lowered = descend(problem, range(len(problem.ops)), "search", step_ratio(problem))
+    found = pareto([*none_curve(problem), *walk_points(problem), *lowered])
+    return pareto([*found, *fill_points(problem, found)])
 
 
 def plan_search(problem: Problem, budget_bytes: int) -> Schedule:
