@@ -81,14 +81,14 @@ def make_reference(model: str) -> Reference:
     """Run the model in eager and as captured, and find the least budget."""
     build = (ZOO | ANCHORS)[model]
     case = build()
-    eager = step(case)
+    eager = _kept(step(case))
     eager_peak = measured_peak(case, case.model)
     torch._dynamo.reset()
     case = build()
     # one reference for all budgets: what differs from it was changed by planning, not by capturing
     optimized = _optimize(case, _UNLIMITED, planner="none")
     captured = _kept(step(case, optimized))
-    return Reference(model, build, _kept(eager), captured, eager_peak, _minimum_bytes(build))
+    return Reference(model, build, eager, captured, eager_peak, _minimum_bytes(build))
 
 
 def run_cell(reference: Reference, share: float | None) -> Cell:
@@ -107,7 +107,7 @@ def run_cell(reference: Reference, share: float | None) -> Cell:
     unlike_captured = differences(reference.captured, seen)
     unlike_eager = differences(reference.eager, seen)
     del seen
-    plan = optimized.graphopt.plan
+    plan: graphopt.Plan = optimized.graphopt.plan  # type: ignore[union-attr, assignment]
     return Cell(
         *known,
         predicted_bytes=plan.peak_bytes,
@@ -122,9 +122,12 @@ def run_cell(reference: Reference, share: float | None) -> Cell:
 
 def run_matrix(models: list[str], shares: tuple[float | None, ...] = SHARES) -> Iterator[Cell]:
     for model in models:
-        reference = make_reference(model)
-        for share in shares:
-            yield run_cell(reference, share)
+        try:
+            reference = make_reference(model)
+        except graphopt.GraphoptError as error:
+            yield Cell(model, 1.0, _UNLIMITED, 0, 1, error=f"{type(error).__name__}: {error}")
+            continue
+        yield from (run_cell(reference, share) for share in shares)
 
 
 def measured_peak(case: Case, model: nn.Module) -> int:
@@ -134,7 +137,7 @@ def measured_peak(case: Case, model: nn.Module) -> int:
     resident = [*case.model.parameters(), *case.model.buffers(), *inputs]
 
     def train() -> None:
-        case.loss(model(*case.args, **case.kwargs)).backward()  # type: ignore[no-untyped-call]
+        case.loss(model(*case.args, **case.kwargs)).backward()
 
     peak = peak_bytes(train, resident, resident[0].device)
     case.model.zero_grad(set_to_none=True)
