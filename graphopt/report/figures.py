@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -65,6 +66,16 @@ def shape_text(checkpoint: Checkpoint) -> str:
     """`"4×256×256 f32"`."""
     dtype = checkpoint.dtype.removeprefix("torch.").replace("bfloat", "bf").replace("float", "f").replace("int", "i")
     return f"{'×'.join(map(str, checkpoint.shape)) or 'scalar'} {dtype}"
+
+
+def short_paths(text: str) -> str:
+    """Paths in a text without their folders."""
+    return re.sub(r"(?:[A-Za-z]:)?[\\/](?:[^\\/:\s]+[\\/])+", "", text)
+
+
+def peak_place(graph: GraphReport) -> str:
+    """The op at the peak, and where it comes from."""
+    return graph.peak_op + (f", {short_paths(graph.peak_source)}" if graph.peak_source else "")
 
 
 def signed_percent(fraction: float) -> str:

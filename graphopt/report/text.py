@@ -24,10 +24,12 @@ def render_text(report: Report, width: int = 110, color: bool = False) -> str:
     """The whole report as text of at most `width` columns, with colours of the terminal on request."""
     parts: list[RenderableType] = [*_header(report), "", _side_by_side(_breakdown(report), _comparisons(report))]
     graph = figures.main_graph(report)
+    if graph and graph.peak_op:
+        parts.append(Text(f"The peak is at {plain(figures.peak_place(graph))}", style="dim"))
     if graph and graph.live_bytes:
         parts += ["", _timeline(report, graph, width)]
     for each in report.graphs[:MOST_GRAPHS]:
-        parts += ["", *_checkpoints(each.plan, width)]
+        parts += ["", *_checkpoints(each.plan)]
     if len(report.graphs) > MOST_GRAPHS:
         parts.append(left_out(len(report.graphs) - MOST_GRAPHS, "graphs"))
     if len(report.graphs) > 1 or any(each.break_reason for each in report.graphs):
@@ -104,10 +106,6 @@ def _breakdown(report: Report) -> Table:
     made.add_row("total", format_bytes(plan.peak_bytes), total, "", style="bold")
     eager = format_bytes(measured.eager_peak_bytes) if measured else "not run"
     made.add_row("eager's total", format_bytes(plan.eager_peak_bytes), eager, "", style="dim")
-    graph = figures.main_graph(report)
-    if graph and graph.peak_op:
-        made.caption = plain(f"at {graph.peak_op}" + (f", {graph.peak_source}" if graph.peak_source else ""))
-        made.caption_justify = "left"
     return made
 
 
@@ -133,28 +131,23 @@ def _timeline(report: Report, graph: GraphReport, width: int) -> Text:
     return Text.assemble((f"Memory over the steps{where}\n", "bold"), body)
 
 
-def _checkpoints(plan: GraphPlan, width: int) -> list[RenderableType]:
+def _checkpoints(plan: GraphPlan) -> list[RenderableType]:
     again = f"{len(plan.recomputed)} ops run again" if plan.recomputed else "nothing is recomputed"
     size = sum(c.bytes for c in plan.checkpoints)
     values = "1 value" if len(plan.checkpoints) == 1 else f"{len(plan.checkpoints)} values"
     title = f"Checkpoints of {plain(plan.name)}: {values}, {format_bytes(size)}; {again}"
     shown = _largest(plan.checkpoints)
-    made = table("value", "bytes", "shape", "recomputed from it", "time", "module", "source", right=("bytes", "time"))
+    made = table("value", "bytes", "recomputed from it", "time", "module and source", right=("bytes", "time"))
     made.title = Text(title)
-    # Names of modules and files say most at their ends; the value's name must stay whole.
-    widths = {0: 18, 2: 20, 3: width - 86, 5: 20, 6: 20}
-    for number, most in widths.items():
-        made.columns[number].overflow = "fold"
-        made.columns[number].max_width = max(most, 14)
+    made.columns[0].no_wrap = made.columns[4].no_wrap = True
     for c in shown:
+        # Two lines a row: what would be cut in one has room in two.
         made.add_row(
-            Text(plain(c.value)),
+            _two_lines(c.value, figures.shape_text(c), 26),
             format_bytes(c.bytes),
-            Text(plain(figures.shape_text(c))),
             Text(plain(figures.counted(c.recomputes))),
             figures.seconds_text(c.recompute_seconds),
-            Text(_end(c.module_path, 30)),
-            Text(_end(c.source.partition(" in ")[0], 40)),
+            _two_lines(c.module_path, figures.short_paths(c.source), 34),
         )
     rest = len(plan.checkpoints) - len(shown)
     return [made, left_out(rest, "smaller checkpoints")] if rest else [made]
@@ -174,7 +167,7 @@ def _graphs(report: Report) -> Table:
             f"{figures.share_of_time(report, graph):.0%}",
             format_bytes(graph.plan.peak_bytes),
             format_bytes(graph.plan.eager_peak_bytes),
-            Text(plain(graph.break_reason) or "the model ends"),
+            Text(plain(figures.short_paths(graph.break_reason)) or "the model ends"),
         )
     return made
 
@@ -183,6 +176,11 @@ def left_out(count: int, what: str) -> Text:
     return Text(f"… {count} {what} left out here; all are in --html and --json", style="dim")
 
 
-def _end(text: str, most: int) -> str:
-    text = plain(text)
-    return text if len(text) <= most else "…" + text[-most + 1 :]
+def _two_lines(first: str, second: str, most: int) -> Text:
+    return Text.assemble(_middle(first, most), "\n", (_middle(second, most), "dim"))
+
+
+def _middle(text: str, most: int) -> str:
+    """Names differ at their ends: the middle is what is left out of a long one."""
+    text, half = plain(text), most // 2
+    return text if len(text) <= most else f"{text[: half - 1]}…{text[half - most :]}"
