@@ -95,12 +95,12 @@ def _base_name(node: Node) -> str:
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
     shapes = (gradient.shape, query.shape, key.shape, value.shape)
-    return sdpa_backward_flop_count(*shapes)  # type: ignore[no-untyped-call]
+    return sdpa_backward_flop_count(*shapes)
 
 
 _aten = torch.ops.aten

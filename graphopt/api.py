@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from graphopt import measure
-
+from graphopt.cost_models.model_state import model_state
 from graphopt.divergence import compare_with_eager
 from graphopt.errors import BudgetError, PlanMismatchError, UsageError
 from graphopt.plan import GraphPlan, Plan
@@ -123,8 +123,9 @@ def optimize(
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"optimize() takes an nn.Module, got {type(model).__name__}")
-    if isinstance(getattr(model, "graphopt", None), Optimized):
-        model.graphopt.restore()
+    before = getattr(model, "graphopt", None)
+    if isinstance(before, Optimized):
+        before.restore()
     session = Session(model, _request(model, mem_budget, planner, cost_model, reserve, optimizer, plan))
     handle = Optimized(model, session)
     args, kwargs = as_call(example_inputs, example_kwargs)

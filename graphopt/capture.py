@@ -76,7 +76,7 @@ def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inp
     _add_boundary(builder, joint, num_forward_outputs)
     for node in backward:
         _add_node(builder, node, backward=True, mutated=mutated)
-    outputs = _kept_outputs(builder, joint, num_forward_outputs, boundary)
+    outputs = _kept_outputs(builder, joint, boundary)
     return StepGraph(
         graph_module=joint,
         num_forward_outputs=num_forward_outputs,
@@ -111,7 +111,7 @@ def is_random(node: fx.Node) -> bool:
         if name in names:
             position = names.index(name)
             chance = node.args[position] if position < len(node.args) else node.kwargs.get(name, 0.0)
-            return chance != 0.0
+            return bool(chance != 0.0)
     return True
 
 
@@ -184,7 +184,7 @@ def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs:
     )
 
 
-def _kept_outputs(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int, boundary: int) -> tuple[int, ...]:
+def _kept_outputs(builder: _Builder, joint: fx.GraphModule, boundary: int) -> tuple[int, ...]:
     """Values alive at the end: what the user holds, the gradients, and the tangents.
 
     Autograd holds the tangents until the whole backward has returned.
@@ -220,7 +220,9 @@ def _input_values(builder: _Builder, node: fx.Node) -> list[int]:
 
 def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]:
     """Forward and backward nodes; a write to an input stands right behind the last read before it."""
-    forward, backward, writes = [], [], []
+    forward: list[fx.Node] = []
+    backward: list[fx.Node] = []
+    writes: list[fx.Node] = []
     for node in joint.graph.nodes:
         if node.op != "call_function":
             continue
@@ -249,7 +251,7 @@ def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]
 
 
 def _mutated_values(builder: _Builder, forward: list[fx.Node]) -> frozenset[int]:
-    written = set()
+    written: set[int] = set()
     for node in forward:
         if _writes_input(node):
             written.update(builder.by_storage[storage_key(t)] for t in tensors_of(node.args[0]))  # type: ignore[arg-type]

@@ -37,8 +37,11 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
     VerificationError naming the tensor and the first diverging op.
     """
     model = session.model
-    optimized = run_step(model, session, args, kwargs)
-    eager = run_step(model, model._call_impl, args, kwargs)
+
+    def step_of(call: Callable[..., Any]) -> Callable[[], StepResult]:
+        return lambda: run_step(model, call, args, kwargs)
+
+    optimized, eager = step_of(session)(), step_of(model._call_impl)()
     gaps = differences(eager, optimized)
     count = len(eager.tensors)
     if not gaps:
@@ -46,16 +49,12 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
             True, (f"{count} tensors (loss, outputs, gradients, buffers, generators) equal eager's bit by bit",)
         )
     plain = Session(model, Request(_EVERYTHING, Choice("none", session.request.choice.cost_model)))
-    captured = run_step(model, plain, args, kwargs)
+    captured = step_of(plain)()
     own_gaps = differences(captured, optimized)
     if own_gaps:
-        op = first_divergence(
-            lambda: run_step(model, plain, args, kwargs), lambda: run_step(model, session, args, kwargs)
-        )
+        op = first_divergence(step_of(plain), step_of(session))
         raise _error("the optimized step differs from the captured step without recomputation", own_gaps, op)
-    op = first_divergence(
-        lambda: run_step(model, model._call_impl, args, kwargs), lambda: run_step(model, plain, args, kwargs)
-    )
+    op = first_divergence(step_of(model._call_impl), step_of(plain))
     wrong = [gap for gap in gaps if not gap.tolerable]
     if wrong:
         raise _error("capture changes the model's results by more than rounding", wrong, op)
@@ -156,8 +155,8 @@ def _sums(result: Any) -> tuple[float, ...]:
 def _error(what: str, gaps: list[Difference], op: str) -> VerificationError:
     worst = max(gaps, key=lambda gap: gap.largest)
     return VerificationError(
-        f"{what}: {len(gaps)} tensors, first {gaps[0].tensor}; largest difference {worst.largest:.3g} in {worst.tensor}. "
-        f"First diverging op: {op}",
+        f"{what}: {len(gaps)} tensors, first {gaps[0].tensor}; largest difference {worst.largest:.3g} in "
+        f"{worst.tensor}. First diverging op: {op}",
         gaps[0].tensor,
         worst.largest,
     )

@@ -11,6 +11,7 @@ import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -53,6 +54,7 @@ class _Emitter:
         times = Counter(schedule)
         self.replayed = {op for op, count in times.items() if count > 1 and step.ops[op].random}
         self.seen: set[int] = set()
+        self.op_nodes = {op.node for op in step.ops}
         self.forward = _Half(fx.Graph())
         self.backward = _Half(fx.Graph())
         self.saved: list[fx.Node] = []
@@ -97,15 +99,16 @@ class _Emitter:
                 _describe(half.made[item], item, op, again)
 
     def write_random(
-        self, half: _Half, op_id: int, args: tuple[object, ...], kwargs: dict[str, object], again: bool
+        self, half: _Half, op_id: int, args: tuple[Any, ...], kwargs: dict[str, Any], again: bool
     ) -> fx.Node:
         """A random op that runs twice: the first run saves the generator's state, later ones replay it."""
         node = self.step.ops[op_id].node
         assert node is not None
+        target: Any = node.target
         if again:
             state = self.state(half, op_id)
-            return half.graph.call_function(run_with_rng_state, (state, node.target, *args), kwargs)  # type: ignore[arg-type]
-        pair = half.graph.call_function(run_and_save_rng_state, (node.target, *args), kwargs)  # type: ignore[arg-type]
+            return half.graph.call_function(run_with_rng_state, (state, target, *args), kwargs)
+        pair = half.graph.call_function(run_and_save_rng_state, (target, *args), kwargs)
         fake = _fake_generator_state(self.step)
         pair.meta = {**_kept_meta(node), "val": (fake, node.meta["val"])}
         half.states[op_id] = half.graph.call_function(operator.getitem, (pair, 0))
@@ -124,8 +127,8 @@ class _Emitter:
             for node in self.values_nodes.get(value, ()):
                 half.made.pop(node, None)
 
-    def argument(self, half: _Half, item: object) -> object:
-        return fx.node.map_arg(item, lambda node: self.node(half, node))  # type: ignore[arg-type]
+    def argument(self, half: _Half, item: Any) -> Any:
+        return fx.node.map_arg(item, lambda node: self.node(half, node))
 
     def node(self, half: _Half, node: fx.Node) -> fx.Node:
         if node in half.made:
@@ -144,12 +147,6 @@ class _Emitter:
         if node.op == "placeholder" or node in self.op_nodes:
             return True
         return node.target is operator.getitem and node.args[0] in self.op_nodes
-
-    @property
-    def op_nodes(self) -> set[fx.Node]:
-        if not hasattr(self, "_op_nodes"):
-            self._op_nodes = {op.node for op in self.step.ops if op.node is not None}
-        return self._op_nodes
 
     def placeholder(self, name: str, saved: fx.Node) -> fx.Node:
         self.saved.append(saved)

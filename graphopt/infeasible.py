@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from graphopt.errors import BudgetError
 from graphopt.planned import CapturedGraph
 from graphopt.schedule import lifetimes, simulate
+from graphopt.stepgraph import tensors_of
 from graphopt.units import format_bytes
 
 _SHOWN = 3
@@ -25,8 +26,8 @@ def budget_error(
     hungriest = max(graphs, key=lambda graph: graph.curve[0].peak_bytes)
     drivers = (*_resident_drivers(resident_bytes), *_peak_drivers(hungriest))
     lines = [
-        f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: with planner {planner!r} this step needs at "
-        f"least {format_bytes(minimum_bytes)} ({minimum_bytes:,} bytes).",
+        f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: with planner {planner!r} this step "
+        f"needs at least {format_bytes(minimum_bytes)} ({minimum_bytes:,} bytes).",
         "What fills it: " + "; ".join(drivers) + ".",
         "What to try: " + "; ".join(_advice(hungriest, own_minimum_bytes, budget_bytes - resident, planner)) + ".",
     ]
@@ -69,9 +70,8 @@ def _advice(graph: CapturedGraph, own_minimum_bytes: int, own_budget_bytes: int,
 
 def _batch_size(graph: CapturedGraph) -> int:
     """The first dimension that the step's own inputs share; 1 where they share none."""
-    sizes = set()
+    sizes: set[int] = set()
     for node in graph.step.graph_module.graph.find_nodes(op="placeholder"):
-        shape = getattr(node.meta.get("val"), "shape", ())
-        if "tangents" not in str(node.target) and node.name not in graph.step.static_inputs and len(shape) > 0:
-            sizes.add(int(shape[0]))
+        if "tangents" not in str(node.target) and node.name not in graph.step.static_inputs:
+            sizes.update(int(tensor.shape[0]) for tensor in tensors_of(node) if tensor.ndim > 0)
     return sizes.pop() if len(sizes) == 1 else 1

@@ -75,7 +75,7 @@ def loss_of(output: Any) -> torch.Tensor:
     leaves = [leaf for leaf in tensors_in(output) if leaf.is_floating_point() and leaf.requires_grad]
     if not leaves:
         raise UsageError(
-            f"the model returned {type(output).__name__}, in which no tensor needs a gradient: there is nothing to train"
+            f"the model returned {type(output).__name__}, in which no tensor needs a gradient: nothing to train"
         )
     return torch.stack([(leaf.float() * _weights(leaf)).sum() for leaf in leaves]).sum()
 

@@ -26,7 +26,7 @@ def own_gradients(module: fx.GraphModule, num_forward_outputs: int) -> bool:
     graph, unseen by any plan. The same copy stands in the graph here, where its bytes are counted.
     """
     output = module.graph.output_node()
-    returned = list(output.args[0])  # type: ignore[arg-type, call-overload]
+    returned = list(output.args[0])  # type: ignore[arg-type]
     primals = [node for node in module.graph.find_nodes(op="placeholder") if "tangents" not in str(node.target)]
     taken = {node for node in returned[:num_forward_outputs] if isinstance(node, fx.Node)}
     changed = False
@@ -78,9 +78,10 @@ def _insert_copy(graph: fx.Graph, gradient: fx.Node, primal: fx.Node) -> fx.Node
 
 
 def _last_forward_node(graph: fx.Graph) -> fx.Node:
+    nodes: list[fx.Node] = list(graph.nodes)
     return next(
         node
-        for node in reversed(graph.nodes)
+        for node in reversed(nodes)
         if node.op == "placeholder"
         or (node.op == "call_function" and node.meta.get("partitioner_tag") != "is_backward")
     )

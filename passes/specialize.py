@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import fx
 
@@ -27,7 +29,7 @@ def specialize(module: fx.GraphModule) -> bool:
     return changed
 
 
-def plain(number: object) -> object:
+def plain(number: Any) -> Any:
     """The number that a symbol stands for in this capture, guarded; anything else as it is."""
     if isinstance(number, torch.SymInt):
         return int(number)
@@ -43,19 +45,19 @@ def _is_symbol(item: object) -> bool:
 
 
 def _replace_uses(node: fx.Node, number: object) -> None:
-    def swap(source: fx.Node) -> object:
+    def swap(source: fx.Node) -> Any:
         return number if source is node else source
 
     for user in list(node.users):
-        user.args = fx.node.map_arg(user.args, swap)  # type: ignore[arg-type, assignment]
-        user.kwargs = fx.node.map_arg(user.kwargs, swap)  # type: ignore[arg-type, assignment]
+        user.args = fx.node.map_arg(user.args, swap)
+        user.kwargs = fx.node.map_arg(user.kwargs, swap)
 
 
-def _literals(node: fx.Node) -> list[object]:
-    found: list[object] = []
-    fx.node.map_aggregate((node.args, node.kwargs), found.append)  # type: ignore[arg-type]
+def _literals(node: fx.Node) -> list[Any]:
+    found: list[Any] = []
+    fx.node.map_aggregate(cast(Any, (node.args, node.kwargs)), found.append)
     return found
 
 
-def _plain_literals(arguments: object) -> object:
-    return fx.node.map_aggregate(arguments, plain)  # type: ignore[arg-type]
+def _plain_literals(arguments: Any) -> Any:
+    return fx.node.map_aggregate(arguments, plain)

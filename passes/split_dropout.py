@@ -31,8 +31,8 @@ def _apply_dropout_mask(input: torch.Tensor, mask: torch.Tensor, p: float) -> to
 
 _library.impl("dropout_mask", _dropout_mask, "CPU")
 _library.impl("apply_dropout_mask", _apply_dropout_mask, "CPU")
-_library.impl("dropout_mask", lambda input, p: torch.empty(input.shape, dtype=torch.bool, device="meta"), "Meta")
-_library.impl("apply_dropout_mask", lambda input, mask, p: input.mul(mask), "Meta")
+_library.impl("dropout_mask", lambda input, _p: torch.empty(input.shape, dtype=torch.bool, device="meta"), "Meta")
+_library.impl("apply_dropout_mask", lambda input, mask, _p: input.mul(mask), "Meta")
 
 
 def split_dropout(module: fx.GraphModule) -> bool:
