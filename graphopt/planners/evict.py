@@ -42,6 +42,8 @@ class Evictor:
 
     def __init__(self, line: Timeline, target: int) -> None:
         self.line, self.target = line, target
+        #: For each step how many before it are over the target.
+        self.over: list[int] = [0, *np.cumsum(line.memory > target).tolist()]
         self.runs: list[list[int]] = [[] for _ in line.problem.ops]
         for step, op_id in enumerate(line.steps):
             self.runs[op_id].append(step)
@@ -63,46 +65,58 @@ class Evictor:
     def candidates(self) -> Iterator[_Eviction]:
         """Evictions at steps over the target, those first that cost least per byte and step.
 
-        An eviction costs at least its own op, so it is priced only when its turn has come by that.
+        Pricing is what takes time, so an eviction is priced only as far as its turn has come: until
+        then the seconds of those ops that it is known to need stand for its price.
         """
-        line = self.line
-        over = np.concatenate([[0], np.cumsum(line.memory > self.target)])
-        excess = int(line.memory.max()) - self.target
+        line, producer = self.line, self.line.problem.producer
+        excess = line.peak_bytes - self.target
         gaps = self.gaps()
-        covered = over[gaps[:, 2]] - over[gaps[:, 1] + 1]
+        over = np.array(self.over)
+        covered = (over[gaps[:, 2]] - over[gaps[:, 1] + 1]).astype(np.float64)
         heap: list[tuple[float, int, _Eviction | None]] = []
         for row in np.flatnonzero(covered).tolist():
             value = int(gaps[row, 0])
             if line.size[value]:
-                own = line.problem.ops[line.problem.producer[value]].seconds
-                heap.append((own / (min(line.size[value], excess) * float(covered[row])), row, None))
+                least = line.problem.ops[producer[value]].seconds
+                heap.append((least / (min(line.size[value], excess) * covered[row]), row, None))
         heapq.heapify(heap)
         while heap:
-            _, row, priced = heapq.heappop(heap)
+            bound, row, priced = heapq.heappop(heap)
             if priced is not None:
                 yield priced
                 continue
-            found = self.price(*gaps[row].tolist())
-            if found is not None:
-                cost = found.seconds / (min(found.net_bytes, excess) * float(covered[row]))
-                heapq.heappush(heap, (cost, row, found))
+            value, start, stop = gaps[row].tolist()
+            most = min(line.size[value], excess) * covered[row]
+            allowed = max(2 * bound, heap[0][0] if heap else np.inf) * most
+            found = self.price(value, start, stop, allowed)
+            if isinstance(found, _Eviction):
+                gain = min(found.net_bytes, excess) * covered[row]
+                heapq.heappush(heap, (found.seconds / gain, row, found))
+            elif found is not None:
+                heapq.heappush(heap, (found / most, row, None))
 
-    def price(self, value: int, start: int, stop: int) -> _Eviction | None:
-        """What must run before `stop`; None if the eviction frees nothing or cannot be undone."""
-        line, problem = self.line, self.line.problem
+    def price(self, value: int, start: int, stop: int, allowed: float) -> _Eviction | float | None:
+        """What must run before `stop`.
+
+        Only the seconds so far where they exceed `allowed`; None if the eviction frees nothing or
+        cannot be undone.
+        """
+        line, ops, producer = self.line, self.line.problem.ops, self.line.problem.producer
         again: set[int] = set()
         seconds, net = 0.0, line.size[value]
         stack = [value]
         while stack:
-            maker = problem.producer[stack.pop()]
+            maker = producer[stack.pop()]
             if maker in again:
                 continue
-            if not problem.ops[maker].recomputable or len(again) > LONGEST:
+            if not ops[maker].recomputable or len(again) > LONGEST:
                 return None
             again.add(maker)
-            seconds += problem.ops[maker].seconds
-            for needed in problem.ops[maker].inputs:
-                if problem.producer[needed] < 0 or problem.producer[needed] in again:
+            seconds += ops[maker].seconds
+            if seconds > allowed:
+                return seconds
+            for needed in ops[maker].inputs:
+                if producer[needed] < 0 or producer[needed] in again:
                     continue
                 last = self.alive_until(needed, stop)
                 if last >= stop:
@@ -111,9 +125,7 @@ class Evictor:
                     net -= line.size[needed]
                 else:
                     stack.append(needed)
-        if net <= 0:
-            return None
-        return _Eviction(value, start, stop, frozenset(again), seconds, net)
+        return _Eviction(value, start, stop, frozenset(again), seconds, net) if net > 0 else None
 
     def alive_until(self, value: int, stop: int) -> int:
         """Last read of `value` as it was last produced before `stop`."""
@@ -125,6 +137,8 @@ class Evictor:
     def fits(self, needed: int, last: int, value: int, start: int, stop: int) -> bool:
         """Whether `needed` can stay until `stop` in the room that evicting `value` makes."""
         memory, size, freed = self.line.memory, self.line.size[needed], self.line.size[value]
+        if last < start and self.over[start + 1] > self.over[last + 1]:
+            return False
         if last < start and int(np.maximum.reduce(memory[last + 1 : start + 1])) + size > self.target:
             return False
         if size <= SMALL_INPUT * freed:
