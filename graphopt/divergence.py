@@ -89,7 +89,7 @@ _Entry = tuple[str, str, tuple[float, ...]]
 
 class _EagerRecorder(TorchDispatchMode):
     def __init__(self, log: list[_Entry]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.log = log
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -45,6 +45,13 @@ class _Half:
     made: dict[fx.Node, fx.Node] = field(default_factory=dict)
     states: dict[int, fx.Node] = field(default_factory=dict)
 
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]
+    ) -> fx.Node:
+        made = self.graph.create_node("call_function", target, args, kwargs, name)
+        made.meta = meta
+        return made
+
 
 class _Emitter:
     """Writes a schedule out, op by op, first into the forward, after the boundary into the backward."""
@@ -89,36 +96,34 @@ class _Emitter:
         if op_id in self.replayed:
             made = self.write_random(half, op_id, args, kwargs, again)
         else:
-            made = half.graph.call_function(op.node.target, args, kwargs)  # type: ignore[arg-type]
-        _describe(made, op.node, op, again)
+            made = half.call(op.node.target, args, kwargs, _name(op.node, again), _meta(op.node, op, again))
         self.forget(half, op)
         half.made[op.node] = made
         for item in op.node.users:
             if item.target is operator.getitem:
-                half.made[item] = half.graph.call_function(operator.getitem, (made, item.args[1]))
-                _describe(half.made[item], item, op, again)
+                meta = _meta(item, op, again)
+                half.made[item] = half.call(item.target, (made, item.args[1]), {}, _name(item, again), meta)
 
     def write_random(
         self, half: _Half, op_id: int, args: tuple[Any, ...], kwargs: dict[str, Any], again: bool
     ) -> fx.Node:
         """A random op that runs twice: the first run saves the generator's state, later ones replay it."""
-        node = self.step.ops[op_id].node
-        assert node is not None
-        target: Any = node.target
+        op = self.step.ops[op_id]
+        assert op.node is not None
+        node, meta = op.node, _meta(op.node, op, again)
         if again:
-            state = self.state(half, op_id)
-            return half.graph.call_function(run_with_rng_state, (state, target, *args), kwargs)
-        pair = half.graph.call_function(run_and_save_rng_state, (target, *args), kwargs)
+            args = (self.state(half, op_id), node.target, *args)
+            return half.call(run_with_rng_state, args, kwargs, _name(node, again), meta)
         fake = _fake_generator_state(self.step)
-        pair.meta = {**_kept_meta(node), "val": (fake, node.meta["val"])}
-        half.states[op_id] = half.graph.call_function(operator.getitem, (pair, 0))
-        half.states[op_id].meta["val"] = fake
-        return half.graph.call_function(operator.getitem, (pair, 1))
+        both = {**meta, "val": (fake, meta["val"])}
+        pair = half.call(run_and_save_rng_state, (node.target, *args), kwargs, f"{node.name}_and_state", both)
+        half.states[op_id] = half.call(operator.getitem, (pair, 0), {}, f"{node.name}_state", {**meta, "val": fake})
+        return half.call(operator.getitem, (pair, 1), {}, node.name, meta)
 
     def state(self, half: _Half, op_id: int) -> fx.Node:
         if op_id not in half.states:
             node = self.forward.states[op_id]
-            half.states[op_id] = self.placeholder(f"{self.step.ops[op_id].name}_generator_state", node)
+            half.states[op_id] = self.placeholder(node.name, node)
         return half.states[op_id]
 
     def forget(self, half: _Half, op: OpInfo) -> None:
@@ -154,6 +159,8 @@ class _Emitter:
         anchor = self.first_tangent or next(iter(graph.nodes), None)
         with graph.inserting_before(anchor):
             made = graph.placeholder(name)
+        # generated code takes an input by its target, which must then be as unique as the name
+        made.target = made.name
         made.meta = dict(saved.meta)
         return made
 
@@ -198,15 +205,13 @@ def _boxed(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     return fx.GraphModule(root, graph)
 
 
-def _describe(made: fx.Node, node: fx.Node, op: OpInfo, again: bool) -> None:
-    made.meta = _kept_meta(node)
-    if again:
-        made.meta[RECOMPUTED] = op.name
-        made._rename(f"{node.name}_recomputed")
+def _name(node: fx.Node, again: bool) -> str:
+    return f"{node.name}_recomputed" if again else node.name
 
 
-def _kept_meta(node: fx.Node) -> dict[str, object]:
-    return {key: value for key, value in node.meta.items() if key != "partitioner_tag"}
+def _meta(node: fx.Node, op: OpInfo, again: bool) -> dict[str, Any]:
+    kept = {key: value for key, value in node.meta.items() if key != "partitioner_tag"}
+    return {**kept, RECOMPUTED: op.name} if again else kept
 
 
 def _fake_generator_state(step: StepGraph) -> torch.Tensor:

@@ -11,6 +11,7 @@ from graphopt.cost_models import COST_MODELS
 from graphopt.emit import emit, generator_state_bytes
 from graphopt.errors import InfeasibleError, PlanMismatchError
 from graphopt.infeasible import budget_error
+from graphopt.passes.free_shapes import free_shapes
 from graphopt.passes.own_gradients import own_gradients
 from graphopt.passes.specialize import specialize
 from graphopt.passes.split_dropout import split_dropout
@@ -32,6 +33,7 @@ def capture_graph(
 ) -> CapturedGraph:
     """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced."""
     specialize(joint)
+    free_shapes(joint)
     split_dropout(joint)
     own_gradients(joint, num_forward_outputs)
     step = build_step_graph(joint, num_forward_outputs, static_inputs)

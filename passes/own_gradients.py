@@ -71,7 +71,8 @@ def _insert_copy(graph: fx.Graph, gradient: fx.Node, primal: fx.Node) -> fx.Node
     # a tangent stands before the forward; its copy belongs to the backward
     behind = gradient if gradient.op != "placeholder" else _last_forward_node(graph)
     with graph.inserting_after(behind):
-        copy = graph.call_function(torch.ops.graphopt.copy_laid_out_like.default, (gradient, primal))
+        target = torch.ops.graphopt.copy_laid_out_like.default
+        copy = graph.create_node("call_function", target, (gradient, primal), {}, f"{gradient.name}_copy")
     value = _copy_laid_out_like(gradient.meta["val"], primal.meta["val"])
     copy.meta = {**gradient.meta, "val": value, "partitioner_tag": "is_backward"}
     return copy

@@ -7,31 +7,33 @@ one fused kernel draws and multiplies from a few bytes of generator state: it st
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 aten = torch.ops.aten
+_ops = torch.ops.graphopt
 
 _library = torch.library.Library("graphopt", "DEF")
 _library.define(
-    "dropout_mask(Tensor input, float p) -> Tensor",
+    "dropout_mask(SymInt[] size, float p, *, Device device) -> Tensor",
     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
 )
 _library.define("apply_dropout_mask(Tensor input, Tensor mask, float p) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def _dropout_mask(input: torch.Tensor, p: float) -> torch.Tensor:
-    return torch.empty(input.shape, dtype=torch.bool, device=input.device).bernoulli_(1 - p)
+def _dropout_mask(size: Sequence[int], p: float, *, device: torch.device) -> torch.Tensor:
+    mask = torch.empty(size, dtype=torch.bool, device=device)
+    return mask if mask.device.type == "meta" else mask.bernoulli_(1 - p)
 
 
 def _apply_dropout_mask(input: torch.Tensor, mask: torch.Tensor, p: float) -> torch.Tensor:
     return input.mul(mask).mul_(_scale(p))
 
 
-_library.impl("dropout_mask", _dropout_mask, "CPU")
+_library.impl("dropout_mask", _dropout_mask, "CompositeExplicitAutograd")
 _library.impl("apply_dropout_mask", _apply_dropout_mask, "CPU")
-_library.impl("dropout_mask", lambda input, _p: torch.empty(input.shape, dtype=torch.bool, device="meta"), "Meta")
 _library.impl("apply_dropout_mask", lambda input, mask, _p: input.mul(mask), "Meta")
 
 
@@ -56,8 +58,12 @@ def split_dropout(module: fx.GraphModule) -> bool:
 def _replace(graph: fx.Graph, node: fx.Node, source: fx.Node, chance: float) -> None:
     product_value, mask_value = node.meta["val"]
     with graph.inserting_before(node):
-        mask = graph.call_function(torch.ops.graphopt.dropout_mask.default, (source, chance))
-        product = graph.call_function(torch.ops.graphopt.apply_dropout_mask.default, (source, mask, chance))
+        # the mask depends on sizes only: drawing it again needs no input
+        size, device = list(mask_value.shape), {"device": mask_value.device}
+        mask = graph.create_node("call_function", _ops.dropout_mask.default, (size, chance), device, "dropout_mask")
+        product = graph.create_node(
+            "call_function", _ops.apply_dropout_mask.default, (source, mask, chance), {}, "dropout"
+        )
     for made, value in ((mask, mask_value), (product, product_value)):
         made.meta = {**node.meta, "val": value}
     for item in list(node.users):

@@ -20,9 +20,10 @@ from graphopt.problem import Problem
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
 SMALL_INPUT = 0.25
 #: Ops that one eviction may ask to run again.
-LONGEST = 100
-#: Attempts in a row that may lower nothing, and the seconds, in those of a step, beyond which going on is hopeless.
-PATIENCE, GIVE_UP = 4, 3.0
+LONGEST = 50
+#: Attempts at one target, how many of them in a row may lower nothing, and the seconds, in those of a
+#: step, beyond which going on is hopeless.
+ATTEMPTS, PATIENCE, GIVE_UP = 12, 4, 3.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Evictor:
                 continue
             value, start, stop = gaps[row].tolist()
             most = min(line.size[value], excess) * covered[row]
-            allowed = max(2 * bound, heap[0][0] if heap else np.inf) * most
+            allowed = max(4 * bound, heap[0][0] if heap else np.inf) * most
             found = self.price(value, start, stop, allowed)
             if isinstance(found, _Eviction):
                 gain = min(found.net_bytes, excess) * covered[row]
@@ -200,8 +201,9 @@ def _reach(line: Timeline, target: int) -> list[Timeline]:
     moves = 8 + len(problem.ops) // 20
     found: list[Timeline] = []
     patience = PATIENCE
-    while least > target and patience and line.seconds < GIVE_UP * problem.seconds:
-        lowered = lower(line, target, moves)
+    for _ in range(ATTEMPTS):
+        hopeless = not patience or line.seconds > GIVE_UP * problem.seconds
+        lowered = None if hopeless else lower(line, target, moves)
         if lowered is None:
             break
         line = Timeline(problem, lowered)
@@ -209,4 +211,6 @@ def _reach(line: Timeline, target: int) -> list[Timeline]:
         if line.peak_bytes < least:
             least, patience = line.peak_bytes, PATIENCE
             found.append(line)
+            if least <= target:
+                break
     return found

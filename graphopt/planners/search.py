@@ -20,6 +20,8 @@ EFFORT = ((500, 0.95), (1500, 0.9), (3000, 0.85), (6000, 0.75))
 COARSEST = 0.7
 #: Where polishing starts, on a logarithmic scale from the lowest peak to the highest.
 POLISHED = (0.0, 0.1, 0.25, 0.4, 0.6)
+#: Ops beyond which only the lowest point is polished.
+MOST_POLISHED = 1500
 
 
 def step_ratio(problem: Problem) -> float:
@@ -47,7 +49,7 @@ def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
     highest, lowest = curve[-1].peak_bytes, max(1, curve[0].peak_bytes)
     points: list[CurvePoint] = []
     until = 0
-    for share in POLISHED:
+    for share in POLISHED if len(problem.ops) <= MOST_POLISHED else POLISHED[:1]:
         start = lowest * (highest / lowest) ** share
         seed = [p for p in curve if p.peak_bytes <= max(start, lowest)][-1]
         points.extend(descend(problem, seed.schedule, seed.planner, step_ratio(problem), until))
