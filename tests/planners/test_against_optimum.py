@@ -3,13 +3,13 @@
 import random
 
 import pytest
-from planners.graphs import random_problem
 
 from graphopt.planners import pareto_curve
 from graphopt.planners.curve import Curve
 from graphopt.planners.replay import held_values
 from graphopt.problem import Problem
 from graphopt.schedule import simulate
+from planners.graphs import random_problem
 
 MOST_AGAIN = 3
 

@@ -1,0 +1,39 @@
+"""Problems from the literature, where they are present: `auto` beside the figures of others."""
+
+from pathlib import Path
+
+import pytest
+
+from graphopt.planners import pareto_curve
+from graphopt.problem import load_problem
+from graphopt.schedule import check_schedule, simulate
+
+INSTANCES = Path(__file__).parents[2].parent / "shared" / "instances"
+
+#: Most seconds over those without recomputation, in percent, at a share of the peak. The figures are those of
+#: Moccasin's proven optima (checkmate_*, random_layered_n100) and of DTR's simulation (dtr_*).
+ANCHORS = [
+    ("checkmate_VGG19_train", {0.9: 0.13, 0.8: 4.85}),
+    ("checkmate_vgg_unet_train", {0.9: 1.17, 0.8: 1.99}),
+    ("checkmate_segnet_train", {0.9: 0.12, 0.8: 0.22}),
+    ("checkmate_fcn_8_vgg_train", {0.9: 0.04, 0.8: 0.15}),
+    ("random_layered_n100", {0.9: 0.80, 0.8: 2.31}),
+    ("dtr_resnet32", {0.8: 2.5, 0.6: 7.4, 0.4: 14.0, 0.3: 17.9}),
+    ("dtr_transformer", {0.8: 2.0, 0.6: 4.4, 0.4: 9.1, 0.3: 12.4}),
+    pytest.param("dtr_tv_densenet121", {0.8: 5.4, 0.6: 11.8, 0.4: 29.3, 0.3: 42.6}, marks=pytest.mark.slow),
+    pytest.param("dtr_lstm", {0.8: 2.7, 0.6: 4.3, 0.4: 15.9, 0.3: 36.5}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "anchors"), ANCHORS)
+def test_overhead_is_no_more_than_that_of_others(name: str, anchors: dict[float, float]) -> None:
+    path = INSTANCES / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    problem = load_problem(path)
+    curve = pareto_curve(problem)
+    peak = simulate(problem, range(len(problem.ops))).peak_bytes
+    for share, percent in anchors.items():
+        fitting = [point for point in curve if point.peak_bytes <= share * peak]
+        assert 100 * (fitting[-1].seconds / problem.seconds - 1) <= percent
+        check_schedule(problem, fitting[-1].schedule)
