@@ -20,7 +20,7 @@ from graphopt.problem import Problem
 from graphopt.schedule import Schedule
 
 #: Steps in which the dynamic programme counts memory, and budgets at which it is read out.
-SLOTS = 400
+SLOTS = 250
 READ_OUTS = 8
 
 Floats = npt.NDArray[np.float64]

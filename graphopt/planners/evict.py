@@ -1,4 +1,8 @@
-"""From a schedule downwards: at the steps over a target, free values between two reads and compute them again."""
+"""From a schedule downwards: at the steps over a target, free values between two reads and compute them again.
+
+A schedule is seen as intervals for which values are retained, as in Bartan et al., Moccasin (ICML 2023),
+section 2; here any number of them a value, and a greedy in the place of constraint programming.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ lowering the highest steps of the whole schedule (`evict`); `fill` then makes th
 
 from __future__ import annotations
 
+import math
+
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick, point
 from graphopt.planners.evict import descend
 from graphopt.planners.fill import fill
@@ -15,9 +17,8 @@ from graphopt.planners.walk import walk
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
 
-#: Ops up to which there is time for a search whose targets lie this close together.
-EFFORT = ((500, 0.95), (1500, 0.9), (3000, 0.85), (6000, 0.75))
-COARSEST = 0.7
+#: Ops up to which there is time for targets, and for seeds to fill, that lie so close together.
+EFFORT = ((500, 0.95, 0.95), (1500, 0.9, 0.8), (3000, 0.85, 0.7), (6000, 0.75, 0.6), (math.inf, 0.7, 0.5))
 #: Where polishing starts, on a logarithmic scale from the lowest peak to the highest.
 POLISHED = (0.0, 0.1, 0.25, 0.4, 0.6)
 #: Ops beyond which only the lowest point is polished.
@@ -25,8 +26,8 @@ MOST_POLISHED = 1500
 
 
 def step_ratio(problem: Problem) -> float:
-    """Ratio between targets: the larger a problem, the fewer there are."""
-    return next((ratio for most, ratio in EFFORT if len(problem.ops) <= most), COARSEST)
+    """Ratio of one target to the one above it: the larger a problem, the fewer there are."""
+    return next(step for most, step, _ in EFFORT if len(problem.ops) <= most)
 
 
 def walk_points(problem: Problem) -> list[CurvePoint]:
@@ -58,11 +59,12 @@ def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
 
 
 def fill_points(problem: Problem, seeds: Curve) -> list[CurvePoint]:
-    """What keeping more makes of those `seeds` that lie at least a target's ratio apart."""
+    """What keeping more makes of those `seeds` that lie far enough apart."""
     points: list[CurvePoint] = []
+    apart = next(ratio for most, _, ratio in EFFORT if len(problem.ops) <= most)
     last = 0.0
     for seed in seeds:
-        if seed.peak_bytes * step_ratio(problem) >= last and len(seed.base) > len(problem.ops):
+        if seed.peak_bytes * apart >= last and len(seed.base) > len(problem.ops):
             last = float(seed.peak_bytes)
             points.extend(fill(problem, seed, seed.planner))
     return points

@@ -15,6 +15,8 @@ from graphopt.schedule import simulate
 
 #: A value that crosses more cuts than this is kept: recomputing it would tie distant stages together.
 LONGEST_CROSSING = 2
+#: The dynamic programme takes time in the cube of this.
+MOST_STAGES = 64
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,7 +47,7 @@ class Stages:
 def stages_of(problem: Problem) -> Stages | None:
     """Cut `problem` into stages; None where its forward is too short to cut."""
     forward = forward_part(problem)
-    positions = cuts(problem, forward, min(96, max(1, forward.end // 6)))
+    positions = cuts(problem, forward, min(MOST_STAGES, max(1, forward.end // 6)))
     if forward.end >= len(problem.ops) or not positions:
         return None
     edges = [0, *positions, forward.end]
