@@ -89,7 +89,7 @@ def train_once(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: 
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.item()
+    return float(loss.item())
 
 
 def step_peak(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> int:

@@ -27,14 +27,14 @@ LAYERS = (
     ("step", "step_module"),
     ("api",),
     ("",),  # graphopt/__init__.py
-    ("cli", "demo"),
+    ("cli", "commands", "target", "demo"),
     ("__main__",),
 )
 EXCEPTIONS = {("report.data", "graphopt.report.text")}  # str(report) is the text report
 SIBLINGS = {"cost_models", "passes"}
 #: These, and what is below them in the tree, need no torch.
 WITHOUT_TORCH = (
-    *("errors", "units", "problem", "plan_file", "schedule", "plan", "planners", "cli", "__main__"),
+    *("errors", "units", "problem", "plan_file", "schedule", "plan", "planners", "cli", "commands", "__main__"),
     *("report.data", "report.text", "report.html", "report.json"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
