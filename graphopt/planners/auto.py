@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from graphopt.planners.chain import chain_curve
 from graphopt.planners.curve import Curve, once_per_problem, pareto, pick
-from graphopt.planners.search import fill_points, polish_points, search_curve
+from graphopt.planners.search import MOST_POLISHED, fill_points, lowest_points, polish_points, search_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
@@ -23,6 +23,8 @@ def auto_curve(problem: Problem) -> Curve:
         points.extend(fill_points(problem, member))
     found = pareto(points)
     lower = pareto(polish_points(problem, found))
+    if len(problem.ops) <= MOST_POLISHED:
+        lower = pareto([*lower, *lowest_points(problem, pareto([*found, *lower])[0])])
     return pareto([*found, *lower, *fill_points(problem, lower)])
 
 

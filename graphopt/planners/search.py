@@ -12,6 +12,7 @@ from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto,
 from graphopt.planners.evict import descend
 from graphopt.planners.fill import fill
 from graphopt.planners.floor import practical_floor
+from graphopt.planners.hoist import hoist
 from graphopt.planners.none import none_curve
 from graphopt.planners.walk import walk
 from graphopt.problem import Problem
@@ -23,6 +24,8 @@ EFFORT = ((500, 0.95, 0.95), (1500, 0.9, 0.8), (3000, 0.85, 0.7), (6000, 0.75, 0
 POLISHED = (0.0, 0.1, 0.25, 0.4, 0.6)
 #: Ops beyond which only the lowest point is polished.
 MOST_POLISHED = 1500
+#: Rounds of hoisting.
+HOISTS = 5
 
 
 def step_ratio(problem: Problem) -> float:
@@ -55,6 +58,20 @@ def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
         seed = [p for p in curve if p.peak_bytes <= max(start, lowest)][-1]
         points.extend(descend(problem, seed.schedule, seed.planner, step_ratio(problem), until))
         until = seed.peak_bytes
+    return points
+
+
+def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
+    """From the lowest point down: hoist and lower in turn, until neither helps."""
+    points: list[CurvePoint] = []
+    for _ in range(HOISTS):
+        hoisted = point(problem, hoist(problem, lowest.schedule), lowest.planner)
+        found = [hoisted, *descend(problem, hoisted.schedule, lowest.planner, step_ratio(problem))]
+        points.extend(found)
+        least = min(found, key=lambda p: (p.peak_bytes, p.seconds))
+        if least.peak_bytes >= lowest.peak_bytes:
+            break
+        lowest = least
     return points
 
 
