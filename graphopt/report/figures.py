@@ -14,13 +14,16 @@ from graphopt.units import format_bytes
 
 def fits(report: Report) -> bool:
     """Whether the peak, measured where it was and predicted otherwise, is inside the budget."""
-    measured = measured_bytes(report)
-    return (report.plan.peak_bytes if measured is None else measured) <= report.plan.budget_bytes
+    seen = measured_bytes(report)
+    return (seen[0] if seen else report.plan.peak_bytes) <= report.plan.budget_bytes
 
 
-def measured_bytes(report: Report) -> int | None:
-    """The measured peak with what the user holds besides, which was only set aside in the run."""
-    return report.measured.peak_bytes + report.plan.resident_bytes.get("reserve", 0) if report.measured else None
+def measured_bytes(report: Report) -> tuple[int, int] | None:
+    """Measured peaks, optimized and eager, with the reserve, which no run allocates but predictions count."""
+    if report.measured is None:
+        return None
+    reserve = report.plan.resident_bytes.get("reserve", 0)
+    return report.measured.peak_bytes + reserve, report.measured.eager_peak_bytes + reserve
 
 
 def resident_bytes(report: Report) -> int:
@@ -94,15 +97,14 @@ def seconds_text(seconds: float) -> str:
 
 def summary(report: Report) -> list[tuple[str, str]]:
     """The figures of the first lines: label and text."""
-    plan, measured = report.plan, report.measured
+    plan, measured, seen = report.plan, report.measured, measured_bytes(report)
     rows = [
         ("budget", format_bytes(plan.budget_bytes)),
         ("predicted peak", f"{format_bytes(plan.peak_bytes)} ({plan.peak_bytes / max(plan.budget_bytes, 1):.0%})"),
     ]
-    if measured:
-        part = f"{measured.peak_bytes / max(plan.budget_bytes, 1):.0%}"
-        rows.append(("measured peak", f"{format_bytes(measured.peak_bytes)} ({part})"))
-    rows.append(("eager peak", format_bytes(measured.eager_peak_bytes if measured else plan.eager_peak_bytes)))
+    if seen:
+        rows.append(("measured peak", f"{format_bytes(seen[0])} ({seen[0] / max(plan.budget_bytes, 1):.0%})"))
+    rows.append(("eager peak", format_bytes(seen[1] if seen else plan.eager_peak_bytes)))
     rows.append(("predicted time", signed_percent(plan.overhead)))
     if measured and measured.time_ratio is not None:
         rows.append(("measured time", signed_percent(measured.time_ratio - 1)))

@@ -41,13 +41,13 @@ def _head(report: Report) -> str:
 
 
 def _breakdown(report: Report) -> str:
-    plan, measured = report.plan, report.measured
+    plan = report.plan
     rows = []
     for i, (kind, size) in enumerate(figures.breakdown(report)):
         name = f'<td><span class="swatch swatch-{i % 10}"></span>{escape(kind)}</td>'
         share = f"{size / max(plan.peak_bytes, 1):.0%}"
         rows.append(f"<tr>{name}{cell(format_bytes(size), size)}<td></td>{cell(share, size)}</tr>")
-    seen = (measured.peak_bytes, measured.eager_peak_bytes) if measured else (None, None)
+    seen = figures.measured_bytes(report) or (None, None)
     rows.append(_total("total", plan.peak_bytes, seen[0], "total"))
     rows.append(_total("eager's total", plan.eager_peak_bytes, seen[1], "dim"))
     graph = figures.main_graph(report)

@@ -98,13 +98,13 @@ def _breakdown(report: Report) -> Table:
     made = table(
         "kind", "predicted", "measured", "share", title="At the peak", right=("predicted", "measured", "share")
     )
-    plan, measured = report.plan, report.measured
+    plan = report.plan
     for kind, size in figures.breakdown(report):
         made.add_row(Text(plain(kind)), format_bytes(size), "", f"{size / max(plan.peak_bytes, 1):.0%}")
-    total = format_bytes(measured.peak_bytes) if measured else "not run"
+    seen = figures.measured_bytes(report)
+    total, eager = (format_bytes(seen[0]), format_bytes(seen[1])) if seen else ("not run", "not run")
     made.add_section()
     made.add_row("total", format_bytes(plan.peak_bytes), total, "", style="bold")
-    eager = format_bytes(measured.eager_peak_bytes) if measured else "not run"
     made.add_row("eager's total", format_bytes(plan.eager_peak_bytes), eager, "", style="dim")
     return made
 

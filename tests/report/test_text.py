@@ -48,6 +48,13 @@ def test_no_line_is_too_wide_and_nothing_steers_the_terminal(report: Report, wid
     assert "\x1b" not in text
 
 
+def test_what_is_held_in_reserve_counts_on_both_sides() -> None:
+    report = make_report()
+    resident = {**report.plan.resident_bytes, "reserve": 11 * MIB}
+    report = replace(report, plan=replace(report.plan, resident_bytes=resident))
+    assert "DOES NOT FIT" in str(report) and "measured peak 150.1 MiB" in str(report)
+
+
 def test_colours_only_on_request() -> None:
     assert "\x1b[" in render_text(make_report(), color=True)
 
