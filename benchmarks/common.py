@@ -1,0 +1,59 @@
+"""What the benchmarks share: a zoo case as one training step, its captured graph, and results on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "tests"), str(Path(__file__).parent.parent)]
+from zoo import ANCHORS, ZOO, Case  # noqa: E402
+
+import graphopt  # noqa: E402
+from graphopt.planned import CapturedGraph  # noqa: E402
+
+UNLIMITED_BYTES = 1 << 50
+
+
+class LossModule(nn.Module):
+    """A case's model that returns its loss alone: nothing but the loss is held between forward and backward."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.model = case.model
+        self.case = case
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The scalar loss of one micro-batch."""
+        return self.case.loss(self.model(*args, **kwargs))
+
+
+def build_case(name: str) -> Case:
+    """A fresh case of the zoo or of the anchors."""
+    return (ZOO | ANCHORS)[name]()
+
+
+def capture(name: str, cost_model: str = "auto") -> CapturedGraph:
+    """The captured training step of a zoo model, priced; nothing of it is run but its ops, one by one."""
+    torch._dynamo.reset()
+    case = build_case(name)
+    options: dict[str, Any] = {"planner": "none", "cost_model": cost_model}
+    module = graphopt.optimize(
+        LossModule(case), UNLIMITED_BYTES, example_inputs=case.args, example_kwargs=case.kwargs, **options
+    )
+    (planned,) = module.graphopt._session.planned  # type: ignore[union-attr]
+    return planned.captured
+
+
+def write_json(path: Path | None, rows: Any) -> None:
+    """Write `rows` in one piece, so that an interrupted run leaves the last whole version; nothing where no path is."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(rows, indent=1) + "\n")
+    partial.replace(path)
