@@ -59,17 +59,10 @@ def hoist(problem: Problem, schedule: Sequence[int]) -> list[int]:
     current = list(schedule)
     peak, width, step = _level(problem, current)
     for _ in range(MOVES):
-        seen: set[int] = set()
-        again = [op_id in seen or seen.add(op_id) is not None for op_id in current]
-        low, high = _group(again, step)
-        tries = [
-            move for end in {high, min(step + 1, high)} if end > low for move in _earlier(problem, current, low, end)
-        ]
-        if not tries:
+        low, high = _group(_recomputed(current), step)
+        ends = sorted({end for end in (high, step + 1) if low < end <= high})
+        tries = [(_level(problem, moved), moved) for end in ends for moved in _earlier(problem, current, low, end)]
+        if not tries or min(tries)[0][:2] >= (peak, width):
             break
-        best = min(tries, key=lambda schedule: _level(problem, schedule)[:2])
-        if _level(problem, best)[:2] >= (peak, width):
-            break
-        current = best
-        peak, width, step = _level(problem, current)
+        (peak, width, step), current = min(tries)
     return current
