@@ -62,7 +62,10 @@ def hoist(problem: Problem, schedule: Sequence[int]) -> list[int]:
         low, high = _group(_recomputed(current), step)
         ends = sorted({end for end in (high, step + 1) if low < end <= high})
         tries = [(_level(problem, moved), moved) for end in ends for moved in _earlier(problem, current, low, end)]
-        if not tries or min(tries)[0][:2] >= (peak, width):
+        if not tries:
             break
-        (peak, width, step), current = min(tries)
+        level, moved = min(tries, key=lambda found: found[0][:2])
+        if level[:2] >= (peak, width):
+            break
+        (peak, width, step), current = level, moved
     return current

@@ -51,35 +51,15 @@ def stages_of(problem: Problem) -> Stages | None:
     if forward.end >= len(problem.ops) or not positions:
         return None
     edges = [0, *positions, forward.end]
-    stage_of = np.searchsorted(positions, np.arange(forward.end), side="right")
-    made = np.asarray(problem.producer)
-    first_cut = np.searchsorted(positions, made, side="right")
-    last_cut = np.searchsorted(positions, forward.last_forward, side="right")
-    inside = (made >= 0) & (made < forward.end)
-    far = inside & (last_cut - first_cut > LONGEST_CROSSING)
-    pinned = (set(np.flatnonzero(far).tolist()) | pinned_values(problem) | set(problem.outputs)) & set(
-        np.flatnonzero(inside).tolist()
-    )
-    border_values: list[set[int]] = [set() for _ in edges[:-1]]
-    saved_values: list[set[int]] = [set() for _ in edges[:-1]]
-    for value in np.flatnonzero(inside).tolist():
-        if value in pinned:
-            continue
-        for stage in range(int(first_cut[value]) + 1, int(last_cut[value]) + 1):
-            border_values[stage].add(value)
-        if forward.read_later[value]:
-            saved_values[int(first_cut[value])].add(value)
+    border_values, saved_values, pinned = _shares(problem, forward, positions)
     regions = _backward_regions(problem, forward, saved_values)
     size = [v.bytes for v in problem.values]
     saved = np.array([sum(size[v] for v in values) for values in saved_values], dtype=np.float64)
-    border = np.array([sum(size[v] for v in values) for values in border_values], dtype=np.float64)
-    border[0] = 0
     forward_bytes, backward_bytes = _needs(problem, forward, edges, regions, pinned)
-    seconds = np.bincount(stage_of, weights=[op.seconds for op in problem.ops[: forward.end]], minlength=len(edges) - 1)
     return Stages(
         end=forward.end,
-        seconds=seconds.astype(np.float64),
-        border=border,
+        seconds=np.array([sum(op.seconds for op in problem.ops[a:b]) for a, b in pairwise(edges)]),
+        border=np.array([sum(size[v] for v in values) for values in border_values], dtype=np.float64),
         saved=saved,
         forward_bytes=forward_bytes,
         backward_bytes=backward_bytes + saved,
@@ -88,6 +68,26 @@ def stages_of(problem: Problem) -> Stages | None:
         backward_ops=regions,
         pinned=frozenset(pinned),
     )
+
+
+def _shares(
+    problem: Problem, forward: Forward, positions: list[int]
+) -> tuple[list[set[int]], list[set[int]], set[int]]:
+    """Values that enter each stage, values of each that the backward reads, and values kept throughout."""
+    made = np.asarray(problem.producer)
+    first = np.searchsorted(positions, made, side="right")
+    last = np.searchsorted(positions, forward.last_forward, side="right")
+    inside = set(np.flatnonzero((made >= 0) & (made < forward.end)).tolist())
+    far = set(np.flatnonzero(last - first > LONGEST_CROSSING).tolist())
+    pinned = inside & (far | pinned_values(problem) | set(problem.outputs))
+    border: list[set[int]] = [set() for _ in range(len(positions) + 1)]
+    saved: list[set[int]] = [set() for _ in range(len(positions) + 1)]
+    for value in inside - pinned:
+        for stage in range(int(first[value]) + 1, int(last[value]) + 1):
+            border[stage].add(value)
+        if forward.read_later[value]:
+            saved[int(first[value])].add(value)
+    return border, saved, pinned
 
 
 def _backward_regions(problem: Problem, forward: Forward, saved: list[set[int]]) -> tuple[range, ...]:
