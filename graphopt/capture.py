@@ -15,6 +15,7 @@ from graphopt.stepgraph import (
     OpInfo,
     StepGraph,
     ValueInfo,
+    allocated_bytes,
     hash_graph,
     output_args,
     same_device,
@@ -50,7 +51,9 @@ class _Builder:
         key = storage_key(tensor)
         if key not in self.by_storage:
             self.by_storage[key] = len(self.values)
-            size = 0 if kind == "resident" else storage_bytes(tensor, self.device)
+            size = (
+                0 if kind == "resident" else max(storage_bytes(tensor, self.device), _copied_bytes(node, self.device))
+            )
             dtype = str(tensor.dtype).removeprefix("torch.")
             self.values.append(ValueInfo(node.name, node, kind, size, tuple(map(int, tensor.shape)), dtype))
         return self.by_storage[key]
@@ -166,6 +169,15 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
     builder.ops.append(info)
 
 
+def _copied_bytes(node: fx.Node, device: torch.device) -> int:
+    """`copy` clones all of its view's storage up to the view's last element."""
+    if node.target is not aten.copy.default:
+        return 0
+    view = node.args[0].meta["val"]  # type: ignore[union-attr]
+    last = view.storage_offset() + sum(s * (n - 1) for s, n in zip(view.stride(), view.shape, strict=True))
+    return allocated_bytes(int(last + 1) * view.itemsize, device) if same_device(view, device) else 0
+
+
 def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> None:
     returned = output_args(joint)[:num_forward_outputs]
     made = {value for op in builder.ops for value in op.outputs}
@@ -223,10 +235,15 @@ def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]
     forward: list[fx.Node] = []
     backward: list[fx.Node] = []
     writes: list[fx.Node] = []
+    late = {node for node in joint.graph.find_nodes(op="placeholder") if _is_tangent(node)}
     for node in joint.graph.nodes:
         if node.op != "call_function":
             continue
-        in_backward = node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
+        # nodes of a user's autograd.Function.backward carry no tag
+        tagged = node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
+        in_backward = tagged or any(source in late for source in node.all_input_nodes)
+        if in_backward:
+            late.add(node)
         if _writes_input(node) and not in_backward:
             writes.append(node)
         else:

@@ -13,6 +13,7 @@ from graphopt.errors import InfeasibleError, PlanMismatchError
 from graphopt.infeasible import budget_error
 from graphopt.passes.free_shapes import free_shapes
 from graphopt.passes.own_gradients import own_gradients
+from graphopt.passes.skip_copies import skip_copies
 from graphopt.passes.specialize import specialize
 from graphopt.passes.split_dropout import split_dropout
 from graphopt.plan import GraphPlan
@@ -20,7 +21,7 @@ from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.planners import PLANNERS
 from graphopt.report.checkpoints import find_checkpoints, recomputed_names
 from graphopt.schedule import Schedule, check_schedule, simulate
-from graphopt.stepgraph import to_problem
+from graphopt.stepgraph import to_problem, with_storage_bytes
 
 
 def capture_graph(
@@ -33,11 +34,13 @@ def capture_graph(
 ) -> CapturedGraph:
     """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced."""
     specialize(joint)
+    skip_copies(joint)
     free_shapes(joint)
     split_dropout(joint)
     own_gradients(joint, num_forward_outputs)
     step = build_step_graph(joint, num_forward_outputs, static_inputs)
     costs = COST_MODELS[choice.cost_model](step.compute_nodes)
+    step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
     problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
     return CapturedGraph(name, break_reason, step, problem)
 

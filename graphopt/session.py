@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
+from torch._dynamo.external_utils import wrap_inline
+from torch.utils import _pytree as pytree
 
 from graphopt.backend import Captured, break_reason, compile_graph
 from graphopt.errors import CaptureError, GraphoptError, InfeasibleError
@@ -24,7 +26,7 @@ from graphopt.pipeline import plan_graph, plan_within
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import resident_of_model
 from graphopt.shares import share_budget
-from graphopt.state import restore, snapshot
+from graphopt.state import State, restore, snapshot
 
 Compiled = Callable[..., Any]
 
@@ -50,7 +52,7 @@ class _OnlyPlan(Exception):
     """The graph is planned, and running it was not asked for."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """One of Dynamo's graphs: first met, then planned and compiled."""
 
@@ -63,6 +65,7 @@ class _Slot:
 
     def __call__(self, *args: Any) -> Any:
         if self.session.meeting:
+            self.session.met.append(self)
             return _run_without_gradients(self.module, args)
         if self.compiled is None:
             raise _MeetGraphs
@@ -96,14 +99,18 @@ class Session:
         self.model = model
         self.request = request
         self.slots: list[_Slot] = []
-        self.pending: list[_Slot] = []
+        self.met: list[_Slot] = []
         self.planned: list[PlannedGraph] = []
         self.resident_bytes: Mapping[str, int] = {}
         self.plan_seconds = 0.0
         self.meeting = False
         self.only_plan = False
         self._inputs: object = ()
-        self._compiled = torch.compile(model._call_impl, backend=self._backend, dynamic=False)
+        self._known_calls: set[object] = set()
+        self._planned_alone: _Slot | None = None
+        # Dynamo would skip the frame of a module of torch's own (nn.Sequential) and take its children apart
+        whole = wrap_inline(model._call_impl)
+        self._compiled = torch.compile(whole, backend=self._backend, dynamic=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
@@ -126,15 +133,23 @@ class Session:
             self.model.train(training)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._inputs = (args, kwargs)
+        call = _signature(args, kwargs)
+        before = None if call in self._known_calls else snapshot(self.model)
+        self._inputs, self._planned_alone = (args, kwargs), None
         try:
             try:
                 result = self._run(args, kwargs)
             except _MeetGraphs:
-                self._meet_graphs(args, kwargs)
+                if before is None:
+                    raise CaptureError(
+                        "a model that breaks into several graphs was captured anew in the middle of a call with inputs "
+                        "like earlier ones: something else that it reads has changed; call optimize() again"
+                    ) from None
+                self._meet_graphs(args, kwargs, before)
                 result = self._run(args, kwargs)
         finally:
             self._inputs = ()
+        self._known_calls.add(call)
         if not self.slots:
             raise CaptureError(
                 f"nothing of {type(self.model).__name__} could be captured: torch.compile skipped its forward; "
@@ -148,14 +163,12 @@ class Session:
 
     def _backend(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         """torch.compile's backend: plan the graph now if it is the whole model, else wait for the others."""
-        name = "model" if not (self.slots or break_reason(module)) else f"graph {len(self.slots) + 1}"
-        slot = _Slot(self, module, example_inputs, torch._guards.TracingContext.get(), name)
+        slot = _Slot(self, module, example_inputs, torch._guards.TracingContext.get(), "model")
         self.slots.append(slot)
-        if self.meeting or self.pending or break_reason(module):
-            self.pending.append(slot)
-        else:
-            slot.name = "model"
+        # a second graph in one call means that the first was not the whole model either
+        if not (self.meeting or self._planned_alone or break_reason(module)):
             slot.compile(self._plan_alone)
+            self._planned_alone = slot
         return slot
 
     def _plan_alone(self, captured: CapturedGraph) -> PlannedGraph:
@@ -166,46 +179,63 @@ class Session:
         self.plan_seconds = time.perf_counter() - started
         return planned
 
-    def _meet_graphs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _meet_graphs(self, args: tuple[Any, ...], kwargs: dict[str, Any], before: State) -> None:
         """Run the model once without gradients to collect its graphs, then plan all of them."""
-        before = snapshot(self.model)
-        self.meeting = True
+        restore(self.model, before)
+        self.meeting, self.met = True, []
         try:
             self._run(args, kwargs)
         finally:
             self.meeting = False
             restore(self.model, before)
-        pending, self.pending = self.pending, []
         with _graphopt_errors():
-            self._plan_together(pending)
+            self._plan_together(self.met)
 
-    def _plan_together(self, slots: Sequence[_Slot]) -> None:
-        captured = {slot.name: graph for slot in slots if (graph := slot.capture()) is not None}
-        graphs = list(captured.values())
-        if not graphs:
+    def _plan_together(self, met: Sequence[_Slot]) -> None:
+        """Divide the budget over the graphs of one call, in the order in which they ran; one may run twice."""
+        slots = list(dict.fromkeys(met))
+        for number, slot in enumerate(slots, start=1):
+            slot.name = f"graph {number}"
+        captured = {slot: graph for slot in slots if (graph := slot.capture()) is not None}
+        sequence = [slot for slot in met if slot in captured]
+        if not sequence:
             return
         started = time.perf_counter()
-        choice = self.request.choice
-        self.resident_bytes = self._resident(graphs[0].step.device)
-        own_bytes = self.request.budget_bytes - sum(self.resident_bytes.values())
-        try:
-            shares = dict(zip(captured, share_budget(graphs, own_bytes), strict=True))
-        except InfeasibleError as error:
-            raise budget_error(
-                graphs, error.minimum_bytes, self.request.budget_bytes, self.resident_bytes, choice.planner
-            ) from None
-        self.planned = [plan_graph(graph, shares[name], choice) for name, graph in captured.items()]
+        shares = self._shares(sequence, captured)
+        planned = {slot: plan_graph(captured[slot], shares[slot], self.request.choice) for slot in captured}
+        self.planned = [planned[slot] for slot in sequence]
         self.plan_seconds = time.perf_counter() - started
-        ready = {graph.captured.name: graph for graph in self.planned}
-        for slot in slots:
-            if slot.name in captured:
-                slot.compile(lambda graph: ready[graph.name])
+        for slot in captured:
+            slot.compile(lambda _again, slot=slot: planned[slot])  # type: ignore[misc]
+
+    def _shares(self, sequence: Sequence[_Slot], captured: Mapping[_Slot, CapturedGraph]) -> dict[_Slot, int]:
+        graphs = [captured[slot] for slot in sequence]
+        request = self.request
+        self.resident_bytes = self._resident(graphs[0].step.device)
+        own_bytes = request.budget_bytes - sum(self.resident_bytes.values())
+        try:
+            shares: dict[_Slot, int] = {}
+            for slot, share in zip(sequence, share_budget(graphs, own_bytes), strict=True):
+                shares[slot] = min(share, shares.get(slot, share))
+            return shares
+        except InfeasibleError as error:
+            least, planner = error.minimum_bytes, request.choice.planner
+            raise budget_error(graphs, least, request.budget_bytes, self.resident_bytes, planner) from None
 
     def _resident(self, device: torch.device) -> dict[str, int]:
         kinds = resident_of_model(self.model, self._inputs, device)
         kinds["optimizer"] = self.request.optimizer_bytes
         kinds["reserve"] = self.request.reserve_bytes
         return kinds
+
+
+def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """Shapes and types of a call: what tells one planned call from another, cheaply."""
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    kinds = tuple(
+        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in leaves
+    )
+    return kinds, tree
 
 
 def _run_without_gradients(module: fx.GraphModule, args: Sequence[Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
@@ -82,6 +82,25 @@ class StepGraph:
     def compute_nodes(self) -> tuple[fx.Node, ...]:
         """The ops' nodes, in op order, without the boundary: what a cost model prices."""
         return tuple(op.node for op in self.ops if op.node is not None)
+
+
+def with_storage_bytes(graph: StepGraph, storage_bytes: Sequence[tuple[int, ...] | None]) -> StepGraph:
+    """The graph with its values' bytes as the device really allocates them, where they were measured.
+
+    One entry for each of `graph.compute_nodes`: the bytes of each output tensor's storage, or None.
+    A kernel may hand out more than its result needs: `mse_loss` returns a scalar on a whole input.
+    """
+    measured: dict[int, int] = {}
+    by_storage = {storage_key(t): home for node, home in graph.home.items() for t in tensors_of(node)}
+    for op, sizes in zip((op for op in graph.ops if op.node is not None), storage_bytes, strict=True):
+        tensors = tensors_of(op.node) if op.node is not None else ()
+        if sizes is not None and len(sizes) == len(tensors):
+            for tensor, size in zip(tensors, sizes, strict=True):
+                value = by_storage.get(storage_key(tensor), op.outputs[0] if len(op.outputs) == 1 else -1)
+                if value in op.outputs and same_device(tensor, graph.device):
+                    measured[value] = max(measured.get(value, 0), allocated_bytes(size, graph.device))
+    values = tuple(replace(v, bytes=max(v.bytes, measured.get(i, 0))) for i, v in enumerate(graph.values))
+    return replace(graph, values=values)
 
 
 def to_problem(graph: StepGraph, seconds: Sequence[float], workspace_bytes: Sequence[int]) -> Problem:

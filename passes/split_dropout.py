@@ -17,14 +17,15 @@ _ops = torch.ops.graphopt
 
 _library = torch.library.Library("graphopt", "DEF")
 _library.define(
-    "dropout_mask(SymInt[] size, float p, *, Device device) -> Tensor",
+    "dropout_mask(SymInt[] size, SymInt[] stride, float p, *, Device device) -> Tensor",
     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
 )
 _library.define("apply_dropout_mask(Tensor input, Tensor mask, float p) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def _dropout_mask(size: Sequence[int], p: float, *, device: torch.device) -> torch.Tensor:
-    mask = torch.empty(size, dtype=torch.bool, device=device)
+def _dropout_mask(size: Sequence[int], stride: Sequence[int], p: float, *, device: torch.device) -> torch.Tensor:
+    # draws go by address: the layout decides which element gets which
+    mask = torch.empty_strided(size, stride, dtype=torch.bool, device=device)
     return mask if mask.device.type == "meta" else mask.bernoulli_(1 - p)
 
 
@@ -59,8 +60,8 @@ def _replace(graph: fx.Graph, node: fx.Node, source: fx.Node, chance: float) -> 
     product_value, mask_value = node.meta["val"]
     with graph.inserting_before(node):
         # the mask depends on sizes only: drawing it again needs no input
-        size, device = list(mask_value.shape), {"device": mask_value.device}
-        mask = graph.create_node("call_function", _ops.dropout_mask.default, (size, chance), device, "dropout_mask")
+        layout, device = (list(mask_value.shape), list(mask_value.stride())), {"device": mask_value.device}
+        mask = graph.create_node("call_function", _ops.dropout_mask.default, (*layout, chance), device, "dropout_mask")
         product = graph.create_node(
             "call_function", _ops.apply_dropout_mask.default, (source, mask, chance), {}, "dropout"
         )
