@@ -30,7 +30,7 @@ def _dropout_mask(size: Sequence[int], stride: Sequence[int], p: float, *, devic
 
 
 def _apply_dropout_mask(input: torch.Tensor, mask: torch.Tensor, p: float) -> torch.Tensor:
-    return input.mul(mask).mul_(_scale(p))
+    return input.mul(mask).mul_(_scale(p, input.dtype))
 
 
 _library.impl("dropout_mask", _dropout_mask, "CompositeExplicitAutograd")
@@ -74,5 +74,7 @@ def _replace(graph: fx.Graph, node: fx.Node, source: fx.Node, chance: float) -> 
     graph.erase_node(node)
 
 
-def _scale(p: float) -> float:
-    return 0.0 if p == 1.0 else 1.0 / (1.0 - p)
+def _scale(p: float, dtype: torch.dtype) -> float:
+    exact = 0.0 if p == 1.0 else 1.0 / (1.0 - p)
+    # the kernel scales the mask, in the input's own precision
+    return torch.tensor(exact, dtype=dtype).item() if dtype.itemsize < 4 else exact
