@@ -48,7 +48,8 @@ class Optimized:
             raise UsageError(
                 "nothing is planned yet: call the model in training mode, or give optimize() example_inputs"
             )
-        name = type(self._model).__name__
+        inner = self._model.model if isinstance(self._model, StepModule) else self._model
+        name = type(inner).__name__
         return build_plan(name, session.request.budget_bytes, session.resident_bytes, session.planned)
 
     @property
@@ -200,13 +201,8 @@ def sweep_model(
     captured = handle._session.planned[0].captured
     resident = sum(handle._session.resident_bytes.values())
     eager = captured.eager
-    points = [
-        (resident + p.peak_bytes + captured.random_bytes, p.seconds / eager.seconds - 1, p.planner)
-        for p in captured.curve
-        if p.peak_bytes + captured.random_bytes < eager.peak_bytes
-    ]
-    whole = (resident + eager.peak_bytes, 0.0, "none")
-    return Sweep((*points, whole), resident + eager.peak_bytes, resident + captured.minimum_bytes)
+    points = tuple((resident + c.peak_bytes, c.seconds / eager.seconds - 1, c.planner) for c in captured.curve)
+    return Sweep(points, resident + eager.peak_bytes, resident + captured.minimum_bytes)
 
 
 def measure_step(
@@ -230,7 +226,9 @@ def measure_step(
     for run in (optimized, eager):
         run()
         model.zero_grad(set_to_none=True)
-        peaks.append(measure.peak_bytes(run, resident, device))
+        # on a CPU only what we name is resident; on CUDA the optimizer's state is already allocated
+        unseen_bytes = session.request.optimizer_bytes if device.type == "cpu" else 0
+        peaks.append(measure.peak_bytes(run, resident, device) + unseen_bytes)
     ratio = measure.ratio(optimized, eager, time_rounds).median if time_rounds else None
     model.zero_grad(set_to_none=True)
     return Measured(peaks[0], peaks[1], ratio)

@@ -12,6 +12,7 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphopt import backend
+from graphopt.capture import source_line
 from graphopt.emit import RECOMPUTED
 from graphopt.errors import VerificationError
 from graphopt.planned import Choice
@@ -69,22 +70,45 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
     )
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """One op's result: its node's name ("" in eager), the op, the source line, and sums over its tensors."""
+
+    name: str
+    op: str
+    source: str
+    sums: tuple[float, ...]
+    again: bool = False
+
+
 def first_divergence(one: Callable[[], StepResult], other: Callable[[], StepResult]) -> str:
-    """The first op, in the order of the first run, whose result the second run does not have."""
+    """The first op of the second run whose result the first run does not have.
+
+    Two graphs are compared by their nodes' names, recomputations with the first run of their op; eager
+    and a graph by the order of equal ops.
+    """
     expected, found = _record(one), _record(other)
-    position = 0
-    for name, where, sums in expected:
-        match = next((i for i in range(position, len(found)) if found[i][0] == name), None)
-        if match is None:
-            continue
-        position = match + 1
-        if found[match][2] != sums:
-            source = found[match][1] or where
-            return f"{name}{f' ({source})' if source else ''}"
+    pairs = _by_order(expected, found) if any(not entry.name for entry in expected) else _by_name(expected, found)
+    for before, after in pairs:
+        if before.sums != after.sums:
+            how = " (recomputed)" if after.again else ""
+            where = f" ({after.source or before.source})" if after.source or before.source else ""
+            return f"{after.name or after.op} = {after.op}{how}{where}" if after.name else f"{after.op}{where}"
     return "no single op"
 
 
-_Entry = tuple[str, str, tuple[float, ...]]
+def _by_name(expected: list[_Entry], found: list[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
+    known = {entry.name: entry for entry in expected}
+    return ((known[entry.name], entry) for entry in found if entry.name in known)
+
+
+def _by_order(expected: list[_Entry], found: list[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
+    position = 0
+    for entry in expected:
+        match = next((i for i in range(position, len(found)) if found[i].op == entry.op), None)
+        if match is not None:
+            position = match + 1
+            yield entry, found[match]
 
 
 class _EagerRecorder(TorchDispatchMode):
@@ -95,34 +119,35 @@ class _EagerRecorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(func, torch._ops.OpOverload) and not func.is_view:
-            self.log.append((_family(func), "", _sums(result)))
+            self.log.append(_Entry("", _family(func), "", _sums(result)))
         return result
 
 
 class _GraphRecorder(fx.Interpreter):
-    """Runs an emitted graph node by node and logs each op once: a recomputation has its first run's entry."""
+    """Runs an emitted graph node by node and logs every node whose tensor is read."""
 
     log: list[_Entry]
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(n.target, torch._ops.OpOverload) and not n.target.is_view and RECOMPUTED not in n.meta:
-            from graphopt.capture import source_line
-
+        is_view = isinstance(n.target, torch._ops.OpOverload) and n.target.is_view
+        # the batch norm that runs again reads statistics already updated; nobody reads its new ones
+        if n.op == "call_function" and not is_view and n.users and isinstance(result, torch.Tensor):
+            again = RECOMPUTED in n.meta
+            name = n.name.rsplit("_recomputed", 1)[0] if again else n.name
             with torch.utils._python_dispatch._disable_current_modes():
-                self.log.append((_family(n.target), source_line(n), _sums(result)))
+                self.log.append(_Entry(name, _family(n.target), source_line(n), _sums(result), again))
         return result
 
 
 def _record(run: Callable[[], StepResult]) -> list[_Entry]:
     log: list[_Entry] = []
-    eager: list[_Entry] = []
     with _interpreted(log):
         run()
     if not log:
-        with _EagerRecorder(eager):
+        with _EagerRecorder(log):
             run()
-    return log or eager
+    return log
 
 
 @contextmanager
@@ -143,8 +168,10 @@ def _interpreted(log: list[_Entry]) -> Iterator[None]:
         backend.runner.pop()
 
 
-def _family(op: torch._ops.OpOverload) -> str:
+def _family(op: Any) -> str:
     """An op's name without the marks of in-place and functional variants: `add_` and `add` are one."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return str(getattr(op, "__name__", op))
     return str(op.overloadpacket).removesuffix("_").removesuffix("_functional")
 
 

@@ -9,7 +9,7 @@ from torch import fx
 from graphopt.capture import build_step_graph
 from graphopt.cost_models import COST_MODELS
 from graphopt.emit import emit, generator_state_bytes
-from graphopt.errors import InfeasibleError, PlanMismatchError
+from graphopt.errors import InfeasibleError, PlanMismatchError, ScheduleError
 from graphopt.infeasible import budget_error
 from graphopt.passes.free_shapes import free_shapes
 from graphopt.passes.own_gradients import own_gradients
@@ -82,14 +82,22 @@ def plan_within(
     try:
         return plan_graph(captured, own_bytes, choice)
     except InfeasibleError as error:
-        least_bytes = error.minimum_bytes + captured.random_bytes
-        raise budget_error([captured], least_bytes, budget_bytes, resident_bytes, choice.planner) from None
+        least = error.minimum_bytes
+        raise budget_error([captured], least, budget_bytes, resident_bytes, choice.planner) from None
 
 
 def _new_schedule(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> Schedule:
     if captured.eager.peak_bytes <= budget_bytes:
         return captured.captured_schedule
-    return PLANNERS[choice.planner](captured.problem, budget_bytes - captured.random_bytes)
+    if choice.planner == "auto":
+        fitting = [candidate for candidate in captured.curve if candidate.peak_bytes <= budget_bytes]
+        if not fitting:
+            raise InfeasibleError(budget_bytes, captured.minimum_bytes)
+        return fitting[-1].schedule
+    try:
+        return PLANNERS[choice.planner](captured.problem, budget_bytes - captured.most_state_bytes)
+    except InfeasibleError as error:
+        raise InfeasibleError(budget_bytes, error.minimum_bytes + captured.most_state_bytes) from None
 
 
 def _kept_schedule(captured: CapturedGraph, choice: Choice) -> Schedule | None:
@@ -101,4 +109,7 @@ def _kept_schedule(captured: CapturedGraph, choice: Choice) -> Schedule | None:
             f"the plan was made for another graph: {captured.name!r} has hash {captured.step.graph_hash}, the plan "
             f"knows {', '.join(choice.kept)}; plan again with the model, shapes and torch version of this run"
         )
-    return check_schedule(captured.problem, kept.schedule)
+    try:
+        return check_schedule(captured.problem, kept.schedule)
+    except ScheduleError as error:
+        raise PlanMismatchError(f"the plan's schedule for {captured.name!r} is not valid: {error}") from None

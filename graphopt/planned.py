@@ -10,7 +10,7 @@ from graphopt.cost_models import COST_MODELS
 from graphopt.emit import Emitted, generator_state_bytes
 from graphopt.errors import UsageError
 from graphopt.plan import GraphPlan
-from graphopt.planners import PLANNERS, CurvePoint, pareto_curve
+from graphopt.planners import PLANNERS, pareto_curve
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule, Simulation, simulate
 from graphopt.stepgraph import StepGraph
@@ -28,6 +28,16 @@ class Choice:
         for kind, name, known in (("planner", self.planner, PLANNERS), ("cost model", self.cost_model, COST_MODELS)):
             if name not in known:
                 raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One schedule of a graph; `peak_bytes` counts the generator states that it keeps."""
+
+    peak_bytes: int
+    seconds: float
+    planner: str
+    schedule: Schedule
 
 
 @dataclass(frozen=True)
@@ -49,20 +59,29 @@ class CapturedGraph:
         """Every op once, in the captured order."""
         return tuple(range(len(self.problem.ops)))
 
-    @property
-    def curve(self) -> tuple[CurvePoint, ...]:
-        """The planner's whole memory/time curve, in the graph's own bytes without generator states."""
-        return pareto_curve(self.problem)
+    @cached_property
+    def curve(self) -> tuple[Candidate, ...]:
+        """The whole memory/time curve of `auto`: peaks increase, seconds strictly decrease."""
+        found = [self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in pareto_curve(self.problem)]
+        found.append(self._candidate(self.eager.seconds, "none", self.captured_schedule, self.eager.peak_bytes))
+        best: list[Candidate] = []
+        for candidate in sorted(found, key=lambda c: (c.peak_bytes, c.seconds)):
+            if not best or candidate.seconds < best[-1].seconds:
+                best.append(candidate)
+        return tuple(best)
+
+    def _candidate(self, seconds: float, planner: str, schedule: Schedule, peak_bytes: int) -> Candidate:
+        return Candidate(peak_bytes + generator_state_bytes(self.step, schedule), seconds, planner, schedule)
 
     @cached_property
-    def random_bytes(self) -> int:
+    def most_state_bytes(self) -> int:
         """The most that saved generator states can take, were every random op recomputed."""
         return generator_state_bytes(self.step, 2 * self.captured_schedule)
 
-    @cached_property
+    @property
     def minimum_bytes(self) -> int:
         """The least bytes of its own in which the graph runs."""
-        return min(self.curve[0].peak_bytes + self.random_bytes, self.eager.peak_bytes)
+        return self.curve[0].peak_bytes
 
 
 @dataclass(frozen=True)

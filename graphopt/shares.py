@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graphopt.emit import generator_state_bytes
 from graphopt.errors import InfeasibleError
 from graphopt.planned import CapturedGraph
 from graphopt.schedule import simulate
@@ -52,13 +53,11 @@ def smallest_peak_bytes(graphs: Sequence[CapturedGraph]) -> int:
 
 
 def _least_schedule(graph: CapturedGraph) -> Sequence[int]:
-    least = graph.curve[0]
-    fits_whole = graph.eager.peak_bytes <= least.peak_bytes + graph.random_bytes
-    return graph.captured_schedule if fits_whole else least.schedule
+    return graph.curve[0].schedule
 
 
 def _points(graph: CapturedGraph) -> list[_Point]:
-    return [_point(graph, point.schedule) for point in graph.curve] + [_point(graph, graph.captured_schedule)]
+    return [_point(graph, candidate.schedule) for candidate in graph.curve]
 
 
 def _point(graph: CapturedGraph, schedule: Sequence[int]) -> _Point:
@@ -66,7 +65,7 @@ def _point(graph: CapturedGraph, schedule: Sequence[int]) -> _Point:
     boundary = list(schedule).index(graph.step.boundary)
     live = simulation.live_bytes
     kept = sum(graph.problem.values[value].bytes for value in graph.problem.outputs)
-    states = graph.random_bytes if len(schedule) > len(graph.problem.ops) else 0
+    states = generator_state_bytes(graph.step, tuple(schedule))
     return _Point(
         peak_bytes=simulation.peak_bytes + states,
         forward_peak_bytes=int(live[: boundary + 1].max()) + states,

@@ -56,7 +56,7 @@ def _graph_report(planned: PlannedGraph) -> GraphReport:
         peak_source=peak_op.source,
         peak_breakdown=_peak_breakdown(captured, schedule, planned.simulation),
         comparisons=_comparisons(planned),
-        curve=tuple((point.peak_bytes + captured.random_bytes, point.seconds) for point in captured.curve),
+        curve=tuple((candidate.peak_bytes, candidate.seconds) for candidate in captured.curve),
     )
 
 
@@ -85,22 +85,21 @@ def _runs_before(problem: Problem, schedule: Schedule) -> list[bool]:
 
 
 def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
-    captured = planned.captured
+    captured, chosen, least = planned.captured, planned.plan, planned.captured.curve[0]
     eager_seconds = captured.eager.seconds or 1.0
 
-    def row(name: str, simulation: Simulation, extra_bytes: int = 0) -> Comparison:
-        return Comparison(name, simulation.peak_bytes + extra_bytes, simulation.seconds / eager_seconds - 1)
+    def row(name: str, peak_bytes: int, seconds: float) -> Comparison:
+        return Comparison(name, peak_bytes, seconds / eager_seconds - 1)
 
-    states = captured.random_bytes
-    least = captured.curve[0]
     try:
-        segments = PLANNERS["sqrt_n"](captured.problem, planned.plan.budget_bytes - states)
-        by_segments = row("sqrt_n", simulate(captured.problem, segments), states)
+        segments = PLANNERS["sqrt_n"](captured.problem, chosen.budget_bytes - captured.most_state_bytes)
+        result = simulate(captured.problem, segments)
+        by_segments = row("sqrt_n", result.peak_bytes + captured.most_state_bytes, result.seconds)
     except InfeasibleError:
         by_segments = Comparison("sqrt_n", None, None)
     return (
-        row("eager", captured.eager),
+        row("eager", captured.eager.peak_bytes, captured.eager.seconds),
         by_segments,
-        Comparison("chosen", planned.plan.peak_bytes, planned.plan.seconds / eager_seconds - 1),
-        row("minimum", simulate(captured.problem, least.schedule), states),
+        row("chosen", chosen.peak_bytes, chosen.seconds),
+        row("minimum", least.peak_bytes, least.seconds),
     )

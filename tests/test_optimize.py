@@ -1,0 +1,302 @@
+"""optimize(): the model stays what it is, trains inside its bytes, and says so when it cannot."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt
+from graphopt import api
+from graphopt.measure import peak_bytes
+from graphopt.verify import differences, run_step
+
+
+class Blocks(nn.Module):
+    """A residual MLP with dropout and BatchNorm: activations outweigh parameters by far."""
+
+    def __init__(self, width: int = 32, depth: int = 6, breaks: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(depth))
+        self.head = nn.Linear(width, 1)
+        self.breaks = breaks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.run(x, 0, 3)
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return self.head(self.run(x, 3, len(self.layers))).sum()
+
+    def run(self, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """The blocks from `first` to before `last`."""
+        for layer, norm in zip(self.layers[first:last], self.norms[first:last], strict=True):
+            x = x + nn.functional.dropout(norm(layer(x)).relu(), 0.2, self.training)
+        return x
+
+
+@pytest.fixture
+def model() -> Blocks:
+    torch.manual_seed(0)
+    return Blocks()
+
+
+BATCH = (torch.randn(512, 32, generator=torch.Generator().manual_seed(1)),)
+
+
+def budget_of(model: nn.Module, share: float) -> int:
+    plan = api.plan_model(copy.deepcopy(model), BATCH, mem_budget="1GiB").plan
+    return max(int(plan.eager_peak_bytes * share), plan.minimum_bytes)
+
+
+def measured(model: nn.Module, *batch: torch.Tensor) -> int:
+    def step() -> None:
+        model(*batch).backward()
+
+    step()
+    model.zero_grad(set_to_none=True)
+    peak = peak_bytes(step, [*model.parameters(), *model.buffers(), *batch], "cpu")
+    model.zero_grad(set_to_none=True)
+    return peak
+
+
+def test_same_object_class_and_keys(model: Blocks) -> None:
+    keys, kind = list(model.state_dict()), type(model)
+    optimized = graphopt.optimize(model, "64MiB", example_inputs=BATCH)
+    assert optimized is model and type(model) is kind and list(model.state_dict()) == keys
+    assert isinstance(model.graphopt.plan, graphopt.Plan)
+    assert "eager" in str(model.graphopt.report)
+    assert "def forward" in model.graphopt.graph_module.print_readable(print_output=False)
+    assert model.graphopt.restore() is model
+    assert not hasattr(model, "graphopt") and model._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("share", [0.7, 0.45, 0.0])
+def test_trains_inside_the_budget_with_eagers_results(model: Blocks, share: float) -> None:
+    eager = run_step(model, model._call_impl, BATCH, {})
+    budget = budget_of(model, share)
+    graphopt.optimize(model, budget, example_inputs=BATCH)
+    plan = model.graphopt.plan
+    assert plan.recomputed and plan.peak_bytes <= budget
+    assert differences(eager, run_step(model, model, BATCH, {})) == []
+    peak = measured(model, *BATCH)
+    assert peak <= budget and abs(plan.peak_bytes - peak) <= 0.02 * peak
+
+
+def test_many_steps_train_as_eager_does(model: Blocks) -> None:
+    twin = copy.deepcopy(model)
+    graphopt.optimize(model, budget_of(model, 0.5))
+
+    def train(module: nn.Module) -> list[float]:
+        torch.manual_seed(7)
+        optimizer = torch.optim.AdamW(module.parameters())
+        losses = []
+        for _ in range(4):
+            loss = module(*BATCH)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    assert train(model) == train(twin)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, twin.state_dict()[name]), name
+
+
+def test_planning_runs_nothing_that_the_model_could_notice(model: Blocks) -> None:
+    generator, buffers = torch.get_rng_state(), copy.deepcopy(dict(model.named_buffers()))
+    graphopt.optimize(model.eval(), "64MiB", example_inputs=BATCH)
+    assert torch.equal(torch.get_rng_state(), generator) and not model.training
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+
+def test_eval_and_no_grad_run_as_before(model: Blocks) -> None:
+    graphopt.optimize(model, "64MiB")
+    expected = model.eval()._call_impl(*BATCH)
+    assert torch.equal(model(*BATCH), expected)
+    with torch.no_grad():
+        model.train()(*BATCH)
+    with pytest.raises(graphopt.UsageError, match="nothing is planned yet"):
+        model.graphopt.plan  # noqa: B018
+
+
+def test_a_new_shape_is_planned_anew_inside_the_budget(model: Blocks) -> None:
+    graphopt.optimize(model, budget_of(model, 0.6))
+    model(*BATCH).backward()
+    first = model.graphopt.plan
+    smaller = (torch.randn(300, 32),)
+    eager = run_step(model, model._call_impl, smaller, {})
+    assert differences(eager, run_step(model, model, smaller, {})) == []
+    second = model.graphopt.plan
+    assert second.graphs[0].graph_hash != first.graphs[0].graph_hash
+    with pytest.raises(graphopt.BudgetError):
+        model(torch.randn(8192, 32))
+
+
+def test_below_the_minimum_there_is_an_error_that_helps(model: Blocks) -> None:
+    minimum = api.plan_model(copy.deepcopy(model), BATCH, mem_budget="1GiB").plan.minimum_bytes
+    graphopt.optimize(copy.deepcopy(model), minimum, example_inputs=BATCH)
+    with pytest.raises(graphopt.BudgetError) as caught:
+        graphopt.optimize(model, minimum - 1, example_inputs=BATCH)
+    assert caught.value.minimum_bytes == minimum and caught.value.exit_code == 3
+    text = str(caught.value)
+    assert "parameters" in text and "alive while" in text and "test_optimize.py" in text
+    with pytest.raises(graphopt.BudgetError, match="micro-batch of about"):
+        graphopt.optimize(Blocks(), int(minimum * 0.8), example_inputs=BATCH)
+    assert not hasattr(model, "graphopt")
+
+
+def test_optimizer_state_and_reserve_are_counted(model: Blocks) -> None:
+    parameters = sum(p.numel() * 4 for p in model.parameters())
+    optimizer = torch.optim.Adam(model.parameters())
+    graphopt.optimize(model, "64MiB", example_inputs=BATCH, optimizer=optimizer, reserve="1MiB")
+    plan = model.graphopt.plan
+    assert plan.resident_bytes["reserve"] == 2**20
+    assert 2 * parameters <= plan.resident_bytes["optimizer"] <= 2 * parameters + 8 * len(list(model.parameters()))
+    assert plan.peak_bytes >= sum(plan.resident_bytes.values())
+
+
+def test_more_budget_never_costs_more_time(model: Blocks) -> None:
+    least = budget_of(model, 0.0)
+    most = api.plan_model(copy.deepcopy(model), BATCH, mem_budget="1GiB").plan.eager_peak_bytes
+    overheads = [
+        api.plan_model(copy.deepcopy(model), BATCH, mem_budget=least + (most - least) * i // 6).plan.overhead
+        for i in range(7)
+    ]
+    assert overheads == sorted(overheads, reverse=True) and overheads[-1] == 0.0 and overheads[0] > 0
+
+
+@pytest.mark.parametrize("planner", ["sqrt_n", "chain", "search"])
+def test_every_planner_can_be_named(model: Blocks, planner: str) -> None:
+    eager = run_step(model, model._call_impl, BATCH, {})
+    graphopt.optimize(model, budget_of(model, 0.7), example_inputs=BATCH, planner=planner)
+    assert model.graphopt.plan.planner == planner and model.graphopt.plan.recomputed
+    assert differences(eager, run_step(model, model, BATCH, {})) == []
+
+
+def test_a_model_that_breaks_shares_one_budget() -> None:
+    torch.manual_seed(0)
+    budget = budget_of(Blocks(), 0.7)
+    model = Blocks(breaks=True)
+    eager = run_step(model, model._call_impl, BATCH, {})
+    graphopt.optimize(model, budget, example_inputs=BATCH)
+    report = model.graphopt.report
+    assert len(report.graphs) == 2 and "test_optimize.py" in report.graphs[0].break_reason
+    assert all(graph.plan.budget_bytes < budget for graph in report.graphs) and report.plan.recomputed
+    assert differences(eager, run_step(model, model, BATCH, {})) == []
+    assert measured(model, *BATCH) <= budget
+    assert "test_optimize.py" in str(report)
+
+
+def test_a_module_of_torchs_own_is_one_graph() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(4)))
+    batch = (torch.randn(64, 16),)
+    eager = run_step(model, model._call_impl, batch, {})
+    graphopt.optimize(model, "1MiB", example_inputs=batch)
+    assert len(model.graphopt.plan.graphs) == 1
+    assert differences(eager, run_step(model, model, batch, {})) == []
+
+
+def test_a_kept_plan_is_used_and_checked(model: Blocks, tmp_path: Path) -> None:
+    budget = budget_of(model, 0.5)
+    graphopt.optimize(model, budget, example_inputs=BATCH)
+    plan = model.graphopt.plan
+    plan.save(tmp_path / "plan.json")
+    again = copy.deepcopy(model)
+    assert again.graphopt is None
+    graphopt.optimize(again, example_inputs=BATCH, plan=tmp_path / "plan.json")
+    assert again.graphopt.plan.graphs[0].schedule == plan.graphs[0].schedule
+    with pytest.raises(graphopt.PlanMismatchError, match="another graph"):
+        graphopt.optimize(Blocks(depth=5), example_inputs=BATCH, plan=tmp_path / "plan.json")
+
+
+def test_a_plan_whose_schedule_was_changed_is_refused(model: Blocks) -> None:
+    graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH)
+    plan = model.graphopt.plan
+    reordered = tuple(reversed(plan.graphs[0].schedule))
+    wrong = dataclasses.replace(plan, graphs=(dataclasses.replace(plan.graphs[0], schedule=reordered),))
+    with pytest.raises(graphopt.GraphoptError) as caught:
+        graphopt.optimize(Blocks(), example_inputs=BATCH, plan=wrong)
+    assert caught.value.exit_code == 6
+
+
+def test_copies_and_pickles_are_plain_models(model: Blocks) -> None:
+    graphopt.optimize(model, "64MiB", example_inputs=BATCH)
+    for twin in (copy.deepcopy(model), _through_a_file(model)):
+        assert twin.graphopt is None
+        torch.manual_seed(3)
+        loss = twin(*BATCH)
+        torch.manual_seed(3)
+        assert torch.equal(loss, model(*BATCH))
+
+
+def _through_a_file(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "name a budget"),
+        ({"mem_budget": "8G"}, "two readings"),
+        ({"mem_budget": "-3MiB"}, "cannot read"),
+        ({"mem_budget": 0}, "more than zero"),
+        ({"mem_budget": "1MiB", "planner": "magic"}, "unknown planner 'magic'; choose one of none"),
+        ({"mem_budget": "1MiB", "cost_model": "magic"}, "unknown cost model"),
+        ({"mem_budget": "1MiB", "example_inputs": 3}, "expected a tensor"),
+        ({"mem_budget": "1MiB", "verify": True}, "needs example_inputs"),
+        ({"mem_budget": "1MiB", "plan": 3}, "path of one"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(graphopt.GraphoptError, match=message):
+        graphopt.optimize(nn.Linear(2, 2), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_model_that_returns_no_tensor_is_refused() -> None:
+    class Silent(nn.Module):
+        def forward(self, _x: torch.Tensor) -> str:
+            return "nothing"
+
+    with pytest.raises(graphopt.GraphoptError):
+        api.verify_model(Silent(), BATCH, mem_budget="1MiB")
+
+
+def test_optimize_wants_a_module() -> None:
+    with pytest.raises(graphopt.UsageError, match=r"takes an nn\.Module"):
+        graphopt.optimize(lambda x: x, "1MiB")  # type: ignore[arg-type]
+
+
+def test_gradients_that_are_one_tensor_and_unused_and_frozen_parameters() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Parameter(torch.randn(64)), nn.Parameter(torch.randn(64))
+            self.tied = nn.Linear(64, 64, bias=False)
+            self.frozen = nn.Linear(64, 64).requires_grad_(False)
+            self.unused = nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.tied(x + self.left + self.right).tanh()
+            return (self.frozen(y) @ self.tied.weight).exp().mean()
+
+    torch.manual_seed(0)
+    model, batch = Odd(), (torch.randn(256, 64) * 0.1,)
+    eager = run_step(model, model._call_impl, batch, {})
+    plan = api.plan_model(copy.deepcopy(model), batch, mem_budget="1GiB").plan
+    graphopt.optimize(model, plan.minimum_bytes, example_inputs=batch)
+    assert differences(eager, run_step(model, model, batch, {})) == []
+    assert measured(model, *batch) <= plan.minimum_bytes
+    model(*batch).backward()
+    assert model.unused.weight.grad is None and model.frozen.weight.grad is None
