@@ -118,6 +118,18 @@ def is_random(node: fx.Node) -> bool:
     return True
 
 
+def is_new_statistics(node: fx.Node) -> bool:
+    """True for the new running statistics of a batch norm.
+
+    A batch norm that runs again starts from statistics already updated: these differ, and only the
+    first run's are written; the backward takes them as arguments but, in training, does not read them.
+    """
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return False
+    position = node.args[1]
+    return node.args[0].target in _STATISTICS_UPDATES and isinstance(position, int) and position >= 3
+
+
 def source_line(node: fx.Node) -> str:
     """`"file.py:12 in forward"` for the model's own line that made this node; "" where unknown."""
     trace = node.meta.get("stack_trace") or ""

@@ -12,7 +12,7 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphopt import backend
-from graphopt.capture import source_line
+from graphopt.capture import is_new_statistics, source_line
 from graphopt.emit import RECOMPUTED
 from graphopt.errors import VerificationError
 from graphopt.planned import Choice
@@ -124,15 +124,14 @@ class _EagerRecorder(TorchDispatchMode):
 
 
 class _GraphRecorder(fx.Interpreter):
-    """Runs an emitted graph node by node and logs every node whose tensor is read."""
+    """Runs an emitted graph node by node and logs every node that holds one tensor of its own."""
 
     log: list[_Entry]
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         is_view = isinstance(n.target, torch._ops.OpOverload) and n.target.is_view
-        # the batch norm that runs again reads statistics already updated; nobody reads its new ones
-        if n.op == "call_function" and not is_view and n.users and isinstance(result, torch.Tensor):
+        if n.op == "call_function" and not is_view and not is_new_statistics(n) and isinstance(result, torch.Tensor):
             again = RECOMPUTED in n.meta
             name = n.name.rsplit("_recomputed", 1)[0] if again else n.name
             with torch.utils._python_dispatch._disable_current_modes():
