@@ -39,6 +39,7 @@ SHARES = (0.9, 0.7, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)
 EQUAL_SECONDS = 5e-4
 """Overheads nearer than this share of eager's time count as equal: the cost model knows no better."""
 
+PLANNERS_OF_OTHERS = ("Rockmate", "rotor")
 PUBLISHED_SHARES = (0.7, 0.5, 0.35, 0.25)
 PUBLISHED = {
     ("gpt2_anchor", "rotor"): ("10.9 %", "17.0 %", "22.7 %", "26.7 %"),
@@ -158,16 +159,16 @@ def peers_table(rows: Sequence[Row]) -> Table:
 
 
 def shares_table(rows: Sequence[Share]) -> Table:
-    table = Table("model", "share of eager's peak", title="auto beside figures published (ANCHORS, section 3)")
-    for column in ("auto, gradients counted", "auto, gradients left out", "Rockmate, left out", "rotor, left out"):
-        table.add_column(column)
+    columns = ("model", "share of eager's peak", "auto, gradients counted", "auto, gradients left out")
+    table = Table(*columns, *PLANNERS_OF_OTHERS, title="auto beside figures published with gradients left out")
     for row in rows:
-        share = f"minimum {row.share:.1%}" if row.is_minimum else f"{row.share:.0%}"
-        text = "no plan" if row.overhead is None else percent(row.overhead)
-        if row.gradients == "counted":
-            table.add_row(row.model, share, text)
-        else:
-            table.add_row(row.model, share, "", text, *(published(row, who) for who in ("Rockmate", "rotor")))
+        if row.gradients != "counted":
+            continue
+        pairs = [r for r in rows if r.model == row.model and r.is_minimum == row.is_minimum]
+        pair = [r for r in pairs if r.is_minimum or r.share == row.share]
+        share = f"minimum {' / '.join(f'{r.share:.1%}' for r in pair)}" if row.is_minimum else f"{row.share:.0%}"
+        texts = ["no plan" if r.overhead is None else percent(r.overhead) for r in pair]
+        table.add_row(row.model, share, *texts, *(published(row, who) for who in PLANNERS_OF_OTHERS))
     return table
 
 
