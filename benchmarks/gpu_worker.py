@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,8 +20,11 @@ from unittest import mock
 try:
     import rich  # noqa: F401
 except ImportError:  # a bare machine: what is shown in a terminal is not needed here
+    from transformers.utils.import_utils import is_rich_available
+
+    is_rich_available()  # it remembers that there is none
     for _name in ("rich", "rich.box", "rich.console", "rich.progress", "rich.table", "rich.text"):
-        sys.modules[_name] = mock.MagicMock(name=_name)
+        sys.modules[_name] = mock.MagicMock(name=_name, __spec__=ModuleSpec(_name, None))
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
