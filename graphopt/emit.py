@@ -21,7 +21,7 @@ from torch.fx.graph import _BoxedCodeGen
 
 from graphopt.errors import PlanMismatchError
 from graphopt.schedule import Schedule
-from graphopt.stepgraph import OpInfo, StepGraph, tensors_of
+from graphopt.stepgraph import OpInfo, StepGraph, storage_key, tensors_of
 
 RECOMPUTED = "graphopt_recomputed"
 
@@ -65,9 +65,7 @@ class _Emitter:
         self.forward = _Half(fx.Graph())
         self.backward = _Half(fx.Graph())
         self.saved: list[fx.Node] = []
-        self.values_nodes: dict[int, list[fx.Node]] = {}
-        for node, value in step.home.items():
-            self.values_nodes.setdefault(value, []).append(node)
+        self.value_nodes = _nodes_of_values(step)
         for node in step.graph_module.graph.find_nodes(op="placeholder"):
             half = self.backward if "tangents" in str(node.target) else self.forward
             half.made[node] = half.graph.node_copy(node)
@@ -129,7 +127,7 @@ class _Emitter:
     def forget(self, half: _Half, op: OpInfo) -> None:
         """Nodes of an earlier copy of the op's values must not be read again: they would keep it alive."""
         for value in op.outputs:
-            for node in self.values_nodes.get(value, ()):
+            for node in self.value_nodes.get(value, ()):
                 half.made.pop(node, None)
 
     def argument(self, half: _Half, item: Any) -> Any:
@@ -197,6 +195,17 @@ def generator_state_bytes(step: StepGraph, schedule: Schedule) -> int:
     times = Counter(schedule)
     replayed = sum(1 for op, count in times.items() if count > 1 and step.ops[op].random)
     return replayed * _STATE_BYTES["cpu"] if step.device.type == "cpu" else 0
+
+
+def _nodes_of_values(step: StepGraph) -> dict[int, list[fx.Node]]:
+    """Every node that holds a value, views that are tuples of tensors (`split`) included."""
+    by_storage = {storage_key(t): value for node, value in step.home.items() for t in tensors_of(node)}
+    found: dict[int, list[fx.Node]] = {}
+    for node in step.graph_module.graph.nodes:
+        held = {by_storage[storage_key(t)] for t in tensors_of(node) if storage_key(t) in by_storage}
+        for value in held if node not in step.home else {step.home[node]}:
+            found.setdefault(value, []).append(node)
+    return found
 
 
 def _boxed(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:

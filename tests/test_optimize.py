@@ -300,3 +300,26 @@ def test_gradients_that_are_one_tensor_and_unused_and_frozen_parameters() -> Non
     assert measured(model, *batch) <= plan.minimum_bytes
     model(*batch).backward()
     assert model.unused.weight.grad is None and model.frozen.weight.grad is None
+
+
+def test_views_of_a_value_made_again_do_not_keep_its_first_copy() -> None:
+    """Gates split from one tensor, evicted and made again many times: once four times over its plan."""
+
+    class Cells(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTMCell(16, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = c = x.new_zeros(x.shape[0], 64)
+            for step in range(x.shape[1]):
+                h, c = self.cell(x[:, step], (h, c))
+            return h.sum()
+
+    torch.manual_seed(0)
+    model, batch = Cells(), (torch.randn(32, 24, 16),)
+    eager = run_step(model, model._call_impl, batch, {})
+    least = api.plan_model(copy.deepcopy(model), batch, mem_budget="1GiB").plan.minimum_bytes
+    graphopt.optimize(model, least, example_inputs=batch)
+    assert measured(model, *batch) <= least
+    assert differences(eager, run_step(model, model, batch, {})) == []
