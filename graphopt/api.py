@@ -18,7 +18,7 @@ from graphopt.plan import GraphPlan, Plan
 from graphopt.planned import Choice
 from graphopt.report.build import build_plan, build_report
 from graphopt.report.data import Measured, Report
-from graphopt.resident import device_total_bytes
+from graphopt.resident import check_devices, device_total_bytes
 from graphopt.session import Request, Session
 from graphopt.step_module import StepModule, as_call
 from graphopt.units import parse_bytes
@@ -130,6 +130,7 @@ def optimize(
     session = Session(model, _request(model, mem_budget, planner, cost_model, reserve, optimizer, plan))
     handle = Optimized(model, session)
     args, kwargs = as_call(example_inputs, example_kwargs)
+    check_devices(model, (args, kwargs))
     if args or kwargs:
         session.plan(args, kwargs)
     if verify:

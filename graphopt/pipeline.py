@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
 from graphopt.capture import build_step_graph
-from graphopt.cost_models import COST_MODELS
+from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.emit import emit, generator_state_bytes
 from graphopt.errors import InfeasibleError, PlanMismatchError, ScheduleError
 from graphopt.infeasible import budget_error
@@ -21,7 +22,7 @@ from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.planners import PLANNERS
 from graphopt.report.checkpoints import find_checkpoints, recomputed_names
 from graphopt.schedule import Schedule, check_schedule, simulate
-from graphopt.stepgraph import to_problem, with_storage_bytes
+from graphopt.stepgraph import StepGraph, to_problem, with_storage_bytes
 
 
 def capture_graph(
@@ -40,6 +41,7 @@ def capture_graph(
     own_gradients(joint, num_forward_outputs)
     step = build_step_graph(joint, num_forward_outputs, static_inputs)
     costs = COST_MODELS[choice.cost_model](step.compute_nodes)
+    _warn_of_unmeasured(step, costs, choice.cost_model)
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
     problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
     return CapturedGraph(name, break_reason, step, problem)
@@ -84,6 +86,20 @@ def plan_within(
     except InfeasibleError as error:
         least = error.minimum_bytes
         raise budget_error([captured], least, budget_bytes, resident_bytes, choice.planner) from None
+
+
+def _warn_of_unmeasured(step: StepGraph, costs: Sequence[OpCost], cost_model: str) -> None:
+    """Say so where a plan's bytes are a guess: an op that was not measured may need scratch that nobody counts."""
+    unmeasured = [i for i, cost in enumerate(costs) if cost.storage_bytes is None]
+    if not unmeasured or cost_model == "roofline" or len(unmeasured) == len(costs):
+        return
+    first = [op for op in step.ops if op.node is not None][unmeasured[0]]
+    where = f" at {first.source}" if first.source else ""
+    warnings.warn(
+        f"graphopt: {len(unmeasured)} of {len(costs)} ops could not be measured, first {first.name}{where}; their "
+        "scratch memory is not in the plan, so keep a reserve",
+        stacklevel=2,
+    )
 
 
 def _new_schedule(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> Schedule:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch.utils import _pytree as pytree
 
+from graphopt.errors import CaptureError
 from graphopt.stepgraph import StepGraph, output_args, storage_bytes, storage_key, tensors_of
 
 
@@ -44,6 +45,19 @@ def resident_of_model(model: torch.nn.Module, inputs: object, device: torch.devi
     buffers = count(model.buffers())
     given = count(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
     return {"parameters": parameters, "buffers": buffers, "inputs": given}
+
+
+def check_devices(model: torch.nn.Module, inputs: object) -> None:
+    """Raise CaptureError where the model and its inputs are not on one device; single numbers may be anywhere."""
+    first: dict[str, str] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        first.setdefault(str(tensor.device), f"{name!r}")
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, torch.Tensor) and leaf.ndim > 0:
+            first.setdefault(str(leaf.device), f"an input of shape {tuple(leaf.shape)}")
+    if len(first) > 1:
+        found = "; ".join(f"{what} is on {device}" for device, what in first.items())
+        raise CaptureError(f"the model and its inputs must be on one device: {found}")
 
 
 def device_total_bytes(device: torch.device) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.external_utils import wrap_inline
 from torch.utils import _pytree as pytree
 
@@ -161,9 +161,11 @@ class Session:
         with _dynamo_errors():
             return self._compiled(*args, **kwargs)
 
-    def _backend(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
+    def _backend(self, module: fx.GraphModule, _inputs: Sequence[Any]) -> Compiled:
         """torch.compile's backend: plan the graph now if it is the whole model, else wait for the others."""
-        slot = _Slot(self, module, example_inputs, torch._guards.TracingContext.get(), "model")
+        # the fake inputs: a slot outlives the batch, and must not hold it
+        examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
+        slot = _Slot(self, module, examples, torch._guards.TracingContext.get(), "model")
         self.slots.append(slot)
         # a second graph in one call means that the first was not the whole model either
         if not (self.meeting or self._planned_alone or break_reason(module)):
@@ -275,3 +277,5 @@ def _graphopt_errors() -> Iterator[None]:
         raise CaptureError(f"the captured graph could not be compiled: {type(inner).__name__}: {inner}") from error
     except FailOnRecompileLimitHit as error:
         raise CaptureError(f"the model was captured {_PLANS_PER_MODEL} times, for as many shapes: {error}") from error
+    except TorchDynamoException as error:
+        raise CaptureError(f"torch.compile could not capture the model: {error}") from error

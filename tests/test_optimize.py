@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import io
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import graphopt
 from graphopt import api
+from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.measure import peak_bytes
 from graphopt.verify import differences, run_step
 
@@ -271,6 +275,37 @@ def test_a_model_that_returns_no_tensor_is_refused() -> None:
 
     with pytest.raises(graphopt.GraphoptError):
         api.verify_model(Silent(), BATCH, mem_budget="1MiB")
+
+
+def test_inputs_on_two_devices_are_refused(model: Blocks) -> None:
+    with pytest.raises(graphopt.CaptureError, match=r"is on cpu; an input of shape .* is on meta"):
+        graphopt.optimize(model, "1MiB", example_inputs=(BATCH[0].to("meta"),))
+
+
+def test_what_torch_cannot_capture_is_named(model: Blocks) -> None:
+    with pytest.raises(graphopt.CaptureError, match="could not capture the model"):
+        graphopt.optimize(model, "1MiB", example_inputs=(torch.randn(4, 31),))
+
+
+def test_a_batch_is_not_held_after_its_step(model: Blocks) -> None:
+    graphopt.optimize(model, "64MiB")
+    batch = torch.randn(512, 32)
+    gone = weakref.ref(batch)
+    model(batch).backward()
+    del batch
+    gc.collect()
+    assert gone() is None
+
+
+def test_ops_that_could_not_be_measured_are_said(model: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = COST_MODELS["profiled"]
+
+    def some(nodes: Sequence[fx.Node]) -> list[OpCost]:
+        return [OpCost(c.seconds, 0) if i % 2 else c for i, c in enumerate(real(nodes))]
+
+    monkeypatch.setitem(COST_MODELS, "auto", some)
+    with pytest.warns(UserWarning, match="ops could not be measured, first .* at .*test_optimize.py"):
+        graphopt.optimize(model, "64MiB", example_inputs=BATCH)
 
 
 def test_optimize_wants_a_module() -> None:
