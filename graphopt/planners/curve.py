@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from graphopt.schedule import Schedule, simulate
 
 #: A faster point has to be faster by more than rounding, or the curve would not be monotone under `simulate`.
 LEAST_GAIN = 1e-9
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +71,13 @@ def pick(curve: Curve, budget_bytes: int) -> Schedule:
     return fitting[-1].schedule
 
 
-def once_per_problem(build: Callable[[Problem], Curve]) -> Callable[[Problem], Curve]:
-    """Keep a problem's curve with the problem: a curve does not depend on any budget."""
+def once_per_problem(build: Callable[[Problem], Made]) -> Callable[[Problem], Made]:
+    """Keep with a problem what does not depend on any budget, such as its curve."""
     key = f"{build.__module__}.{build.__qualname__}"
 
     @wraps(build)
-    def cached(problem: Problem) -> Curve:
-        kept: dict[str, Curve] = problem.__dict__
+    def cached(problem: Problem) -> Made:
+        kept: dict[str, Made] = problem.__dict__
         if key not in kept:
             kept[key] = build(problem)
         return kept[key]

@@ -7,18 +7,18 @@ section 2; here any number of them a value, and a greedy in the place of constra
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from graphopt.planners.curve import CurvePoint
 from graphopt.planners.fill import fill_under
 from graphopt.planners.floor import practical_floor
-from graphopt.planners.replay import held_values
-from graphopt.planners.timeline import Timeline
+from graphopt.planners.spans import Spans
 from graphopt.problem import Problem
 
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
@@ -43,29 +43,20 @@ class _Eviction:
 
 
 class Evictor:
-    """Prices evictions on one timeline, for one target."""
+    """Prices evictions on one schedule, for one target."""
 
-    def __init__(self, line: Timeline, target: int) -> None:
-        self.line, self.target = line, target
+    def __init__(self, spans: Spans, target: int) -> None:
+        self.spans, self.problem, self.target = spans, spans.problem, target
+        self.memory = spans.memory
+        self.size: list[int] = spans.layout.size.tolist()
+        self.slot: list[int] = spans.layout.slot.tolist()
+        self.last: list[int] = spans.last.tolist()
+        self.cell_at: list[int] = spans.cell_at.tolist()
         #: For each step how many before it are over the target.
-        self.over: list[int] = [0, *np.cumsum(line.memory > target).tolist()]
-        self.runs: list[list[int]] = [[] for _ in line.problem.ops]
-        for step, op_id in enumerate(line.steps):
-            self.runs[op_id].append(step)
-
-    def gaps(self) -> npt.NDArray[np.int64]:
-        """`(value, start, stop)` of each stretch between two reads in which something could be freed."""
-        held = held_values(self.line.problem)
-        found: list[tuple[int, int, int]] = []
-        for step, outputs in enumerate(self.line.readers):
-            for value, readers in outputs.items():
-                start = step
-                if value not in held:
-                    for stop in readers:
-                        if stop - start > 1:
-                            found.append((value, start, stop))
-                        start = stop
-        return np.array(found, dtype=np.int64).reshape(-1, 3)
+        self.over: list[int] = [0, *np.cumsum(spans.memory > target).tolist()]
+        runs: list[int] = spans.runs.tolist()
+        ends = np.cumsum(np.bincount(spans.op, minlength=len(self.problem.ops))).tolist()
+        self.runs = [runs[a:b] for a, b in pairwise([0, *ends])]
 
     def candidates(self) -> Iterator[_Eviction]:
         """Evictions at steps over the target, those first that cost least per byte and step.
@@ -73,32 +64,28 @@ class Evictor:
         Pricing is what takes time, so an eviction is priced only as far as its turn has come: until
         then the seconds of those ops that it is known to need stand for its price.
         """
-        line, producer = self.line, self.line.problem.producer
-        excess = line.peak_bytes - self.target
-        gaps = self.gaps()
-        over = np.array(self.over)
-        covered = (over[gaps[:, 2]] - over[gaps[:, 1] + 1]).astype(np.float64)
-        heap: list[tuple[float, int, _Eviction | None]] = []
-        for row in np.flatnonzero(covered).tolist():
-            value = int(gaps[row, 0])
-            if line.size[value]:
-                least = line.problem.ops[producer[value]].seconds
-                heap.append((least / (min(line.size[value], excess) * covered[row]), row, None))
+        values, starts, stops = self.spans.gaps()
+        over, layout = np.array(self.over), self.spans.layout
+        covered = over[stops] - over[starts + 1]
+        useful = np.flatnonzero(covered)
+        values, starts, stops, covered = values[useful], starts[useful], stops[useful], covered[useful]
+        excess = self.spans.peak_bytes - self.target
+        most = np.minimum(layout.size[values], excess) * covered.astype(np.float64)
+        bounds = layout.seconds[layout.producer[values]] / most
+        heap: list[tuple[float, int, _Eviction | None]] = [(b, row, None) for row, b in enumerate(bounds.tolist())]
         heapq.heapify(heap)
         while heap:
             bound, row, priced = heapq.heappop(heap)
             if priced is not None:
                 yield priced
                 continue
-            value, start, stop = gaps[row].tolist()
-            most = min(line.size[value], excess) * covered[row]
-            allowed = max(4 * bound, heap[0][0] if heap else np.inf) * most
-            found = self.price(value, start, stop, allowed)
+            allowed = max(4 * bound, heap[0][0] if heap else math.inf) * float(most[row])
+            found = self.price(int(values[row]), int(starts[row]), int(stops[row]), allowed)
             if isinstance(found, _Eviction):
-                gain = min(found.net_bytes, excess) * covered[row]
+                gain = min(found.net_bytes, excess) * int(covered[row])
                 heapq.heappush(heap, (found.seconds / gain, row, found))
             elif found is not None:
-                heapq.heappush(heap, (found / most, row, None))
+                heapq.heappush(heap, (found / float(most[row]), row, None))
 
     def price(self, value: int, start: int, stop: int, allowed: float) -> _Eviction | float | None:
         """What must run before `stop`.
@@ -106,9 +93,9 @@ class Evictor:
         Only the seconds so far where they exceed `allowed`; None if the eviction frees nothing or
         cannot be undone.
         """
-        line, ops, producer = self.line, self.line.problem.ops, self.line.problem.producer
+        ops, producer = self.problem.ops, self.problem.producer
         again: set[int] = set()
-        seconds, net = 0.0, line.size[value]
+        seconds, net = 0.0, self.size[value]
         stack = [value]
         while stack:
             maker = producer[stack.pop()]
@@ -127,21 +114,20 @@ class Evictor:
                 if last >= stop:
                     continue
                 if self.fits(needed, last, value, start, stop):
-                    net -= line.size[needed]
+                    net -= self.size[needed]
                 else:
                     stack.append(needed)
         return _Eviction(value, start, stop, frozenset(again), seconds, net) if net > 0 else None
 
     def alive_until(self, value: int, stop: int) -> int:
         """Last read of `value` as it was last produced before `stop`."""
-        runs = self.runs[self.line.problem.producer[value]]
+        runs = self.runs[self.problem.producer[value]]
         made = runs[bisect_left(runs, stop) - 1]
-        readers = self.line.readers[made][value]
-        return readers[-1] if readers else made
+        return self.last[self.cell_at[made] + self.slot[value]]
 
     def fits(self, needed: int, last: int, value: int, start: int, stop: int) -> bool:
         """Whether `needed` can stay until `stop` in the room that evicting `value` makes."""
-        memory, size, freed = self.line.memory, self.line.size[needed], self.line.size[value]
+        memory, size, freed = self.memory, self.size[needed], self.size[value]
         if last < start and self.over[start + 1] > self.over[last + 1]:
             return False
         if last < start and int(np.maximum.reduce(memory[last + 1 : start + 1])) + size > self.target:
@@ -152,7 +138,7 @@ class Evictor:
         return not len(inside) or int(np.maximum.reduce(inside)) - freed + size <= self.target
 
 
-def lower(line: Timeline, target: int, moves: int) -> list[int] | None:
+def lower(line: Spans, target: int, moves: int) -> list[int] | None:
     """The schedule with up to `moves` more evictions; None where none would help."""
     memory = line.memory.copy()
     before: dict[int, set[int]] = {}
@@ -172,11 +158,13 @@ def lower(line: Timeline, target: int, moves: int) -> list[int] | None:
     if not made:
         return None
     schedule: list[int] = []
-    for step, op_id in enumerate(line.steps):
-        schedule.extend(sorted(before.get(step, ())))
-        schedule.append(op_id)
-    schedule.extend(sorted(before.get(len(line.steps), ())))
-    return schedule
+    steps: list[int] = line.op.tolist()
+    done = 0
+    for stop in sorted(before):
+        schedule += steps[done:stop]
+        schedule += sorted(before[stop])
+        done = stop
+    return schedule + steps[done:]
 
 
 def descend(problem: Problem, schedule: Sequence[int], planner: str, ratio: float, until: int = 0) -> list[CurvePoint]:
@@ -184,7 +172,7 @@ def descend(problem: Problem, schedule: Sequence[int], planner: str, ratio: floa
 
     What fits again under a target once it is reached is kept again.
     """
-    line, floor = Timeline(problem, schedule), practical_floor(problem)
+    line, floor = Spans(problem, schedule), practical_floor(problem)
     found: list[CurvePoint] = []
     least = line.peak_bytes
     while least > max(floor, until):
@@ -199,18 +187,18 @@ def descend(problem: Problem, schedule: Sequence[int], planner: str, ratio: floa
     return found
 
 
-def _reach(line: Timeline, target: int) -> list[Timeline]:
-    """Timelines of ever less memory, the last one under `target` if that can be reached."""
+def _reach(line: Spans, target: int) -> list[Spans]:
+    """Schedules of ever less memory, the last one under `target` if that can be reached."""
     problem, least = line.problem, line.peak_bytes
     moves = 8 + len(problem.ops) // 20
-    found: list[Timeline] = []
+    found: list[Spans] = []
     patience = PATIENCE
     for _ in range(ATTEMPTS):
         hopeless = not patience or line.seconds > GIVE_UP * problem.seconds
         lowered = None if hopeless else lower(line, target, moves)
         if lowered is None:
             break
-        line = Timeline(problem, lowered)
+        line = Spans(problem, lowered)
         patience -= 1
         if line.peak_bytes < least:
             least, patience = line.peak_bytes, PATIENCE

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.planners.curve import CurvePoint
+from graphopt.planners.spans import Spans, range_maxima
 from graphopt.planners.timeline import Timeline
 from graphopt.problem import Problem
 
@@ -15,13 +16,12 @@ Ints = npt.NDArray[np.int64]
 class _Rows:
     """The recomputations that can still go: where each would hold memory, and what it would save."""
 
-    def __init__(self, line: Timeline) -> None:
-        self.line = line
-        again = [step for step, before in enumerate(line.previous) if before >= 0]
-        self.step = np.array(again, dtype=np.int64)
+    def __init__(self, spans: Spans) -> None:
+        self.line = line = Timeline(spans)
+        self.step, self.start, self.bytes = spans.recomputations()
+        self.stop = self.step.copy()
+        again = self.step.tolist()
         self.row = dict(zip(again, range(len(again)), strict=True))
-        gaps = np.array([line.gap(s) for s in again], dtype=np.int64).reshape(-1, 3)
-        self.start, self.stop, self.bytes = (np.ascontiguousarray(column) for column in gaps.T)
         self.saving = np.array([line.saving(s) for s in again])
         self.open = np.ones(len(again), dtype=np.bool_)
 
@@ -64,29 +64,16 @@ class _Rows:
                 stack.extend(r for readers in line.readers[step].values() for r in readers)
 
 
-def range_maxima(memory: Ints, start: Ints, stop: Ints) -> Ints:
-    """Greatest element of each `memory[start:stop]`; 0 where it is empty (a sparse table)."""
-    length = np.maximum(stop - start, 1)
-    level = np.frexp(length)[1] - 1
-    table = np.empty((int(level.max(initial=0)) + 1, len(memory)), dtype=np.int64)
-    table[0] = memory
-    for k in range(1, len(table)):
-        half = 1 << (k - 1)
-        np.maximum(table[k - 1, :-half], table[k - 1, half:], out=table[k, :-half])
-    found = np.maximum(table[level, start], table[level, np.maximum(stop - (1 << level), 0)])
-    return np.where(stop > start, found, 0)
-
-
 def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:
     """The trajectory of `seed` up to the schedule without recomputation, one point a move.
 
     A greedy for the unsplittable flow on a path: what fits under the present peak goes first, then
     what saves most seconds for the bytes it takes.
     """
-    line = Timeline(problem, seed.schedule)
-    rows = _Rows(line)
-    gone_at = np.full(len(line.steps), np.iinfo(np.int64).max, dtype=np.int64)
+    rows = _Rows(Spans(problem, np.array(seed.schedule, dtype=np.int64)))
+    line = rows.line
     base = np.array(line.steps, dtype=np.int64)
+    gone_at = np.full(len(base), np.iinfo(np.int64).max, dtype=np.int64)
     points: list[CurvePoint] = []
     batch = 1 + len(rows.step) // 256
     while rows.open.any():
@@ -103,10 +90,13 @@ def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:
     return points
 
 
-def fill_under(line: Timeline, level: int) -> Timeline:
-    """`line` without those recomputations that can go while its peak stays under `level`."""
-    rows = _Rows(line)
-    gone: set[int] = set()
+def fill_under(spans: Spans, level: int) -> Spans:
+    """`spans` without those recomputations that can go while its peak stays under `level`."""
+    again, start, size = spans.recomputations()
+    if not (range_maxima(spans.memory, start, again) + size <= level).any():
+        return spans
+    rows = _Rows(spans)
+    gone: list[int] = []
     while True:
         live = np.flatnonzero(rows.open)
         live = live[rows.reach(live) <= level]
@@ -116,7 +106,5 @@ def fill_under(line: Timeline, level: int) -> Timeline:
         order = live[np.argsort(-score, kind="stable")[: 1 + len(live) // 8]]
         for row in order.tolist():
             if rows.open[row] and rows.fits(row, level):
-                gone.update(rows.drop(row))
-    if not gone:
-        return line
-    return Timeline(line.problem, [op_id for step, op_id in enumerate(line.steps) if step not in gone])
+                gone.extend(rows.drop(row))
+    return Spans(spans.problem, np.delete(spans.op, gone))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from graphopt.planners.curve import CurvePoint
-from graphopt.problem import Problem
+from graphopt.planners.spans import Spans
 
 
 class Timeline:
@@ -18,74 +16,35 @@ class Timeline:
     count: never more than at its neighbours, so `memory.max()` is the simulator's peak.
     """
 
-    def __init__(self, problem: Problem, schedule: Sequence[int]) -> None:
-        self.problem = problem
-        self.steps = list(schedule)
-        self.seconds = sum(problem.ops[i].seconds for i in schedule)
-        self.size = [value.bytes for value in problem.values]
+    def __init__(self, spans: Spans) -> None:
+        self.problem = spans.problem
+        self.steps: list[int] = spans.op.tolist()
+        self.seconds = spans.seconds
+        self.size = [value.bytes for value in self.problem.values]
+        self.memory = spans.memory.copy()
         #: The step before, and after, that runs the same op; -1 where there is none.
-        self.previous = [-1] * len(self.steps)
+        self.previous: list[int] = spans.previous.tolist()
         self.next = [-1] * len(self.steps)
-        #: For each step and input the step that produced it; for each step and output its readers.
-        self.sources: list[dict[int, int]] = []
-        self.readers: list[dict[int, list[int]]] = []
+        for step in np.flatnonzero(spans.previous >= 0).tolist():
+            self.next[self.previous[step]] = step
         #: Number of reads of all of a step's outputs.
-        self.reads = [0] * len(self.steps)
-        self._link()
-        self.memory = self._profile()
+        self.reads: list[int] = np.bincount(spans.source, minlength=len(self.steps)).tolist()
+        #: For each step and input the step that produced it; for each step and output its readers.
+        value, source, at = spans.read_value.tolist(), spans.source.tolist(), spans.read_at.tolist()
+        self.sources: list[dict[int, int]] = [dict(zip(value[a:b], source[a:b], strict=True)) for a, b in pairwise(at)]
+        self.readers = self._readers(spans)
 
-    def _link(self) -> None:
-        ops, producer = self.problem.ops, self.problem.producer
-        made = [0] * len(self.size)
-        last_run = [-1] * len(ops)
-        all_readers, reads = self.readers, self.reads
-        for step, op_id in enumerate(self.steps):
-            op = ops[op_id]
-            sources: dict[int, int] = {}
-            for value in op.inputs:
-                if producer[value] >= 0:
-                    source = sources[value] = made[value]
-                    all_readers[source][value].append(step)
-                    reads[source] += 1
-            self.sources.append(sources)
-            all_readers.append({value: [] for value in op.outputs})
-            for value in op.outputs:
-                made[value] = step
-            before = self.previous[step] = last_run[op_id]
-            if before >= 0:
-                self.next[before] = step
-            last_run[op_id] = step
-        for value in self.problem.outputs:
-            if producer[value] >= 0:
-                all_readers[made[value]][value].append(len(self.steps))
-                reads[made[value]] += 1
-
-    def _profile(self) -> npt.NDArray[np.int64]:
-        """What `simulate` would find, from the readers."""
-        size = self.size
-        spans = [
-            (step, readers[-1] if readers else step, size[value])
-            for step, outputs in enumerate(self.readers)
-            for value, readers in outputs.items()
-        ]
-        change = np.zeros(len(self.steps) + 2, dtype=np.int64)
-        if spans:
-            first, last, sizes = np.array(spans, dtype=np.int64).T
-            np.add.at(change, first, sizes)
-            np.add.at(change, last + 1, -sizes)
-        ops = self.problem.ops
-        workspace = np.fromiter((ops[i].workspace_bytes for i in self.steps), dtype=np.int64, count=len(self.steps))
-        memory: npt.NDArray[np.int64] = np.cumsum(change)[: len(self.steps)] + workspace
-        return memory
+    def _readers(self, spans: Spans) -> list[dict[int, list[int]]]:
+        reader: list[int] = spans.read_step[spans.by_cell].tolist()
+        ends = np.cumsum(np.bincount(spans.read_cell, minlength=len(spans.cell_value))).tolist()
+        each = [reader[a:b] for a, b in pairwise([0, *ends])]
+        value, at = spans.cell_value.tolist(), spans.cell_at.tolist()
+        return [dict(zip(value[a:b], each[a:b], strict=True)) for a, b in pairwise(at)]
 
     @property
     def peak_bytes(self) -> int:
         """The highest number of bytes alive at any step."""
         return int(self.memory.max(initial=0))
-
-    def point(self, planner: str) -> CurvePoint:
-        """The curve point of a timeline that has lost nothing yet."""
-        return CurvePoint(self.peak_bytes, self.seconds, planner, np.array(self.steps, dtype=np.int64))
 
     def gap(self, step: int) -> tuple[int, int, int]:
         """First and last-but-one position, and bytes, of what dropping `step` keeps alive."""

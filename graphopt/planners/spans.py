@@ -1,0 +1,149 @@
+"""What a schedule keeps alive and when, by whole arrays: the same answer as the simulator's, in a tenth of its time.
+
+Searching looks at some hundred schedules of a problem; each is measured here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.planners.curve import CurvePoint, once_per_problem
+from graphopt.planners.replay import held_values
+from graphopt.problem import Problem
+
+Ints = npt.NDArray[np.int64]
+
+
+class _Layout:
+    """A problem's inputs and outputs as arrays: those of op `i` are `values[at[i] : at[i + 1]]`."""
+
+    def __init__(self, problem: Problem) -> None:
+        producer = problem.producer
+        self.producer = np.array(producer, dtype=np.int64)
+        self.size = np.array([value.bytes for value in problem.values], dtype=np.int64)
+        self.workspace = np.array([op.workspace_bytes for op in problem.ops], dtype=np.int64)
+        self.seconds = np.array([op.seconds for op in problem.ops])
+        # Resident values are of no interest: they take no room and never die.
+        inputs = [[v for v in op.inputs if producer[v] >= 0] for op in problem.ops]
+        self.inputs, self.input_at = _packed(inputs)
+        self.outputs, self.output_at = _packed([op.outputs for op in problem.ops])
+        self.last = np.array([v for v in problem.outputs if producer[v] >= 0], dtype=np.int64)
+        #: Place of a value among its op's outputs.
+        self.slot = np.zeros(len(problem.values), dtype=np.int64)
+        self.slot[self.outputs] = np.arange(len(self.outputs)) - self.output_at[self.producer[self.outputs]]
+        #: Values that a planner may free, and gains something by it.
+        self.free = self.size > 0
+        self.free[list(held_values(problem))] = False
+
+
+def _packed(rows: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+    at = np.zeros(len(rows) + 1, dtype=np.int64)
+    at[1:] = np.cumsum([len(row) for row in rows])
+    return np.array([v for row in rows for v in row], dtype=np.int64), at
+
+
+@once_per_problem
+def _layout(problem: Problem) -> _Layout:
+    return _Layout(problem)
+
+
+def _take(values: Ints, at: Ints, ops: Ints) -> tuple[Ints, Ints]:
+    """The packed rows of `ops` one after the other, and where each begins."""
+    count = at[ops + 1] - at[ops]
+    begin = np.zeros(len(ops) + 1, dtype=np.int64)
+    np.cumsum(count, out=begin[1:])
+    return values[np.arange(begin[-1]) + np.repeat(at[ops] - begin[:-1], count)], begin
+
+
+class Spans:
+    """One schedule: for each time a value is produced (a cell) its last read, and the bytes alive at every step."""
+
+    def __init__(self, problem: Problem, schedule: Sequence[int] | Ints) -> None:
+        self.problem = problem
+        self.layout = layout = _layout(problem)
+        self.op = op = np.asarray(schedule, dtype=np.int64)
+        self.length = count = len(op)
+        #: Steps sorted by op, and those steps' op and step in one number.
+        self.runs: Ints = np.argsort(op, kind="stable")
+        self.run_key = op[self.runs] * (count + 1) + self.runs
+        self.cell_value, self.cell_at = _take(layout.outputs, layout.output_at, op)
+        self.cell_step = np.repeat(np.arange(count), np.diff(self.cell_at))
+        read, self.read_at = _take(layout.inputs, layout.input_at, op)
+        step = np.repeat(np.arange(count), np.diff(self.read_at))
+        #: For each read, in the order of steps, the value, the reading step, and the step that produced it.
+        self.read_value = np.concatenate([read, layout.last])
+        self.read_step = np.concatenate([step, np.full(len(layout.last), count)])
+        key = layout.producer[self.read_value] * (count + 1) + self.read_step
+        self.source = self.runs[np.searchsorted(self.run_key, key) - 1]
+        self.read_cell = self.cell_at[self.source] + layout.slot[self.read_value]
+        #: For each cell its last read; the reads come in order, so the last one stays.
+        self.last = self.cell_step.copy()
+        self.last[self.read_cell] = self.read_step
+        self.memory = self._profile()
+        self.peak_bytes = int(self.memory.max(initial=0))
+        self.seconds = float(layout.seconds[op].sum())
+
+    def _profile(self) -> Ints:
+        change = np.zeros(self.length + 2, dtype=np.int64)
+        size = self.layout.size[self.cell_value]
+        np.add.at(change, self.cell_step, size)
+        np.subtract.at(change, self.last + 1, size)
+        memory: Ints = np.cumsum(change)[: self.length] + self.layout.workspace[self.op]
+        return memory
+
+    def point(self, planner: str) -> CurvePoint:
+        """The schedule as a curve point."""
+        return CurvePoint(self.peak_bytes, self.seconds, planner, self.op)
+
+    @cached_property
+    def previous(self) -> Ints:
+        """For each step the one before it that runs the same op, or -1."""
+        found = np.full(self.length, -1, dtype=np.int64)
+        same = self.op[self.runs[1:]] == self.op[self.runs[:-1]]
+        found[self.runs[1:][same]] = self.runs[:-1][same]
+        return found
+
+    @cached_property
+    def by_cell(self) -> Ints:
+        """The reads sorted by cell, those of one cell in the order of steps."""
+        return np.argsort(self.read_cell, kind="stable")
+
+    def gaps(self) -> tuple[Ints, Ints, Ints]:
+        """Value, start and stop of each stretch between two reads in which something could be freed."""
+        cell, stop = self.read_cell[self.by_cell], self.read_step[self.by_cell]
+        start = self.cell_step[cell]
+        again = np.flatnonzero(cell[1:] == cell[:-1]) + 1
+        start[again] = stop[again - 1]
+        value = self.cell_value[cell]
+        wide = (stop - start > 1) & self.layout.free[value]
+        return value[wide], start[wide], stop[wide]
+
+    def recomputations(self) -> tuple[Ints, Ints, Ints]:
+        """Steps that run an op again; first position, and bytes, of what dropping each would keep alive until it."""
+        again = np.flatnonzero(self.previous >= 0)
+        first, size = np.arange(self.length), np.zeros(self.length, dtype=np.int64)
+        read = np.zeros(len(self.cell_value), dtype=np.bool_)
+        read[self.read_cell] = True
+        cell = np.flatnonzero(read & (self.previous[self.cell_step] >= 0))
+        step, value = self.cell_step[cell], self.cell_value[cell]
+        before = self.cell_at[self.previous[step]] + self.layout.slot[value]
+        np.minimum.at(first, step, self.last[before] + 1)
+        np.add.at(size, step, self.layout.size[value])
+        return again, first[again], size[again]
+
+
+def range_maxima(memory: Ints, start: Ints, stop: Ints) -> Ints:
+    """Greatest element of each `memory[start:stop]`; 0 where it is empty (a sparse table)."""
+    length = np.maximum(stop - start, 1)
+    level = np.frexp(length)[1] - 1
+    table = np.empty((int(level.max(initial=0)) + 1, len(memory)), dtype=np.int64)
+    table[0] = memory
+    for k in range(1, len(table)):
+        half = 1 << (k - 1)
+        np.maximum(table[k - 1, :-half], table[k - 1, half:], out=table[k, :-half])
+    found = np.maximum(table[level, start], table[level, np.maximum(stop - (1 << level), 0)])
+    return np.where(stop > start, found, 0)
