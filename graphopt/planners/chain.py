@@ -30,12 +30,31 @@ Floats = npt.NDArray[np.float64]
 class _Table:
     """`seconds[i, j, m]`: least time to run stages i..j and their backward with m slots to spare.
 
-    `choice[i, j, m]` is the first stage after which to come back, or i to keep all of stage i.
+    `held[j, i, m]` is the same for a caller that holds the beginning of stage i as well.
     """
 
     seconds: Floats
-    choice: npt.NDArray[np.int16]
-    slot: float
+    held: Floats
+    #: Time of each stage.
+    own: Floats
+    #: Time of all stages before each one.
+    passed: Floats
+    border: npt.NDArray[np.int64]
+    saved: npt.NDArray[np.int64]
+    forward_need: npt.NDArray[np.int64]
+    need: npt.NDArray[np.int64]
+
+    def choice(self, i: int, j: int, m: int) -> int:
+        """The first stage after which to come back, or i to keep all of stage i.
+
+        Asked for a few of the table's entries only, so it is found again from the times.
+        """
+        left = m - int(self.saved[i])
+        keep = self.own[i] + self.held[j, i + 1, left] if m >= self.need[i] and left >= 0 else np.inf
+        split = self.held[j, i + 1 : j + 1, m] + self.seconds[i, i:j, m] + (self.passed[i + 1 : j + 1] - self.passed[i])
+        best = int(split.argmin())
+        least = split[best] if m >= self.forward_need[i:j].max() else np.inf
+        return i if keep <= least else best + i + 1
 
 
 def _shifted(row: Floats, slots: int) -> Floats:
@@ -56,25 +75,24 @@ def solve(stages: Stages) -> _Table:
     forward_need = np.rint(stages.forward_bytes / slot).astype(np.int64)
     seconds = np.full((count, count, SLOTS + 1), np.inf)
     held = np.full((count, count, SLOTS + 1), np.inf)
-    choice = np.full((count, count, SLOTS + 1), -1, dtype=np.int16)
     passed = np.concatenate([[0.0], np.cumsum(stages.seconds)])
+    room = np.empty((count, SLOTS + 1))
     for width in range(count):
         for i in range(count - width):
             j = i + width
+            own = stages.seconds[i]
             if width == 0:
-                seconds[i, i, need[i] :] = stages.seconds[i]
-                choice[i, i] = i
+                seconds[i, i, need[i] :] = own
             else:
-                split = held[i + 1 : j + 1, j] + seconds[i, i:j] + (passed[i + 1 : j + 1] - passed[i])[:, None]
-                split[:, : forward_need[i:j].max()] = np.inf
-                best = split.argmin(axis=0)
-                least = np.take_along_axis(split, best[None], axis=0)[0]
-                keep = stages.seconds[i] + _shifted(held[i + 1, j], int(saved[i]))
+                split = np.add(held[j, i + 1 : j + 1], seconds[i, i:j], out=room[:width])
+                split += (passed[i + 1 : j + 1] - passed[i])[:, None]
+                least = split.min(axis=0, out=seconds[i, j])
+                least[: forward_need[i:j].max()] = np.inf
+                keep = own + _shifted(held[j, i + 1], int(saved[i]))
                 keep[: need[i]] = np.inf
-                seconds[i, j] = np.minimum(least, keep)
-                choice[i, j] = np.where(keep <= least, i, best + i + 1)
-            held[i, j] = _shifted(seconds[i, j], int(border[i]))
-    return _Table(seconds, choice, slot)
+                np.minimum(least, keep, out=least)
+            held[j, i] = _shifted(seconds[i, j], int(border[i]))
+    return _Table(seconds, held, stages.seconds, passed, border, saved, forward_need, need)
 
 
 class _Writer:
@@ -82,8 +100,8 @@ class _Writer:
 
     def __init__(self, problem: Problem, stages: Stages, table: _Table) -> None:
         self.problem, self.stages, self.table = problem, stages, table
-        self.border = [round(x / table.slot) for x in stages.border]
-        self.saved = [round(x / table.slot) for x in stages.saved]
+        self.border: list[int] = table.border.tolist()
+        self.saved: list[int] = table.saved.tolist()
         self.alive = set(stages.pinned)
         self.pending: list[frozenset[int]] = []
         self.schedule: list[int] = []
@@ -105,7 +123,7 @@ class _Writer:
         return self.schedule
 
     def split(self, stack: list[tuple[str, int, int, int]], i: int, j: int, memory: int) -> None:
-        chosen = int(self.table.choice[i, j, memory])
+        chosen = self.table.choice(i, j, memory)
         after = i + 1 if chosen == i else chosen
         self.pending.append(self.stages.border_values[after])
         left = memory - self.border[after]
