@@ -100,7 +100,7 @@ class Subject:
         """Put the model inside a budget."""
         torch._dynamo.reset()
         inputs = {"example_inputs": self.args, "example_kwargs": self.kwargs}
-        graphopt.optimize(self.module, budget_bytes, reserve=self.held_bytes, **inputs)
+        graphopt.optimize(self.module, budget_bytes, **inputs)
         plan: graphopt.Plan = self.module.graphopt.plan  # type: ignore[union-attr, assignment]
         return plan
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from graphopt import measure
-from graphopt.cost_models.model_state import model_state
+from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.divergence import compare_with_eager
 from graphopt.errors import BudgetError, PlanMismatchError, UsageError
 from graphopt.plan import GraphPlan, Plan
@@ -250,12 +250,14 @@ def _request(
             raise UsageError("name a budget: optimize(model, mem_budget='8GiB')")
         mem_budget = kept.budget_bytes
     total = device_total_bytes(_device(model))
+    if optimizer is not None:
+        optimizer_bytes(optimizer)  # an optimizer whose state cannot be known is refused here
     plans: dict[str, GraphPlan] | None = {g.graph_hash: g for g in kept.graphs} if kept else None
     return Request(
         budget_bytes=parse_bytes(mem_budget, total),
         choice=Choice(planner, cost_model, plans),
         reserve_bytes=parse_bytes(reserve, total) if reserve else 0,
-        optimizer_bytes=model_state(model, optimizer).optimizer_bytes if optimizer is not None else 0,
+        optimizer=optimizer,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,11 +31,11 @@ aten = torch.ops.aten
 # run a second time after the update, every other output is the same.
 _STATISTICS_UPDATES = {
     aten._native_batch_norm_legit_functional.default: 5,
-    aten.native_batch_norm.default: 5,
     aten._batch_norm_with_update_functional.default: None,
-    aten.cudnn_batch_norm.default: 5,
-    aten.miopen_batch_norm.default: 5,
 }
+
+# These write the running statistics that they are given, and their schemas do not say so.
+_HIDDEN_WRITES = {aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default}
 
 
 @dataclass
@@ -149,9 +150,9 @@ def module_path(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
-    for prefix in ("L['self'].", "L['fn'].", "L['mod'].", "self."):
-        path = path.removeprefix(prefix)
-    return path.replace("_modules['", "").replace("']", "").replace("L['self", "")
+    # Dynamo names what it was given: L['self'], or L['fn'].__self__ where it was a bound method
+    path = re.sub(r"^L\['\w+'\]\.?(__self__\.?)?", "", path)
+    return path.replace("_modules['", "").replace("']", "").removeprefix("self.")
 
 
 def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: frozenset[int]) -> None:
@@ -289,6 +290,8 @@ def _mutated_values(builder: _Builder, forward: list[fx.Node]) -> frozenset[int]
 
 def _may_run_again(node: fx.Node, mutated_inputs: set[int], builder: _Builder) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or _has_effect(node):
+        return False
+    if node.target in _HIDDEN_WRITES and isinstance(node.args[3], fx.Node):
         return False
     if not mutated_inputs:
         return True

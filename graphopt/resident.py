@@ -8,8 +8,16 @@ from collections.abc import Iterable
 import torch
 from torch.utils import _pytree as pytree
 
+from graphopt.cost_models.timing import plain_execution
 from graphopt.errors import CaptureError
-from graphopt.stepgraph import StepGraph, output_args, storage_bytes, storage_key, tensors_of
+from graphopt.stepgraph import (
+    StepGraph,
+    output_args,
+    storage_bytes,
+    storage_key,
+    tensors_of,
+    unique_storage_bytes,
+)
 
 
 def resident_of_graph(step: StepGraph) -> dict[str, int]:
@@ -45,6 +53,28 @@ def resident_of_model(model: torch.nn.Module, inputs: object, device: torch.devi
     buffers = count(model.buffers())
     given = count(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
     return {"parameters": parameters, "buffers": buffers, "inputs": given}
+
+
+def other_bytes(
+    model: torch.nn.Module, inputs: object, optimizer: torch.optim.Optimizer | None, device: torch.device
+) -> int:
+    """On CUDA, what is allocated beside all that is counted by name: workspaces of libraries, the user's own.
+
+    cuBLAS keeps a workspace for each thread that multiplies, so both the caller's and autograd's
+    multiply once first. Gradients that are there do not count: the plan has them. 0 elsewhere.
+    """
+    if device.type != "cuda":
+        return 0
+    with plain_execution(device), torch.enable_grad():
+        small = torch.ones(16, 16, device=device, requires_grad=True)
+        (small @ small).sum().backward()
+        del small
+    torch.cuda.synchronize(device)
+    state = [] if optimizer is None else [value for entry in optimizer.state.values() for value in entry.values()]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs), *state, *gradients]
+    known = unique_storage_bytes((t for t in tensors if isinstance(t, torch.Tensor)), device)
+    return max(0, torch.cuda.memory_allocated(device) - known)
 
 
 def check_devices(model: torch.nn.Module, inputs: object) -> None:

@@ -20,11 +20,12 @@ from torch._dynamo.external_utils import wrap_inline
 from torch.utils import _pytree as pytree
 
 from graphopt.backend import Captured, break_reason, compile_graph
+from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.errors import CaptureError, GraphoptError, InfeasibleError
 from graphopt.infeasible import budget_error
 from graphopt.pipeline import plan_graph, plan_within
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
-from graphopt.resident import resident_of_model
+from graphopt.resident import other_bytes, resident_of_model
 from graphopt.shares import share_budget
 from graphopt.state import State, restore, snapshot
 
@@ -41,7 +42,12 @@ class Request:
     budget_bytes: int
     choice: Choice
     reserve_bytes: int = 0
-    optimizer_bytes: int = 0
+    optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """What the optimizer's state takes: real where it has stepped, else predicted."""
+        return optimizer_bytes(self.optimizer) if self.optimizer is not None else 0
 
 
 class _MeetGraphs(Exception):
@@ -228,6 +234,7 @@ class Session:
         kinds = resident_of_model(self.model, self._inputs, device)
         kinds["optimizer"] = self.request.optimizer_bytes
         kinds["reserve"] = self.request.reserve_bytes
+        kinds["other"] = other_bytes(self.model, self._inputs, self.request.optimizer, device)
         return kinds
 
 

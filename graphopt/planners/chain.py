@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick, point
+from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
 from graphopt.planners.none import none_curve
 from graphopt.planners.replay import missing_ops
+from graphopt.planners.spans import point
 from graphopt.planners.stages import Stages, stages_of
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule

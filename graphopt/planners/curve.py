@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import TypeVar
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from graphopt.errors import InfeasibleError
 from graphopt.problem import Problem
-from graphopt.schedule import Schedule, simulate
+from graphopt.schedule import Schedule
 
 #: A faster point has to be faster by more than rounding, or the curve would not be monotone under `simulate`.
 LEAST_GAIN = 1e-9
@@ -44,12 +44,6 @@ class CurvePoint:
 
 
 Curve = tuple[CurvePoint, ...]
-
-
-def point(problem: Problem, schedule: Sequence[int], planner: str) -> CurvePoint:
-    """The curve point of one schedule."""
-    result = simulate(problem, schedule)
-    return CurvePoint(result.peak_bytes, result.seconds, planner, np.asarray(schedule, dtype=np.int64))
 
 
 def pareto(points: Iterable[CurvePoint]) -> Curve:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graphopt.planners.spans import Spans
 from graphopt.problem import Problem
-from graphopt.schedule import simulate
 
 #: How many steps earlier are tried, and how many moves are made.
 FARTHEST, MOVES = 24, 60
@@ -17,8 +17,8 @@ FARTHEST, MOVES = 24, 60
 
 def _level(problem: Problem, schedule: Sequence[int]) -> tuple[int, int, int]:
     """Peak, number of steps at it, and the first of them."""
-    result = simulate(problem, schedule)
-    return result.peak_bytes, int((result.live_bytes == result.peak_bytes).sum()), result.peak_step
+    spans = Spans(problem, schedule)
+    return spans.peak_bytes, int((spans.memory == spans.peak_bytes).sum()), int(spans.memory.argmax())
 
 
 def _recomputed(schedule: list[int]) -> list[bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from graphopt.planners.curve import Curve, once_per_problem, pareto, pick, point
+from graphopt.planners.curve import Curve, once_per_problem, pareto, pick
+from graphopt.planners.spans import point
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 
-from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick, point
+from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
 from graphopt.planners.evict import descend
 from graphopt.planners.fill import fill
 from graphopt.planners.floor import practical_floor
 from graphopt.planners.hoist import hoist
 from graphopt.planners.none import none_curve
+from graphopt.planners.spans import point
 from graphopt.planners.walk import walk
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule

@@ -136,6 +136,11 @@ class Spans:
         return again, first[again], size[again]
 
 
+def point(problem: Problem, schedule: Sequence[int], planner: str) -> CurvePoint:
+    """The curve point of one schedule."""
+    return Spans(problem, schedule).point(planner)
+
+
 def range_maxima(memory: Ints, start: Ints, stop: Ints) -> Ints:
     """Greatest element of each `memory[start:stop]`; 0 where it is empty (a sparse table)."""
     length = np.maximum(stop - start, 1)
