@@ -48,8 +48,7 @@ class Evictor:
     def __init__(self, spans: Spans, target: int) -> None:
         self.spans, self.problem, self.target = spans, spans.problem, target
         self.memory = spans.memory
-        self.size: list[int] = spans.layout.size.tolist()
-        self.slot: list[int] = spans.layout.slot.tolist()
+        self.size, self.slot = spans.layout.sizes, spans.layout.slots
         self.last: list[int] = spans.last.tolist()
         self.cell_at: list[int] = spans.cell_at.tolist()
         #: For each step how many before it are over the target.
@@ -110,7 +109,9 @@ class Evictor:
             for needed in ops[maker].inputs:
                 if producer[needed] < 0 or producer[needed] in again:
                     continue
-                last = self.alive_until(needed, stop)
+                # The last read of `needed` as it was last produced before `stop`.
+                runs = self.runs[producer[needed]]
+                last = self.last[self.cell_at[runs[bisect_left(runs, stop) - 1]] + self.slot[needed]]
                 if last >= stop:
                     continue
                 if self.fits(needed, last, value, start, stop):
@@ -118,12 +119,6 @@ class Evictor:
                 else:
                     stack.append(needed)
         return _Eviction(value, start, stop, frozenset(again), seconds, net) if net > 0 else None
-
-    def alive_until(self, value: int, stop: int) -> int:
-        """Last read of `value` as it was last produced before `stop`."""
-        runs = self.runs[self.problem.producer[value]]
-        made = runs[bisect_left(runs, stop) - 1]
-        return self.last[self.cell_at[made] + self.slot[value]]
 
     def fits(self, needed: int, last: int, value: int, start: int, stop: int) -> bool:
         """Whether `needed` can stay until `stop` in the room that evicting `value` makes."""

@@ -49,7 +49,7 @@ class _Rows:
             row = self.row.get(step)
             if row is not None:
                 self.start[row], self.stop[row], self.bytes[row] = line.gap(step)
-        stack = [r for s in changed for readers in line.readers[s].values() for r in readers]
+        stack = [r for s in changed for r in line.readers_of(s)]
         stack.extend(changed)
         seen: set[int] = set()
         while stack:
@@ -61,7 +61,7 @@ class _Rows:
             saving = line.saving(step)
             if saving != self.saving[row]:
                 self.saving[row] = saving
-                stack.extend(r for readers in line.readers[step].values() for r in readers)
+                stack.extend(line.readers_of(step))
 
 
 def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:

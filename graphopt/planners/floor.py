@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from graphopt.planners.curve import once_per_problem
 from graphopt.planners.replay import held_values
 from graphopt.problem import Problem
 
 
+@once_per_problem
 def practical_floor(problem: Problem) -> int:
     """Bytes below which it is not worth looking.
 

@@ -35,6 +35,9 @@ class _Layout:
         #: Place of a value among its op's outputs.
         self.slot = np.zeros(len(problem.values), dtype=np.int64)
         self.slot[self.outputs] = np.arange(len(self.outputs)) - self.output_at[self.producer[self.outputs]]
+        #: The same as lists, which are faster to read one by one.
+        self.sizes: list[int] = self.size.tolist()
+        self.slots: list[int] = self.slot.tolist()
         #: Values that a planner may free, and gains something by it.
         self.free = self.size > 0
         self.free[list(held_values(problem))] = False
