@@ -20,6 +20,7 @@ from graphopt.report.build import build_plan, build_report
 from graphopt.report.data import Measured, Report
 from graphopt.resident import check_devices, device_total_bytes
 from graphopt.session import Request, Session
+from graphopt.state import restore, snapshot
 from graphopt.step_module import StepModule, as_call
 from graphopt.units import parse_bytes
 from graphopt.verify import loss_of, tensors_in
@@ -209,7 +210,10 @@ def sweep_model(
 def measure_step(
     model: nn.Module, session: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any], time_rounds: int
 ) -> Measured:
-    """Peak bytes of an optimized and an eager step from outside, and the ratio of their times."""
+    """Peak bytes of an optimized and an eager step from outside, and the ratio of their times.
+
+    Buffers and generators are put back; gradients are gone, as a step's peak is without them.
+    """
     resident = [*model.parameters(), *model.buffers(), *tensors_in([args, dict(kwargs)])]
     device = session.planned[0].captured.step.device
 
@@ -221,18 +225,24 @@ def measure_step(
 
         return run
 
-    optimized, eager = step(session), step(model._call_impl)
-    model.train()
-    peaks = []
-    for run in (optimized, eager):
+    def measured(run: Callable[[], None]) -> int:
         run()
         model.zero_grad(set_to_none=True)
         # on a CPU only what we name is resident; on CUDA the optimizer's state is already allocated
         unseen_bytes = session.request.optimizer_bytes if device.type == "cpu" else 0
-        peaks.append(measure.peak_bytes(run, resident, device) + unseen_bytes)
-    ratio = measure.ratio(optimized, eager, time_rounds).median if time_rounds else None
-    model.zero_grad(set_to_none=True)
-    return Measured(peaks[0], peaks[1], ratio)
+        return measure.peak_bytes(run, resident, device) + unseen_bytes
+
+    before, training = snapshot(model), model.training
+    model.train()
+    try:
+        optimized, eager = step(session), step(model._call_impl)
+        peak_bytes, eager_peak_bytes = measured(optimized), measured(eager)
+        ratio = measure.ratio(optimized, eager, time_rounds).median if time_rounds else None
+        return Measured(peak_bytes, eager_peak_bytes, ratio)
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        restore(model, before)
 
 
 def _request(

@@ -26,6 +26,16 @@ def test_a_planned_step_is_equal_and_measured() -> None:
     assert not hasattr(model, "graphopt")
 
 
+def test_measuring_leaves_buffers_and_generators() -> None:
+    torch.manual_seed(0)
+    model = Blocks()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    api.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=1)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 def test_verifying_leaves_everything_as_it_was() -> None:
     torch.manual_seed(0)
     model = Blocks()
