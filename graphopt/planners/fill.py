@@ -24,6 +24,8 @@ class _Rows:
         self.row = dict(zip(again, range(len(again)), strict=True))
         self.saving = np.array([line.saving(s) for s in again])
         self.open = np.ones(len(again), dtype=np.bool_)
+        #: Steps whose readers changed since the rows were measured.
+        self.stale: set[int] = set()
 
     def reach(self, rows: Ints) -> Ints:
         """The highest that memory would get in each row's gap."""
@@ -31,31 +33,32 @@ class _Rows:
         return reached
 
     def fits(self, row: int, level: int) -> bool:
-        """Whether dropping one row leaves memory in its gap at or under `level`."""
-        inside = self.line.memory[self.start[row] : self.stop[row]]
-        return int(inside.max(initial=0)) + int(self.bytes[row]) <= level
+        """Whether dropping one row leaves memory in its gap at or under `level`; needs no `refresh`."""
+        start, stop, size = self.line.gap(int(self.step[row]))
+        return int(self.line.memory[start:stop].max(initial=0)) + size <= level
 
     def drop(self, row: int) -> list[int]:
-        """Drop a recomputation; all steps that went with it."""
+        """Drop a recomputation; all steps that went with it. The other rows are as they were until `refresh`."""
         gone, changed = self.line.drop(int(self.step[row]))
         self.open[[self.row[s] for s in gone]] = False
-        self.update(changed)
+        self.stale |= changed
         return gone
 
-    def update(self, changed: set[int]) -> None:
-        """Measure anew what the readers of `changed` steps decide."""
-        line = self.line
-        for step in changed | {line.next[s] for s in changed}:
-            row = self.row.get(step)
-            if row is not None:
+    def refresh(self) -> None:
+        """Measure anew what the readers of changed steps decide."""
+        line, row_of, still = self.line, self.row, self.open.tolist()
+        for step in self.stale | {line.next[s] for s in self.stale}:
+            row = row_of.get(step)
+            if row is not None and still[row]:
                 self.start[row], self.stop[row], self.bytes[row] = line.gap(step)
-        stack = [r for s in changed for r in line.readers_of(s)]
-        stack.extend(changed)
+        stack = [r for s in self.stale for r in line.readers_of(s)]
+        stack.extend(self.stale)
+        self.stale.clear()
         seen: set[int] = set()
         while stack:
             step = stack.pop()
-            row = self.row.get(step)
-            if row is None or step in seen:
+            row = row_of.get(step)
+            if row is None or step in seen or not still[row]:
                 continue
             seen.add(step)
             saving = line.saving(step)
@@ -77,6 +80,7 @@ def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:
     points: list[CurvePoint] = []
     batch = 1 + len(rows.step) // 256
     while rows.open.any():
+        rows.refresh()
         peak = line.peak_bytes
         live = np.flatnonzero(rows.open)
         size = rows.bytes[live]
@@ -98,6 +102,7 @@ def fill_under(spans: Spans, level: int) -> Spans:
     rows = _Rows(spans)
     gone: list[int] = []
     while True:
+        rows.refresh()
         live = np.flatnonzero(rows.open)
         live = live[rows.reach(live) <= level]
         if not len(live):
