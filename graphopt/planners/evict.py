@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -57,11 +57,12 @@ class Evictor:
         ends = np.cumsum(np.bincount(spans.op, minlength=len(self.problem.ops))).tolist()
         self.runs = [runs[a:b] for a, b in pairwise([0, *ends])]
 
-    def candidates(self) -> Iterator[_Eviction]:
+    def candidates(self, wanted: Callable[[int, int, int], bool]) -> Iterator[_Eviction]:
         """Evictions at steps over the target, those first that cost least per byte and step.
 
         Pricing is what takes time, so an eviction is priced only as far as its turn has come: until
-        then the seconds of those ops that it is known to need stand for its price.
+        then the seconds of those ops that it is known to need stand for its price. One that is not
+        `wanted` at its turn, given value, start and stop, is not priced at all.
         """
         values, starts, stops = self.spans.gaps()
         over, layout = np.array(self.over), self.spans.layout
@@ -78,8 +79,11 @@ class Evictor:
             if priced is not None:
                 yield priced
                 continue
+            value, start, stop = int(values[row]), int(starts[row]), int(stops[row])
+            if not wanted(value, start, stop):
+                continue
             allowed = max(4 * bound, heap[0][0] if heap else math.inf) * float(most[row])
-            found = self.price(int(values[row]), int(starts[row]), int(stops[row]), allowed)
+            found = self.price(value, start, stop, allowed)
             if isinstance(found, _Eviction):
                 gain = min(found.net_bytes, excess) * int(covered[row])
                 heapq.heappush(heap, (found.seconds / gain, row, found))
@@ -129,6 +133,8 @@ class Evictor:
             return False
         if size <= SMALL_INPUT * freed:
             return True
+        if self.spans.peak_bytes - freed + size <= self.target:
+            return True
         inside = memory[max(last, start) + 1 : stop]
         return not len(inside) or int(np.maximum.reduce(inside)) - freed + size <= self.target
 
@@ -139,11 +145,14 @@ def lower(line: Spans, target: int, moves: int) -> list[int] | None:
     before: dict[int, set[int]] = {}
     relied_on: set[int] = set()
     made = 0
-    for found in Evictor(line, target).candidates():
-        span = memory[found.start + 1 : found.stop]
-        if found.value in relied_on or int(np.maximum.reduce(span)) <= target:
+
+    def wanted(value: int, start: int, stop: int) -> bool:
+        return value not in relied_on and int(np.maximum.reduce(memory[start + 1 : stop])) > target
+
+    for found in Evictor(line, target).candidates(wanted):
+        if not wanted(found.value, found.start, found.stop):
             continue
-        span -= found.net_bytes
+        memory[found.start + 1 : found.stop] -= found.net_bytes
         before.setdefault(found.stop, set()).update(found.again)
         for op_id in found.again:
             relied_on.update(line.problem.ops[op_id].inputs)
