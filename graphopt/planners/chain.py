@@ -58,11 +58,11 @@ class _Table:
         return i if keep <= least else best + i + 1
 
 
-def _shifted(row: Floats, slots: int) -> Floats:
-    """`row` for a caller that holds `slots` more."""
-    out = np.full(len(row), np.inf)
-    if slots < len(row):
-        out[slots:] = row[: len(row) - slots]
+def _shift(row: Floats, slots: int, out: Floats) -> Floats:
+    """Write to `out` what `row` is for a caller that holds `slots` more."""
+    slots = min(slots, len(row))
+    out[:slots] = np.inf
+    out[slots:] = row[: len(row) - slots]
     return out
 
 
@@ -74,8 +74,8 @@ def solve(stages: Stages) -> _Table:
         np.rint(x / slot).astype(np.int64) for x in (stages.backward_bytes, stages.border, stages.saved)
     )
     forward_need = np.rint(stages.forward_bytes / slot).astype(np.int64)
-    seconds = np.full((count, count, SLOTS + 1), np.inf)
-    held = np.full((count, count, SLOTS + 1), np.inf)
+    # Only entries with i <= j are written, and only those are read.
+    seconds, held = np.empty((2, count, count, SLOTS + 1))
     passed = np.concatenate([[0.0], np.cumsum(stages.seconds)])
     room = np.empty((count, SLOTS + 1))
     for width in range(count):
@@ -83,16 +83,18 @@ def solve(stages: Stages) -> _Table:
             j = i + width
             own = stages.seconds[i]
             if width == 0:
+                seconds[i, i, : need[i]] = np.inf
                 seconds[i, i, need[i] :] = own
             else:
                 split = np.add(held[j, i + 1 : j + 1], seconds[i, i:j], out=room[:width])
                 split += (passed[i + 1 : j + 1] - passed[i])[:, None]
                 least = split.min(axis=0, out=seconds[i, j])
                 least[: forward_need[i:j].max()] = np.inf
-                keep = own + _shifted(held[j, i + 1], int(saved[i]))
+                keep = _shift(held[j, i + 1], int(saved[i]), out=room[0])
+                keep += own
                 keep[: need[i]] = np.inf
                 np.minimum(least, keep, out=least)
-            held[j, i] = _shifted(seconds[i, j], int(border[i]))
+            _shift(seconds[i, j], int(border[i]), out=held[j, i])
     return _Table(seconds, held, stages.seconds, passed, border, saved, forward_need, need)
 
 
