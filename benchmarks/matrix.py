@@ -147,7 +147,8 @@ def measured_peak(case: Case, model: nn.Module) -> int:
 
 
 def _optimize(case: Case, budget: int, **options: Any) -> nn.Module:
-    return graphopt.optimize(case.model, budget, example_inputs=case.args, example_kwargs=case.kwargs, **options)
+    inputs = {"example_inputs": case.args, "example_kwargs": case.kwargs, "reserve": case.loss_bytes}
+    return graphopt.optimize(case.model, budget, **inputs, **options)
 
 
 def _minimum_bytes(build: Callable[[], Case]) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx
+from torch.autograd.function import BackwardCFunction
 
 from graphopt.errors import CaptureError
 from graphopt.stepgraph import (
@@ -210,13 +211,16 @@ def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs:
 
 
 def _kept_outputs(builder: _Builder, joint: fx.GraphModule, boundary: int) -> tuple[int, ...]:
-    """Values alive at the end: what the user holds, the gradients, and the tangents.
+    """Values alive at the end: what the user holds, the gradients, and tangents that others hold.
 
-    Autograd holds the tangents until the whole backward has returned.
+    `backward()` holds the one it starts from, a single number. Autograd held all of them until the
+    backward returned; since torch 2.13 it hands them over in a list that the backward empties.
     """
     made = {value for op in builder.ops for value in op.outputs}
     returned = [builder.home[node] for node in output_args(joint) if isinstance(node, fx.Node) and node in builder.home]
-    returned += builder.ops[boundary].outputs
+    hands_over = hasattr(BackwardCFunction, "apply_boxed")
+    tangents = builder.ops[boundary].outputs
+    returned += [v for v in tangents if not hands_over or builder.values[v].shape == ()]
     return tuple(value for value in dict.fromkeys(returned) if value in made)
 
 

@@ -52,8 +52,13 @@ def test_the_boundary_reads_outputs_and_makes_tangents() -> None:
     assert boundary.name == "loss_boundary" and not boundary.recomputable
     assert [step.values[v].kind for v in boundary.inputs] == ["outputs"]
     assert [step.values[v].kind for v in boundary.outputs] == ["tangents"]
-    # autograd holds the tangent, the user the output: both are there at the end
-    assert set(boundary.inputs) | set(boundary.outputs) <= set(step.outputs)
+    # the user holds the output to the end; the tangent dies with its last read
+    assert set(boundary.inputs) <= set(step.outputs) and not set(boundary.outputs) & set(step.outputs)
+
+
+def test_the_tangent_that_a_backward_starts_from_is_held() -> None:
+    step = step_graph(Views(), torch.randn(4, 8))
+    assert set(step.ops[step.boundary].outputs) <= set(step.outputs)
 
 
 def test_parameters_and_inputs_cost_nothing_and_gradients_are_kept() -> None:

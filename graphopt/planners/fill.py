@@ -78,7 +78,7 @@ def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:
     base = np.array(line.steps, dtype=np.int64)
     gone_at = np.full(len(base), np.iinfo(np.int64).max, dtype=np.int64)
     points: list[CurvePoint] = []
-    batch = 1 + len(rows.step) // 256
+    batch = 1 + len(rows.step) // 128
     while rows.open.any():
         rows.refresh()
         peak = line.peak_bytes

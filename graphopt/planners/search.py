@@ -25,6 +25,9 @@ EFFORT = ((500, 0.95, 0.95), (1500, 0.9, 0.8), (3000, 0.85, 0.7), (6000, 0.75, 0
 POLISHED = (0.0, 0.1, 0.25, 0.4, 0.6)
 #: Ops beyond which only the lowest point is polished.
 MOST_POLISHED = 1500
+#: Where the floor is below this share of the peak, walks under limits above this share of the way
+#: down to it find nothing: `descend` is better there.
+LOW_FLOOR, FIRST_WALK = 0.25, 0.44
 #: Rounds of hoisting.
 HOISTS = 5
 
@@ -40,6 +43,8 @@ def walk_points(problem: Problem) -> list[CurvePoint]:
     step = step_ratio(problem) ** 4
     points: list[CurvePoint] = []
     share = step
+    while floor < LOW_FLOOR * peak and share > FIRST_WALK:
+        share *= step
     while share > 0.02:
         schedule = walk(problem, floor + int((peak - floor) * share), 0.5)
         if schedule is None:

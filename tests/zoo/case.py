@@ -19,8 +19,9 @@ def loss_of(output: Any) -> Tensor:
 class Case:
     """A model in train mode, one batch for it, and its loss.
 
-    `breaks` is the number of graph breaks that Dynamo makes in its forward. `traced_apart` says that the model's own
-    Python takes another branch while it is traced, so that eager is equal to rounding only.
+    `loss_bytes` is what a loss outside the model holds beside the model's outputs and their gradients. `breaks` is the
+    number of graph breaks that Dynamo makes in its forward. `traced_apart` says that the model's own Python takes
+    another branch while it is traced, so that eager is equal to rounding only.
     """
 
     model: nn.Module
@@ -28,6 +29,7 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     loss: Callable[[Any], Tensor] = loss_of
     breaks: int = 0
+    loss_bytes: int = 0
     traced_apart: bool = False
 
 
