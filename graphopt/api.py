@@ -20,7 +20,7 @@ from graphopt.report.build import build_plan, build_report
 from graphopt.report.data import Measured, Report
 from graphopt.resident import check_devices, device_total_bytes
 from graphopt.session import Request, Session
-from graphopt.state import restore, snapshot
+from graphopt.state import restore, snapshot, training_mode
 from graphopt.step_module import StepModule, as_call
 from graphopt.units import parse_bytes
 from graphopt.verify import loss_of, tensors_in
@@ -232,16 +232,15 @@ def measure_step(
         unseen_bytes = session.request.optimizer_bytes if device.type == "cpu" else 0
         return measure.peak_bytes(run, resident, device) + unseen_bytes
 
-    before, training = snapshot(model), model.training
-    model.train()
+    before = snapshot(model)
     try:
-        optimized, eager = step(session), step(model._call_impl)
-        peak_bytes, eager_peak_bytes = measured(optimized), measured(eager)
-        ratio = measure.ratio(optimized, eager, time_rounds).median if time_rounds else None
+        with training_mode(model):
+            optimized, eager = step(session), step(model._call_impl)
+            peak_bytes, eager_peak_bytes = measured(optimized), measured(eager)
+            ratio = measure.ratio(optimized, eager, time_rounds).median if time_rounds else None
         return Measured(peak_bytes, eager_peak_bytes, ratio)
     finally:
         model.zero_grad(set_to_none=True)
-        model.train(training)
         restore(model, before)
 
 

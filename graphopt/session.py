@@ -27,7 +27,7 @@ from graphopt.pipeline import plan_graph, plan_within
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
 from graphopt.shares import share_budget
-from graphopt.state import State, restore, snapshot
+from graphopt.state import State, restore, snapshot, training_mode
 
 Compiled = Callable[..., Any]
 
@@ -126,17 +126,14 @@ class Session:
 
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for these inputs; nothing of the model is run that it could notice."""
-        training = self.model.training
         self.only_plan = True
         try:
-            self.model.train()
-            with torch.enable_grad():
+            with training_mode(self.model), torch.enable_grad():
                 self._call(args, dict(kwargs))
         except _OnlyPlan:
             pass
         finally:
             self.only_plan = False
-            self.model.train(training)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = _signature(args, kwargs)

@@ -1,7 +1,9 @@
-"""What a forward and backward change beside gradients: buffers and random generators."""
+"""What a forward and backward change beside gradients: buffers, random generators, modes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,19 @@ class State:
     buffers: dict[str, torch.Tensor]
     cpu_generator: torch.Tensor
     cuda_generators: tuple[torch.Tensor, ...]
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, a model in eval mode trains; one that trains stays as it is, with what is frozen inside it."""
+    modes = [] if model.training else [(module, module.training) for module in model.modules()]
+    if modes:
+        model.train()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def snapshot(model: nn.Module) -> State:

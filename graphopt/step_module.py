@@ -21,6 +21,7 @@ class StepModule(nn.Module):
         super().__init__()
         self.model = model
         self.loss_fn = loss_fn
+        self.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """One micro-batch: its loss, or the model's output."""

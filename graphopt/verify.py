@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from graphopt.errors import UsageError
-from graphopt.state import restore, snapshot
+from graphopt.state import restore, snapshot, training_mode
 
 # Where capture itself changes the model's code (it asks whether it is being compiled), results
 # differ before we touch them; relative to the tensor's largest element.
@@ -48,19 +48,17 @@ def run_step(
     Copied are the loss, the outputs, every gradient (of inputs too), every buffer and the generators.
     """
     before = snapshot(model)
-    training, kept = model.training, {name: p.grad for name, p in model.named_parameters()}
-    model.train()
+    kept = {name: p.grad for name, p in model.named_parameters()}
     try:
         model.zero_grad(set_to_none=True)
         inputs = pytree.tree_map(_own_input, (args, dict(kwargs)))
-        with torch.enable_grad():
+        with training_mode(model), torch.enable_grad():
             output = call(*inputs[0], **inputs[1])
             loss = loss_of(output)
             loss.backward()
         return StepResult(_collect(model, inputs, output, loss))
     finally:
         restore(model, before)
-        model.train(training)
         for name, parameter in model.named_parameters():
             parameter.grad = kept[name]
 

@@ -26,6 +26,25 @@ def test_a_planned_step_is_equal_and_measured() -> None:
     assert not hasattr(model, "graphopt")
 
 
+def test_what_is_frozen_inside_a_training_model_stays_frozen() -> None:
+    torch.manual_seed(0)
+    model = Blocks()
+    model.norms[0].eval()
+    eager = run_step(model, model._call_impl, BATCH, {})
+    graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH, verify=True)
+    assert not model.norms[0].training and model.norms[1].training and model.training
+    api.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=1)
+    assert not model.norms[0].training and model.norms[1].training
+    assert differences(eager, run_step(model, model, BATCH, {})) == []
+    assert torch.equal(eager.tensors["buffer norms.0.running_mean"], torch.zeros(32))
+
+
+def test_a_model_in_eval_mode_is_verified_as_it_trains() -> None:
+    model = Blocks().eval()
+    found = api.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=0)
+    assert found.bitwise and found.report.plan.graphs and not any(module.training for module in model.modules())
+
+
 def test_measuring_leaves_buffers_and_generators() -> None:
     torch.manual_seed(0)
     model = Blocks()

@@ -17,15 +17,16 @@ from graphopt.schedule import Schedule
 @once_per_problem
 def auto_curve(problem: Problem) -> Curve:
     """All planners' points, the coarse planners' points with more kept, and what lies below the lowest."""
-    points = [*search_curve(problem)]
+    known = search_curve(problem)
+    points = [*known]
     for member in (sqrt_n_curve(problem), chain_curve(problem)):
         points.extend(member)
-        points.extend(fill_points(problem, member))
+        points.extend(fill_points(problem, member, known))
     found = pareto(points)
     lower = pareto(polish_points(problem, found))
     if len(problem.ops) <= MOST_POLISHED:
         lower = pareto([*lower, *lowest_points(problem, pareto([*found, *lower])[0])])
-    return pareto([*found, *lower, *fill_points(problem, lower)])
+    return pareto([*found, *lower, *fill_points(problem, lower, found)])
 
 
 def plan_auto(problem: Problem, budget_bytes: int) -> Schedule:

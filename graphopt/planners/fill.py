@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.planners.curve import CurvePoint
+from graphopt.planners.curve import Curve, CurvePoint
 from graphopt.planners.spans import Spans, range_maxima
 from graphopt.planners.timeline import Timeline
 from graphopt.problem import Problem
+
+#: A trajectory whose overhead is this many times that of a known curve, and this share of a step more, ends.
+FAR_ABOVE, FAR_ABOVE_STEP = 1.5, 0.01
 
 Ints = npt.NDArray[np.int64]
 
@@ -67,19 +73,35 @@ class _Rows:
                 stack.extend(line.readers_of(step))
 
 
-def fill(problem: Problem, seed: CurvePoint, planner: str) -> list[CurvePoint]:
+def hopeless(problem: Problem, known: Curve) -> Callable[[int, float], bool]:
+    """Whether a trajectory at so many bytes and seconds is too far above a known curve to get below it."""
+    peaks = [p.peak_bytes for p in known]
+
+    def beaten(peak: int, seconds: float) -> bool:
+        at = bisect_right(peaks, peak) - 1
+        if at < 0:
+            return False
+        best = known[at].seconds
+        return seconds > best + (FAR_ABOVE - 1) * (best - problem.seconds) + FAR_ABOVE_STEP * problem.seconds
+
+    return beaten
+
+
+def fill(problem: Problem, seed: CurvePoint, planner: str, known: Curve = ()) -> list[CurvePoint]:
     """The trajectory of `seed` up to the schedule without recomputation, one point a move.
 
-    A greedy for the unsplittable flow on a path: what fits under the present peak goes first, then
-    what saves most seconds for the bytes it takes.
+    It ends early where it is far above the `known` curve. A greedy for the unsplittable flow on a
+    path: what fits under the present peak goes first, then what saves most seconds for the bytes it
+    takes.
     """
     rows = _Rows(Spans(problem, np.array(seed.schedule, dtype=np.int64)))
     line = rows.line
     base = np.array(line.steps, dtype=np.int64)
     gone_at = np.full(len(base), np.iinfo(np.int64).max, dtype=np.int64)
     points: list[CurvePoint] = []
-    batch = 1 + len(rows.step) // 128
-    while rows.open.any():
+    beaten = hopeless(problem, known)
+    batch = 1 + len(rows.step) // 256
+    while rows.open.any() and not beaten(line.peak_bytes, line.seconds):
         rows.refresh()
         peak = line.peak_bytes
         live = np.flatnonzero(rows.open)

@@ -25,9 +25,6 @@ EFFORT = ((500, 0.95, 0.95), (1500, 0.9, 0.8), (3000, 0.85, 0.7), (6000, 0.75, 0
 POLISHED = (0.0, 0.1, 0.25, 0.4, 0.6)
 #: Ops beyond which only the lowest point is polished.
 MOST_POLISHED = 1500
-#: Where the floor is below this share of the peak, walks under limits above this share of the way
-#: down to it find nothing: `descend` is better there.
-LOW_FLOOR, FIRST_WALK = 0.25, 0.44
 #: Rounds of hoisting.
 HOISTS = 5
 
@@ -43,8 +40,6 @@ def walk_points(problem: Problem) -> list[CurvePoint]:
     step = step_ratio(problem) ** 4
     points: list[CurvePoint] = []
     share = step
-    while floor < LOW_FLOOR * peak and share > FIRST_WALK:
-        share *= step
     while share > 0.02:
         schedule = walk(problem, floor + int((peak - floor) * share), 0.5)
         if schedule is None:
@@ -81,15 +76,17 @@ def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
     return points
 
 
-def fill_points(problem: Problem, seeds: Curve) -> list[CurvePoint]:
-    """What keeping more makes of those `seeds` that lie far enough apart."""
+def fill_points(problem: Problem, seeds: Curve, known: Curve = ()) -> list[CurvePoint]:
+    """What keeping more makes of those `seeds` that lie far enough apart, and not far above a `known` curve."""
     points: list[CurvePoint] = []
+    # In a small problem there is time to find out whether a trajectory gets below the curve after all.
+    known = known if len(problem.ops) > EFFORT[0][0] else ()
     apart = next(ratio for most, _, ratio in EFFORT if len(problem.ops) <= most)
     last = 0.0
     for seed in seeds:
         if seed.peak_bytes * apart >= last and len(seed.base) > len(problem.ops):
             last = float(seed.peak_bytes)
-            points.extend(fill(problem, seed, seed.planner))
+            points.extend(fill(problem, seed, seed.planner, known))
     return points
 
 
