@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,12 +11,22 @@ from torch import fx
 from torch.autograd.function import BackwardCFunction
 
 from graphopt.errors import CaptureError
+from graphopt.nodes import (
+    copied_bytes,
+    has_effect,
+    is_random,
+    is_tangent,
+    is_view,
+    may_run_again,
+    module_path,
+    source_line,
+    writes_input,
+)
 from graphopt.stepgraph import (
     BOUNDARY,
     OpInfo,
     StepGraph,
     ValueInfo,
-    allocated_bytes,
     hash_graph,
     output_args,
     same_device,
@@ -27,16 +36,6 @@ from graphopt.stepgraph import (
 )
 
 aten = torch.ops.aten
-
-# With training=True these do not read the running statistics, they only return the new ones:
-# run a second time after the update, every other output is the same.
-_STATISTICS_UPDATES = {
-    aten._native_batch_norm_legit_functional.default: 5,
-    aten._batch_norm_with_update_functional.default: None,
-}
-
-# These write the running statistics that they are given, and their schemas do not say so.
-_HIDDEN_WRITES = {aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default}
 
 
 @dataclass
@@ -53,9 +52,7 @@ class _Builder:
         key = storage_key(tensor)
         if key not in self.by_storage:
             self.by_storage[key] = len(self.values)
-            size = (
-                0 if kind == "resident" else max(storage_bytes(tensor, self.device), _copied_bytes(node, self.device))
-            )
+            size = 0 if kind == "resident" else max(storage_bytes(tensor, self.device), copied_bytes(node, self.device))
             dtype = str(tensor.dtype).removeprefix("torch.")
             self.values.append(ValueInfo(node.name, node, kind, size, tuple(map(int, tensor.shape)), dtype))
         return self.by_storage[key]
@@ -68,7 +65,7 @@ def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inp
     CaptureError where tensors live on two accelerators.
     """
     placeholders = joint.graph.find_nodes(op="placeholder")
-    primals = [node for node in placeholders if not _is_tangent(node)]
+    primals = [node for node in placeholders if not is_tangent(node)]
     builder = _Builder(_device_of(placeholders))
     for node in [*primals, *joint.graph.find_nodes(op="get_attr")]:
         for tensor in tensors_of(node):
@@ -96,66 +93,6 @@ def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inp
     )
 
 
-def is_view(node: fx.Node) -> bool:
-    """True for a node that only looks at a storage of its inputs: a view or `getitem`."""
-    if node.target is operator.getitem:
-        return True
-    mine = {storage_key(tensor) for tensor in tensors_of(node)}
-    theirs = {storage_key(tensor) for source in node.all_input_nodes for tensor in tensors_of(source)}
-    return bool(mine) and mine <= theirs and not _is_mutating(node)
-
-
-def is_random(node: fx.Node) -> bool:
-    """True for an op that draws from the generator, so that running it again must replay the draw."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    if torch.Tag.nondeterministic_seeded not in node.target.tags:
-        return False
-    names = [argument.name for argument in node.target._schema.arguments]
-    for name in ("dropout_p", "dropout"):
-        if name in names:
-            position = names.index(name)
-            chance = node.args[position] if position < len(node.args) else node.kwargs.get(name, 0.0)
-            return bool(chance != 0.0)
-    return True
-
-
-def is_new_statistics(node: fx.Node) -> bool:
-    """True for the new running statistics of a batch norm.
-
-    A batch norm that runs again starts from statistics already updated: these differ, and only the
-    first run's are written; the backward takes them as arguments but, in training, does not read them.
-    """
-    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
-        return False
-    position = node.args[1]
-    return node.args[0].target in _STATISTICS_UPDATES and isinstance(position, int) and position >= 3
-
-
-def source_line(node: fx.Node) -> str:
-    """`"file.py:12 in forward"` for the model's own line that made this node; "" where unknown."""
-    trace = node.meta.get("stack_trace") or ""
-    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    if not frames:
-        return ""
-    parts = frames[-1].split(", ")
-    path = parts[0].removeprefix("File ").strip('"')
-    line = parts[1].removeprefix("line ") if len(parts) > 1 else "?"
-    where = parts[2] if len(parts) > 2 else ""
-    return f"{path}:{line} {where}".strip()
-
-
-def module_path(node: fx.Node) -> str:
-    """Dotted path of the innermost module that made this node; "" where unknown."""
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0])
-    # Dynamo names what it was given: L['self'], or L['fn'].__self__ where it was a bound method
-    path = re.sub(r"^L\['\w+'\]\.?(__self__\.?)?", "", path)
-    return path.replace("_modules['", "").replace("']", "").removeprefix("self.")
-
-
 def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: frozenset[int]) -> None:
     if node.target is operator.getitem:
         source = node.args[0]
@@ -174,22 +111,13 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
     outputs = tuple(dict.fromkeys(builder.value_of(tensor, node, "activations") for tensor in produced))
     if len(held) == 1:
         builder.home[node] = builder.by_storage[storage_key(held[0])]
-    if is_view(node) or (not held and not _has_effect(node)):
+    if is_view(node) or (not held and not has_effect(node)):
         return
-    recomputable = _may_run_again(node, set(inputs) & mutated, builder)
+    recomputable = may_run_again(node, set(inputs) & mutated, builder.home)
     info = OpInfo(
         node.name, node, inputs, outputs, backward, recomputable, is_random(node), module_path(node), source_line(node)
     )
     builder.ops.append(info)
-
-
-def _copied_bytes(node: fx.Node, device: torch.device) -> int:
-    """`copy` clones all of its view's storage up to the view's last element."""
-    if node.target is not aten.copy.default:
-        return 0
-    view = node.args[0].meta["val"]  # type: ignore[union-attr]
-    last = view.storage_offset() + sum(s * (n - 1) for s, n in zip(view.stride(), view.shape, strict=True))
-    return allocated_bytes(int(last + 1) * view.itemsize, device) if same_device(view, device) else 0
 
 
 def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> None:
@@ -198,7 +126,7 @@ def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs:
     inputs = [builder.home[node] for node in returned if isinstance(node, fx.Node) and node in builder.home]
     outputs = []
     for node in joint.graph.find_nodes(op="placeholder"):
-        if _is_tangent(node):
+        if is_tangent(node):
             for tensor in tensors_of(node):
                 builder.home[node] = builder.value_of(tensor, node, "tangents")
                 outputs.append(builder.home[node])
@@ -252,7 +180,7 @@ def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]
     forward: list[fx.Node] = []
     backward: list[fx.Node] = []
     writes: list[fx.Node] = []
-    late = {node for node in joint.graph.find_nodes(op="placeholder") if _is_tangent(node)}
+    late = {node for node in joint.graph.find_nodes(op="placeholder") if is_tangent(node)}
     for node in joint.graph.nodes:
         if node.op != "call_function":
             continue
@@ -261,7 +189,7 @@ def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]
         in_backward = tagged or any(source in late for source in node.all_input_nodes)
         if in_backward:
             late.add(node)
-        if _writes_input(node) and not in_backward:
+        if writes_input(node) and not in_backward:
             writes.append(node)
         else:
             (backward if in_backward else forward).append(node)
@@ -287,53 +215,9 @@ def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]
 def _mutated_values(builder: _Builder, forward: list[fx.Node]) -> frozenset[int]:
     written: set[int] = set()
     for node in forward:
-        if _writes_input(node):
+        if writes_input(node):
             written.update(builder.by_storage[storage_key(t)] for t in tensors_of(node.args[0]))  # type: ignore[arg-type]
     return frozenset(written)
-
-
-def _may_run_again(node: fx.Node, mutated_inputs: set[int], builder: _Builder) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload) or _has_effect(node):
-        return False
-    if node.target in _HIDDEN_WRITES and isinstance(node.args[3], fx.Node):
-        return False
-    if not mutated_inputs:
-        return True
-    training_at = _STATISTICS_UPDATES.get(node.target, -1)
-    if training_at == -1:
-        return False
-    statistics = {builder.home[n] for n in node.args[3:5] if isinstance(n, fx.Node) and n in builder.home}
-    training = training_at is None or node.args[training_at] is True
-    return training and mutated_inputs <= statistics
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """An op that must run once and only once: it writes, communicates, checks or prints."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return not callable(node.target) or not tensors_of(node)
-    namespace = node.target.namespace
-    return (
-        node.target._schema.is_mutable
-        or not tensors_of(node)
-        or namespace in ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "_dtensor")
-    )
-
-
-def _is_mutating(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _writes_input(node: fx.Node) -> bool:
-    return node.target is aten.copy_.default or (
-        _is_mutating(node)
-        and bool(node.args)
-        and isinstance(node.args[0], fx.Node)
-        and node.args[0].op == "placeholder"
-    )
-
-
-def _is_tangent(node: fx.Node) -> bool:
-    return "tangents" in str(node.target)
 
 
 def _device_of(placeholders: Sequence[fx.Node]) -> torch.device:

@@ -12,9 +12,9 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphopt import backend
-from graphopt.capture import is_new_statistics, source_line
 from graphopt.emit import RECOMPUTED
 from graphopt.errors import VerificationError
+from graphopt.nodes import is_new_statistics, source_line
 from graphopt.planned import Choice
 from graphopt.session import Request, Session
 from graphopt.verify import Difference, StepResult, differences, run_step, tensors_in

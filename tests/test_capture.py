@@ -10,8 +10,9 @@ import torch
 from joint import joint_graph
 from torch import nn
 
-from graphopt.capture import build_step_graph, is_random
+from graphopt.capture import build_step_graph
 from graphopt.errors import CaptureError
+from graphopt.nodes import is_random
 from graphopt.problem import check_problem
 from graphopt.stepgraph import StepGraph, hash_graph, to_problem
 

@@ -19,6 +19,7 @@ LAYERS = (
     ("schedule", "plan", "report.data"),
     ("planners",),
     ("stepgraph", "state", "measure"),
+    ("nodes",),
     ("cost_models", "passes"),
     ("capture", "emit", "verify", "resident", "report.checkpoints"),
     ("planned", "infeasible", "shares"),
