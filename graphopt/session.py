@@ -7,6 +7,7 @@ to meet all of its graphs; then the budget is divided, and the call starts anew.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ Compiled = Callable[..., Any]
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager.
 _PLANS_PER_MODEL = 256
+
+_session_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,7 @@ class Session:
         self._inputs: object = ()
         self._known_calls: set[object] = set()
         self._planned_alone: _Slot | None = None
-        # Dynamo would skip the frame of a module of torch's own (nn.Sequential) and take its children apart
-        whole = wrap_inline(model._call_impl)
-        self._compiled = torch.compile(whole, backend=self._backend, dynamic=False)
+        self._compiled = torch.compile(_own_frame(model._call_impl), backend=self._backend, dynamic=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
@@ -233,6 +234,18 @@ class Session:
         kinds["reserve"] = self.request.reserve_bytes
         kinds["other"] = other_bytes(self.model, self._inputs, self.request.optimizer, device)
         return kinds
+
+
+def _own_frame(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` behind a frame that Dynamo captures whole, and whose code is this session's alone.
+
+    Of a module of torch's own (nn.Sequential) Dynamo would skip the frame and take the children apart.
+    What it has compiled, and that it has given a frame up, it keeps with the code object: a shared one
+    would let one model's failure send every later model to eager.
+    """
+    frame: Any = wrap_inline(call)
+    frame.__code__ = frame.__code__.replace(co_name=f"graphopt_session_{next(_session_numbers)}")
+    return frame  # type: ignore[no-any-return]
 
 
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:

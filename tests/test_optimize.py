@@ -278,6 +278,17 @@ def test_a_model_that_returns_no_tensor_is_refused() -> None:
         api.verify_model(Silent(), BATCH, mem_budget="1MiB")
 
 
+def test_a_model_that_cannot_be_captured_spoils_no_other(model: Blocks) -> None:
+    class Silent(nn.Module):
+        def forward(self, _x: torch.Tensor) -> str:
+            return "nothing"
+
+    with pytest.raises(graphopt.CaptureError, match="nothing of StepModule could be captured"):
+        api.verify_model(Silent(), BATCH, mem_budget="1MiB")
+    assert api.plan_model(model, BATCH, mem_budget="64MiB").plan.graphs
+    assert api.plan_model(nn.Sequential(nn.Linear(32, 4)), BATCH, mem_budget="64MiB").plan.graphs
+
+
 def test_inputs_on_two_devices_are_refused(model: Blocks) -> None:
     with pytest.raises(graphopt.CaptureError, match=r"is on cpu; an input of shape .* is on meta"):
         graphopt.optimize(model, "1MiB", example_inputs=(BATCH[0].to("meta"),))
