@@ -20,9 +20,13 @@ from graphopt.stepgraph import (
 )
 
 
+#: Room for the few numbers around a graph; one block of CUDA's allocator.
+LOOSE_BYTES = 512
+
+
 def resident_of_graph(step: StepGraph) -> dict[str, int]:
     """Parameters, buffers and inputs, as far as the graph's own inputs show them."""
-    kinds: dict[str, int] = {"parameters": 0, "buffers": 0, "inputs": 0}
+    kinds: dict[str, int] = {"parameters": 0, "buffers": 0, "inputs": 0, "other": LOOSE_BYTES}
     seen: set[int] = set()
     primals = [n for n in step.graph_module.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
     gradients = output_args(step.graph_module)[step.num_forward_outputs :]
@@ -61,10 +65,11 @@ def other_bytes(
     """On CUDA, what is allocated beside all that is counted by name: workspaces of libraries, the user's own.
 
     cuBLAS keeps a workspace for each thread that multiplies, so both the caller's and autograd's
-    multiply once first. Gradients that are there do not count: the plan has them. 0 elsewhere.
+    multiply once first. Gradients that are there do not count: the plan has them. Elsewhere only the
+    single numbers that a training loop makes around the graph: its loss, and the gradient of that.
     """
     if device.type != "cuda":
-        return 0
+        return LOOSE_BYTES
     with plain_execution(device), torch.enable_grad():
         small = torch.ones(16, 16, device=device, requires_grad=True)
         (small @ small).sum().backward()
@@ -74,7 +79,7 @@ def other_bytes(
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs), *state, *gradients]
     known = unique_storage_bytes((t for t in tensors if isinstance(t, torch.Tensor)), device)
-    return max(0, torch.cuda.memory_allocated(device) - known)
+    return max(0, torch.cuda.memory_allocated(device) - known) + LOOSE_BYTES
 
 
 def check_devices(model: torch.nn.Module, inputs: object) -> None:
