@@ -19,7 +19,6 @@ from graphopt.stepgraph import (
     unique_storage_bytes,
 )
 
-
 #: Room for the few numbers around a graph; one block of CUDA's allocator.
 LOOSE_BYTES = 512
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from graphopt.planners.chain import chain_curve
 from graphopt.planners.curve import Curve, once_per_problem, pareto, pick
-from graphopt.planners.search import MOST_POLISHED, fill_points, lowest_points, polish_points, search_curve
+from graphopt.planners.search import (
+    MOST_POLISHED,
+    crumb_points,
+    fill_points,
+    lowest_points,
+    polish_points,
+    search_curve,
+)
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
@@ -26,7 +33,8 @@ def auto_curve(problem: Problem) -> Curve:
     lower = pareto(polish_points(problem, found))
     if len(problem.ops) <= MOST_POLISHED:
         lower = pareto([*lower, *lowest_points(problem, pareto([*found, *lower])[0])])
-    return pareto([*found, *lower, *fill_points(problem, lower, found)])
+    best = pareto([*found, *lower, *fill_points(problem, lower, found)])
+    return pareto([*best, *crumb_points(problem, best)]) if len(problem.ops) <= MOST_POLISHED else best
 
 
 def plan_auto(problem: Problem, budget_bytes: int) -> Schedule:

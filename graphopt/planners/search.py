@@ -7,14 +7,15 @@ lowering the highest steps of the whole schedule (`evict`); `fill` then makes th
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
-from graphopt.planners.evict import descend
+from graphopt.planners.evict import descend, lower
 from graphopt.planners.fill import fill
 from graphopt.planners.floor import practical_floor
 from graphopt.planners.hoist import hoist
 from graphopt.planners.none import none_curve
-from graphopt.planners.spans import point
+from graphopt.planners.spans import Spans, point
 from graphopt.planners.walk import walk
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
@@ -25,6 +26,8 @@ EFFORT = ((500, 0.95, 0.95), (1500, 0.9, 0.8), (3000, 0.85, 0.7), (6000, 0.75, 0
 POLISHED = (0.0, 0.1, 0.25, 0.4, 0.6)
 #: Ops beyond which only the lowest point is polished.
 MOST_POLISHED = 1500
+#: How far under a point to look for crumbs, as a share of its peak, and under how many points.
+CRUMBS, MOST_CRUMBS, FEW = (0.0, 1e-4, 2e-3), 24, 8
 #: Rounds of hoisting.
 HOISTS = 5
 
@@ -73,6 +76,19 @@ def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
         if least.peak_bytes >= lowest.peak_bytes:
             break
         lowest = least
+    return points
+
+
+def crumb_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
+    """Points just under those before a curve's largest drops: crumbs given up in place of a whole block."""
+    drops = sorted(pairwise(curve), key=lambda pair: pair[1].seconds - pair[0].seconds)
+    points: list[CurvePoint] = []
+    for _, upper in drops[:MOST_CRUMBS]:
+        line = Spans(problem, upper.schedule)
+        for crumb in CRUMBS:
+            lowered = lower(line, int(upper.peak_bytes * (1 - crumb)) - 1, FEW)
+            if lowered is not None:
+                points.append(point(problem, lowered, upper.planner))
     return points
 
 
