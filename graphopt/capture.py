@@ -29,7 +29,6 @@ from graphopt.stepgraph import (
     ValueInfo,
     hash_graph,
     output_args,
-    same_device,
     storage_bytes,
     storage_key,
     tensors_of,
@@ -231,6 +230,3 @@ def _device_of(placeholders: Sequence[fx.Node]) -> torch.device:
         return torch.device(accelerators[0])
     large = max(tensors, key=lambda tensor: tensor.numel(), default=None)
     return large.device if large is not None else torch.device("cpu")
-
-
-__all__ = ["build_step_graph", "is_random", "is_view", "module_path", "same_device", "source_line"]

@@ -20,6 +20,7 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 from torch.fx.graph import _BoxedCodeGen
 
 from graphopt.errors import PlanMismatchError
+from graphopt.nodes import is_tangent
 from graphopt.schedule import Schedule
 from graphopt.stepgraph import OpInfo, StepGraph, storage_key, tensors_of
 
@@ -67,7 +68,7 @@ class _Emitter:
         self.saved: list[fx.Node] = []
         self.value_nodes = _nodes_of_values(step)
         for node in step.graph_module.graph.find_nodes(op="placeholder"):
-            half = self.backward if "tangents" in str(node.target) else self.forward
+            half = self.backward if is_tangent(node) else self.forward
             half.made[node] = half.graph.node_copy(node)
         self.first_tangent = next(iter(self.backward.graph.nodes), None)
 

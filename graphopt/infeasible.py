@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from graphopt.errors import BudgetError
+from graphopt.nodes import is_tangent
 from graphopt.planned import CapturedGraph
 from graphopt.schedule import lifetimes, simulate
 from graphopt.stepgraph import tensors_of
@@ -72,6 +73,6 @@ def _batch_size(graph: CapturedGraph) -> int:
     """The first dimension that the step's own inputs share; 1 where they share none."""
     sizes: set[int] = set()
     for node in graph.step.graph_module.graph.find_nodes(op="placeholder"):
-        if "tangents" not in str(node.target) and node.name not in graph.step.static_inputs:
+        if not is_tangent(node) and node.name not in graph.step.static_inputs:
             sizes.update(int(tensor.shape[0]) for tensor in tensors_of(node) if tensor.ndim > 0)
     return sizes.pop() if len(sizes) == 1 else 1

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from graphopt.cost_models.timing import plain_execution
 from graphopt.errors import CaptureError
+from graphopt.nodes import is_tangent
 from graphopt.stepgraph import (
     StepGraph,
     output_args,
@@ -27,7 +28,7 @@ def resident_of_graph(step: StepGraph) -> dict[str, int]:
     """Parameters, buffers and inputs, as far as the graph's own inputs show them."""
     kinds: dict[str, int] = {"parameters": 0, "buffers": 0, "inputs": 0, "other": LOOSE_BYTES}
     seen: set[int] = set()
-    primals = [n for n in step.graph_module.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
+    primals = [n for n in step.graph_module.graph.find_nodes(op="placeholder") if not is_tangent(n)]
     gradients = output_args(step.graph_module)[step.num_forward_outputs :]
     for position, node in enumerate(primals):
         for tensor in tensors_of(node):
