@@ -55,16 +55,19 @@ class _Half:
 
 
 class _Emitter:
-    """Writes a schedule out, op by op, first into the forward, after the boundary into the backward."""
+    """Writes a schedule out, op by op, first into the forward, after the boundary into the backward.
 
-    def __init__(self, step: StepGraph, schedule: Schedule) -> None:
+    The two halves may be one graph; then nothing has to be handed over.
+    """
+
+    def __init__(self, step: StepGraph, schedule: Schedule, *, halves: int = 2) -> None:
         self.step = step
         times = Counter(schedule)
         self.replayed = {op for op, count in times.items() if count > 1 and step.ops[op].random}
         self.seen: set[int] = set()
         self.op_nodes = {op.node for op in step.ops}
         self.forward = _Half(fx.Graph())
-        self.backward = _Half(fx.Graph())
+        self.backward = _Half(fx.Graph()) if halves == 2 else self.forward
         self.saved: list[fx.Node] = []
         self.value_nodes = _nodes_of_values(step)
         for node in step.graph_module.graph.find_nodes(op="placeholder"):
@@ -73,17 +76,25 @@ class _Emitter:
         self.first_tangent = next(iter(self.backward.graph.nodes), None)
 
     def emit(self, schedule: Schedule) -> Emitted:
+        outputs, gradients = self.write(schedule)
+        self.forward.graph.output((*outputs, *self.saved))
+        self.backward.graph.output(tuple(gradients))
+        root = self.step.graph_module
+        return Emitted(_boxed(root, self.forward.graph), _boxed(root, self.backward.graph))
+
+    def emit_whole(self, schedule: Schedule) -> fx.GraphModule:
+        outputs, gradients = self.write(schedule)
+        self.forward.graph.output((*outputs, *gradients))
+        return _boxed(self.step.graph_module, self.forward.graph)
+
+    def write(self, schedule: Schedule) -> tuple[list[Any], list[Any]]:
         boundary = schedule.index(self.step.boundary)
         for op in schedule[:boundary]:
             self.write_op(self.forward, op)
         outputs = [self.argument(self.forward, item) for item in self.step.forward_outputs]
         for op in schedule[boundary + 1 :]:
             self.write_op(self.backward, op)
-        gradients = [self.argument(self.backward, item) for item in self.step.backward_outputs]
-        self.forward.graph.output((*outputs, *self.saved))
-        self.backward.graph.output(tuple(gradients))
-        root = self.step.graph_module
-        return Emitted(_boxed(root, self.forward.graph), _boxed(root, self.backward.graph))
+        return outputs, [self.argument(self.backward, item) for item in self.step.backward_outputs]
 
     def write_op(self, half: _Half, op_id: int) -> None:
         op = self.step.ops[op_id]
@@ -172,6 +183,15 @@ def emit(step: StepGraph, schedule: Schedule) -> Emitted:
     """
     check_order(step, schedule)
     return _Emitter(step, schedule).emit(schedule)
+
+
+def emit_whole(step: StepGraph, schedule: Schedule) -> fx.GraphModule:
+    """Write `schedule` out as one GraphModule: all of the joint graph's inputs, tangents too, to all of its outputs.
+
+    Raises PlanMismatchError as `emit`.
+    """
+    check_order(step, schedule)
+    return _Emitter(step, schedule, halves=1).emit_whole(schedule)
 
 
 def check_order(step: StepGraph, schedule: Schedule) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import fx
 
 from graphopt.capture import build_step_graph
 from graphopt.cost_models import COST_MODELS, OpCost
-from graphopt.emit import emit, generator_state_bytes
+from graphopt.emit import generator_state_bytes
 from graphopt.errors import InfeasibleError, PlanMismatchError, ScheduleError
 from graphopt.infeasible import budget_error
 from graphopt.passes.free_shapes import free_shapes
@@ -32,13 +32,17 @@ def capture_graph(
     choice: Choice,
     name: str,
     break_reason: str = "",
+    hand_over: Callable[[fx.GraphModule, int], object] = own_gradients,
 ) -> CapturedGraph:
-    """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced."""
+    """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced.
+
+    `hand_over` is the pass that decides what becomes of the gradients.
+    """
     specialize(joint)
     skip_copies(joint)
     free_shapes(joint)
     split_dropout(joint)
-    own_gradients(joint, num_forward_outputs)
+    hand_over(joint, num_forward_outputs)
     step = build_step_graph(joint, num_forward_outputs, static_inputs)
     costs = COST_MODELS[choice.cost_model](step.compute_nodes)
     _warn_of_unmeasured(step, costs, choice.cost_model)
@@ -48,7 +52,7 @@ def capture_graph(
 
 
 def plan_graph(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> PlannedGraph:
-    """Plan and emit one graph inside `budget_bytes` of its own values.
+    """Plan one graph inside `budget_bytes` of its own values.
 
     Raises InfeasibleError where the planner finds no schedule that fits, PlanMismatchError where
     plans were given and none is for this graph.
@@ -73,7 +77,7 @@ def plan_graph(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> Pl
         checkpoints=find_checkpoints(captured.step, captured.problem, schedule),
         recomputed=recomputed_names(captured.step, schedule),
     )
-    return PlannedGraph(captured, plan, simulation, emit(captured.step, schedule))
+    return PlannedGraph(captured, plan, simulation)
 
 
 def plan_within(

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import fx
+
 from graphopt.cost_models import COST_MODELS
-from graphopt.emit import Emitted, generator_state_bytes
+from graphopt.emit import Emitted, emit, emit_whole, generator_state_bytes
 from graphopt.errors import UsageError
 from graphopt.plan import GraphPlan
 from graphopt.planners import PLANNERS, pareto_curve
@@ -86,9 +88,18 @@ class CapturedGraph:
 
 @dataclass(frozen=True)
 class PlannedGraph:
-    """A captured graph with its plan, what the simulator says of it, and the code it became."""
+    """A captured graph with its plan, what the simulator says of it, and the code it becomes."""
 
     captured: CapturedGraph
     plan: GraphPlan
     simulation: Simulation
-    emitted: Emitted
+
+    @cached_property
+    def emitted(self) -> Emitted:
+        """Forward and backward, for autograd to call one after the other."""
+        return emit(self.captured.step, self.plan.schedule)
+
+    @cached_property
+    def whole(self) -> fx.GraphModule:
+        """Forward and backward in one graph, whose tangents are inputs."""
+        return emit_whole(self.captured.step, self.plan.schedule)
