@@ -7,22 +7,19 @@ to meet all of its graphs; then the budget is divided, and the call starts anew.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
-from torch._dynamo.external_utils import wrap_inline
 from torch.utils import _pytree as pytree
 
 from graphopt.backend import Captured, break_reason, compile_graph
 from graphopt.cost_models.model_state import optimizer_bytes
-from graphopt.errors import CaptureError, GraphoptError, InfeasibleError
+from graphopt.dynamo import dynamo_errors, graphopt_errors, own_frame
+from graphopt.errors import CaptureError, InfeasibleError
 from graphopt.infeasible import budget_error
 from graphopt.pipeline import plan_graph, plan_within
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
@@ -31,11 +28,6 @@ from graphopt.shares import share_budget
 from graphopt.state import State, restore, snapshot, training_mode
 
 Compiled = Callable[..., Any]
-
-# Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager.
-_PLANS_PER_MODEL = 256
-
-_session_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ class Session:
         self._inputs: object = ()
         self._known_calls: set[object] = set()
         self._planned_alone: _Slot | None = None
-        self._compiled = torch.compile(_own_frame(model._call_impl), backend=self._backend, dynamic=False)
+        self._compiled = torch.compile(own_frame(model._call_impl), backend=self._backend, dynamic=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
@@ -162,7 +154,7 @@ class Session:
         return result
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with _dynamo_errors():
+        with dynamo_errors():
             return self._compiled(*args, **kwargs)
 
     def _backend(self, module: fx.GraphModule, _inputs: Sequence[Any]) -> Compiled:
@@ -194,7 +186,7 @@ class Session:
         finally:
             self.meeting = False
             restore(self.model, before)
-        with _graphopt_errors():
+        with graphopt_errors():
             self._plan_together(self.met)
 
     def _plan_together(self, met: Sequence[_Slot]) -> None:
@@ -236,18 +228,6 @@ class Session:
         return kinds
 
 
-def _own_frame(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` behind a frame that Dynamo captures whole, and whose code is this session's alone.
-
-    Of a module of torch's own (nn.Sequential) Dynamo would skip the frame and take the children apart.
-    What it has compiled, and that it has given a frame up, it keeps with the code object: a shared one
-    would let one model's failure send every later model to eager.
-    """
-    frame: Any = wrap_inline(call)
-    frame.__code__ = frame.__code__.replace(co_name=f"graphopt_session_{next(_session_numbers)}")
-    return frame  # type: ignore[no-any-return]
-
-
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
     """Shapes and types of a call: what tells one planned call from another, cheaply."""
     leaves, tree = pytree.tree_flatten((args, kwargs))
@@ -268,31 +248,3 @@ def _run_without_gradients(module: fx.GraphModule, args: Sequence[Any]) -> Any:
         needs = isinstance(example, torch.Tensor) and example.requires_grad
         marked.append(result.detach().requires_grad_() if needs and isinstance(result, torch.Tensor) else result)
     return tuple(marked)
-
-
-@contextmanager
-def _dynamo_errors() -> Iterator[None]:
-    """torch.compile without its silent ways back to eager, and with our errors as they are."""
-    limits = {
-        "recompile_limit": _PLANS_PER_MODEL,
-        "accumulated_recompile_limit": _PLANS_PER_MODEL,
-        "fail_on_recompile_limit_hit": True,
-        "suppress_errors": False,
-    }
-    with torch._dynamo.config.patch(limits), _graphopt_errors():
-        yield
-
-
-@contextmanager
-def _graphopt_errors() -> Iterator[None]:
-    try:
-        yield
-    except BackendCompilerFailed as error:
-        inner = error.inner_exception
-        if isinstance(inner, GraphoptError):
-            raise inner from None
-        raise CaptureError(f"the captured graph could not be compiled: {type(inner).__name__}: {inner}") from error
-    except FailOnRecompileLimitHit as error:
-        raise CaptureError(f"the model was captured {_PLANS_PER_MODEL} times, for as many shapes: {error}") from error
-    except TorchDynamoException as error:
-        raise CaptureError(f"torch.compile could not capture the model: {error}") from error
