@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("errors",),
     ("units", "problem", "plan_file"),
-    ("schedule", "plan", "report.data"),
+    ("schedule", "kept", "plan", "report.data"),
     ("planners",),
-    ("stepgraph", "state", "measure"),
+    ("stepgraph", "state", "measure", "kernels"),
     ("nodes", "roles"),
     ("cost_models", "passes"),
     ("capture", "emit", "window", "verify", "resident", "report.checkpoints"),
@@ -26,7 +26,7 @@ LAYERS = (
     ("pipeline", "report"),
     ("backend", "dynamo", "session", "micro", "divergence"),
     ("step", "step_module"),
-    ("api",),
+    ("api", "estimates"),
     ("",),  # graphopt/__init__.py
     ("cli", "commands", "target", "demo"),
     ("__main__",),

@@ -1,0 +1,35 @@
+"""Tensors laid out as kernels that walk memory from end to end need them.
+
+torch 2.13's fused updates on CPU take every tensor's memory as one flat array and never look at
+strides: a transposed gradient is applied to the wrong parameters without a word.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one piece of memory, each once, in whatever order."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def same_order(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two dense tensors of one shape have their elements in the same order in memory."""
+    if tensor.stride() == other.stride():
+        return True
+    strides = zip(tensor.shape, tensor.stride(), other.stride(), strict=True)
+    return all(a == b for size, a, b in strides if size > 1)
+
+
+def as_laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` itself where its memory has the order of the dense `like`, else a copy that has."""
+    if is_dense(tensor) and same_order(tensor, like):
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)

@@ -1,0 +1,102 @@
+"""The custom ops of the gradient tail, `torch.ops.graphopt.*`: what they mean, and what stands in for them in a graph.
+
+`gradient_norm(gradients, norm_type)` gives `(norm, found_inf)`, two fp32 scalars on the gradients' device: the
+`norm_type`-norm (any p > 0, or inf) of all elements as they are, added up in fp32 or wider, and 1.0 where any
+element is infinite or NaN, else 0.0. A sum of powers beyond fp32 is not an infinite element. Gradients may be of
+any floating dtypes and layouts, on one device.
+
+`adam_` and `sgd_` update parameters in place by clamp(gradient × inverse_scale, ±clip_value) × factor, where what is
+None is left out. The scalars `inverse_scale`, `factor` and `found_inf` are fp32, on the parameters' device. Where
+`found_inf` is not zero nothing changes: parameters, state, step counts and copies keep their bits. Gradients may be
+half while parameters are fp32, and may be overwritten. `copies` are empty, or the half parameters that take the
+updated ones, their fp32 masters. Step counts are fp32 scalars that advance here. `adam_` is AdamW where `decoupled`;
+`max_exp_avg_sqs` are empty without `amsgrad`. `sgd_` reads no momentum buffer while `first`, which the caller passes
+until a step was taken; buffers are empty without `momentum`.
+
+`scale_update_` moves a dynamic loss scale: an overflow takes one from the hysteresis and, when none is left,
+multiplies the scale by `backoff`, to no less than `lowest`; `interval` good steps on end multiply it by `growth`, to
+no more than `highest` and only where that is finite, and fill the hysteresis again. Trackers are int32 scalars.
+
+`accumulate_` is accumulator = beta × accumulator + gradient, and `accumulate_mm_` is
+accumulator = beta × accumulator + a @ b with no temporary where all three are of one dtype; with beta 0 what the
+accumulator held is not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphopt.kernels import accumulate, loss_scale, stock_norm, stock_update
+
+_LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
+_GRADIENT = "Tensor? inverse_scale=None, Tensor? factor=None, Tensor? found_inf=None"
+
+
+def _define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define one op for every device; gradients do not flow through any of them."""
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, torch.no_grad()(implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"graphopt::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.graphopt, name).default
+
+
+def _no_result(*_: Any, **__: Any) -> None:
+    """What an op that only writes in place gives."""
+
+
+def _noticed(update: Callable[..., None]) -> Callable[..., None]:
+    """`update`, after which autograd knows that the parameters changed; torch's fused ops do not tell it."""
+
+    def told(params: list[Tensor], *arguments: Any, **options: Any) -> None:
+        update(params, *arguments, **options)
+        torch.autograd.graph.increment_version(params)
+
+    return told
+
+
+def _two_scalars(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    device = gradients[0].device if gradients else "cpu"
+    return torch.empty((), device=device), torch.empty((), device=device)
+
+
+gradient_norm = _define(
+    "gradient_norm(Tensor[] gradients, float norm_type) -> (Tensor norm, Tensor found_inf)",
+    stock_norm.gradient_norm,
+    _two_scalars,
+)
+adam_ = _define(
+    "adam_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+    f"Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] steps, Tensor(g!)[] copies, {_GRADIENT}, *, "
+    "float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
+    "bool decoupled, float? clip_value=None) -> ()",
+    _noticed(stock_update.adam_),
+    _no_result,
+)
+sgd_ = _define(
+    "sgd_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] momentum_buffers, Tensor(d!)[] copies, "
+    f"{_GRADIENT}, *, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
+    "bool maximize, bool first, float? clip_value=None) -> ()",
+    _noticed(stock_update.sgd_),
+    _no_result,
+)
+scale_update_ = _define(
+    "scale_update_(Tensor(a!) scale, Tensor(b!) growth_tracker, Tensor(c!) hysteresis_tracker, Tensor found_inf, *, "
+    "float growth, float backoff, int interval, int hysteresis, float lowest, float highest) -> ()",
+    loss_scale.scale_update_,
+    _no_result,
+)
+accumulate_ = _define(
+    "accumulate_(Tensor(a!) accumulator, Tensor gradient, float beta) -> ()",
+    accumulate.accumulate_,
+    _no_result,
+)
+accumulate_mm_ = _define(
+    "accumulate_mm_(Tensor(a!) accumulator, Tensor a, Tensor b, float beta) -> ()",
+    accumulate.accumulate_mm_,
+    _no_result,
+)
