@@ -17,17 +17,20 @@ from graphopt.plan import Plan
 
 if TYPE_CHECKING:
     from graphopt.api import optimize
+    from graphopt.estimates import Estimate, estimate
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "BudgetParseError",
     "CaptureError",
+    "Estimate",
     "GraphoptError",
     "Plan",
     "PlanMismatchError",
     "UsageError",
     "VerificationError",
+    "estimate",
     "optimize",
 ]
 
@@ -38,4 +41,8 @@ def __getattr__(name: str) -> Any:
         from graphopt.api import optimize
 
         return optimize
+    if name in ("Estimate", "estimate"):
+        from graphopt import estimates
+
+        return getattr(estimates, name)
     raise AttributeError(f"module 'graphopt' has no attribute {name!r}")

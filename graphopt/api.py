@@ -26,7 +26,6 @@ from graphopt.units import parse_bytes
 from graphopt.verify import loss_of, tensors_in
 
 Budget = int | float | str
-_EVERYTHING = 1 << 62
 
 
 class Optimized:
@@ -85,15 +84,6 @@ class Verification:
     bitwise: bool
     lines: tuple[str, ...]
     report: Report
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The memory/time curve of a model: (peak bytes in the budget's measure, overhead, planner)."""
-
-    points: tuple[tuple[int, float, str], ...]
-    eager_peak_bytes: int
-    minimum_bytes: int
 
 
 def optimize(
@@ -188,23 +178,6 @@ def verify_model(
             report.plan.minimum_bytes,
         )
     return Verification(True, compared.bitwise, compared.lines, report)
-
-
-def sweep_model(
-    model: nn.Module,
-    example_inputs: Any,
-    loss_fn: Callable[..., Any] | None = None,
-    **options: Any,
-) -> Sweep:
-    """The whole memory/time curve of a model that is captured as one graph."""
-    handle = plan_model(model, example_inputs, loss_fn, mem_budget=_EVERYTHING, **options)
-    if len(handle._session.planned) > 1:
-        raise UsageError("a sweep needs a model that is captured as one graph; this one breaks into several")
-    captured = handle._session.planned[0].captured
-    resident = sum(handle._session.resident_bytes.values())
-    eager = captured.eager
-    points = tuple((resident + c.peak_bytes, c.seconds / eager.seconds - 1, c.planner) for c in captured.curve)
-    return Sweep(points, resident + eager.peak_bytes, resident + captured.minimum_bytes)
 
 
 def measure_step(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from graphopt.errors import GraphoptError, UsageError
+from graphopt.planners import PLANNERS
 
 _EPILOG = """\
 bytes: 8GiB is 2**30-based, 8GB is 10**9, 80% is of the device's memory, a bare number is bytes
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         command = _command(commands, name, summary)
         _target(command)
         command.add_argument("--mem-budget", metavar="BYTES", help="for example 8GiB; needed unless --plan names one")
+        _planner(command)
         command.add_argument("--plan", metavar="PATH", help="use this saved plan instead of planning")
         command.add_argument("--save-plan", metavar="PATH", help="write the plan as JSON")
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
@@ -70,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     solve = _command(commands, "solve", "run a planner on a bare problem (no torch)")
     solve.add_argument("problem", help="a graphopt.problem/1 JSON file")
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
-    solve.add_argument("--planner", default="auto", help="none, sqrt_n, chain, search or auto (default)")
+    _planner(solve)
     demo = _command(commands, "demo", "train a small GPT-2 inside a third of eager's memory")
     demo.add_argument("--steps", type=int, default=24, help="training steps (default 24)")
     return parser
@@ -92,10 +94,14 @@ def _target(command: argparse.ArgumentParser) -> None:
         metavar="FILE.py:FUNCTION",
         help="a function that returns (model, example_inputs) or (model, example_inputs, loss_fn)",
     )
-    command.add_argument("--planner", default="auto", help="none, sqrt_n, chain, search or auto (default)")
     command.add_argument("--cost-model", default="auto", help="profiled, roofline or auto (default)")
     command.add_argument("--reserve", metavar="BYTES", default="0", help="bytes that you hold besides (default 0)")
     command.add_argument("--device", help="move the model and its inputs there first, for example cuda")
+
+
+def _planner(command: argparse.ArgumentParser) -> None:
+    names = [name for name in PLANNERS if name != "auto"]
+    command.add_argument("--planner", default="auto", help=f"{', '.join(names)} or auto (default)")
 
 
 def _run(options: argparse.Namespace) -> tuple[str, int]:

@@ -61,22 +61,22 @@ def verify(options: argparse.Namespace) -> Answer:
 
 def sweep(options: argparse.Namespace) -> Answer:
     """The whole memory/time curve of a model."""
-    from graphopt.report import sweep as drawing
+    from graphopt.report.sweep import sweep_html
     from graphopt.target import load_target
 
     target = load_target(options.target, options.device)
-    from graphopt.api import sweep_model
+    from graphopt.estimates import estimate
 
-    result = sweep_model(target.model, target.example_inputs, target.loss_fn, **_choices(options))
+    found = estimate(target.model, target.example_inputs, target.loss_fn, **_costs(options))
     if options.html:
-        write_text(options.html, drawing.sweep_html(type(target.model).__name__, result.points))
+        write_text(options.html, sweep_html(found.model, found.points))
     data = {
         "schema": "graphopt.sweep/1",
-        "eager_peak_bytes": result.eager_peak_bytes,
-        "minimum_bytes": result.minimum_bytes,
-        "points": [{"peak_bytes": p, "overhead": o, "planner": n} for p, o, n in result.points],
+        "eager_peak_bytes": found.eager_peak_bytes,
+        "minimum_bytes": found.minimum_bytes,
+        "points": [{"peak_bytes": p, "overhead": o, "planner": n} for p, o, n in found.points],
     }
-    return Answer(lambda color: drawing.sweep_text(type(target.model).__name__, result.points, color=color), data)
+    return Answer(found.text, data)
 
 
 def solve(options: argparse.Namespace) -> Answer:
@@ -131,14 +131,14 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from graphopt.plan import Plan
     from graphopt.target import load_target
 
-    keywords = {"mem_budget": options.mem_budget, **_choices(options)}
+    keywords = {"mem_budget": options.mem_budget, "planner": options.planner, **_costs(options)}
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
     return load_target(options.target, options.device), keywords
 
 
-def _choices(options: argparse.Namespace) -> dict[str, Any]:
+def _costs(options: argparse.Namespace) -> dict[str, Any]:
     reserve = 0 if options.reserve == "0" else options.reserve
-    return {"planner": options.planner, "cost_model": options.cost_model, "reserve": reserve}
+    return {"cost_model": options.cost_model, "reserve": reserve}
 
 
 def _write(options: argparse.Namespace, report: Report) -> None:

@@ -55,6 +55,8 @@ def _peak_drivers(graph: CapturedGraph) -> list[str]:
 
 def _advice(graph: CapturedGraph, own_minimum_bytes: int, own_budget_bytes: int, planner: str) -> list[str]:
     tips = []
+    if graph.kept:
+        tips.append("planning anew, without the kept plan")
     if planner != "auto":
         tips.append("planner 'auto'")
     batch = _batch_size(graph)

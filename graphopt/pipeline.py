@@ -9,8 +9,7 @@ from torch import fx
 
 from graphopt.capture import build_step_graph
 from graphopt.cost_models import COST_MODELS, OpCost
-from graphopt.emit import generator_state_bytes
-from graphopt.errors import InfeasibleError, PlanMismatchError, ScheduleError
+from graphopt.errors import InfeasibleError, PlanMismatchError
 from graphopt.infeasible import budget_error
 from graphopt.passes.free_shapes import free_shapes
 from graphopt.passes.own_gradients import own_gradients
@@ -20,9 +19,11 @@ from graphopt.passes.split_dropout import split_dropout
 from graphopt.plan import GraphPlan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.planners import PLANNERS
-from graphopt.report.checkpoints import find_checkpoints, recomputed_names
-from graphopt.schedule import Schedule, check_schedule, simulate
+from graphopt.schedule import Schedule, simulate
 from graphopt.stepgraph import StepGraph, to_problem, with_storage_bytes
+
+#: A pass over the joint graph and the number of its forward outputs: what becomes of the gradients.
+HandOver = Callable[[fx.GraphModule, int], object]
 
 
 def capture_graph(
@@ -32,7 +33,7 @@ def capture_graph(
     choice: Choice,
     name: str,
     break_reason: str = "",
-    hand_over: Callable[[fx.GraphModule, int], object] = own_gradients,
+    hand_over: HandOver = own_gradients,
 ) -> CapturedGraph:
     """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced.
 
@@ -48,7 +49,7 @@ def capture_graph(
     _warn_of_unmeasured(step, costs, choice.cost_model)
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
     problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
-    return CapturedGraph(name, break_reason, step, problem)
+    return CapturedGraph(name, break_reason, step, problem, _kept_plan(step, choice, name))
 
 
 def plan_graph(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> PlannedGraph:
@@ -57,27 +58,13 @@ def plan_graph(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> Pl
     Raises InfeasibleError where the planner finds no schedule that fits, PlanMismatchError where
     plans were given and none is for this graph.
     """
-    schedule = _kept_schedule(captured, choice) or _new_schedule(captured, budget_bytes, choice)
-    simulation = simulate(captured.problem, schedule)
-    random_bytes = generator_state_bytes(captured.step, schedule)
-    if simulation.peak_bytes + random_bytes > budget_bytes:
-        raise InfeasibleError(budget_bytes, simulation.peak_bytes + random_bytes)
-    plan = GraphPlan(
-        name=captured.name,
-        graph_hash=captured.step.graph_hash,
-        planner=choice.planner,
-        cost_model=choice.cost_model,
-        schedule=schedule,
-        budget_bytes=budget_bytes,
-        peak_bytes=simulation.peak_bytes + random_bytes,
-        eager_peak_bytes=captured.eager.peak_bytes,
-        minimum_bytes=captured.minimum_bytes,
-        seconds=simulation.seconds,
-        eager_seconds=captured.eager.seconds,
-        checkpoints=find_checkpoints(captured.step, captured.problem, schedule),
-        recomputed=recomputed_names(captured.step, schedule),
+    schedule = (
+        _kept_schedule(captured, budget_bytes) if captured.kept else _new_schedule(captured, budget_bytes, choice)
     )
-    return PlannedGraph(captured, plan, simulation)
+    peak_bytes = captured.peak_bytes(schedule)
+    if peak_bytes > budget_bytes:
+        raise InfeasibleError(budget_bytes, peak_bytes)
+    return PlannedGraph(captured, choice, budget_bytes, schedule, simulate(captured.problem, schedule))
 
 
 def plan_within(
@@ -110,26 +97,36 @@ def _new_schedule(captured: CapturedGraph, budget_bytes: int, choice: Choice) ->
     if captured.eager.peak_bytes <= budget_bytes:
         return captured.captured_schedule
     if choice.planner == "auto":
-        fitting = [candidate for candidate in captured.curve if candidate.peak_bytes <= budget_bytes]
-        if not fitting:
-            raise InfeasibleError(budget_bytes, captured.minimum_bytes)
-        return fitting[-1].schedule
+        return _fastest(captured, budget_bytes)
     try:
         return PLANNERS[choice.planner](captured.problem, budget_bytes - captured.most_state_bytes)
     except InfeasibleError as error:
         raise InfeasibleError(budget_bytes, error.minimum_bytes + captured.most_state_bytes) from None
 
 
-def _kept_schedule(captured: CapturedGraph, choice: Choice) -> Schedule | None:
+def _fastest(captured: CapturedGraph, budget_bytes: int) -> Schedule:
+    fitting = [candidate for candidate in captured.curve if candidate.peak_bytes <= budget_bytes]
+    if not fitting:
+        raise InfeasibleError(budget_bytes, captured.minimum_bytes)
+    return fitting[-1].schedule
+
+
+def _kept_schedule(captured: CapturedGraph, budget_bytes: int) -> Schedule:
+    """The kept plan's schedule at the budget that it was made for; at another one the best of its curve."""
+    assert captured.kept is not None and captured.kept_schedule is not None
+    schedule = captured.kept_schedule
+    if captured.kept.budget_bytes == budget_bytes and captured.peak_bytes(schedule) <= budget_bytes:
+        return schedule
+    return _fastest(captured, budget_bytes)
+
+
+def _kept_plan(step: StepGraph, choice: Choice, name: str) -> GraphPlan | None:
     if choice.kept is None:
         return None
-    kept = choice.kept.get(captured.step.graph_hash)
+    kept = choice.kept.get(step.graph_hash)
     if kept is None:
         raise PlanMismatchError(
-            f"the plan was made for another graph: {captured.name!r} has hash {captured.step.graph_hash}, the plan "
+            f"the plan was made for another graph: {name!r} has hash {step.graph_hash}, the plan "
             f"knows {', '.join(choice.kept)}; plan again with the model, shapes and torch version of this run"
         )
-    try:
-        return check_schedule(captured.problem, kept.schedule)
-    except ScheduleError as error:
-        raise PlanMismatchError(f"the plan's schedule for {captured.name!r} is not valid: {error}") from None
+    return kept

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graphopt import plan_file
 
-SCHEMA = "graphopt.plan/1"
+SCHEMA = "graphopt.plan/2"
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,22 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class KeptPoint:
+    """Another schedule of the same graph: its price, the planner that found it, and `graphopt.kept.runs_of` it."""
+
+    peak_bytes: int
+    seconds: float
+    planner: str
+    runs: str
+
+
+@dataclass(frozen=True)
 class GraphPlan:
-    """The plan of one captured graph. Bytes are the graph's own values; nothing resident is in them."""
+    """The plan of one captured graph. Bytes are the graph's own values; nothing resident is in them.
+
+    No schedule of the graph inside `budget_bytes` takes less than `bound_seconds`. `curve` is what
+    the plan knows of other budgets: peaks increase, seconds strictly decrease.
+    """
 
     name: str
     graph_hash: str
@@ -44,8 +58,10 @@ class GraphPlan:
     minimum_bytes: int
     seconds: float
     eager_seconds: float
+    bound_seconds: float
     checkpoints: tuple[Checkpoint, ...]
     recomputed: tuple[str, ...]
+    curve: tuple[KeptPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,15 @@ class Plan:
         """Predicted extra time over eager, a fraction."""
         eager_seconds = sum(graph.eager_seconds for graph in self.graphs)
         return sum(graph.seconds for graph in self.graphs) / eager_seconds - 1 if eager_seconds else 0.0
+
+    @property
+    def bound_overhead(self) -> float:
+        """A fraction of eager's time that no plan inside the budget can go below; for several graphs, as it is shared.
+
+        `overhead` is at most this far from the best there is.
+        """
+        eager_seconds = sum(graph.eager_seconds for graph in self.graphs)
+        return sum(graph.bound_seconds for graph in self.graphs) / eager_seconds - 1 if eager_seconds else 0.0
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

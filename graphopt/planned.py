@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,26 +11,34 @@ from torch import fx
 
 from graphopt.cost_models import COST_MODELS
 from graphopt.emit import Emitted, emit, emit_whole, generator_state_bytes
-from graphopt.errors import UsageError
-from graphopt.plan import GraphPlan
+from graphopt.errors import PlanMismatchError, ScheduleError, UsageError
+from graphopt.kept import runs_of, schedule_of, thinned
+from graphopt.plan import GraphPlan, KeptPoint
 from graphopt.planners import PLANNERS, pareto_curve
 from graphopt.problem import Problem
-from graphopt.schedule import Schedule, Simulation, simulate
+from graphopt.report.checkpoints import find_checkpoints, recomputed_names
+from graphopt.schedule import Schedule, Simulation, check_schedule, simulate
 from graphopt.stepgraph import StepGraph
+
+#: Points of the curve that a plan keeps: some hundred kilobytes for a thousand ops.
+MOST_KEPT = 128
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How to plan: names of planner and cost model, and kept plans by graph hash."""
+    """How to plan: names of planner and cost model, seconds to search for better, and kept plans by graph hash."""
 
     planner: str = "auto"
     cost_model: str = "auto"
     kept: Mapping[str, GraphPlan] | None = None
+    plan_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for kind, name, known in (("planner", self.planner, PLANNERS), ("cost model", self.cost_model, COST_MODELS)):
             if name not in known:
                 raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        if not 0 <= self.plan_seconds < math.inf:
+            raise UsageError(f"plan_seconds: expected a number of seconds, 0 or more, got {self.plan_seconds!r}")
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CapturedGraph:
-    """A step graph and its problem: all that is needed to plan it."""
+    """A step graph and its problem: all that is needed to plan it. With `kept` it is planned already."""
 
     name: str
     break_reason: str
     step: StepGraph
     problem: Problem
+    kept: GraphPlan | None = None
 
     @cached_property
     def eager(self) -> Simulation:
@@ -63,14 +73,37 @@ class CapturedGraph:
 
     @cached_property
     def curve(self) -> tuple[Candidate, ...]:
-        """The whole memory/time curve of `auto`: peaks increase, seconds strictly decrease."""
-        found = [self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in pareto_curve(self.problem)]
-        found.append(self._candidate(self.eager.seconds, "none", self.captured_schedule, self.eager.peak_bytes))
-        best: list[Candidate] = []
-        for candidate in sorted(found, key=lambda c: (c.peak_bytes, c.seconds)):
-            if not best or candidate.seconds < best[-1].seconds:
-                best.append(candidate)
-        return tuple(best)
+        """The whole memory/time curve, the kept plan's or else `auto`'s: peaks increase, seconds strictly decrease."""
+        found = self._kept_candidates(self.kept) if self.kept else self._new_candidates()
+        none = self._candidate(self.eager.seconds, "none", self.captured_schedule, self.eager.peak_bytes)
+        return _pareto([*found, none])
+
+    @cached_property
+    def kept_schedule(self) -> Schedule | None:
+        """The schedule of the kept plan; raises PlanMismatchError where it is none of this graph's."""
+        return self._checked(self.kept.schedule) if self.kept else None
+
+    def peak_bytes(self, schedule: Schedule) -> int:
+        """The peak of a schedule, generator states counted."""
+        return simulate(self.problem, schedule).peak_bytes + generator_state_bytes(self.step, schedule)
+
+    def _new_candidates(self) -> Iterable[Candidate]:
+        return (self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in pareto_curve(self.problem))
+
+    def _kept_candidates(self, kept: GraphPlan) -> Iterable[Candidate]:
+        """The kept points, their bytes as simulated today; times keep their ratio to eager's, which noise would not."""
+        scale = self.eager.seconds / kept.eager_seconds if kept.eager_seconds else 1.0
+        points = [(kept.seconds, kept.planner, kept.schedule)]
+        points += [(point.seconds, point.planner, schedule_of(point.runs)) for point in kept.curve]
+        for seconds, planner, steps in points:
+            schedule = self._checked(steps)
+            yield Candidate(self.peak_bytes(schedule), seconds * scale, planner, schedule)
+
+    def _checked(self, schedule: Schedule) -> Schedule:
+        try:
+            return check_schedule(self.problem, schedule)
+        except ScheduleError as error:
+            raise PlanMismatchError(f"the plan's schedule for {self.name!r} is not valid: {error}") from None
 
     def _candidate(self, seconds: float, planner: str, schedule: Schedule, peak_bytes: int) -> Candidate:
         return Candidate(peak_bytes + generator_state_bytes(self.step, schedule), seconds, planner, schedule)
@@ -88,18 +121,60 @@ class CapturedGraph:
 
 @dataclass(frozen=True)
 class PlannedGraph:
-    """A captured graph with its plan, what the simulator says of it, and the code it becomes."""
+    """A captured graph with its schedule, what the simulator says of it, and the code it becomes."""
 
     captured: CapturedGraph
-    plan: GraphPlan
+    choice: Choice
+    budget_bytes: int
+    schedule: Schedule
     simulation: Simulation
 
     @cached_property
     def emitted(self) -> Emitted:
         """Forward and backward, for autograd to call one after the other."""
-        return emit(self.captured.step, self.plan.schedule)
+        return emit(self.captured.step, self.schedule)
 
     @cached_property
     def whole(self) -> fx.GraphModule:
         """Forward and backward in one graph, whose tangents are inputs."""
-        return emit_whole(self.captured.step, self.plan.schedule)
+        return emit_whole(self.captured.step, self.schedule)
+
+    @cached_property
+    def plan(self) -> GraphPlan:
+        """What is kept and shown of it. It is made when it is asked for: running a step needs none of it."""
+        captured, choice = self.captured, self.choice
+        planner = captured.kept.planner if captured.kept else choice.planner
+        return GraphPlan(
+            name=captured.name,
+            graph_hash=captured.step.graph_hash,
+            planner=planner,
+            cost_model=choice.cost_model,
+            schedule=self.schedule,
+            budget_bytes=self.budget_bytes,
+            peak_bytes=captured.peak_bytes(self.schedule),
+            eager_peak_bytes=captured.eager.peak_bytes,
+            minimum_bytes=captured.minimum_bytes,
+            seconds=self.simulation.seconds,
+            eager_seconds=captured.eager.seconds,
+            bound_seconds=self._bound_seconds(),
+            checkpoints=find_checkpoints(captured.step, captured.problem, self.schedule),
+            recomputed=recomputed_names(captured.step, self.schedule),
+            curve=_kept_points(captured.curve),
+        )
+
+    def _bound_seconds(self) -> float:
+        # Every op runs at least once.
+        return self.captured.problem.seconds
+
+
+def _pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    best: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.peak_bytes, c.seconds)):
+        if not best or candidate.seconds < best[-1].seconds:
+            best.append(candidate)
+    return tuple(best)
+
+
+def _kept_points(curve: Sequence[Candidate]) -> tuple[KeptPoint, ...]:
+    few = thinned(curve, MOST_KEPT)
+    return tuple(KeptPoint(c.peak_bytes, c.seconds, c.planner, runs_of(c.schedule)) for c in few)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,13 +33,21 @@ def share_budget(graphs: Sequence[CapturedGraph], own_budget_bytes: int) -> list
     peak. Raises InfeasibleError where even the smallest do not fit.
     """
     curves = [_points(graph) for graph in graphs]
-    chosen = [0] * len(graphs)
-    least = _peak(curves, chosen)
-    if least > own_budget_bytes:
-        raise InfeasibleError(own_budget_bytes, least)
-    while (best := _best_step(curves, chosen, own_budget_bytes)) is not None:
-        chosen[best[0]] = best[1]
+    chosen = _chosen(curves, own_budget_bytes)
     return [curve[i].peak_bytes for curve, i in zip(curves, chosen, strict=True)]
+
+
+def joint_curve(graphs: Sequence[CapturedGraph], budgets: int) -> list[tuple[int, float]]:
+    """Common peak and seconds of the shares at so many budgets, evenly apart from the least to eager's."""
+    curves = [_points(graph) for graph in graphs]
+    least = _peak(curves, [0] * len(curves))
+    most = joint_peak_bytes(graphs, [graph.captured_schedule for graph in graphs])
+    found = []
+    for i in range(budgets):
+        chosen = _chosen(curves, least + max(most - least, 0) * i // (budgets - 1))
+        points = [curve[place] for curve, place in zip(curves, chosen, strict=True)]
+        found.append((_peak(curves, chosen), math.fsum(point.seconds for point in points)))
+    return found
 
 
 def joint_peak_bytes(graphs: Sequence[CapturedGraph], schedules: Sequence[Sequence[int]]) -> int:
@@ -54,6 +63,17 @@ def smallest_peak_bytes(graphs: Sequence[CapturedGraph]) -> int:
 
 def _least_schedule(graph: CapturedGraph) -> Sequence[int]:
     return graph.curve[0].schedule
+
+
+def _chosen(curves: Sequence[Sequence[_Point]], own_budget_bytes: int) -> list[int]:
+    """For each graph the point of its curve that it gets."""
+    chosen = [0] * len(curves)
+    least = _peak(curves, chosen)
+    if least > own_budget_bytes:
+        raise InfeasibleError(own_budget_bytes, least)
+    while (best := _best_step(curves, chosen, own_budget_bytes)) is not None:
+        chosen[best[0]] = best[1]
+    return chosen
 
 
 def _points(graph: CapturedGraph) -> list[_Point]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from graphopt.plan import Checkpoint, GraphPlan, Plan
+from graphopt.plan import Checkpoint, GraphPlan, KeptPoint, Plan
 from graphopt.report.data import Comparison, GraphReport, Measured, Report
 
 MIB = 2**20
@@ -26,8 +26,13 @@ def make_graph_plan(name: str = "graph 1", blocks: int = 6) -> GraphPlan:
         minimum_bytes=52 * MIB,
         seconds=0.1234567890123456789,
         eager_seconds=0.1,
+        bound_seconds=0.119,
         checkpoints=tuple(make_checkpoint(i) for i in range(blocks)),
         recomputed=("gelu", "gelu", "layer_norm", "mm"),
+        curve=(
+            KeptPoint(52 * MIB, 0.161, "search", f"0-{steps - 1} 0-{steps - 1} {steps}-{2 * steps - 1}"),
+            KeptPoint(240 * MIB, 0.1, "none", f"0-{2 * steps - 1}"),
+        ),
     )
 
 

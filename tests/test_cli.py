@@ -233,7 +233,7 @@ def test_what_is_asked_for_reaches_the_api(
     saved, page = tmp_path / "saved.json", tmp_path / "report.html"
     code, out, _ = run(capsys, "plan", f"{train}:build", *options, "--save-plan", saved, "--html", page)
     assert code == 0 and "FITS" in out and page.read_text().startswith("<!doctype html>")
-    assert json.loads(saved.read_text())["schema"] == "graphopt.plan/1"
+    assert json.loads(saved.read_text())["schema"] == "graphopt.plan/2"
     assert asked == {
         "mem_budget": "8MiB", "planner": "chain", "cost_model": "roofline", "reserve": "1KiB", "plan": None,
         "model": "Sequential", "inputs": 2, "loss": "mse_loss",

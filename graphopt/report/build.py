@@ -27,7 +27,7 @@ def build_plan(
         device=str(graphs[0].step.device) if graphs else "cpu",
         torch_version=torch.__version__,
         budget_bytes=budget_bytes,
-        peak_bytes=resident + joint_peak_bytes(graphs, [graph.plan.schedule for graph in planned]),
+        peak_bytes=resident + joint_peak_bytes(graphs, [graph.schedule for graph in planned]),
         eager_peak_bytes=resident + joint_peak_bytes(graphs, [graph.captured_schedule for graph in graphs]),
         minimum_bytes=resident + smallest_peak_bytes(graphs),
         resident_bytes=dict(resident_bytes),
@@ -41,7 +41,7 @@ def build_report(plan: Plan, planned: Sequence[PlannedGraph], plan_seconds: floa
 
 
 def _graph_report(planned: PlannedGraph) -> GraphReport:
-    captured, schedule = planned.captured, planned.plan.schedule
+    captured, schedule = planned.captured, planned.schedule
     boundary = captured.step.boundary
     peak_op = captured.step.ops[schedule[planned.simulation.peak_step]]
     return GraphReport(

@@ -83,7 +83,7 @@ def peak_place(graph: GraphReport) -> str:
 
 def signed_percent(fraction: float) -> str:
     """`0.234` -> `"+23.4%"`."""
-    return f"{fraction:+.1%}"
+    return f"{round(fraction, 3) + 0.0:+.1%}"  # no minus for what rounds to nothing
 
 
 def seconds_text(seconds: float) -> str:

@@ -12,13 +12,15 @@ SCHEMA = "graphopt.report/1"
 
 
 def report_to_json(report: Report) -> dict[str, Any]:
-    """All fields of the report, with the few figures that are derived from them."""
-    plan = report.plan
+    """All fields of the report but kept schedules, with the few figures that are derived from them."""
+    plan, data = report.plan, encode(report)
+    for each in (*data["plan"]["graphs"], *(graph["plan"] for graph in data["graphs"])):
+        del each["curve"]  # the points are in `graphs`; their schedules are for the plan's own file
     return {
         "schema": SCHEMA,
         "fits": figures.fits(report),
         "overhead": plan.overhead,
         "planner": plan.planner,
         "breakdown": dict(figures.breakdown(report)),
-        **encode(report),
+        **data,
     }

@@ -8,7 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from plans import hostile_report, make_report
+from plans import MIB, hostile_report, make_report
 
 from graphopt.report.data import Report
 from graphopt.report.html import render_html
@@ -86,5 +86,6 @@ def test_the_data_is_all_there_and_is_json() -> None:
     assert sum(data["breakdown"].values()) == report.plan.peak_bytes
     assert data["plan"]["graphs"][1]["checkpoints"][3]["module_path"] == "transformer.h.3.mlp"
     assert data["graphs"][0]["comparisons"][1] == {"name": "sqrt_n", "peak_bytes": None, "overhead": None}
+    assert data["graphs"][0]["curve"][0] == [52 * MIB, 0.61] and "curve" not in data["plan"]["graphs"][0]
     assert data["measured"]["time_ratio"] == 1.19
     assert report_to_json(replace(report, measured=None))["measured"] is None
