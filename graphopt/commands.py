@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import GraphoptError, InfeasibleError, UsageError
+from graphopt.plan import PROVEN
 from graphopt.plan_file import write_text
 from graphopt.problem import Problem, load_problem
 from graphopt.report.html import render_html
@@ -82,6 +83,7 @@ def sweep(options: argparse.Namespace) -> Answer:
 def solve(options: argparse.Namespace) -> Answer:
     """Run a planner on a bare problem; the simulator judges."""
     from graphopt.planners import PLANNERS
+    from graphopt.planners.bound import lower_bound_seconds
 
     if options.planner not in PLANNERS:
         raise UsageError(f"there is no planner {options.planner!r}; there are: {', '.join(PLANNERS)}")
@@ -89,8 +91,7 @@ def solve(options: argparse.Namespace) -> Answer:
     run = PLANNERS[options.planner]
     data: dict[str, Any] = {"feasible": False, "planner": options.planner}
     data |= dict.fromkeys(("peak_bytes", "seconds", "overhead"))
-    # Every op runs at least once, so no schedule takes less than this.
-    data |= {"lower_bound_seconds": problem.seconds, "proven_optimal": False}
+    data |= {"lower_bound_seconds": None, "proven_optimal": False}
     try:
         schedule = check_schedule(problem, run(problem, budget))
     except InfeasibleError as error:
@@ -102,12 +103,14 @@ def solve(options: argparse.Namespace) -> Answer:
     result = simulate(problem, schedule)
     if result.peak_bytes > budget:
         raise GraphoptError(f"planner {options.planner!r} went over its budget: {result.peak_bytes:,} of {budget:,}")
+    bound_seconds = lower_bound_seconds(problem, budget)
     data |= {
         "feasible": True,
         "peak_bytes": result.peak_bytes,
         "seconds": result.seconds,
         "overhead": result.seconds / problem.seconds - 1 if problem.seconds else 0.0,
-        "proven_optimal": len(schedule) == len(problem.ops),
+        "lower_bound_seconds": bound_seconds,
+        "proven_optimal": result.seconds <= bound_seconds * (1 + PROVEN),
         "minimum_bytes": _minimum_bytes(run, problem),
         "schedule": list(schedule),
     }
@@ -158,7 +161,8 @@ def _minimum_bytes(run: Callable[[Problem, int], tuple[int, ...]], problem: Prob
 
 def _solved(problem: Problem, data: dict[str, Any]) -> str:
     again = len(data["schedule"]) - len(problem.ops)
-    proof = " (optimal: nothing is recomputed)" if data["proven_optimal"] else ""
+    above = data["seconds"] / data["lower_bound_seconds"] - 1 if data["lower_bound_seconds"] else 0.0
+    proof = " (proven optimal)" if data["proven_optimal"] else f" (at most {above:.2%} above the optimum)"
     return (
         f"{data['planner']}: {format_bytes(data['peak_bytes'])} at the peak, "
         f"{data['overhead']:+.2%} time{proof}, {again} of {len(problem.ops)} ops run again; "

@@ -11,6 +11,10 @@ from graphopt import plan_file
 SCHEMA = "graphopt.plan/2"
 
 
+#: Nearer to the lower bound than this share of it, a plan is proven to be optimal.
+PROVEN = 1e-9
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A value alive at the end of the forward and read by the backward.
@@ -93,10 +97,17 @@ class Plan:
     def bound_overhead(self) -> float:
         """A fraction of eager's time that no plan inside the budget can go below; for several graphs, as it is shared.
 
-        `overhead` is at most this far from the best there is.
+        It is a bound, not a plan: the best there is may be above it.
         """
         eager_seconds = sum(graph.eager_seconds for graph in self.graphs)
         return sum(graph.bound_seconds for graph in self.graphs) / eager_seconds - 1 if eager_seconds else 0.0
+
+    @property
+    def above_optimum(self) -> float:
+        """At most this fraction of time more than the best plan inside the budget; 0 where that is proven."""
+        bound_seconds = sum(graph.bound_seconds for graph in self.graphs)
+        above = sum(graph.seconds for graph in self.graphs) / bound_seconds - 1 if bound_seconds else 0.0
+        return above if above > PROVEN else 0.0
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

@@ -15,6 +15,7 @@ from graphopt.errors import PlanMismatchError, ScheduleError, UsageError
 from graphopt.kept import runs_of, schedule_of, thinned
 from graphopt.plan import GraphPlan, KeptPoint
 from graphopt.planners import PLANNERS, pareto_curve
+from graphopt.planners.bound import lower_bound_seconds
 from graphopt.problem import Problem
 from graphopt.report.checkpoints import find_checkpoints, recomputed_names
 from graphopt.schedule import Schedule, Simulation, check_schedule, simulate
@@ -163,8 +164,8 @@ class PlannedGraph:
         )
 
     def _bound_seconds(self) -> float:
-        # Every op runs at least once.
-        return self.captured.problem.seconds
+        # Two sums of the same seconds may differ by rounding.
+        return min(lower_bound_seconds(self.captured.problem, self.budget_bytes), self.simulation.seconds)
 
 
 def _pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

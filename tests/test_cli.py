@@ -115,18 +115,28 @@ def test_solve_with_room_recomputes_nothing_and_proves_it(chain: Path, capsys: p
 
 
 def test_solve_with_less_room(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "solve", chain, "--mem-budget", "500", "--json")
+    code, out, _ = run(capsys, "solve", chain, "--mem-budget", "300", "--json")
     data = json.loads(out)
     assert code == 0 and data["feasible"] and not data["proven_optimal"]
-    assert data["minimum_bytes"] <= data["peak_bytes"] <= 500
-    assert data["seconds"] > data["lower_bound_seconds"] and data["overhead"] > 0
-    assert "ops run again" in run(capsys, "solve", chain, "--mem-budget", "500")[1]
+    assert data["minimum_bytes"] <= data["peak_bytes"] <= 300
+    assert data["seconds"] > data["lower_bound_seconds"] > 18 and data["overhead"] > 0
+    text = run(capsys, "solve", chain, "--mem-budget", "300")[1]
+    assert "ops run again" in text and "above the optimum" in text
+
+
+def test_solve_that_recomputes_and_proves_that_it_must(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "solve", chain, "--mem-budget", "500", "--json")
+    data = json.loads(out)
+    assert code == 0 and data["proven_optimal"] and data["overhead"] > 0
+    assert data["seconds"] == pytest.approx(data["lower_bound_seconds"], rel=1e-9)
+    assert "(proven optimal)" in run(capsys, "solve", chain, "--mem-budget", "500")[1]
 
 
 def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "solve", chain, "--mem-budget", "99", "--json")
     data = json.loads(out)
     assert code == 3 and set(data) == KEYS and not data["feasible"] and data["schedule"] is None
+    assert data["lower_bound_seconds"] is None and not data["proven_optimal"]
     assert data["minimum_bytes"] > 99 and f"{data['minimum_bytes']:,}" in err
     at_least = run(capsys, "solve", chain, "--mem-budget", data["minimum_bytes"], "--json")
     assert at_least[0] == 0 and json.loads(at_least[1])["minimum_bytes"] == data["minimum_bytes"]

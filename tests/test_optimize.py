@@ -88,6 +88,7 @@ def test_trains_inside_the_budget_with_eagers_results(model: Blocks, share: floa
     graphopt.optimize(model, budget, example_inputs=BATCH)
     plan = model.graphopt.plan
     assert plan.recomputed and plan.peak_bytes <= budget
+    assert 0 < plan.bound_overhead <= plan.overhead and plan.above_optimum < plan.overhead
     assert differences(eager, run_step(model, model, BATCH, {})) == []
     peak = measured(model, *BATCH)
     assert peak <= budget and abs(plan.peak_bytes - peak) <= 0.02 * peak

@@ -111,6 +111,16 @@ def summary(report: Report) -> list[tuple[str, str]]:
     return [*rows, ("smallest budget", format_bytes(plan.minimum_bytes))]
 
 
+def optimum(report: Report) -> str:
+    """How far the plan may be from the best there is, in words."""
+    plan = report.plan
+    share = " of each graph's share" if len(report.graphs) > 1 else ""
+    if not plan.above_optimum:
+        return f"proven optimal inside the budget{share}"
+    least = f"no plan inside the budget takes less than {signed_percent(plan.bound_overhead)}"
+    return f"at most {plan.above_optimum:.1%} above the optimum{share}: {least}"
+
+
 def fold(values: Sequence[int], boundary: int, columns: int, boundary_column: int) -> list[int]:
     """`values` drawn into `columns`, each the highest of its steps, with the boundary where it is wanted.
 

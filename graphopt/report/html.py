@@ -35,7 +35,7 @@ def _head(report: Report) -> str:
     models = ", ".join(dict.fromkeys(graph.cost_model for graph in plan.graphs))
     made = (
         f"{plan.device}, torch {plan.torch_version}; planned in {report.plan_seconds:.1f} s "
-        f"by {plan.planner} on {models} costs"
+        f"by {plan.planner} on {models} costs; {figures.optimum(report)}"
     )
     return f'<h1>{escape(plan.model)} {badge}</h1><div class="dim">{escape(made)}</div>\n'
 

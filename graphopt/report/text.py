@@ -79,7 +79,10 @@ def _header(report: Report) -> list[RenderableType]:
     second = [row for row in rows if row not in first]
     models = plain(", ".join(dict.fromkeys(graph.cost_model for graph in plan.graphs)))
     made = f"planned in {report.plan_seconds:.1f} s by {plain(plan.planner)} on {models} costs"
-    return [name, Text.assemble(state, "  ", _row(first)), _row(second), Text(made, style="dim")]
+    return [
+        *(name, Text.assemble(state, "  ", _row(first)), _row(second)),
+        *(Text(made, style="dim"), Text(figures.optimum(report), style="dim")),
+    ]
 
 
 def _row(figures_of_row: list[tuple[str, str]]) -> Text:

@@ -68,6 +68,11 @@ def test_it_holds_every_checkpoint_and_drawing() -> None:
     assert max(series["eager"]) == pytest.approx(make_report().plan.eager_peak_bytes, rel=0.02)
 
 
+def test_it_says_how_far_the_optimum_may_be() -> None:
+    assert "at most 3.7% above the optimum: no plan inside the budget takes" in render_html(make_report())
+    assert "at most 3.7% above the optimum of each graph&#x27;s share" in render_html(make_report(graphs=2))
+
+
 def test_light_and_dark() -> None:
     assert "prefers-color-scheme:dark" in render_html(make_report())
 
@@ -88,4 +93,6 @@ def test_the_data_is_all_there_and_is_json() -> None:
     assert data["graphs"][0]["comparisons"][1] == {"name": "sqrt_n", "peak_bytes": None, "overhead": None}
     assert data["graphs"][0]["curve"][0] == [52 * MIB, 0.61] and "curve" not in data["plan"]["graphs"][0]
     assert data["measured"]["time_ratio"] == 1.19
+    assert data["bound_overhead"] == pytest.approx(0.19) and not data["proven_optimal"]
+    assert data["above_optimum"] == pytest.approx(0.1234567890123456789 / 0.119 - 1)
     assert report_to_json(replace(report, measured=None))["measured"] is None

@@ -27,6 +27,13 @@ def test_it_says_what_matters() -> None:
     assert "Graphs" not in text
 
 
+def test_it_says_how_far_the_optimum_may_be() -> None:
+    report = make_report()
+    assert "at most 3.7% above the optimum: no plan inside the budget takes less than +19.0%" in str(report)
+    graph = replace(report.plan.graphs[0], bound_seconds=report.plan.graphs[0].seconds / (1 + 1e-12))
+    assert "proven optimal inside the budget" in str(replace(report, plan=replace(report.plan, graphs=(graph,))))
+
+
 def test_predicted_and_measured_stand_side_by_side() -> None:
     assert re.search(r"total +139.0 MiB +139.1 MiB", str(make_report()))
     assert re.search(r"total +139.0 MiB +not run", str(make_report(measured=False)))
