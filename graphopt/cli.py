@@ -106,15 +106,18 @@ def _planner(command: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> tuple[str, int]:
     from graphopt import commands
+    from graphopt.progress import progress
 
-    run = {
-        "plan": commands.plan,
-        "verify": commands.verify,
-        "sweep": commands.sweep,
-        "solve": commands.solve,
-        "demo": commands.demo,
+    run, doing = {
+        "plan": (commands.plan, "capturing, pricing and planning"),
+        "verify": (commands.verify, "planning, and running it against eager"),
+        "sweep": (commands.sweep, "capturing, and planning for every budget"),
+        "solve": (commands.solve, "planning"),
+        "demo": (commands.demo, ""),
     }[options.command]
-    answer = run(options)
+    # The demo prints as it goes.
+    with progress(doing) if doing else contextlib.nullcontext():
+        answer = run(options)
     if options.json:
         return json.dumps(answer.data, indent=1), answer.exit_code
     return answer.text(_wants_color()), answer.exit_code

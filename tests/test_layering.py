@@ -28,7 +28,7 @@ LAYERS = (
     ("step", "step_module"),
     ("api", "estimates"),
     ("",),  # graphopt/__init__.py
-    ("cli", "commands", "target", "demo"),
+    ("cli", "commands", "target", "progress", "demo"),
     ("__main__",),
 )
 EXCEPTIONS = {("report.data", "graphopt.report.text")}  # str(report) is the text report
