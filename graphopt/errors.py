@@ -68,6 +68,10 @@ class VerificationError(GraphoptError):
         self.largest_difference = largest_difference
 
 
+class NonFiniteGradientError(GraphoptError, RuntimeError):
+    """The norm of the gradients is not finite, and the step was asked to raise then; nothing was written."""
+
+
 class CaptureError(GraphoptError):
     """The model could not be captured as a graph that can be planned."""
 

@@ -32,6 +32,45 @@ class StepModule(nn.Module):
         return self.loss_fn(self.model(**kwargs))
 
 
+class LossModule(nn.Module):
+    """The loss of a micro-batch and nothing else: what else the model returns is not kept for it.
+
+    `autocast` is the dtype under which forward and loss run. A half loss is returned as float32, so that
+    its gradient, the loss scale, does not overflow.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: Callable[..., Any] | None, device_type: str, autocast: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.step = StepModule(model, loss_fn)
+        self.device_type = device_type
+        self.autocast = autocast
+        self.training = model.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss, a single number; raises UsageError where there is none."""
+        if self.autocast is None:
+            loss = _loss_in(self.step(*args, **kwargs))
+        else:
+            with torch.autocast(self.device_type, self.autocast):
+                loss = _loss_in(self.step(*args, **kwargs))
+        return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
+
+
+def _loss_in(output: Any) -> torch.Tensor:
+    """The output itself, its `.loss` or `["loss"]`, or the first of a tuple."""
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    elif isinstance(output, (tuple, list)):
+        output = output[0]
+    elif not isinstance(output, torch.Tensor):
+        output = getattr(output, "loss", None)
+    if not isinstance(output, torch.Tensor):
+        raise UsageError("the step has no loss: give loss_fn, or a model that returns its loss (or has it as .loss)")
+    return output
+
+
 def as_call(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs as positional and keyword arguments: a tensor, a tuple or list, or a dict by name."""
     kwargs = dict(example_kwargs or {})

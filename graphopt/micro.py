@@ -1,0 +1,183 @@
+"""Micro-batches as graphs: forward, loss and backward of one, with what becomes of its gradients inside.
+
+Dynamo stands in front: for each call it says which graph is right for these inputs and this state of
+the model, capturing a new one where none is, and what goes into it. It does not run it: that is left
+to the step's own graph, in which all micro-batches of a window stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOutput, TangentAOTInput
+
+from graphopt.backend import Captured, break_reason, compile_graph
+from graphopt.dynamo import dynamo_errors, own_frame
+from graphopt.errors import CaptureError, UsageError
+from graphopt.passes.accumulate import accumulate, keep_gradients
+from graphopt.passes.own_gradients import own_gradients
+from graphopt.planned import CapturedGraph, Choice, PlannedGraph
+from graphopt.roles import DESCRIPTOR, Accumulator, Beta
+from graphopt.stepgraph import output_args
+
+_ROLES = (PlainAOTInput, TangentAOTInput, Accumulator, Beta)
+
+Plan = Callable[[CapturedGraph, Sequence[Any]], PlannedGraph]
+
+
+@dataclass(frozen=True, eq=False)
+class Micro:
+    """A planned micro-batch graph. Its inputs are described by `input_roles`: Dynamo's flat inputs, and ours."""
+
+    planned: PlannedGraph
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The graph to run, boxed: (loss, a gradient or None for each of the joint graph's inputs)."""
+        return self.planned.whole
+
+    @cached_property
+    def input_roles(self) -> tuple[object, ...]:
+        """The descriptor of each input, in order: PlainAOTInput, TangentAOTInput, Accumulator or Beta."""
+        return tuple(node.meta[DESCRIPTOR] for node in self._placeholders)
+
+    @cached_property
+    def accumulators(self) -> dict[int, torch.Tensor]:
+        """Flat input -> the (fake) accumulator of its gradient."""
+        roles = ((node.meta[DESCRIPTOR], node.meta["val"]) for node in self._placeholders)
+        return {role.index: value for role, value in roles if isinstance(role, Accumulator)}
+
+    @cached_property
+    def gradients(self) -> dict[int, int]:
+        """Flat input -> position among the graph's outputs of the gradient that is returned for it."""
+        step = self.planned.captured.step
+        indices = [n.meta[DESCRIPTOR].idx for n in self._placeholders if isinstance(n.meta[DESCRIPTOR], PlainAOTInput)]
+        returned = output_args(step.graph_module)[step.num_forward_outputs :]
+        return {
+            index: step.num_forward_outputs + position
+            for position, (index, node) in enumerate(zip(indices, returned, strict=False))
+            if node is not None
+        }
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """The (fake) loss."""
+        node = self.planned.captured.step.forward_outputs[0]
+        assert isinstance(node, fx.Node)
+        return node.meta["val"]  # type: ignore[no-any-return]
+
+    @property
+    def _placeholders(self) -> list[fx.Node]:
+        return list(self.planned.captured.step.graph_module.graph.find_nodes(op="placeholder"))
+
+
+@dataclass(frozen=True, eq=False)
+class MicroCall:
+    """A graph, and the tensors that Dynamo hands to it: parameters, buffers and the micro-batch."""
+
+    micro: Micro
+    flat: tuple[Any, ...]
+
+
+class Micros:
+    """The micro-batch graphs of one model, by what Dynamo guards on."""
+
+    def __init__(
+        self, module: nn.Module, choice: Choice, plan: Plan, trained: Callable[[object], bool], *, accumulating: bool
+    ) -> None:
+        self._choice, self._plan, self._trained = choice, plan, trained
+        self._accumulating = accumulating
+        self._called: MicroCall | None = None
+        self._compiled = torch.compile(own_frame(module._call_impl), backend=self._backend, dynamic=False)
+
+    def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
+        """The graph for these inputs, captured and planned if it is new, and what goes into it.
+
+        What the model's forward does in Python (counting its calls, say) is done; no tensor is computed.
+        """
+        self._called = None
+        with dynamo_errors(), torch.enable_grad(), torch._functorch.config.patch(backward_pass_autocast="off"):
+            self._compiled(*args, **kwargs)
+        if self._called is None:
+            raise CaptureError(
+                "nothing of the model could be captured: torch.compile skipped its forward; TORCH_LOGS=graph_breaks "
+                "shows why"
+            )
+        call, self._called = self._called, None
+        return call
+
+    def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        reason = break_reason(module)
+        if reason:
+            raise CaptureError(
+                f"a training step must be captured whole, and this model breaks into several graphs: {reason}; remove "
+                "the break, or use graphopt.optimize(), which divides the budget over the pieces"
+            )
+        _check_outputs(module)
+        micro = Micro(self._capture(module, [i for i, item in enumerate(inputs) if self._trained(item)], inputs))
+
+        def resolved(*flat: Any) -> tuple[torch.Tensor, ...]:
+            self._called = MicroCall(micro, flat)
+            return (torch.zeros((), dtype=micro.loss.dtype, device=micro.loss.device),)
+
+        return resolved
+
+    def _capture(self, module: fx.GraphModule, wanted: list[int], inputs: Sequence[Any]) -> PlannedGraph:
+        def stop(captured: CapturedGraph) -> PlannedGraph:
+            raise Captured(captured)
+
+        examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
+        hand_over = partial(_hand_over, wanted=wanted, accumulating=self._accumulating)
+        try:
+            compile_graph(module, examples, self._choice, stop, "micro-batch", hand_over)
+        except Captured as done:
+            _check_roles(done.graph)
+            return self._plan(done.graph, inputs)
+        raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
+
+
+def _hand_over(joint: fx.GraphModule, num_forward_outputs: int, *, wanted: list[int], accumulating: bool) -> None:
+    """What becomes of the gradients: summed up inside, or returned each on its own and laid out like its parameter."""
+    primals = [n for n in joint.graph.find_nodes(op="placeholder") if isinstance(n.meta[DESCRIPTOR], PlainAOTInput)]
+    positions = [position for position, node in enumerate(primals) if node.meta[DESCRIPTOR].idx in wanted]
+    if accumulating:
+        accumulate(joint, num_forward_outputs, positions)
+    else:
+        keep_gradients(joint, num_forward_outputs, positions)
+        own_gradients(joint, num_forward_outputs)
+
+
+def _check_outputs(module: fx.GraphModule) -> None:
+    (returned,) = module.graph.output_node().args
+    assert isinstance(returned, (tuple, list))
+    if len(returned) != 1:
+        raise CaptureError(
+            "the model keeps a tensor that it computes (in an attribute, a list or a closure): a training step returns "
+            "its loss alone, so remove it, or use graphopt.optimize()"
+        )
+    loss = returned[0].meta["example_value"] if isinstance(returned[0], fx.Node) else None
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        found = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(returned[0]).__name__
+        raise UsageError(f"the loss must be a single number to be differentiated, got {found}; reduce it with .mean()")
+
+
+def _check_roles(captured: CapturedGraph) -> None:
+    """AOTAutograd changes the calling convention for aliased and mutated inputs; those steps are refused."""
+    graph = captured.step.graph_module.graph
+    for node in graph.find_nodes(op="placeholder"):
+        if not isinstance(node.meta.get(DESCRIPTOR), _ROLES):
+            raise CaptureError(
+                f"the step's input {node.name} is {node.meta.get(DESCRIPTOR)}: inputs that share memory and are "
+                "written, and tensor subclasses, cannot be part of a training step; use graphopt.optimize()"
+            )
+    described = graph.output_node().meta.get(DESCRIPTOR) or [None]
+    if captured.step.num_forward_outputs != 1 or not isinstance(described[0], PlainAOTOutput):
+        raise CaptureError(
+            "the step writes to an input that is no plain buffer: a training step cannot hand that back; use "
+            "graphopt.optimize()"
+        )

@@ -1,0 +1,170 @@
+"""A training step's view of the user's optimizer: how its groups are updated, and on which tensors.
+
+State stays the optimizer's own. What does not exist before the first step is made here, and becomes
+the optimizer's when a step was really taken: a first step that is skipped leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphopt.cost_models.model_state import optimizer_bytes
+from graphopt.errors import UsageError
+from graphopt.passes.update import GroupUpdate
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class OptimizerView:
+    """Parameters by name, their masters, state and options, always read from the optimizer as it is now.
+
+    With `masters` the half parameters of the optimizer's groups are replaced by float32 copies, which
+    it then updates; the model's are rounded from them. Raises UsageError for parameters that are not
+    the model's, and where masters come too late.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, *, masters: bool) -> None:
+        self.optimizer = optimizer
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.parameters = dict(model.named_parameters())
+        self.masters: dict[str, torch.Tensor] = {}
+        self._pending: dict[str, dict[str, torch.Tensor]] = {}
+        if masters:
+            self._make_masters()
+        self._check()
+
+    @property
+    def kind(self) -> str:
+        """ "adam" or "sgd" where a fused op does what this optimizer does, else "step"."""
+        known = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "sgd"}
+        differentiable = any(group.get("differentiable") for group in self.optimizer.param_groups)
+        return "step" if differentiable else known.get(type(self.optimizer), "step")
+
+    def trains(self, item: object) -> bool:
+        """Whether `item` is a parameter of the model that this optimizer updates."""
+        return id(item) in self.names and self.names[id(item)] in self._optimized
+
+    def groups(self) -> list[GroupUpdate]:
+        """How each group is updated in the next step; momentum that does not exist yet stands apart."""
+        found = []
+        for number, group in enumerate(self.optimizer.param_groups):
+            names = [self._name(parameter) for parameter in group["params"]]
+            for first in (False, True):
+                chosen = tuple(name for name in names if self._is_first(group, name) is first)
+                if chosen:
+                    found.append(self._group(number, group, chosen, first))
+        return found
+
+    def option(self, group: int, key: str) -> float:
+        """A number of a group, as the LR scheduler left it."""
+        options = self.optimizer.param_groups[group]
+        if key in ("beta1", "beta2"):
+            return float(options["betas"][key == "beta2"])
+        return float(options[key])
+
+    def state(self, name: str, key: str) -> torch.Tensor:
+        """One tensor of a parameter's state; made, but not yet the optimizer's, where there is none."""
+        stepped = self.stepped(name)
+        held = self.optimizer.state.get(stepped, {})
+        if held.get(key) is None:
+            pending = self._pending.setdefault(name, {})
+            if key not in pending:
+                pending[key] = _new_state(stepped, key)
+            return pending[key]
+        return held[key]  # type: ignore[no-any-return]
+
+    def stepped(self, name: str) -> torch.Tensor:
+        """What the optimizer holds for a parameter: its master, or itself."""
+        return self.masters.get(name, self.parameters[name])
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether state was made that is not yet the optimizer's."""
+        return bool(self._pending)
+
+    def publish(self) -> None:
+        """A step was taken: what was made for it is the optimizer's state now."""
+        for name, tensors in self._pending.items():
+            self.optimizer.state[self.stepped(name)].update(tensors)
+        self._pending.clear()
+
+    def step(self, gradients: Sequence[torch.Tensor], names: Sequence[str]) -> None:
+        """Let the optimizer itself step on finished gradients, which it finds where it looks for them."""
+        stepped = [self.stepped(name) for name in names]
+        try:
+            for parameter, gradient in zip(stepped, gradients, strict=True):
+                parameter.grad = gradient.to(parameter.dtype)
+            self.optimizer.step()
+        finally:
+            for parameter in stepped:
+                parameter.grad = None
+        with torch.no_grad():
+            for name in names:
+                if name in self.masters:
+                    self.parameters[name].copy_(self.masters[name])
+
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer's state: real where it has stepped, else what it will be."""
+        return optimizer_bytes(self.optimizer)
+
+    @property
+    def _optimized(self) -> set[str]:
+        return {self._name(p) for group in self.optimizer.param_groups for p in group["params"]}
+
+    def _name(self, stepped: torch.Tensor) -> str:
+        if id(stepped) in self.names:
+            return self.names[id(stepped)]
+        return next(name for name, master in self.masters.items() if master is stepped)
+
+    def _group(self, number: int, group: Mapping[str, Any], names: tuple[str, ...], first: bool) -> GroupUpdate:
+        kind, masters = self.kind, frozenset(self.masters)
+        state: tuple[str, ...] = ()
+        flags: dict[str, bool] = {}
+        if kind == "adam":
+            state = ("exp_avg", "exp_avg_sq", "step", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+            flags = {"amsgrad": group["amsgrad"], "maximize": group["maximize"], "decoupled": _is_decoupled(group)}
+        elif kind == "sgd":
+            state = ("momentum_buffer",) if group["momentum"] else ()
+            flags = {"nesterov": group["nesterov"], "maximize": group["maximize"], "first": first}
+        return GroupUpdate(number, kind, names, tuple(flags.items()), state, masters)
+
+    def _is_first(self, group: Mapping[str, Any], name: str) -> bool:
+        if self.kind != "sgd" or not group["momentum"]:
+            return False
+        return self.optimizer.state.get(self.stepped(name), {}).get("momentum_buffer") is None
+
+    def _make_masters(self) -> None:
+        if self.optimizer.state:
+            raise UsageError(
+                "masters=True needs an optimizer that has not stepped yet: its state is that of the masters"
+            )
+        for group in self.optimizer.param_groups:
+            for position, parameter in enumerate(group["params"]):
+                if parameter.dtype in _HALF and id(parameter) in self.names:
+                    master = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+                    self.masters[self.names[id(parameter)]] = master
+                    group["params"][position] = master
+
+    def _check(self) -> None:
+        known = set(self.names) | {id(master) for master in self.masters.values()}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in known:
+                    raise UsageError(
+                        f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is not the model's: "
+                        "make the optimizer from model.parameters() after every change of them (.to(), .half())"
+                    )
+
+
+def _is_decoupled(group: Mapping[str, Any]) -> bool:
+    return bool(group.get("decoupled_weight_decay", False))
+
+
+def _new_state(stepped: torch.Tensor, key: str) -> torch.Tensor:
+    if key == "step":
+        return torch.zeros((), dtype=torch.float32, device=stepped.device)
+    return torch.zeros_like(stepped, memory_format=torch.preserve_format).detach()

@@ -1,0 +1,213 @@
+"""TrainStep: one optimizer step on one global batch, as one graph inside a number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+import graphopt.kernels  # noqa: F401  defines the ops of the gradient tail
+from graphopt.errors import UsageError
+from graphopt.micro import MicroCall, Micros
+from graphopt.passes.clip import Clip, clip
+from graphopt.passes.loss_scale import LossScale, loss_scale
+from graphopt.passes.update import GroupUpdate, update
+from graphopt.plan import Plan
+from graphopt.roles import (
+    DESCRIPTOR,
+    Given,
+    Master,
+    OptimizerState,
+    Option,
+    Scaling,
+    SummedGradient,
+    Weight,
+    returned_gradients,
+)
+from graphopt.scale_state import ScaleState
+from graphopt.step_memory import StepMemory
+from graphopt.step_module import LossModule
+from graphopt.window import MicroBatch, Weights, cut, rows_of
+from graphopt.window_graph import build_window, given_tensors, window_key
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What is done with the gradients of a step."""
+
+    accumulate: int = 1
+    clip: Clip | None = None
+    loss_scale: LossScale | None = None
+    weights: Weights = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives back; reading `skipped` or a tensor's number waits for the device.
+
+    `loss` is the mean over the global batch, unscaled; `grad_norm` the norm before clipping, of all
+    gradients or a vector of the groups' (None where nobody asked for one); `loss_scale` the scale that
+    this step used, 1.0 without one.
+    """
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor | None
+    found_inf: torch.Tensor | None
+    loss_scale: torch.Tensor | float
+
+    @property
+    def skipped(self) -> bool:
+        """Whether gradients overflowed, or the batch weighed nothing, and nothing was updated."""
+        return self.found_inf is not None and bool(self.found_inf != 0)
+
+
+class TrainStep:
+    """What `graphopt.train_step()` returns: call it with a global batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        module: LossModule,
+        memory: StepMemory,
+        options: StepOptions,
+        scheduler: Any = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = memory.view.optimizer
+        self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
+        self._scale = ScaleState(options.loss_scale, memory.device)
+        self._micros = Micros(
+            module, memory.choice, memory.plan, memory.view.trains, accumulating=options.accumulate > 1
+        )
+        self._windows: dict[object, fx.GraphModule] = {}
+        self._accumulators: dict[str, torch.Tensor] = {}
+        self._micro_rows = 0
+        self._last: fx.GraphModule | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> StepResult:
+        """One optimizer step on one global batch: `loss_fn(model(*args[:-1], **kwargs), args[-1])`."""
+        pieces = self._cut(args, kwargs)
+        if not pieces:
+            return self._nothing_to_learn()
+        self._memory.batch = (args, kwargs)
+        calls = [self._micros.resolve(piece.args, piece.kwargs) for piece in pieces]
+        groups = self._view.groups()
+        window = self._window(calls, groups)
+        feeds = self._feeds(window, calls, pieces)
+        used_scale = self._scale.value.clone() if self._scale.value is not None else 1.0
+        with torch.no_grad(), torch._C._DisableAutocast():
+            loss, norm, found_inf, gradients = window.forward(feeds)
+        result = StepResult(loss, norm, found_inf, used_scale)
+        self._finish(result, groups, gradients)
+        return result
+
+    def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Capture and plan for this batch; nothing is computed."""
+        self._memory.batch = (args, kwargs)
+        calls = [self._micros.resolve(piece.args, piece.kwargs) for piece in self._cut(args, kwargs)]
+        if calls:
+            self._window(calls, self._view.groups())
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of a micro-batch; 0 before the first batch is known."""
+        return self._micro_rows
+
+    @property
+    def loss_scale(self) -> float:
+        """The scale that the next step uses."""
+        return float(self._scale.value) if self._scale.value is not None else 1.0
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force; raises UsageError before the first batch."""
+        return self._memory.build_plan(type(self.model).__name__)
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph of the last window: micro-batches, gradient work and update."""
+        if self._last is None:
+            raise UsageError("nothing is captured yet: call the step, or give train_step() example_inputs")
+        return self._last
+
+    def state_dict(self) -> dict[str, Any]:
+        """What model.state_dict() and optimizer.state_dict() do not hold: the loss scale and float32 masters."""
+        return {"loss_scale": self._scale.state_dict(), "masters": {**self._view.masters}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; raises UsageError where it is another step's."""
+        masters = state["masters"]
+        if set(masters) != set(self._view.masters):
+            raise UsageError("the saved state has masters for other parameters than this step")
+        self._scale.load_state_dict(state["loss_scale"])
+        with torch.no_grad():
+            for name, master in self._view.masters.items():
+                master.copy_(masters[name])
+
+    def _cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
+        if not self._micro_rows:
+            self._micro_rows = -(-rows_of(args, kwargs) // self._options.accumulate)
+        return cut(args, kwargs, self._micro_rows, self._options.weights)
+
+    def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> fx.GraphModule:
+        key = (*window_key(calls), tuple(groups))
+        if key not in self._windows:
+            view, options = self._view, self._options
+            names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
+            window = build_window(calls, view.names, names)
+            update(window, groups)
+            if options.clip is not None:
+                clip(window, options.clip)
+            if options.loss_scale is not None:
+                loss_scale(window, options.loss_scale)
+            self._windows[key] = window
+        self._last = self._windows[key]
+        return self._last
+
+    def _feeds(self, window: fx.GraphModule, calls: Sequence[MicroCall], pieces: Sequence[MicroBatch]) -> list[Any]:
+        given, view = given_tensors(calls), self._view
+        source: dict[type, Callable[[Any], Any]] = {
+            Given: lambda role: given[role.number],
+            Weight: lambda role: pieces[role.number].weight,
+            Option: lambda role: view.option(role.group, role.key),
+            OptimizerState: lambda role: view.state(role.parameter, role.key),
+            Master: lambda role: view.masters[role.parameter],
+            Scaling: lambda role: self._scale.tensor(role.key),
+        }
+        feeds = []
+        for node in window.graph.find_nodes(op="placeholder"):
+            role = node.meta[DESCRIPTOR]
+            if isinstance(role, SummedGradient):
+                feeds.append(self._accumulator(role.parameter, node.meta["val"]))
+            else:
+                feeds.append(source[type(role)](role))
+        return feeds
+
+    def _accumulator(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        if name not in self._accumulators:
+            parameter = self._view.parameters[name]
+            self._accumulators[name] = torch.empty_like(parameter, dtype=like.dtype, requires_grad=False)
+        return self._accumulators[name]
+
+    def _finish(self, result: StepResult, groups: list[GroupUpdate], gradients: list[torch.Tensor]) -> None:
+        """What is left to the host: an optimizer of its own, state that is new, the scheduler."""
+        by_optimizer = any(group.kind == "step" for group in groups)
+        waits = by_optimizer or self._view.unpublished or self._scheduler is not None
+        if waits and result.skipped:
+            return
+        if by_optimizer:
+            self._view.step(gradients, returned_gradients(self.graph_module.graph))
+        self._view.publish()
+        # what torch's schedulers look at to know that the optimizer stepped before they do
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def _nothing_to_learn(self) -> StepResult:
+        """Every micro-batch weighs nothing: the mean is over nothing, and nothing changes."""
+        device = self._memory.device
+        one, nan = torch.ones((), device=device), torch.full((), float("nan"), device=device)
+        return StepResult(nan, None, one, self.loss_scale)

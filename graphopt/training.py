@@ -1,0 +1,82 @@
+"""`train_step()`: a model, its loss and its optimizer as one step inside a number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphopt.errors import UsageError
+from graphopt.optimizer_view import OptimizerView
+from graphopt.passes.clip import Clip
+from graphopt.passes.loss_scale import LossScale
+from graphopt.planned import Choice
+from graphopt.resident import check_devices, device_total_bytes
+from graphopt.step import StepOptions, TrainStep
+from graphopt.step_memory import UNLIMITED_BYTES, StepMemory
+from graphopt.step_module import LossModule, as_call
+from graphopt.units import parse_bytes
+from graphopt.window import Weights
+
+
+def train_step(
+    model: nn.Module,
+    loss_fn: Callable[..., Any] | None,
+    optimizer: torch.optim.Optimizer,
+    mem_budget: int | float | str | None = None,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    accumulate: int = 1,
+    clip: Clip | None = None,
+    loss_scale: LossScale | None = None,
+    weights: Weights = None,
+    autocast: torch.dtype | None = None,
+    masters: bool = False,
+    lr_scheduler: Any = None,
+    planner: str = "auto",
+    cost_model: str = "auto",
+    reserve: int | float | str = 0,
+) -> TrainStep:
+    """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
+
+    `step(*batch)` computes `loss_fn(model(*batch[:-1]), batch[-1])`, or takes the loss that the model returns where
+    `loss_fn` is None; the model, its parameters and the optimizer's state stay the user's own. `mem_budget` counts
+    everything on the device while a step runs, optimizer state included (None: no limit).
+
+    `accumulate` cuts the batch into that many micro-batches, whose gradients add up in float32; the mean is over
+    what was really there, by rows, or by `weights`: "tokens", or a function of a micro-batch's inputs. `clip` is a
+    ClipNorm or ClipValue, `loss_scale` a ConstantLossScale or DynamicLossScale. `autocast` is the dtype of forward
+    and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
+    stepped after each update that was not skipped. `planner`, `cost_model`, `reserve` and `example_inputs` are
+    those of `optimize()`.
+
+    Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
+    set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
+    at the first batch; a model that breaks into several graphs is refused.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"train_step() takes an nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"train_step() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise UsageError(f"accumulate: expected a whole number of at least 1, got {accumulate!r}")
+    args, kwargs = as_call(example_inputs, example_kwargs)
+    check_devices(model, (args, kwargs))
+    device = next(iter(model.parameters())).device
+    total = device_total_bytes(device)
+    memory = StepMemory(
+        model,
+        OptimizerView(optimizer, model, masters=masters),
+        Choice(planner, cost_model),
+        UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total),
+        parse_bytes(reserve, total) if reserve else 0,
+        summed=accumulate > 1,
+    )
+    options = StepOptions(accumulate, clip, loss_scale, weights)
+    step = TrainStep(model, LossModule(model, loss_fn, device.type, autocast), memory, options, lr_scheduler)
+    if args or kwargs:
+        step.plan_for(args, kwargs)
+    return step

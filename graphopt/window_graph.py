@@ -1,0 +1,129 @@
+"""The graph of a whole training step: the micro-batches of a window one after the other, and their mean loss.
+
+It is a GraphModule in which every micro-batch's planned graph is a submodule; passes add what is done
+with the gradients. It returns (loss, norm, found_inf, gradients); without passes only loss and gradients.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._functorch._aot_autograd.descriptors import PlainAOTInput, TangentAOTInput
+from torch.fx.graph import _BoxedCodeGen
+
+from graphopt.micro import Micro, MicroCall
+from graphopt.roles import ROLE, Accumulator, Given, Gradient, SummedGradient, Tangent, Weight, add_input, as_name
+
+aten = torch.ops.aten
+
+
+def window_key(calls: Sequence[MicroCall]) -> tuple[object, ...]:
+    """Equal for windows that one graph serves: the same micro-batch graphs, the same tensors shared among them."""
+    number: dict[int, int] = {}
+    pattern = tuple(number.setdefault(id(item), len(number)) for call in calls for item in call.flat)
+    return (*(id(call.micro) for call in calls), pattern)
+
+
+def given_tensors(calls: Sequence[MicroCall]) -> list[object]:
+    """The distinct things that Dynamo hands to the micro-batches, in the order that `Given` counts."""
+    return list({id(item): item for call in calls for item in call.flat}.values())
+
+
+def build_window(calls: Sequence[MicroCall], parameters: Mapping[int, str], names: Mapping[int, str]) -> fx.GraphModule:
+    """The window's graph before any pass.
+
+    `parameters` has the names of those to train, `names` of all parameters and buffers, both by `id`.
+    """
+    return _Builder(calls, parameters, names).build()
+
+
+class _Builder:
+    """Writes a window, micro-batch by micro-batch."""
+
+    def __init__(self, calls: Sequence[MicroCall], parameters: Mapping[int, str], names: Mapping[int, str]) -> None:
+        self.calls, self.parameters = calls, parameters
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.module_names: dict[Micro, str] = {}
+        self.accumulators: dict[str, fx.Node] = {}
+        self.gradients: dict[str, fx.Node] = {}
+        self.given: dict[int, fx.Node] = {}
+        for number, item in enumerate(given_tensors(calls)):
+            name = names.get(id(item), f"batch_{number}")
+            self.given[id(item)] = add_input(self.graph, as_name(name), Given(number, name), item)
+
+    def build(self) -> fx.GraphModule:
+        weights = [add_input(self.graph, f"weight_{i}", Weight(i)) for i in range(len(self.calls))]
+        for call in self.calls:
+            self.add_accumulators(call)
+        losses = [
+            self.add_micro(i, call, weight) for i, (call, weight) in enumerate(zip(self.calls, weights, strict=True))
+        ]
+        for name, node in self.gradients.items():
+            node.meta[ROLE] = Gradient(name)
+        loss = self.mean(losses, weights)
+        self.graph.output((loss, None, None, list(self.gradients.values())))
+        self.graph.set_codegen(_BoxedCodeGen())
+        self.graph.lint()
+        return fx.GraphModule(self.root, self.graph, "TrainingStep")
+
+    def add_accumulators(self, call: MicroCall) -> None:
+        for index, value in call.micro.accumulators.items():
+            name = self.parameters[id(call.flat[index])]
+            if name not in self.accumulators:
+                node = add_input(self.graph, f"gradient_{as_name(name)}", SummedGradient(name), value)
+                self.accumulators[name] = self.gradients[name] = node
+
+    def add_micro(self, number: int, call: MicroCall, weight: fx.Node) -> fx.Node:
+        if number == 0:
+            self.clear_untouched(call)
+        loss = call.micro.loss
+        tangent = self.graph.call_function(
+            aten.scalar_tensor.default, (weight,), {"dtype": loss.dtype, "device": loss.device}
+        )
+        tangent.meta[ROLE] = Tangent(number)
+        arguments: list[Any] = [self.argument(role, call, number, tangent) for role in call.micro.input_roles]
+        made = self.graph.call_module(self.module_name(call.micro), (arguments,))
+        for index, position in call.micro.gradients.items():
+            name = self.parameters[id(call.flat[index])]
+            self.gradients[name] = self.item(made, position, f"gradient_{as_name(name)}")
+        return self.item(made, 0, f"loss_{number}")
+
+    def clear_untouched(self, first: MicroCall) -> None:
+        """Accumulators that the first micro-batch does not write hold the last window's gradients."""
+        written = {self.parameters[id(first.flat[index])] for index in first.micro.accumulators}
+        for name, node in self.accumulators.items():
+            if name not in written:
+                self.graph.call_function(aten.zero_.default, (node,))
+
+    def argument(self, role: object, call: MicroCall, number: int, tangent: fx.Node) -> object:
+        if isinstance(role, PlainAOTInput):
+            return self.given[id(call.flat[role.idx])]
+        if isinstance(role, TangentAOTInput):
+            return tangent
+        if isinstance(role, Accumulator):
+            return self.accumulators[self.parameters[id(call.flat[role.index])]]
+        return float(number > 0)
+
+    def module_name(self, micro: Micro) -> str:
+        if micro not in self.module_names:
+            name = f"micro_batch_{len(self.module_names)}"
+            self.root.add_module(name, micro.module)
+            self.module_names[micro] = name
+        return self.module_names[micro]
+
+    def item(self, made: fx.Node, position: int, name: str) -> fx.Node:
+        return self.graph.create_node("call_function", operator.getitem, (made, position), name=name)
+
+    def mean(self, losses: list[fx.Node], weights: list[fx.Node]) -> fx.Node:
+        if len(losses) == 1:
+            return losses[0]
+        shares = [self.graph.call_function(aten.mul.Tensor, pair) for pair in zip(losses, weights, strict=True)]
+        mean = shares[0]
+        for share in shares[1:]:
+            mean = self.graph.call_function(aten.add.Tensor, (mean, share))
+        return mean
