@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import (
@@ -9,6 +10,7 @@ from graphopt.errors import (
     BudgetParseError,
     CaptureError,
     GraphoptError,
+    NonFiniteGradientError,
     PlanMismatchError,
     UsageError,
     VerificationError,
@@ -18,31 +20,45 @@ from graphopt.plan import Plan
 if TYPE_CHECKING:
     from graphopt.api import optimize
     from graphopt.estimates import Estimate, estimate
+    from graphopt.passes.clip import ClipNorm, ClipValue
+    from graphopt.passes.loss_scale import ConstantLossScale, DynamicLossScale
+    from graphopt.training import train_step
 
 __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "BudgetParseError",
     "CaptureError",
+    "ClipNorm",
+    "ClipValue",
+    "ConstantLossScale",
+    "DynamicLossScale",
     "Estimate",
     "GraphoptError",
+    "NonFiniteGradientError",
     "Plan",
     "PlanMismatchError",
     "UsageError",
     "VerificationError",
     "estimate",
     "optimize",
+    "train_step",
 ]
+
+# torch takes a second to import; `graphopt --help` must not
+_LAZY = {
+    "optimize": "graphopt.api",
+    "Estimate": "graphopt.estimates",
+    "estimate": "graphopt.estimates",
+    "ClipNorm": "graphopt.passes.clip",
+    "ClipValue": "graphopt.passes.clip",
+    "ConstantLossScale": "graphopt.passes.loss_scale",
+    "DynamicLossScale": "graphopt.passes.loss_scale",
+    "train_step": "graphopt.training",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes a second to import; `graphopt --help` must not
-    if name == "optimize":
-        from graphopt.api import optimize
-
-        return optimize
-    if name in ("Estimate", "estimate"):
-        from graphopt import estimates
-
-        return getattr(estimates, name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'graphopt' has no attribute {name!r}")

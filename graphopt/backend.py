@@ -10,8 +10,9 @@ from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 
 from graphopt.errors import CaptureError, UsageError
+from graphopt.passes.own_gradients import own_gradients
 from graphopt.passes.specialize import plain
-from graphopt.pipeline import capture_graph, plan_within
+from graphopt.pipeline import HandOver, capture_graph, plan_within
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import device_total_bytes, resident_of_graph
 from graphopt.units import parse_bytes
@@ -37,10 +38,11 @@ def compile_graph(
     choice: Choice,
     decide: Callable[[CapturedGraph], PlannedGraph],
     name: str = "model",
+    hand_over: HandOver = own_gradients,
 ) -> Compiled:
     """Compile one of Dynamo's graphs; `decide` plans its captured joint graph (or raises Captured).
 
-    A graph that needs no gradient is run as it is.
+    A graph that needs no gradient is run as it is. `hand_over` is as in `capture_graph`.
     """
     for size in _sizes(example_inputs):
         plain(size)
@@ -48,7 +50,7 @@ def compile_graph(
 
     def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
         static = list(known.get("static_lifetime_input_indices") or ())
-        planned = decide(capture_graph(joint, num_fwd_outputs, static, choice, name, reason))
+        planned = decide(capture_graph(joint, num_fwd_outputs, static, choice, name, reason, hand_over))
         return planned.emitted.forward, planned.emitted.backward
 
     compiler = aot_autograd(
