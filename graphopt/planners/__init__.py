@@ -10,6 +10,7 @@ from collections.abc import Callable
 from graphopt.planners.auto import auto_curve, plan_auto
 from graphopt.planners.chain import plan_chain
 from graphopt.planners.curve import Curve, CurvePoint
+from graphopt.planners.mincut import plan_mincut
 from graphopt.planners.none import plan_none
 from graphopt.planners.search import plan_search
 from graphopt.planners.sqrt_n import plan_sqrt_n
@@ -22,6 +23,7 @@ PLANNERS: dict[str, Callable[[Problem, int], Schedule]] = {
     "none": plan_none,
     "sqrt_n": plan_sqrt_n,
     "chain": plan_chain,
+    "mincut": plan_mincut,
     "search": plan_search,
     "auto": plan_auto,
 }

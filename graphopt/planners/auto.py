@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from graphopt.planners.chain import chain_curve
 from graphopt.planners.curve import Curve, once_per_problem, pareto, pick
+from graphopt.planners.mincut import mincut_curve
 from graphopt.planners.search import (
     MOST_POLISHED,
     crumb_points,
@@ -26,7 +27,7 @@ def auto_curve(problem: Problem) -> Curve:
     """All planners' points, the coarse planners' points with more kept, and what lies below the lowest."""
     known = search_curve(problem)
     points = [*known]
-    for member in (sqrt_n_curve(problem), chain_curve(problem)):
+    for member in (sqrt_n_curve(problem), chain_curve(problem), mincut_curve(problem)):
         points.extend(member)
         points.extend(fill_points(problem, member, known))
     found = pareto(points)
