@@ -23,9 +23,9 @@ PLANNERS: dict[str, Callable[[Problem, int], Schedule]] = {
     "none": plan_none,
     "sqrt_n": plan_sqrt_n,
     "chain": plan_chain,
-    "mincut": plan_mincut,
     "search": plan_search,
     "auto": plan_auto,
+    "mincut": plan_mincut,
 }
 
 
