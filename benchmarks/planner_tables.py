@@ -1,0 +1,208 @@
+"""What benchmarks/planners.py found, as tables: in the terminal, and as Markdown for the README.
+
+python benchmarks/planner_tables.py benchmarks/results/planners_cpu_2026-11-21.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Data = dict[str, list[dict[str, Any]]]
+
+SHOWN = {"model": ("0.7", "0.5", "0.35", "0.25"), "instance": ("0.9", "0.8", "0.6", "0.4")}
+"""Shares of eager's peak in the tables; the JSON has more."""
+NEAR_OPTIMUM = 0.01
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def verdicts(data: Data) -> list[dict[str, Any]]:
+    """The claims that are to hold over all rows, whether they do, and by how much."""
+    return [
+        {"claim": claim, "holds": holds, "detail": detail}
+        for claim, holds, detail in (
+            *_against_peers(data),
+            *_against_published(data["published"]),
+            *_against_optima(data["optima"]),
+        )
+    ]
+
+
+def _against_peers(data: Data) -> Iterator[tuple[str, bool, str]]:
+    rows = data["peers"]
+    if not rows:
+        return
+    gaps = [row["peer_overhead"] - row["auto_overhead"] for row in rows]
+    verdict = Counter(row["verdict"] for row in rows)
+    counts = f"{verdict['better']} better, {verdict['equal']} equal, {verdict['WORSE']} worse"
+    yield "at every peak that a peer reaches, auto's time is at most the peer's", not verdict["WORSE"], counts
+    median = statistics.median(gaps)
+    yield "in the median it is less", median > 0, f"{median * 100:.1f} points of eager's time"
+    minimum = {row["name"]: row["minimum_bytes"] for row in data["problems"]}
+    lowest = {row["model"]: min(r["peer_peak_bytes"] for r in rows if r["model"] == row["model"]) for row in rows}
+    above = [name for name, peak in lowest.items() if minimum[name] > peak]
+    shares = [minimum[name] / peak for name, peak in lowest.items()]
+    detail = f"{statistics.median(shares):.2f} of it in the median, {max(shares):.2f} at most {' '.join(above)}"
+    yield "auto's smallest budget is at or below every peer's smallest true peak", not above, detail.rstrip()
+
+
+def _against_published(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, bool, str]]:
+    for peer in dict.fromkeys(row["peer"] for row in rows):
+        points = [row for row in rows if row["peer"] == peer]
+        lost = [f"{r['problem']} at {r['share']:.0%}" for r in points if _is_dearer(r)]
+        detail = f"{len(points) - len(lost)} of {len(points)} points {'(not: ' + ', '.join(lost) + ')' if lost else ''}"
+        yield f"auto is at or below {peer}'s published figures", not lost, detail.rstrip()
+
+
+def _is_dearer(row: dict[str, Any]) -> bool:
+    if row["overhead"] is None:
+        return False
+    return row["auto_overhead"] is None or row["auto_overhead"] > row["overhead"]
+
+
+def _against_optima(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, bool, str]]:
+    proven = [row for row in rows if row["note"] != "not proven"]
+    if not proven:
+        return
+    above = {f"{r['problem']} at {r['share']:.0%}": _above(r) for r in proven}
+    worst = max(above, key=lambda name: above[name])
+    detail = f"{len(proven)} points; furthest {above[worst]:+.2%} ({worst})"
+    yield "auto is within 1% of every proven optimum", above[worst] <= NEAR_OPTIMUM, detail
+
+
+def _above(row: dict[str, Any]) -> float:
+    if row["auto_overhead"] is None:
+        return float("inf")
+    return float((1 + row["auto_overhead"]) / (1 + row["overhead"]) - 1)
+
+
+def tables(data: Data) -> list[Grid]:
+    """All tables that have rows."""
+    grids = [
+        _problems(data, "model", "Models"),
+        _peers(data),
+        _problems(data, "instance", "Instances of the literature, and generated ones"),
+        _beside("Published by others", data["published"]),
+        _beside("Optima", data["optima"]),
+        Grid(
+            "Verdicts",
+            ("claim", "holds", "by how much"),
+            [(v["claim"], "yes" if v["holds"] else "NO", v["detail"]) for v in verdicts(data)],
+        ),
+    ]
+    return [grid for grid in grids if grid.rows]
+
+
+def _problems(data: Data, kind: str, title: str) -> Grid:
+    shares = SHOWN[kind]
+    chosen = [row for row in data["problems"] if (row["group"] == "model") == (kind == "model")]
+    rows = []
+    for row in chosen:
+        cells = [_with_bound(row["shares"].get(share)) for share in shares]
+        least = row["minimum_bytes"] / row["eager_peak_bytes"]
+        floor = f"{least:.0%} ({row['floor_bytes'] / row['eager_peak_bytes']:.0%})"
+        rows.append((row["name"], f"{row['ops']:,}", f"{row['plan_seconds']:.2f} s", *cells, floor))
+    at = (f"{float(share):.0%}" for share in shares)
+    note = "extra time at shares of eager's peak (no plan is below)"
+    return Grid(f"{title}: {note}", ("", "ops", "planned in", *at, "smallest budget (floor)"), rows)
+
+
+def _with_bound(at_share: dict[str, float] | None) -> str:
+    if at_share is None:
+        return "–"
+    return f"{_percent(at_share['auto'])} ({_percent(at_share['bound'])})"
+
+
+def _peers(data: Data) -> Grid:
+    minimum = {row["name"]: row["minimum_bytes"] for row in data["problems"]}
+    rows = []
+    for model in dict.fromkeys(row["model"] for row in data["peers"]):
+        mine = [row for row in data["peers"] if row["model"] == model]
+        block = [row for row in mine if row["peer"] == "checkpoint"]
+        ratios = [row for row in mine if row["peer"] != "checkpoint"]
+        verdict = Counter(row["verdict"] for row in ratios)
+        gap = statistics.median(row["peer_overhead"] - row["auto_overhead"] for row in ratios)
+        lowest = min(row["peer_peak_bytes"] for row in ratios)
+        eager = ratios[0]["eager_peak_bytes"]
+        rows.append(
+            (
+                model,
+                *(_at_block(block[0]) if block else ("–", "–")),
+                f"{verdict['better']} / {verdict['equal']} / {verdict['WORSE']}",
+                f"{gap * 100:.1f}",
+                f"{lowest / eager:.0%}",
+                f"{minimum[model] / eager:.0%}",
+            )
+        )
+    columns = ("", "every block checkpointed", "auto at that peak", "PyTorch's ten ratios: better / equal / worse")
+    return Grid(
+        "Against every block in torch.utils.checkpoint, and PyTorch's activation_memory_budget",
+        (*columns, "median points less", "its lowest true peak", "auto's"),
+        rows,
+    )
+
+
+def _at_block(row: dict[str, Any]) -> tuple[str, str]:
+    share = row["peer_peak_bytes"] / row["eager_peak_bytes"]
+    return f"{_percent(row['peer_overhead'])} at {share:.0%}", _percent(row["auto_overhead"])
+
+
+def _beside(title: str, found: Sequence[dict[str, Any]]) -> Grid:
+    keys = dict.fromkeys((row["problem"], row["peer"]) for row in found)
+    shares = sorted({row["share"] for row in found}, reverse=True)
+    rows = []
+    for problem, peer in keys:
+        mine = {row["share"]: row for row in found if (row["problem"], row["peer"]) == (problem, peer)}
+        rows.append((problem, peer, *(_pair(mine.get(share)) for share in shares)))
+    return Grid(f"{title}: theirs / auto's", ("", "peer", *(f"{share:.0%}" for share in shares)), rows)
+
+
+def _pair(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    theirs = "no plan" if row["overhead"] is None else _percent(row["overhead"])
+    mine = "no plan" if row["auto_overhead"] is None else _percent(row["auto_overhead"])
+    return f"{theirs} / {mine}" + (f" ({row['note']})" if row["note"] else "")
+
+
+def _percent(fraction: float) -> str:
+    return f"{round(fraction, 4) + 0.0:+.1%}" if fraction >= 0.1 else f"{round(fraction, 4) + 0.0:+.2%}"
+
+
+def print_tables(data: Data) -> None:
+    """Tables for a terminal."""
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    for grid in tables(data):
+        made = Table(*grid.columns, title=grid.title)
+        for row in grid.rows:
+            made.add_row(*row, style="red" if "NO" in row else "")
+        console.print(made)
+
+
+def main(path: str) -> None:
+    for grid in tables(json.loads(Path(path).read_text(encoding="utf-8"))):
+        print(f"**{grid.title}**\n")
+        for cells in (grid.columns, ["---"] * len(grid.columns), *grid.rows):
+            print("| " + " | ".join(cells) + " |")
+        print()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,188 @@
+"""The planner `auto` against its peers, the literature and the optimum, on instances and on real models.
+
+python benchmarks/planners.py [name ...] [--instances FOLDER] [--cost-model roofline] [--exact SECONDS] [--json PATH]
+
+Names are those of the models of tests/zoo, of instance files, or "layered"; without any, all of them.
+Instances are `graphopt.problem/1` files; what is not there is left out. `planner_tables.py` makes the
+README's tables from the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peers
+import published
+from common import capture, write_json
+from layered_graphs import layered_graph
+from planner_tables import print_tables, verdicts
+from zoo import ANCHORS, ZOO
+
+from graphopt.errors import GraphoptError
+from graphopt.planned import CapturedGraph
+from graphopt.planners import pareto_curve
+from graphopt.planners.bound import lower_bound_seconds
+from graphopt.planners.floor import practical_floor
+from graphopt.problem import Problem, load_problem
+from graphopt.schedule import simulate
+
+INSTANCES = Path(__file__).parent.parent.parent / "shared" / "instances"
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25)
+LAYERED = ((100, 0), (250, 0), (500, 0), (1000, 0))
+"""Nodes and seed of the generated graphs."""
+MOST_EXACT_OPS = 200
+
+
+@dataclass
+class Results:
+    """All rows; plain data, as in the JSON."""
+
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    peers: list[dict[str, Any]] = field(default_factory=list)
+    published: list[dict[str, Any]] = field(default_factory=list)
+    optima: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """`auto`'s curve of a problem, over the peak and the time of the problem's own order."""
+
+    problem: Problem
+    points: tuple[tuple[int, float], ...]
+    eager_peak_bytes: int
+    plan_seconds: float
+
+    def overhead_at(self, share: float) -> float | None:
+        """The least extra time at a share of eager's peak; None where nothing fits."""
+        fitting = [s for peak, s in self.points if peak <= share * self.eager_peak_bytes]
+        return max(fitting[-1] / self.problem.seconds - 1, 0.0) if fitting else None
+
+    def bound_at(self, share: float) -> float:
+        """What no plan is below there, in any order."""
+        return lower_bound_seconds(self.problem, int(share * self.eager_peak_bytes)) / self.problem.seconds - 1
+
+
+def plan(problem: Problem) -> Curve:
+    """The curve, and the processor time that it took."""
+    started = time.process_time()
+    curve = pareto_curve(problem)
+    plan_seconds = time.process_time() - started
+    eager_peak_bytes = simulate(problem, range(len(problem.ops))).peak_bytes
+    return Curve(problem, tuple((p.peak_bytes, p.seconds) for p in curve), eager_peak_bytes, plan_seconds)
+
+
+def problem_row(name: str, group: str, curve: Curve) -> dict[str, Any]:
+    """One problem by itself: its minimum, plan time, and how far each sampled point may be from the optimum."""
+    at_shares = {}
+    for share in SHARES:
+        overhead = curve.overhead_at(share)
+        if overhead is not None:
+            at_shares[f"{share:g}"] = {"auto": overhead, "bound": curve.bound_at(share)}
+    return {
+        "name": name,
+        "group": group,
+        "ops": len(curve.problem.ops),
+        "eager_peak_bytes": curve.eager_peak_bytes,
+        "minimum_bytes": curve.points[0][0],
+        "minimum_overhead": curve.points[0][1] / curve.problem.seconds - 1,
+        "floor_bytes": practical_floor(curve.problem),
+        "plan_seconds": curve.plan_seconds,
+        "points": len(curve.points),
+        "shares": at_shares,
+    }
+
+
+def published_rows(figures: Sequence[published.Figure], name: str, curve: Curve) -> Iterator[dict[str, Any]]:
+    """What others are said to reach on this problem, with `auto` at the same share."""
+    for figure in figures:
+        if figure.problem == name:
+            yield {**asdict(figure), "auto_overhead": curve.overhead_at(figure.share)}
+
+
+def exact_rows(name: str, curve: Curve, limit_seconds: float) -> Iterator[dict[str, Any]]:
+    """The solver's optimum where it finds one in time; nothing where the extra is missing."""
+    if limit_seconds <= 0 or len(curve.problem.ops) > MOST_EXACT_OPS:
+        return
+    from graphopt.planners.exact import solve_exact
+
+    for share in (0.9, 0.8):
+        if not curve.overhead_at(share):
+            continue
+        started = time.process_time()
+        try:
+            found = solve_exact(
+                curve.problem, int(share * curve.eager_peak_bytes), limit_seconds=limit_seconds, workers=1
+            )
+        except GraphoptError as error:
+            print(f"{name}: no optimum at {share:g}: {error}", file=sys.stderr)
+            return
+        yield {
+            "problem": name,
+            "peer": "CP-SAT, fixed order",
+            "share": share,
+            "overhead": found.seconds / curve.problem.seconds - 1,
+            "note": "proven" if found.proven else "not proven",
+            "auto_overhead": curve.overhead_at(share),
+            "solver_seconds": time.process_time() - started,
+        }
+
+
+def add_model(results: Results, name: str, cost_model: str) -> CapturedGraph:
+    """One captured model: by itself, against its peers, and beside what is published of it."""
+    captured = capture(name, cost_model)
+    results.problems.append(problem_row(name, "model", plan(captured.problem)))
+    for row in peers.compare_all(captured, name):
+        results.peers.append({**asdict(row), "verdict": row.verdict})
+    if any(figure.problem == name for figure in published.WITHOUT_GRADIENTS):
+        curve = plan(peers.without_gradients(captured))
+        results.published += published_rows(published.WITHOUT_GRADIENTS, name, curve)
+    return captured
+
+
+def add_problem(results: Results, name: str, group: str, problem: Problem, exact_seconds: float) -> None:
+    """One bare problem: by itself, beside what is published of it, and against the optimum."""
+    curve = plan(problem)
+    results.problems.append(problem_row(name, group, curve))
+    results.published += published_rows(published.ON_INSTANCES, name, curve)
+    results.optima += published_rows(published.OPTIMA, name, curve)
+    results.optima += exact_rows(name, curve, exact_seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--instances", type=Path, default=INSTANCES, metavar="FOLDER")
+    parser.add_argument("--cost-model", default="auto")
+    parser.add_argument(
+        "--exact", type=float, default=0.0, metavar="SECONDS", help="solver time for each small problem"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH")
+    args = parser.parse_args()
+    models = [name for name in (*ZOO, *ANCHORS) if name != "graph_break"]  # it is captured in two pieces
+    files = {path.stem: path for path in sorted(args.instances.glob("*.json"))}
+    results = Results()
+    for name in args.names or [*files, "layered", *models]:
+        started = time.monotonic()
+        if name in models:
+            add_model(results, name, args.cost_model)
+        elif name == "layered":
+            for nodes, seed in LAYERED:
+                add_problem(results, f"layered {nodes}", "generated", layered_graph(nodes, seed), args.exact)
+        elif name in files:
+            add_problem(results, name, "instance", load_problem(files[name]), args.exact)
+        else:
+            parser.error(f"there is no {name!r}; there are {', '.join([*models, *files, 'layered'])}")
+        print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        write_json(args.json, {**asdict(results), "verdicts": verdicts(asdict(results))})
+    print_tables(asdict(results))
+    return 0 if all(verdict["holds"] for verdict in verdicts(asdict(results))) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
