@@ -19,6 +19,7 @@ from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOu
 from graphopt.backend import Captured, break_reason, compile_graph
 from graphopt.dynamo import dynamo_errors, own_frame
 from graphopt.errors import CaptureError, UsageError
+from graphopt.nodes import source_line
 from graphopt.passes.accumulate import accumulate, keep_gradients
 from graphopt.passes.own_gradients import own_gradients
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
@@ -118,12 +119,12 @@ class Micros:
                 f"a training step must be captured whole, and this model breaks into several graphs: {reason}; remove "
                 "the break, or use graphopt.optimize(), which divides the budget over the pieces"
             )
-        _check_outputs(module)
-        micro = Micro(self._capture(module, [i for i, item in enumerate(inputs) if self._trained(item)], inputs))
+        kept = _kept_inputs(module)
+        micro = Micro(self._capture(_loss_alone(module), [i for i, t in enumerate(inputs) if self._trained(t)], inputs))
 
-        def resolved(*flat: Any) -> tuple[torch.Tensor, ...]:
+        def resolved(*flat: Any) -> tuple[Any, ...]:
             self._called = MicroCall(micro, flat)
-            return (torch.zeros((), dtype=micro.loss.dtype, device=micro.loss.device),)
+            return (torch.zeros((), dtype=micro.loss.dtype, device=micro.loss.device), *(flat[i] for i in kept))
 
         return resolved
 
@@ -152,18 +153,37 @@ def _hand_over(joint: fx.GraphModule, num_forward_outputs: int, *, wanted: list[
         own_gradients(joint, num_forward_outputs)
 
 
-def _check_outputs(module: fx.GraphModule) -> None:
+def _kept_inputs(module: fx.GraphModule) -> list[int]:
+    """What Dynamo's graph returns beside the loss, as positions of inputs: buffers that the forward writes in place.
+
+    Raises UsageError for a loss that is no single number, CaptureError where a tensor that is computed leaves the step.
+    """
     (returned,) = module.graph.output_node().args
     assert isinstance(returned, (tuple, list))
-    if len(returned) != 1:
-        raise CaptureError(
-            "the model keeps a tensor that it computes (in an attribute, a list or a closure): a training step returns "
-            "its loss alone, so remove it, or use graphopt.optimize()"
-        )
-    loss = returned[0].meta["example_value"] if isinstance(returned[0], fx.Node) else None
+    values = [node.meta["example_value"] if isinstance(node, fx.Node) else None for node in returned]
+    loss = values[0]
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         found = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(returned[0]).__name__
         raise UsageError(f"the loss must be a single number to be differentiated, got {found}; reduce it with .mean()")
+    inputs = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
+    position = {id(value): i for i, value in enumerate(inputs)}
+    for node, value in zip(returned[1:], values[1:], strict=True):
+        if id(value) not in position:
+            where = source_line(node) if isinstance(node, fx.Node) else ""
+            raise CaptureError(
+                f"the model keeps a tensor that it computes{' at ' + where if where else ''} (in an attribute, a list "
+                "or a closure): a training step returns its loss alone, so remove it, or use graphopt.optimize()"
+            )
+    return [position[id(value)] for value in values[1:]]
+
+
+def _loss_alone(module: fx.GraphModule) -> fx.GraphModule:
+    """Dynamo's graph, returning nothing but the loss."""
+    (returned,) = module.graph.output_node().args
+    if len(returned) > 1:  # type: ignore[arg-type]
+        module.graph.output_node().args = ((returned[0],),)  # type: ignore[index]
+        module.recompile()
+    return module
 
 
 def _check_roles(captured: CapturedGraph) -> None:

@@ -54,18 +54,17 @@ class _Builder:
         self.given: dict[int, fx.Node] = {}
         for number, item in enumerate(given_tensors(calls)):
             name = names.get(id(item), f"batch_{number}")
-            self.given[id(item)] = add_input(self.graph, as_name(name), Given(number, name), item)
+            self.given[id(item)] = add_input(self.graph, as_name(name), Given(number, name))
 
     def build(self) -> fx.GraphModule:
         weights = [add_input(self.graph, f"weight_{i}", Weight(i)) for i in range(len(self.calls))]
         for call in self.calls:
             self.add_accumulators(call)
-        losses = [
-            self.add_micro(i, call, weight) for i, (call, weight) in enumerate(zip(self.calls, weights, strict=True))
-        ]
+        loss: fx.Node | None = None
+        for number, weight in enumerate(weights):
+            loss = self.add_loss(loss, self.add_micro(number, self.calls[number], weight), weight)
         for name, node in self.gradients.items():
             node.meta[ROLE] = Gradient(name)
-        loss = self.mean(losses, weights)
         self.graph.output((loss, None, None, list(self.gradients.values())))
         self.graph.set_codegen(_BoxedCodeGen())
         self.graph.lint()
@@ -119,11 +118,9 @@ class _Builder:
     def item(self, made: fx.Node, position: int, name: str) -> fx.Node:
         return self.graph.create_node("call_function", operator.getitem, (made, position), name=name)
 
-    def mean(self, losses: list[fx.Node], weights: list[fx.Node]) -> fx.Node:
-        if len(losses) == 1:
-            return losses[0]
-        shares = [self.graph.call_function(aten.mul.Tensor, pair) for pair in zip(losses, weights, strict=True)]
-        mean = shares[0]
-        for share in shares[1:]:
-            mean = self.graph.call_function(aten.add.Tensor, (mean, share))
-        return mean
+    def add_loss(self, mean: fx.Node | None, loss: fx.Node, weight: fx.Node) -> fx.Node:
+        """Add a micro-batch's loss to the mean at once: its storage may be as large as its input (`mse_loss`)."""
+        if len(self.calls) == 1:
+            return self.graph.call_function(aten.clone.default, (loss,))
+        share = self.graph.call_function(aten.mul.Tensor, (loss, weight))
+        return share if mean is None else self.graph.call_function(aten.add.Tensor, (mean, share))
