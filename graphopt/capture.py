@@ -21,6 +21,7 @@ from graphopt.nodes import (
     module_path,
     source_line,
     writes_input,
+    written_arguments,
 )
 from graphopt.stepgraph import (
     BOUNDARY,
@@ -113,8 +114,18 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
     if is_view(node) or (not held and not has_effect(node)):
         return
     recomputable = may_run_again(node, set(inputs) & mutated, builder.home)
+    written = [builder.home[n] for n in written_arguments(node) if n in builder.home] if backward else []
     info = OpInfo(
-        node.name, node, inputs, outputs, backward, recomputable, is_random(node), module_path(node), source_line(node)
+        name=node.name,
+        node=node,
+        inputs=inputs,
+        outputs=outputs,
+        backward=backward,
+        recomputable=recomputable,
+        random=is_random(node),
+        module_path=module_path(node),
+        source=source_line(node),
+        writes=tuple(v for v in dict.fromkeys(written) if builder.values[v].kind == "resident"),
     )
     builder.ops.append(info)
 

@@ -22,6 +22,7 @@ from torch.fx.graph import _BoxedCodeGen
 from graphopt.errors import PlanMismatchError
 from graphopt.nodes import is_tangent
 from graphopt.schedule import Schedule
+from graphopt.settle import check_settled
 from graphopt.stepgraph import OpInfo, StepGraph, storage_key, tensors_of
 
 RECOMPUTED = "graphopt_recomputed"
@@ -195,14 +196,21 @@ def emit_whole(step: StepGraph, schedule: Schedule) -> fx.GraphModule:
 
 
 def check_order(step: StepGraph, schedule: Schedule) -> None:
-    """Random ops and writes first run in the captured order and in their own half of the step."""
-    pinned = [i for i, op in enumerate(step.ops) if op.random or not op.recomputable or i == step.boundary]
+    """Random ops and writes first run in the captured order and in their own half of the step.
+
+    What the backward writes for the next step may move, but must stay behind all that reads it in this one.
+    """
+    check_settled(step, schedule)
+    late = set(step.late_writers)
+    pinned = [
+        i for i, op in enumerate(step.ops) if i not in late and (op.random or not op.recomputable or i == step.boundary)
+    ]
     expected = set(pinned)
     first = list(dict.fromkeys(op for op in schedule if op in expected))
     if first != pinned:
-        late = next(i for i, (a, b) in enumerate(zip(first, pinned, strict=False)) if a != b)
+        at = next(i for i, (a, b) in enumerate(zip(first, pinned, strict=False)) if a != b)
         raise PlanMismatchError(
-            f"the schedule moves {step.ops[first[late]].name!r} before {step.ops[pinned[late]].name!r}: random and "
+            f"the schedule moves {step.ops[first[at]].name!r} before {step.ops[pinned[at]].name!r}: random and "
             "writing ops must keep the captured order"
         )
     boundary = schedule.index(step.boundary)

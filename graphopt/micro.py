@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,16 +19,15 @@ from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOu
 from graphopt.backend import Captured, break_reason, compile_graph
 from graphopt.dynamo import dynamo_errors, own_frame
 from graphopt.errors import CaptureError, UsageError
-from graphopt.nodes import source_line
-from graphopt.passes.accumulate import accumulate, keep_gradients
-from graphopt.passes.own_gradients import own_gradients
+from graphopt.nodes import is_tangent, source_line
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
-from graphopt.roles import DESCRIPTOR, Accumulator, Beta
+from graphopt.roles import DESCRIPTOR, Accumulator
 from graphopt.stepgraph import output_args
 
-_ROLES = (PlainAOTInput, TangentAOTInput, Accumulator, Beta)
-
+#: Plans a captured micro-batch; the second argument is what Dynamo hands to it.
 Plan = Callable[[CapturedGraph, Sequence[Any]], PlannedGraph]
+#: Edits a joint graph with so many forward outputs; the parameters to train by position among its inputs.
+HandOver = Callable[[fx.GraphModule, int, Mapping[int, Any]], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class Micro:
 
     @cached_property
     def input_roles(self) -> tuple[object, ...]:
-        """The descriptor of each input, in order: PlainAOTInput, TangentAOTInput, Accumulator or Beta."""
+        """The descriptor of each input, in order: AOTAutograd's, or one of graphopt.roles."""
         return tuple(node.meta[DESCRIPTOR] for node in self._placeholders)
 
     @cached_property
@@ -86,13 +85,16 @@ class MicroCall:
 
 
 class Micros:
-    """The micro-batch graphs of one model, by what Dynamo guards on."""
+    """The micro-batch graphs of one model, by what Dynamo guards on.
+
+    `trained` tells which inputs are parameters to train; `hand_over` is the pass that decides what
+    becomes of their gradients.
+    """
 
     def __init__(
-        self, module: nn.Module, choice: Choice, plan: Plan, trained: Callable[[object], bool], *, accumulating: bool
+        self, module: nn.Module, choice: Choice, plan: Plan, trained: Callable[[object], bool], hand_over: HandOver
     ) -> None:
-        self._choice, self._plan, self._trained = choice, plan, trained
-        self._accumulating = accumulating
+        self._choice, self._plan, self._trained, self._hand_over = choice, plan, trained, hand_over
         self._called: MicroCall | None = None
         self._compiled = torch.compile(own_frame(module._call_impl), backend=self._backend, dynamic=False)
 
@@ -120,7 +122,7 @@ class Micros:
                 "the break, or use graphopt.optimize(), which divides the budget over the pieces"
             )
         kept = _kept_inputs(module)
-        micro = Micro(self._capture(_loss_alone(module), [i for i, t in enumerate(inputs) if self._trained(t)], inputs))
+        micro = Micro(self._capture(_loss_alone(module), inputs))
 
         def resolved(*flat: Any) -> tuple[Any, ...]:
             self._called = MicroCall(micro, flat)
@@ -128,29 +130,23 @@ class Micros:
 
         return resolved
 
-    def _capture(self, module: fx.GraphModule, wanted: list[int], inputs: Sequence[Any]) -> PlannedGraph:
+    def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> PlannedGraph:
         def stop(captured: CapturedGraph) -> PlannedGraph:
             raise Captured(captured)
 
+        def hand_over(joint: fx.GraphModule, num_forward_outputs: int) -> None:
+            _check_roles(joint, num_forward_outputs)
+            primals = [n for n in joint.graph.find_nodes(op="placeholder") if not is_tangent(n)]
+            given = {position: inputs[node.meta[DESCRIPTOR].idx] for position, node in enumerate(primals)}
+            trained = {position: item for position, item in given.items() if self._trained(item)}
+            self._hand_over(joint, num_forward_outputs, trained)
+
         examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
-        hand_over = partial(_hand_over, wanted=wanted, accumulating=self._accumulating)
         try:
             compile_graph(module, examples, self._choice, stop, "micro-batch", hand_over)
         except Captured as done:
-            _check_roles(done.graph)
             return self._plan(done.graph, inputs)
         raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
-
-
-def _hand_over(joint: fx.GraphModule, num_forward_outputs: int, *, wanted: list[int], accumulating: bool) -> None:
-    """What becomes of the gradients: summed up inside, or returned each on its own and laid out like its parameter."""
-    primals = [n for n in joint.graph.find_nodes(op="placeholder") if isinstance(n.meta[DESCRIPTOR], PlainAOTInput)]
-    positions = [position for position, node in enumerate(primals) if node.meta[DESCRIPTOR].idx in wanted]
-    if accumulating:
-        accumulate(joint, num_forward_outputs, positions)
-    else:
-        keep_gradients(joint, num_forward_outputs, positions)
-        own_gradients(joint, num_forward_outputs)
 
 
 def _kept_inputs(module: fx.GraphModule) -> list[int]:
@@ -186,17 +182,16 @@ def _loss_alone(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def _check_roles(captured: CapturedGraph) -> None:
+def _check_roles(joint: fx.GraphModule, num_forward_outputs: int) -> None:
     """AOTAutograd changes the calling convention for aliased and mutated inputs; those steps are refused."""
-    graph = captured.step.graph_module.graph
-    for node in graph.find_nodes(op="placeholder"):
-        if not isinstance(node.meta.get(DESCRIPTOR), _ROLES):
+    for node in joint.graph.find_nodes(op="placeholder"):
+        if not isinstance(node.meta.get(DESCRIPTOR), (PlainAOTInput, TangentAOTInput)):
             raise CaptureError(
                 f"the step's input {node.name} is {node.meta.get(DESCRIPTOR)}: inputs that share memory and are "
                 "written, and tensor subclasses, cannot be part of a training step; use graphopt.optimize()"
             )
-    described = graph.output_node().meta.get(DESCRIPTOR) or [None]
-    if captured.step.num_forward_outputs != 1 or not isinstance(described[0], PlainAOTOutput):
+    described = joint.graph.output_node().meta.get(DESCRIPTOR) or [None]
+    if num_forward_outputs != 1 or not isinstance(described[0], PlainAOTOutput):
         raise CaptureError(
             "the step writes to an input that is no plain buffer: a training step cannot hand that back; use "
             "graphopt.optimize()"

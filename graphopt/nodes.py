@@ -120,6 +120,18 @@ def is_mutating(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+def written_arguments(node: fx.Node) -> list[fx.Node]:
+    """The nodes that an op's schema says it writes."""
+    if not is_mutating(node):
+        return []
+    names = [a for a in node.target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]  # type: ignore
+    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs  # type: ignore
+    found: list[fx.Node] = []
+    for argument in names:
+        fx.node.map_arg(given.get(argument.name), found.append)
+    return found
+
+
 def writes_input(node: fx.Node) -> bool:
     """True for the write of a new value into one of the step's inputs."""
     return node.target is aten.copy_.default or (

@@ -54,7 +54,7 @@ class OptimizerView:
         for number, group in enumerate(self.optimizer.param_groups):
             names = [self._name(parameter) for parameter in group["params"]]
             for first in (False, True):
-                chosen = tuple(name for name in names if self._is_first(group, name) is first)
+                chosen = tuple(name for name in names if self.is_first(name) is first)
                 if chosen:
                     found.append(self._group(number, group, chosen, first))
         return found
@@ -76,6 +76,10 @@ class OptimizerView:
                 pending[key] = _new_state(stepped, key)
             return pending[key]
         return held[key]  # type: ignore[no-any-return]
+
+    def is_first(self, name: str) -> bool:
+        """Whether SGD has no momentum for a parameter yet: its first step takes the gradient as it is."""
+        return self.kind == "sgd" and self.optimizer.state.get(self.stepped(name), {}).get("momentum_buffer") is None
 
     def stepped(self, name: str) -> torch.Tensor:
         """What the optimizer holds for a parameter: its master, or itself."""
@@ -131,11 +135,6 @@ class OptimizerView:
             state = ("momentum_buffer",) if group["momentum"] else ()
             flags = {"nesterov": group["nesterov"], "maximize": group["maximize"], "first": first}
         return GroupUpdate(number, kind, names, tuple(flags.items()), state, masters)
-
-    def _is_first(self, group: Mapping[str, Any], name: str) -> bool:
-        if self.kind != "sgd" or not group["momentum"]:
-            return False
-        return self.optimizer.state.get(self.stepped(name), {}).get("momentum_buffer") is None
 
     def _make_masters(self) -> None:
         if self.optimizer.state:

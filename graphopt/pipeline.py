@@ -20,6 +20,7 @@ from graphopt.plan import GraphPlan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.planners import PLANNERS
 from graphopt.schedule import Schedule, simulate
+from graphopt.settle import settle
 from graphopt.stepgraph import StepGraph, to_problem, with_storage_bytes
 
 #: A pass over the joint graph and the number of its forward outputs: what becomes of the gradients.
@@ -97,11 +98,15 @@ def _new_schedule(captured: CapturedGraph, budget_bytes: int, choice: Choice) ->
     if captured.eager.peak_bytes <= budget_bytes:
         return captured.captured_schedule
     if choice.planner == "auto":
-        return _fastest(captured, budget_bytes)
-    try:
-        return PLANNERS[choice.planner](captured.problem, budget_bytes - captured.most_state_bytes)
-    except InfeasibleError as error:
-        raise InfeasibleError(budget_bytes, error.minimum_bytes + captured.most_state_bytes) from None
+        schedule = _fastest(captured, budget_bytes)
+    else:
+        try:
+            schedule = PLANNERS[choice.planner](captured.problem, budget_bytes - captured.most_state_bytes)
+        except InfeasibleError as error:
+            raise InfeasibleError(budget_bytes, error.minimum_bytes + captured.most_state_bytes) from None
+    if choice.plan_seconds:
+        schedule = _improved(captured, schedule, budget_bytes, choice.plan_seconds)
+    return settle(captured.step, schedule)
 
 
 def _fastest(captured: CapturedGraph, budget_bytes: int) -> Schedule:
@@ -109,6 +114,15 @@ def _fastest(captured: CapturedGraph, budget_bytes: int) -> Schedule:
     if not fitting:
         raise InfeasibleError(budget_bytes, captured.minimum_bytes)
     return fitting[-1].schedule
+
+
+def _improved(captured: CapturedGraph, schedule: Schedule, budget_bytes: int, seconds: float) -> Schedule:
+    """What a local search makes of a schedule that fits; generator states that it adds may not take it over."""
+    from graphopt.planners.local import improve
+
+    own_bytes = max(simulate(captured.problem, schedule).peak_bytes, budget_bytes - captured.most_state_bytes)
+    better = settle(captured.step, improve(captured.problem, schedule, own_bytes, seconds))
+    return better if captured.peak_bytes(better) <= budget_bytes else schedule
 
 
 def _kept_schedule(captured: CapturedGraph, budget_bytes: int) -> Schedule:

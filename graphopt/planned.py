@@ -19,6 +19,7 @@ from graphopt.planners.bound import lower_bound_seconds
 from graphopt.problem import Problem
 from graphopt.report.checkpoints import find_checkpoints, recomputed_names
 from graphopt.schedule import Schedule, Simulation, check_schedule, simulate
+from graphopt.settle import settle
 from graphopt.stepgraph import StepGraph
 
 #: Points of the curve that a plan keeps: some hundred kilobytes for a thousand ops.
@@ -107,6 +108,9 @@ class CapturedGraph:
             raise PlanMismatchError(f"the plan's schedule for {self.name!r} is not valid: {error}") from None
 
     def _candidate(self, seconds: float, planner: str, schedule: Schedule, peak_bytes: int) -> Candidate:
+        if self.step.late_writers:
+            schedule = settle(self.step, schedule)
+            peak_bytes = simulate(self.problem, schedule).peak_bytes
         return Candidate(peak_bytes + generator_state_bytes(self.step, schedule), seconds, planner, schedule)
 
     @cached_property

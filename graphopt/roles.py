@@ -26,6 +26,36 @@ class Beta:
 
 
 @dataclass(frozen=True)
+class MicroState:
+    """Of a micro-batch that updates in the backward: state `key` of the parameter that is flat input `index`."""
+
+    index: int
+    key: str
+
+
+@dataclass(frozen=True)
+class MicroOption:
+    """Of a micro-batch that updates in the backward: a number of the optimizer's group."""
+
+    group: int
+    key: str
+
+
+@dataclass(frozen=True)
+class MicroFirst:
+    """Of a micro-batch that updates in the backward: whether flat input `index` has no momentum yet."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class First:
+    """Whether a parameter has no momentum yet."""
+
+    parameter: str
+
+
+@dataclass(frozen=True)
 class Given:
     """The `number`-th distinct tensor that Dynamo hands to a window; `name` is its path in the model."""
 

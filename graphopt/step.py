@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-import graphopt.kernels  # noqa: F401  defines the ops of the gradient tail
 from graphopt.errors import UsageError
 from graphopt.micro import MicroCall, Micros
-from graphopt.passes.clip import Clip, clip
+from graphopt.passes.accumulate import accumulate, keep_gradients
+from graphopt.passes.clip import Clip, ClipValue, clip
 from graphopt.passes.loss_scale import LossScale, loss_scale
+from graphopt.passes.own_gradients import own_gradients
 from graphopt.passes.update import GroupUpdate, update
+from graphopt.passes.update_in_backward import update_in_backward
 from graphopt.plan import Plan
 from graphopt.roles import (
     DESCRIPTOR,
+    First,
     Given,
     Master,
     OptimizerState,
@@ -42,6 +45,7 @@ class StepOptions:
     clip: Clip | None = None
     loss_scale: LossScale | None = None
     weights: Weights = None
+    update_in_backward: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,7 @@ class TrainStep:
         self.optimizer = memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
-        self._micros = Micros(
-            module, memory.choice, memory.plan, memory.view.trains, accumulating=options.accumulate > 1
-        )
+        self._micros = Micros(module, memory.choice, memory.plan, self._view.trains, self._hand_over)
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         self._micro_rows = 0
@@ -147,6 +149,19 @@ class TrainStep:
             for name, master in self._view.masters.items():
                 master.copy_(masters[name])
 
+    def _hand_over(self, joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any]) -> None:
+        """What becomes of a micro-batch's gradients: they update, are summed up, or are returned."""
+        if self._options.update_in_backward:
+            groups = {name: group for group in self._view.groups() for name in group.parameters}
+            updates = {position: groups[self._view.names[id(item)]] for position, item in trained.items()}
+            limit = self._options.clip.value if isinstance(self._options.clip, ClipValue) else None
+            update_in_backward(joint, num_forward_outputs, updates, limit)
+        elif self._memory.summed:
+            accumulate(joint, num_forward_outputs, trained)
+        else:
+            keep_gradients(joint, num_forward_outputs, trained)
+            own_gradients(joint, num_forward_outputs)
+
     def _cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
         if not self._micro_rows:
             self._micro_rows = -(-rows_of(args, kwargs) // self._options.accumulate)
@@ -174,6 +189,7 @@ class TrainStep:
             Weight: lambda role: pieces[role.number].weight,
             Option: lambda role: view.option(role.group, role.key),
             OptimizerState: lambda role: view.state(role.parameter, role.key),
+            First: lambda role: view.is_first(role.parameter),
             Master: lambda role: view.masters[role.parameter],
             Scaling: lambda role: self._scale.tensor(role.key),
         }

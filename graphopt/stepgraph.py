@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -20,7 +21,10 @@ BOUNDARY = "loss_boundary"
 
 @dataclass(frozen=True)
 class OpInfo:
-    """An op: its node (None for the boundary between forward and backward) and where it came from."""
+    """An op: its node (None for the boundary between forward and backward) and where it came from.
+
+    `writes` are resident values that an op of the backward writes in place, for the next step to read.
+    """
 
     name: str
     node: fx.Node | None
@@ -31,6 +35,7 @@ class OpInfo:
     random: bool
     module_path: str
     source: str
+    writes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,11 @@ class StepGraph:
     def backward_outputs(self) -> tuple[object, ...]:
         """What the backward returns, node or None, in AOTAutograd's order."""
         return output_args(self.graph_module)[self.num_forward_outputs :]
+
+    @cached_property
+    def late_writers(self) -> tuple[int, ...]:
+        """Ops of the backward that write resident values."""
+        return tuple(i for i, op in enumerate(self.ops) if op.writes)
 
     @property
     def compute_nodes(self) -> tuple[fx.Node, ...]:

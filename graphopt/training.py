@@ -10,7 +10,7 @@ from torch import nn
 
 from graphopt.errors import UsageError
 from graphopt.optimizer_view import OptimizerView
-from graphopt.passes.clip import Clip
+from graphopt.passes.clip import Clip, ClipNorm
 from graphopt.passes.loss_scale import LossScale
 from graphopt.planned import Choice
 from graphopt.resident import check_devices, device_total_bytes
@@ -35,6 +35,7 @@ def train_step(
     weights: Weights = None,
     autocast: torch.dtype | None = None,
     masters: bool = False,
+    update_in_backward: bool = False,
     lr_scheduler: Any = None,
     planner: str = "auto",
     cost_model: str = "auto",
@@ -50,7 +51,9 @@ def train_step(
     what was really there, by rows, or by `weights`: "tokens", or a function of a micro-batch's inputs. `clip` is a
     ClipNorm or ClipValue, `loss_scale` a ConstantLossScale or DynamicLossScale. `autocast` is the dtype of forward
     and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
-    stepped after each update that was not skipped. `planner`, `cost_model`, `reserve` and `example_inputs` are
+    stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
+    its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
+    no norm to clip by. `planner`, `cost_model`, `reserve` and `example_inputs` are
     those of `optimize()`.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
@@ -63,20 +66,36 @@ def train_step(
         raise UsageError(f"train_step() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise UsageError(f"accumulate: expected a whole number of at least 1, got {accumulate!r}")
+    options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward)
+    view = OptimizerView(optimizer, model, masters=masters)
+    if update_in_backward:
+        _check_update_in_backward(options, view)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_devices(model, (args, kwargs))
     device = next(iter(model.parameters())).device
     total = device_total_bytes(device)
     memory = StepMemory(
         model,
-        OptimizerView(optimizer, model, masters=masters),
+        view,
         Choice(planner, cost_model),
         UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total),
         parse_bytes(reserve, total) if reserve else 0,
         summed=accumulate > 1,
     )
-    options = StepOptions(accumulate, clip, loss_scale, weights)
     step = TrainStep(model, LossModule(model, loss_fn, device.type, autocast), memory, options, lr_scheduler)
     if args or kwargs:
         step.plan_for(args, kwargs)
     return step
+
+
+def _check_update_in_backward(options: StepOptions, view: OptimizerView) -> None:
+    why = {
+        "a loss scale, as it must know first whether any gradient overflowed": options.loss_scale is not None,
+        "ClipNorm, as it must know all gradients first": isinstance(options.clip, ClipNorm),
+        "accumulate, as gradients are whole only after the last micro-batch": options.accumulate != 1,
+        f"{type(view.optimizer).__name__}, whose step() wants all gradients": view.kind == "step",
+        "float32 masters": bool(view.masters),
+    }
+    for what, is_so in why.items():
+        if is_so:
+            raise UsageError(f"update_in_backward=True does not go with {what}")

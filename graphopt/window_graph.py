@@ -16,7 +16,23 @@ from torch._functorch._aot_autograd.descriptors import PlainAOTInput, TangentAOT
 from torch.fx.graph import _BoxedCodeGen
 
 from graphopt.micro import Micro, MicroCall
-from graphopt.roles import ROLE, Accumulator, Given, Gradient, SummedGradient, Tangent, Weight, add_input, as_name
+from graphopt.roles import (
+    ROLE,
+    Accumulator,
+    First,
+    Given,
+    Gradient,
+    MicroFirst,
+    MicroOption,
+    MicroState,
+    OptimizerState,
+    Option,
+    SummedGradient,
+    Tangent,
+    Weight,
+    add_input,
+    as_name,
+)
 
 aten = torch.ops.aten
 
@@ -106,6 +122,14 @@ class _Builder:
             return tangent
         if isinstance(role, Accumulator):
             return self.accumulators[self.parameters[id(call.flat[role.index])]]
+        if isinstance(role, MicroState):
+            name = self.parameters[id(call.flat[role.index])]
+            return add_input(self.graph, f"{role.key}_{as_name(name)}", OptimizerState(name, role.key))
+        if isinstance(role, MicroFirst):
+            name = self.parameters[id(call.flat[role.index])]
+            return add_input(self.graph, f"first_{as_name(name)}", First(name))
+        if isinstance(role, MicroOption):
+            return add_input(self.graph, f"{role.key}_of_group_{role.group}", Option(role.group, role.key))
         return float(number > 0)
 
     def module_name(self, micro: Micro) -> str:

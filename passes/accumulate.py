@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt import kernels
 from graphopt.roles import DESCRIPTOR, Accumulator, Beta, add_input
 
 aten = torch.ops.aten
@@ -74,14 +75,14 @@ def _add_accumulator(graph: fx.Graph, primal: fx.Node, position: int) -> fx.Node
 def _insert_sum(graph: fx.Graph, gradient: fx.Node, accumulator: fx.Node, beta: fx.Node) -> None:
     product, transposed = _as_product(gradient, accumulator)
     if product is None:
-        _call(graph, gradient, torch.ops.graphopt.accumulate_.default, (accumulator, gradient, beta))
+        _call(graph, gradient, kernels.accumulate_, (accumulator, gradient, beta))
         return
     a, b = product.args[:2]
     target = accumulator
     if transposed:
         target = _call(graph, product, aten.t.default, (accumulator,))
         target.meta["val"] = accumulator.meta["val"].t()
-    _call(graph, target if transposed else product, torch.ops.graphopt.accumulate_mm_.default, (target, a, b, beta))
+    _call(graph, target if transposed else product, kernels.accumulate_mm_, (target, a, b, beta))
 
 
 def _as_product(gradient: fx.Node, accumulator: fx.Node) -> tuple[fx.Node | None, bool]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from graphopt import kernels
 from graphopt.errors import NonFiniteGradientError, UsageError
 from graphopt.roles import ROLE, Norm, Update, set_outputs, with_role
 
@@ -115,7 +116,7 @@ def _clip_by_norm(graph: fx.Graph, updates: list[fx.Node], how: ClipNorm) -> Non
 
 def _add_norm(graph: fx.Graph, updates: list[fx.Node], group: int | None, how: ClipNorm) -> fx.Node:
     gradients = [gradient for node in updates for gradient in node.kwargs["gradients"]]  # type: ignore[union-attr]
-    both = graph.call_function(_ops.gradient_norm.default, (gradients, float(how.norm_type)))
+    both = graph.call_function(kernels.gradient_norm, (gradients, float(how.norm_type)))
     norm = graph.call_function(operator.getitem, (both, 0))
     norm.meta[ROLE] = Norm(group)
     return norm

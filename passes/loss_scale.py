@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt import kernels
 from graphopt.errors import UsageError
 from graphopt.roles import ROLE, Norm, Scaling, Tangent, Update, add_input, set_outputs, with_role
 
 aten = torch.ops.aten
-_ops = torch.ops.graphopt
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _add_check(graph: fx.Graph, updates: list[fx.Node]) -> fx.Node:
     reads = [norm.args[0] for norm in with_role(graph, Norm)]
     if not reads:
         gradients = [gradient for node in updates for gradient in node.kwargs["gradients"]]  # type: ignore[union-attr]
-        reads = [graph.call_function(_ops.gradient_norm.default, (gradients, math.inf))]
+        reads = [graph.call_function(kernels.gradient_norm, (gradients, math.inf))]
     flags = [graph.call_function(operator.getitem, (read, 1)) for read in reads]
     found_inf = flags[0]
     for flag in flags[1:]:
@@ -147,7 +147,7 @@ def _add_scale_update(graph: fx.Graph, how: DynamicLossScale, scale: fx.Node, fo
         "highest": how.highest,
     }
     with graph.inserting_before(graph.output_node()):
-        graph.call_function(_ops.scale_update_.default, (scale, *trackers, found_inf), limits)
+        graph.call_function(kernels.scale_update_, (scale, *trackers, found_inf), limits)
 
 
 def _check_scale(name: str, scale: float) -> None:

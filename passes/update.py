@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from graphopt import kernels
 from graphopt.roles import (
     DESCRIPTOR,
     ROLE,
@@ -61,7 +62,7 @@ _library.impl("finish_gradients_", _finish_gradients_, "CompositeExplicitAutogra
 
 #: Tensors of state by kind of update, in the order of the op's arguments.
 STATE = {"adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"), "sgd": ("momentum_buffer",)}
-_NUMBERS = {
+NUMBERS = {
     "adam": ("lr", "beta1", "beta2", "weight_decay", "eps"),
     "sgd": ("lr", "momentum", "dampening", "weight_decay"),
 }
@@ -121,7 +122,7 @@ def _add_fused(graph: fx.Graph, group: GroupUpdate, names: list[str], gradients:
             continue
         parameters = [_parameter(graph, name) for name, _ in chosen]
         masters = [add_input(graph, f"master_{as_name(name)}", Master(name)) for name, _ in chosen if half]
-        numbers = {key: _option(graph, group.group, key) for key in _NUMBERS[group.kind]}
+        numbers = {key: _option(graph, group.group, key) for key in NUMBERS[group.kind]}
         states = {
             key: [
                 add_input(graph, f"{key}_{as_name(n)}", OptimizerState(n, key)) for n, _ in chosen if key in group.state
@@ -134,7 +135,7 @@ def _add_fused(graph: fx.Graph, group: GroupUpdate, names: list[str], gradients:
             **{f"{key}s": nodes for key, nodes in states.items()},
             "copies": parameters if half else [],
         }
-        target = _ops.adam_.default if group.kind == "adam" else _ops.sgd_.default
+        target = kernels.adam_ if group.kind == "adam" else kernels.sgd_
         with graph.inserting_before(graph.output_node()):
             made = graph.call_function(target, (), {**arguments, **numbers, **dict(group.flags)})
         made.meta[ROLE] = Update(group.group)
