@@ -34,7 +34,8 @@ def share_budget(graphs: Sequence[CapturedGraph], own_budget_bytes: int) -> list
     """
     curves = [_points(graph) for graph in graphs]
     chosen = _chosen(curves, own_budget_bytes)
-    return [curve[i].peak_bytes for curve, i in zip(curves, chosen, strict=True)]
+    points = [curve[i] for curve, i in zip(curves, chosen, strict=True)]
+    return _kept_shares(graphs, own_budget_bytes, _seconds(points)) or [point.peak_bytes for point in points]
 
 
 def joint_curve(graphs: Sequence[CapturedGraph], budgets: int) -> list[tuple[int, float]]:
@@ -46,7 +47,7 @@ def joint_curve(graphs: Sequence[CapturedGraph], budgets: int) -> list[tuple[int
     for i in range(budgets):
         chosen = _chosen(curves, least + max(most - least, 0) * i // (budgets - 1))
         points = [curve[place] for curve, place in zip(curves, chosen, strict=True)]
-        found.append((_peak(curves, chosen), math.fsum(point.seconds for point in points)))
+        found.append((_peak(curves, chosen), _seconds(points)))
     return found
 
 
@@ -63,6 +64,22 @@ def smallest_peak_bytes(graphs: Sequence[CapturedGraph]) -> int:
 
 def _least_schedule(graph: CapturedGraph) -> Sequence[int]:
     return graph.curve[0].schedule
+
+
+def _kept_shares(graphs: Sequence[CapturedGraph], own_budget_bytes: int, seconds: float) -> list[int]:
+    """The shares of a kept plan where its schedules fit and nothing faster is known; else none.
+
+    What is kept of the curves is thin: new shares of it at the plan's own budget could be slower.
+    """
+    points = [_point(graph, graph.kept_schedule) for graph in graphs if graph.kept_schedule is not None]
+    if len(points) < len(graphs) or _seconds(points) > seconds:
+        return []
+    fits = _peak([[point] for point in points], [0] * len(points)) <= own_budget_bytes
+    return [graph.kept.budget_bytes for graph in graphs if graph.kept] if fits else []
+
+
+def _seconds(points: Sequence[_Point]) -> float:
+    return math.fsum(point.seconds for point in points)
 
 
 def _chosen(curves: Sequence[Sequence[_Point]], own_budget_bytes: int) -> list[int]:
