@@ -10,6 +10,7 @@ from collections.abc import Callable
 from graphopt.planners.auto import auto_curve, plan_auto
 from graphopt.planners.chain import plan_chain
 from graphopt.planners.curve import Curve, CurvePoint
+from graphopt.planners.exact import plan_exact
 from graphopt.planners.mincut import plan_mincut
 from graphopt.planners.none import plan_none
 from graphopt.planners.search import plan_search
@@ -26,6 +27,7 @@ PLANNERS: dict[str, Callable[[Problem, int], Schedule]] = {
     "search": plan_search,
     "auto": plan_auto,
     "mincut": plan_mincut,
+    "exact": plan_exact,
 }
 
 

@@ -34,24 +34,33 @@ def lower_bound_seconds(problem: Problem, budget_bytes: int, order: Order = "fre
     """
     if _never_fits(problem, budget_bytes):
         return math.inf
-    spans = Spans(problem, range(len(problem.ops)))
-    over = np.flatnonzero(spans.memory > budget_bytes)
+    return _look_around(problem, budget_bytes, order).seconds
+
+
+def dearest_step(problem: Problem, budget_bytes: int, order: Order = "free") -> int:
+    """The op whose first run is the moment that gives `lower_bound_seconds`; 0 where all fits."""
+    return _look_around(problem, budget_bytes, order).step
+
+
+def _look_around(problem: Problem, budget_bytes: int, order: Order) -> _Worst:
+    memory = Spans(problem, range(len(problem.ops))).memory
+    over = np.flatnonzero(memory > budget_bytes)
     wanted = wanted_in_order(problem) if order == "fixed" else wanted_in_any_order(problem)
     worst = _Worst(problem, budget_bytes, wanted)
     left = max(FIRST_ROUND, TIME // len(problem.ops))
     count = FIRST_ROUND
     while len(over) and left > 0:
         blocks = [block for block in np.array_split(over, count) if len(block)]
-        steps = sorted({int(block[spans.memory[block].argmax()]) for block in blocks} - worst.seen)
+        steps = sorted({int(block[memory[block].argmax()]) for block in blocks} - worst.seen)
+        if not steps:
+            break
         left -= len(steps)
         for step in steps:
             worst.look(step)
-        if not steps:
-            break
         width = 1.5 * (over[-1] - over[0] + 1) / count
         over = over[np.abs(over - worst.step) <= width]
         count = LATER_ROUNDS
-    return worst.seconds
+    return worst
 
 
 def _never_fits(problem: Problem, budget_bytes: int) -> bool:

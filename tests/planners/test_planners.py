@@ -14,6 +14,8 @@ from graphopt.problem import Op, Problem, Value, check_problem
 from graphopt.schedule import Schedule, simulate
 from planners.graphs import assert_good, problems, random_problem
 
+#: What `auto` is the best of; others may take longer and find more.
+MEMBERS = [name for name in PLANNERS if name != "exact"]
 few = settings(max_examples=60, deadline=None)
 
 
@@ -45,7 +47,7 @@ def test_schedules_are_valid_and_inside_the_budget(problem: Problem, share: floa
 def test_auto_is_never_beaten_by_a_member(problem: Problem, share: float) -> None:
     budget = int(share * simulate(problem, range(len(problem.ops))).peak_bytes)
     best = plan("auto", problem, budget)
-    for name in PLANNERS:
+    for name in MEMBERS:
         schedule = plan(name, problem, budget)
         if schedule is not None:
             assert best is not None

@@ -1,0 +1,96 @@
+"""The fastest schedule of its kind, and the proof: constraint programming on retention intervals.
+
+For problems of some hundred ops. Needs the extra `exact` (OR-tools); which solver, and how long it takes
+beside another, is what `benchmarks/solvers.py` measures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from graphopt.errors import InfeasibleError
+from graphopt.planners.auto import auto_curve
+from graphopt.planners.bound import dearest_step, lower_bound_seconds
+from graphopt.planners.bound_wanted import wanted_in_any_order, wanted_in_order
+from graphopt.planners.curve import pick
+from graphopt.planners.exact_solve import Effort, Question, require_solver, solve
+from graphopt.planners.exact_window import whole
+from graphopt.problem import Problem
+from graphopt.schedule import Schedule, simulate
+
+#: Relative difference of seconds that is none: the solver counts in whole parts.
+SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class ExactResult:
+    """A schedule, its seconds, and seconds that none of its kind is below: the same, but for rounding, where `proven`.
+
+    Of its kind are those in which each op runs at most as often as was allowed, or as in the start.
+    """
+
+    schedule: Schedule
+    seconds: float
+    bound_seconds: float
+    proven: bool
+
+
+def solve_exact(
+    problem: Problem,
+    budget_bytes: int,
+    *,
+    computations: int = 2,
+    order: Literal["fixed", "free"] = "fixed",
+    limit_seconds: float = 60.0,
+    workers: int = 1,
+    seed: int = 0,
+    start: Schedule | None = None,
+) -> ExactResult:
+    """The fastest schedule inside `budget_bytes` in which an op runs at most `computations` times.
+
+    `order="fixed"` keeps the first runs in the problem's own order, with what runs again between two of
+    them in that order too; `"free"` is for some dozen ops. Never slower than `start`, nor than `auto`
+    where no start is given. The same every time with one worker, unless the clock ends the search.
+    Raises InfeasibleError where `auto` has no schedule either, UsageError without the extra.
+    """
+    require_solver()
+    best = tuple(start) if start is not None else _auto_schedule(problem, budget_bytes)
+    started = simulate(problem, range(len(problem.ops)) if best is None else best)
+    assert best is None or started.peak_bytes <= budget_bytes, "the start does not fit"
+    seconds = started.seconds
+    bound = lower_bound_seconds(problem, budget_bytes, order)
+    if best is not None and seconds <= bound * (1 + SAME):
+        return ExactResult(best, seconds, bound, True)
+    runs = Counter(best or ())
+    most = {op: max(computations, runs[op]) - 1 for op in range(len(problem.ops))}
+    step = dearest_step(problem, budget_bytes, order)
+    wanted = wanted_in_order(problem) if order == "fixed" else wanted_in_any_order(problem)
+    window = whole(problem, range(len(problem.ops)), budget_bytes)
+    answer = solve(
+        Question(window, most, order, [(step, wanted(step))]),
+        best or (),
+        None if best is None else seconds - problem.seconds,
+        Effort(limit_seconds, workers, seed),
+    )
+    if answer.steps is not None:
+        found = simulate(problem, answer.steps)
+        if found.peak_bytes <= budget_bytes and (best is None or found.seconds < seconds):
+            best, seconds = answer.steps, found.seconds
+    if best is None:
+        raise InfeasibleError(budget_bytes, auto_curve(problem)[0].peak_bytes)
+    bound = seconds if answer.finished else max(bound, problem.seconds + answer.bound_seconds)
+    return ExactResult(best, seconds, bound, answer.finished)
+
+
+def _auto_schedule(problem: Problem, budget_bytes: int) -> Schedule | None:
+    try:
+        return pick(auto_curve(problem), budget_bytes)
+    except InfeasibleError:
+        return None
+
+
+def plan_exact(problem: Problem, budget_bytes: int) -> Schedule:
+    """The best that the solver finds in a minute; no slower than `auto`."""
+    return solve_exact(problem, budget_bytes).schedule

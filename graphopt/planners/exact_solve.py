@@ -1,0 +1,105 @@
+"""One call of the solver: a window, how good a schedule has to be, and what is known already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graphopt.errors import UsageError
+from graphopt.planners.exact_model import PARTS, RetentionModel
+from graphopt.planners.exact_step import add_step
+from graphopt.planners.exact_window import Window
+
+#: The solver's own count of its work that a second allows it: what ends a search the same way every time.
+WORK_A_SECOND = 0.05
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long the solver may take; the same answer for the same `seed` with one worker."""
+
+    limit_seconds: float
+    workers: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A window, how often each op may run again in it, and the steps (each with what it wants) to look at closely."""
+
+    window: Window
+    most: Mapping[int, int]
+    order: str = "fixed"
+    steps: Sequence[tuple[int, Iterable[int]]] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The steps of the window, None where none was found; the least seconds run again, and if that is final."""
+
+    steps: tuple[int, ...] | None
+    bound_seconds: float
+    finished: bool
+
+
+def require_solver() -> None:
+    """Raise UsageError where the extra is not installed."""
+    try:
+        import ortools  # noqa: F401
+    except ImportError:
+        raise UsageError("the planner 'exact' needs OR-tools: pip install graphopt[exact]") from None
+
+
+def solve(question: Question, start: Sequence[int], below_seconds: float | None, effort: Effort) -> Answer:
+    """The window's steps with the least that runs again.
+
+    Only those that run less than `below_seconds` again are looked for, where it is given: that none
+    is found and `finished` is set is the proof that there are none.
+    """
+    from ortools.sat.python import cp_model
+
+    model = RetentionModel(question.window, question.most, question.order)
+    for step, wanted in question.steps:
+        add_step(model, step, wanted)
+    unit = question.window.problem.seconds / PARTS
+    if below_seconds is not None:
+        model.model.add(model.cost <= int(below_seconds / unit) - 1)
+    _hint(model, start)
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = effort.workers
+    solver.parameters.random_seed = effort.seed
+    solver.parameters.linearization_level = 2
+    solver.parameters.max_time_in_seconds = effort.limit_seconds
+    solver.parameters.max_deterministic_time = WORK_A_SECOND * effort.limit_seconds
+    status = solver.solve(model.model)
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        finished = status == cp_model.INFEASIBLE
+        return Answer(None, (below_seconds or 0.0) if finished else 0.0, finished)
+    placed = [
+        (solver.value(run.at), run.op)
+        for run in model.all_runs
+        if run.present is None or solver.boolean_value(run.present)
+    ]
+    steps = tuple(op for _, op in sorted(placed))
+    return Answer(steps, solver.best_objective_bound * unit, status == cp_model.OPTIMAL)
+
+
+def _hint(model: RetentionModel, start: Sequence[int]) -> None:
+    """Point the solver to a schedule of the window; runs beyond those in the model are left out."""
+    hint = model.model.add_hint
+    first = {run.op: run for run in model.all_runs if run.present is None}
+    later = {op: [run for run in runs if run.present is not None] for op, runs in model.runs.items()}
+    stage = 0
+    for place, op in enumerate(start):
+        run = first.pop(op, None)
+        if run is not None:
+            stage += 1
+            if model.order == "free":
+                hint(run.at, place)
+        elif later.get(op):
+            run = later[op].pop(0)
+            hint(run.present, True)
+            hint(run.at if run.stage is None else run.stage, place if run.stage is None else stage)
+    for runs in later.values():
+        for run in runs:
+            hint(run.present, False)
