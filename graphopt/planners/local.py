@@ -1,0 +1,102 @@
+"""Local search: a schedule made faster inside its budget, for as long as there is time.
+
+Rounds of annealing (Kirkpatrick et al., 1983), each twice as long as the one before, so that more
+time goes on where less time ended and is never worse. A round starts from the best schedule so far,
+or from a new one that minimum cuts give for the budget.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.planners.local_moves import Search
+from graphopt.planners.mincut import Cutter
+from graphopt.planners.mincut_prices import schedules_under
+from graphopt.planners.spans import Spans
+from graphopt.problem import Problem
+from graphopt.schedule import Schedule, simulate
+
+#: Moves of the first round; moves in a second, for small problems and less for each so many ops.
+FIRST_ROUND, MOVES_PER_SECOND, OPS_HALVE = 400, 4000, 1500
+#: The clock ends a search that takes this many times as long as it should.
+PATIENCE = 4.0
+#: Cuts before each round, the moves that one counts as, and the range of their rates.
+CUTS, MOVES_PER_CUT, RATES = 12, 25, (3.0, 12.0)
+#: First and last temperature, in what one recomputation of the start takes.
+HOT, COLD = 0.5, 0.01
+#: A schedule is better if it is faster by more than rounding.
+LEAST_GAIN = 1e-9
+
+
+@dataclass
+class _Best:
+    """The best schedule so far."""
+
+    schedule: Schedule
+    seconds: float
+
+    def offer(self, schedule: Schedule, seconds: float) -> None:
+        if seconds < self.seconds * (1 - LEAST_GAIN):
+            self.schedule, self.seconds = schedule, seconds
+
+
+def improve(problem: Problem, schedule: Schedule, budget_bytes: int, seconds: float, seed: int = 0) -> Schedule:
+    """A schedule inside `budget_bytes` that is at least as fast as `schedule`, which must fit.
+
+    `seconds` are turned into a number of moves by a fixed rate, so that the same call gives the same
+    schedule; only where the clock says that it takes several times as long does it end early.
+    """
+    moves = int(seconds * MOVES_PER_SECOND / (1 + len(problem.ops) / OPS_HALVE))
+    end = time.monotonic() + PATIENCE * seconds
+    return improve_by(problem, schedule, budget_bytes, moves, seed, lambda: time.monotonic() > end)
+
+
+def improve_by(
+    problem: Problem,
+    schedule: Schedule,
+    budget_bytes: int,
+    moves: int,
+    seed: int = 0,
+    late: Callable[[], bool] = lambda: False,
+) -> Schedule:
+    """The same, by a number of moves."""
+    best = _Best(tuple(schedule), simulate(problem, schedule).seconds)
+    alive = Spans(problem, range(len(problem.ops))).memory
+    over = np.flatnonzero(alive > budget_bytes).tolist()
+    if not over:
+        best.offer(tuple(range(len(problem.ops))), problem.seconds)
+    if not over or len(schedule) == len(problem.ops):
+        return best.schedule
+    rng = random.Random(seed)
+    split, rate, length, turn = int(alive.argmax()), RATES[1] / 2, FIRST_ROUND, 0
+    while moves > 0 and not late():
+        cut = min(schedules_under(Cutter(problem, split), budget_bytes, CUTS, rate), default=None)
+        if cut is not None:
+            best.offer(cut[1], cut[0])
+        start = cut[1] if turn % 2 and cut is not None else best.schedule
+        moves -= CUTS * MOVES_PER_CUT
+        _anneal(Search(problem, start, budget_bytes, rng), best, length, min(moves, length), late)
+        moves -= length
+        split, rate = rng.choice(over), RATES[0] * (RATES[1] / RATES[0]) ** rng.random()
+        length, turn = 2 * length, turn + 1
+    assert simulate(problem, best.schedule).peak_bytes <= budget_bytes
+    return best.schedule
+
+
+def _anneal(search: Search, best: _Best, length: int, moves: int, late: Callable[[], bool]) -> None:
+    """The first `moves` moves of a round of `length`."""
+    if not search.again:
+        return
+    extra = search.track.seconds - search.problem.seconds
+    hot = HOT * extra / len(search.again)
+    for move in range(moves):
+        temperature = hot * (COLD / HOT) ** (move / length)
+        if search.try_move(temperature):
+            best.offer(tuple(search.track.schedule), search.track.seconds)
+        if not search.again or (move % 64 == 0 and late()):
+            return
