@@ -84,10 +84,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     for number, batch in zip(range(args.steps), batches(), strict=False):
         out = step(*(tensor.to(args.device) for tensor in batch))
         losses.append(float(out.loss))
-        skipped = "  skipped" if out.skipped else ""
-        print(
-            f"step {number:3d}  norm {float(out.grad_norm):.2f}  scale {out.loss_scale:.0f}{skipped}  loss {losses[-1]:.3f}"
-        )
+        print(f"step {number:3d}  norm {float(out.grad_norm):.2f}  skipped {out.skipped}  loss {losses[-1]:.3f}")
     return losses
 
 
