@@ -1,4 +1,9 @@
-"""Bytes that a model holds whatever the plan: parameters, buffers, gradients, optimizer state."""
+"""Bytes that a model holds whatever the plan: parameters, buffers, masters, gradients, optimizer state.
+
+The accounting is that of Rajbhandari et al., "ZeRO" (2020), section 3.1, for Φ parameters under Adam: 16Φ
+in float32, gradients summed up or not; 16Φ for half parameters with float32 masters, and 18Φ where their
+gradients are summed up, in float32.
+"""
 
 from __future__ import annotations
 
@@ -8,85 +13,120 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from graphopt.errors import UsageError
+from graphopt.cost_models.rehearsal import rehearse_step
+from graphopt.stepgraph import allocated_bytes
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """Bytes by what they are for; each storage counts once, however many names it has."""
+    """Bytes by what they are for; each storage counts once, however many names it has.
+
+    `transient_bytes` is the most that stands beside all this for a moment: the half gradient that is
+    about to be added to its sum.
+    """
 
     parameter_bytes: int
     buffer_bytes: int
+    master_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    transient_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.parameter_bytes + self.buffer_bytes + self.gradient_bytes + self.optimizer_bytes
+        """All of it but what is transient."""
+        kept = (self.parameter_bytes, self.buffer_bytes, self.master_bytes, self.gradient_bytes, self.optimizer_bytes)
+        return sum(kept)
 
 
-def model_state(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> ModelState:
-    """State of `module` while it trains: all gradients present, frozen parameters having none.
+def model_state(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    masters: bool = False,
+    accumulating: bool = False,
+) -> ModelState:
+    """State of `module` at the end of a backward: all gradients present, frozen parameters having none.
 
-    Gradients are as large as their parameters. `optimizer`'s own tensors count where it has any, else
-    what SGD, Adam or AdamW will hold after their first step; on the parameters' device only. Raises
-    UsageError for other optimizers that have not stepped yet.
+    Gradients are as large as their parameters; where they are summed up over micro-batches
+    (`accumulating`) they are so in float32. With `masters` the optimizer, which must not have them yet,
+    is to hold float32 copies of half parameters. Raises UsageError as `optimizer_bytes` does.
     """
     parameters = list(module.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    half = [parameter for parameter in trained if parameter.dtype in HALF]
     parameter_storages = _storages(parameters)
     buffers = {key: size for key, size in _storages(module.buffers()).items() if key not in parameter_storages}
     return ModelState(
         parameter_bytes=sum(parameter_storages.values()),
         buffer_bytes=sum(buffers.values()),
-        gradient_bytes=sum(_nbytes(parameter) for parameter in parameters if parameter.requires_grad),
-        optimizer_bytes=0 if optimizer is None else optimizer_bytes(optimizer),
+        master_bytes=sum(float32_bytes(parameter) for parameter in half) if masters else 0,
+        gradient_bytes=sum(float32_bytes(p) if accumulating else nbytes(p) for p in trained),
+        optimizer_bytes=0 if optimizer is None else optimizer_bytes(optimizer, masters=masters),
+        transient_bytes=max((nbytes(parameter) for parameter in half), default=0) if accumulating else 0,
     )
 
 
-def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the optimizer's state: real where it has stepped, else predicted. Raises UsageError as `model_state`."""
+def optimizer_bytes(optimizer: torch.optim.Optimizer, *, masters: bool = False) -> int:
+    """Bytes of the optimizer's state on the parameters' device: real where it has stepped, else predicted.
+
+    With `masters` it is predicted for float32 copies of the half parameters. Raises UsageError for an
+    optimizer whose state cannot be known before it has stepped.
+    """
     held = [
         value
         for parameter, state in optimizer.state.items()
         for value in state.values()
         if isinstance(value, torch.Tensor) and value.device == parameter.device
     ]
-    return sum(_storages(held).values()) if held else _predicted_bytes(optimizer)
+    if held and not masters:
+        return sum(_storages(held).values())
+    if type(optimizer) in _KNOWN:
+        return _predicted_bytes(optimizer, masters)
+    return rehearse_step(optimizer, masters=masters).state_bytes
 
 
-def _predicted_bytes(optimizer: torch.optim.Optimizer) -> int:
+def nbytes(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a tensor of this shape, as the allocator hands them out."""
+    return allocated_bytes(tensor.numel() * (dtype or tensor.dtype).itemsize, tensor.device)
+
+
+def float32_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of its copy in float32, or wider where it is wider."""
+    return allocated_bytes(tensor.numel() * max(tensor.dtype.itemsize, 4), tensor.device)
+
+
+_KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+
+def _predicted_bytes(optimizer: torch.optim.Optimizer, masters: bool) -> int:
     total_bytes = 0
     for group in optimizer.param_groups:
         copies = _state_copies(optimizer, group)
         for parameter in group["params"]:
             if parameter.requires_grad:
-                total_bytes += copies * _nbytes(parameter) + _step_bytes(optimizer, group, parameter.device)
+                own_bytes = float32_bytes(parameter) if masters else nbytes(parameter)
+                total_bytes += copies * own_bytes + _step_bytes(optimizer, group, parameter.device)
     return total_bytes
 
 
 def _state_copies(optimizer: torch.optim.Optimizer, group: dict[str, object]) -> int:
-    """How many tensors of a parameter's own size and dtype it holds."""
+    """How many tensors of a parameter's own size it holds."""
     if type(optimizer) is torch.optim.SGD:
         return 1 if group["momentum"] else 0
-    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
-        return 3 if group["amsgrad"] else 2
-    raise UsageError(
-        f"the state of {type(optimizer).__name__} cannot be known before its first step: run one step "
-        "before planning, or leave the optimizer out and name its bytes with reserve="
-    )
+    return 3 if group["amsgrad"] else 2
 
 
 def _step_bytes(optimizer: torch.optim.Optimizer, group: dict[str, object], device: torch.device) -> int:
     """Adam counts its steps in a float tensor for each parameter, on the CPU unless fused or capturable."""
     if type(optimizer) is torch.optim.SGD or (device.type != "cpu" and not (group["fused"] or group["capturable"])):
         return 0
-    return 4 if group["fused"] else torch.get_default_dtype().itemsize
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.dtype.itemsize
+    return allocated_bytes(4 if group["fused"] else torch.get_default_dtype().itemsize, device)
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Identity -> bytes of each storage; meta tensors have one too."""
-    return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    storages = ((tensor.untyped_storage(), tensor.device) for tensor in tensors)
+    return {storage._cdata: allocated_bytes(storage.nbytes(), device) for storage, device in storages}

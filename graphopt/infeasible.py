@@ -35,6 +35,24 @@ def budget_error(
     return BudgetError("\n".join(lines), minimum_bytes, drivers)
 
 
+def tail_error(
+    captured: CapturedGraph, budget_bytes: int, resident_bytes: Mapping[str, int], tail_bytes: Mapping[str, int]
+) -> BudgetError:
+    """The error for a training step whose update alone does not fit, whatever the plan of its micro-batches."""
+    resident, tail = sum(resident_bytes.values()), sum(tail_bytes.values())
+    minimum_bytes = resident + max(tail, captured.minimum_bytes)
+    drivers = (*_resident_drivers({**resident_bytes, **tail_bytes}), "all alive while the optimizer updates")
+    lines = [
+        f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: the update of the parameters alone takes "
+        f"{format_bytes(resident + tail)}, and the step needs at least {format_bytes(minimum_bytes)} "
+        f"({minimum_bytes:,} bytes).",
+        "What fills it: " + "; ".join(drivers) + ".",
+        "What to try: an optimizer with less state; fewer or frozen parameters; update_in_backward=True; "
+        "a larger budget.",
+    ]
+    return BudgetError("\n".join(lines), minimum_bytes, drivers)
+
+
 def _resident_drivers(resident_bytes: Mapping[str, int]) -> list[str]:
     return [f"{kind} {format_bytes(size)}" for kind, size in resident_bytes.items() if size]
 

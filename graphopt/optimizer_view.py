@@ -96,12 +96,15 @@ class OptimizerView:
             self.optimizer.state[self.stepped(name)].update(tensors)
         self._pending.clear()
 
-    def step(self, gradients: Sequence[torch.Tensor], names: Sequence[str]) -> None:
-        """Let the optimizer itself step on finished gradients, which it finds where it looks for them."""
+    def step(self, gradients: list[torch.Tensor], names: Sequence[str]) -> None:
+        """Let the optimizer itself step on finished gradients, which it finds where it looks for them.
+
+        The list is emptied, so that a half gradient is gone as soon as its master has it.
+        """
         stepped = [self.stepped(name) for name in names]
         try:
-            for parameter, gradient in zip(stepped, gradients, strict=True):
-                parameter.grad = gradient.to(parameter.dtype)
+            for parameter in reversed(stepped):
+                parameter.grad = gradients.pop().to(parameter.dtype)
             self.optimizer.step()
         finally:
             for parameter in stepped:

@@ -1,77 +1,135 @@
-"""What a training step holds beside its micro-batches' own values, and planning in what is left."""
+"""The bytes of a training step: each micro-batch planned in what the budget leaves it, and the whole summed up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.errors import UsageError
+from graphopt.infeasible import tail_error
 from graphopt.optimizer_view import OptimizerView
 from graphopt.pipeline import plan_within
 from graphopt.plan import Plan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
-from graphopt.stepgraph import allocated_bytes
+from graphopt.roles import DESCRIPTOR, Accumulator
+from graphopt.stepgraph import output_args
+from graphopt.tail_memory import TailOptions, tail_bytes
 
 #: A budget that nothing exceeds.
 UNLIMITED_BYTES = 1 << 62
 
 
+@dataclass(frozen=True, eq=False)
+class PlannedMicro:
+    """A planned micro-batch, what is there while it runs, and what the step's tail then holds beside that, by kind."""
+
+    planned: PlannedGraph
+    resident_bytes: dict[str, int]
+    tail_bytes: dict[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is there at once, in the micro-batch or after it."""
+        return self.peak_of(self.planned.captured.peak_bytes(self.planned.schedule))
+
+    def peak_of(self, own_bytes: int) -> int:
+        """The same for a schedule of `own_bytes`."""
+        return sum(self.resident_bytes.values()) + max(own_bytes, sum(self.tail_bytes.values()))
+
+
 class StepMemory:
-    """The bytes of one training step: plans each micro-batch graph, and sums up the whole."""
+    """Plans the micro-batches of one step.
+
+    `summed` says whether their gradients are summed up, `batch` what the global batch is: both may
+    change before the next one is planned.
+    """
 
     def __init__(
-        self, model: nn.Module, view: OptimizerView, choice: Choice, budget_bytes: int, reserve_bytes: int, summed: bool
+        self,
+        model: nn.Module,
+        view: OptimizerView,
+        choice: Choice,
+        budget_bytes: int,
+        reserve_bytes: int,
+        summed: bool,
+        tail: TailOptions,
     ) -> None:
-        self.model, self.view, self.choice = model, view, choice
+        self.model, self.view, self.choice, self.tail = model, view, choice, tail
         self.budget_bytes, self.reserve_bytes = budget_bytes, reserve_bytes
         self.summed = summed
         self.batch: object = ()
-        self.planned: list[PlannedGraph] = []
-        self.resident_bytes: dict[str, int] = {}
+        self.planned: list[PlannedMicro] = []
         first = next(iter((*model.parameters(), *model.buffers())), None)
         self.device = first.device if first is not None else torch.device("cpu")
 
     def plan(self, captured: CapturedGraph, inputs: Sequence[Any]) -> PlannedGraph:
         """Plan a micro-batch graph inside what the budget leaves it; raises BudgetError where it cannot be."""
-        self.resident_bytes = self.resident(inputs)
-        planned = plan_within(captured, self.budget_bytes, self.resident_bytes, self.choice)
-        self.planned.append(planned)
+        resident = self.resident(inputs)
+        tail = self._tail(captured, inputs)
+        if sum(resident.values()) + sum(tail.values()) > self.budget_bytes:
+            raise tail_error(captured, self.budget_bytes, resident, tail)
+        planned = plan_within(captured, self.budget_bytes, resident, self.choice)
+        self.planned.append(PlannedMicro(planned, resident, tail))
         return planned
 
     def resident(self, inputs: Sequence[Any]) -> dict[str, int]:
         """Bytes by kind of what is there while a micro-batch runs."""
         view, device = self.view, self.device
         kinds = resident_of_model(self.model, self.batch, device)
+        kinds["masters"] = sum(nbytes(master) for master in view.masters.values())
         kinds["optimizer"] = view.state_bytes()
-        kinds["masters"] = sum(allocated_bytes(m.nbytes, device) for m in view.masters.values())
-        kinds["gradients"] = self.summed_bytes(inputs) if self.summed else 0
+        kinds["gradients"] = self._summed_bytes(inputs) if self.summed else 0
         kinds["reserve"] = self.reserve_bytes
         kinds["other"] = other_bytes(self.model, self.batch, view.optimizer, device)
         return {kind: size for kind, size in kinds.items() if size or kind in ("parameters", "inputs")}
 
-    def summed_bytes(self, inputs: Sequence[Any]) -> int:
-        """Bytes of the accumulators: float32 for half parameters."""
-        trained = {id(p): p for p in inputs if self.view.trains(p)}.values()
-        return sum(allocated_bytes(p.numel() * max(4, p.itemsize), self.device) for p in trained)
-
     def build_plan(self, name: str) -> Plan:
-        """The plan of the step; raises UsageError before anything is captured."""
+        """The plan of the step, whose peak is the highest of its micro-batches'.
+
+        Raises UsageError before anything is captured.
+        """
         if not self.planned:
             raise UsageError("nothing is planned yet: call the step, or give train_step() example_inputs")
-        resident = sum(self.resident_bytes.values())
-        graphs = [planned.captured for planned in self.planned]
+        highest = self.highest()
         return Plan(
             model=name,
             device=str(self.device),
             torch_version=torch.__version__,
             budget_bytes=self.budget_bytes,
-            peak_bytes=resident + max(planned.plan.peak_bytes for planned in self.planned),
-            eager_peak_bytes=resident + max(graph.eager.peak_bytes for graph in graphs),
-            minimum_bytes=resident + max(graph.minimum_bytes for graph in graphs),
-            resident_bytes=dict(self.resident_bytes),
-            graphs=tuple(planned.plan for planned in self.planned),
+            peak_bytes=highest.peak_bytes,
+            eager_peak_bytes=max(p.peak_of(p.planned.captured.eager.peak_bytes) for p in self.planned),
+            minimum_bytes=max(p.peak_of(p.planned.captured.minimum_bytes) for p in self.planned),
+            resident_bytes=dict(highest.resident_bytes),
+            graphs=tuple(p.planned.plan for p in self.planned),
         )
+
+    def highest(self) -> PlannedMicro:
+        """The planned micro-batch with the highest peak."""
+        return max(self.planned, key=lambda planned: planned.peak_bytes)
+
+    def _summed_bytes(self, inputs: Sequence[Any]) -> int:
+        """Bytes of the accumulators: float32 for half parameters."""
+        return sum(float32_bytes(p) for p in {id(p): p for p in inputs if self.view.trains(p)}.values())
+
+    def _tail(self, captured: CapturedGraph, inputs: Sequence[Any]) -> dict[str, int]:
+        parameters = [inputs[index] for index in _with_gradient(captured)]
+        gradients = {
+            self.view.names[id(p)]: torch.promote_types(p.dtype, torch.float32) if self.summed else p.dtype
+            for p in parameters
+        }
+        return tail_bytes(self.view, gradients, summed=self.summed, options=self.tail)
+
+
+def _with_gradient(captured: CapturedGraph) -> list[int]:
+    """Dynamo's inputs whose gradients the graph returns or sums up."""
+    step = captured.step
+    roles = [node.meta[DESCRIPTOR] for node in step.graph_module.graph.find_nodes(op="placeholder")]
+    returned = output_args(step.graph_module)[step.num_forward_outputs :]
+    by_position = [role.idx for role, node in zip(roles, returned, strict=False) if node is not None]
+    return by_position or [role.index for role in roles if isinstance(role, Accumulator)]

@@ -17,6 +17,7 @@ from graphopt.resident import check_devices, device_total_bytes
 from graphopt.step import StepOptions, TrainStep
 from graphopt.step_memory import UNLIMITED_BYTES, StepMemory
 from graphopt.step_module import LossModule, as_call
+from graphopt.tail_memory import TailOptions
 from graphopt.units import parse_bytes
 from graphopt.window import Weights
 
@@ -81,6 +82,7 @@ def train_step(
         UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total),
         parse_bytes(reserve, total) if reserve else 0,
         summed=accumulate > 1,
+        tail=TailOptions(scaled=loss_scale is not None, normed=isinstance(clip, ClipNorm)),
     )
     step = TrainStep(model, LossModule(model, loss_fn, device.type, autocast), memory, options, lr_scheduler)
     if args or kwargs:

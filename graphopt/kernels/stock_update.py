@@ -122,7 +122,8 @@ def _update(
     if gradient.skips():
         return
     divisor = gradient.divisor()
-    for indices in _batches(params, gradients):
+
+    def run(indices: list[int]) -> None:
         own = [params[i] for i in indices]
         dense = [p if is_dense(p) else p.contiguous() for p in own]
         grads = [as_laid_out(gradients[i].to(p.dtype), p) for i, p in zip(indices, dense, strict=True)]
@@ -135,6 +136,9 @@ def _update(
             _write_back(after, before)
         if copies:
             _refresh([copies[i] for i in indices], own, gradient.found_inf)
+
+    for indices in _batches(params, gradients):
+        run(indices)  # whose copies are gone before the next ones are made
 
 
 def _batches(params: list[Tensor], gradients: list[Tensor]) -> Iterator[list[int]]:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from graphopt import measure, train_step
 from graphopt.cost_models.model_state import ModelState, model_state
 from graphopt.errors import UsageError
+from graphopt.kernels import use
 
 
 class Tied(nn.Module):
@@ -24,7 +26,7 @@ TRAINED = 40 + 6  # tied weight once, batch norm's weight and bias
 
 
 def test_each_storage_counts_once_and_frozen_ones_have_no_gradient():
-    assert model_state(Tied()) == ModelState(4 * (TRAINED + 7), 4 * 6 + 8, 4 * TRAINED, 0)
+    assert model_state(Tied()) == ModelState(4 * (TRAINED + 7), 4 * 6 + 8, 0, 4 * TRAINED, 0)
 
 
 OPTIMIZERS = {
@@ -50,11 +52,56 @@ def test_prediction_is_what_the_optimizer_then_holds(name):
     assert predicted.optimizer_bytes == copies * 4 * TRAINED + steps
 
 
-def test_unknown_optimizer_asks_for_a_step_first():
+def test_other_optimizers_are_known_from_a_rehearsal_of_their_step():
     model = nn.Linear(3, 3)
     optimizer = torch.optim.Rprop(model.parameters())
-    with pytest.raises(UsageError, match=r"Rprop.*first step"):
-        model_state(model, optimizer)
+    predicted = model_state(model, optimizer)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    assert model_state(model, optimizer).optimizer_bytes == 2 * 4 * 12 + 2 * 4
+    assert model_state(model, optimizer) == predicted
+    assert predicted.optimizer_bytes == 2 * 4 * 12 + 2 * 4
+
+
+def test_unknown_optimizer_asks_for_a_step_first():
+    with pytest.raises(UsageError, match=r"LBFGS.*first step"):
+        model_state(nn.Linear(3, 3), torch.optim.LBFGS(nn.Linear(3, 3).parameters()))
+
+
+#: dtype of the parameters, masters, micro-batches -> multiples of the number of parameters, under AdamW.
+POLICIES = {
+    "float32": (torch.float32, False, 1, 16),
+    "float32, accumulating": (torch.float32, False, 2, 16),
+    "half with masters": (torch.bfloat16, True, 1, 16),
+    "half with masters, accumulating": (torch.bfloat16, True, 2, 18),
+    "half": (torch.bfloat16, False, 1, 8),
+    "half, accumulating": (torch.bfloat16, False, 2, 10),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_a_training_step_takes_is_what_its_policy_says(name):
+    dtype, masters, accumulate, multiple = POLICIES[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(17)]).to(dtype)
+    batch = torch.randn(2, 256, dtype=dtype), torch.randn(2, 256, dtype=dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    predicted = model_state(model, optimizer, masters=masters, accumulating=accumulate > 1)
+    assert count > 1_000_000
+    # Adam's step counts are a number for each tensor
+    assert predicted.total_bytes == multiple * count + 4 * 17
+    assert predicted.transient_bytes == (2 * 256 * 256 if dtype == torch.bfloat16 and accumulate > 1 else 0)
+
+    step = train_step(
+        model, nn.functional.mse_loss, optimizer, accumulate=accumulate, masters=masters, cost_model="roofline"
+    )
+    step(*batch)
+    resident = [*model.parameters(), *step.state_dict()["masters"].values(), *step._accumulators.values()]
+    resident += [tensor for state in optimizer.state.values() for tensor in state.values()]
+    with use("stock"):
+        peak_bytes = measure.peak_bytes(lambda: step(*batch), resident, "cpu")
+    # what torch's ops convert to float32 is one half gradient; activations are those of two rows
+    converted_bytes = 256 * 256 * 4 if masters or accumulate > 1 else 0
+    activation_bytes = 17 * 2 * 256 * 4 * 4
+    rest_bytes = predicted.transient_bytes + converted_bytes + activation_bytes
+    assert 0 <= peak_bytes - predicted.total_bytes <= rest_bytes

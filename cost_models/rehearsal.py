@@ -1,0 +1,156 @@
+"""Rehearsal: what code allocates on a device, found by running it on tensors that have no memory.
+
+Tensors stand in for themselves on PyTorch's meta device, and a dispatch mode adds up the storages that
+come and go. Scratch inside an op is not seen; the ops of optimizers have none.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.optimizer import _default_to_fused_or_foreach
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from graphopt.errors import UsageError
+from graphopt.stepgraph import allocated_bytes
+
+_HALF = (torch.float16, torch.bfloat16)
+Pairs = list[tuple[torch.Tensor, torch.nn.Parameter]]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts what is made inside it of meta tensors, as the allocator of `device` would hand it out.
+
+    `peak_bytes` is the most there was at once, `known` tensors not counted. Numbers that are read from a
+    tensor without memory are 1.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor], device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes = 0
+        self._device = device
+        self._known = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self._live_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((args, kwargs))):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return 1.0
+            if not func._schema.returns:  # it writes, and does no more; not all such ops take meta tensors
+                return None
+        made = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
+                self._add(leaf.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = allocated_bytes(storage.nbytes(), self._device)
+            self._live_bytes += self._known[key]
+            self.peak_bytes = max(self.peak_bytes, self._live_bytes)
+            weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self._live_bytes -= self._known.pop(key)
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """One step of an optimizer: bytes of the state that it then holds, and the most it takes beside that meanwhile."""
+
+    state_bytes: int
+    workspace_bytes: int
+
+
+def rehearse_step(optimizer: torch.optim.Optimizer, *, masters: bool = False) -> Rehearsed:
+    """Let a stand-in of `optimizer` step, with a gradient for every parameter that takes one; nothing is changed.
+
+    Parameters and gradients, which are of the parameters' dtypes, are not counted. With `masters` it steps on
+    float32 copies of half parameters. What a fused step saves is not known. Raises UsageError where the
+    step cannot be taken without the real numbers.
+    """
+    stand_in, pairs = _stand_in(optimizer, masters)
+    device = next((real.device for real, _ in pairs), torch.device("cpu"))
+    held_before = _held_bytes(stand_in, pairs)
+    known = [t for _, one in pairs for t in (one, one.grad, *_tensors(stand_in.state.get(one))) if t is not None]
+    try:
+        peak_bytes = peak_bytes_of(lambda: type(optimizer).step(stand_in), known, device)
+    except Exception as error:  # whatever a user's own optimizer may raise
+        raise UsageError(
+            f"the state of {type(optimizer).__name__} cannot be known before its first step ({error}): run one step "
+            "before planning, or leave the optimizer out and name its bytes with reserve="
+        ) from error
+    state_bytes = _held_bytes(stand_in, pairs)
+    # what became state was counted when it was made
+    return Rehearsed(state_bytes, max(peak_bytes - (state_bytes - held_before), 0))
+
+
+def peak_bytes_of(run: Callable[[], object], known: Iterable[torch.Tensor], device: torch.device) -> int:
+    """The most bytes alive at once of the meta tensors that `run` makes beside `known` ones."""
+    with LiveBytes(known, device) as count:
+        run()
+    return int(count.peak_bytes)
+
+
+def like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor of the same layout that has no memory."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device="meta")
+
+
+def _stand_in(optimizer: torch.optim.Optimizer, masters: bool) -> tuple[Any, Pairs]:
+    """A copy whose groups and state hold meta tensors, and its parameters beside the real ones."""
+    made: Any = object.__new__(type(optimizer))
+    made.__dict__.update(optimizer.__dict__)
+    made.__dict__.pop("step", None)  # an LR scheduler's wrapper around the real one
+    made._optimizer_step_pre_hooks, made._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+    made.state, made.param_groups = defaultdict(dict), []
+    pairs: Pairs = []
+    for group in optimizer.param_groups:
+        for real in group["params"]:
+            dtype = torch.float32 if masters and real.dtype in _HALF else real.dtype
+            one = torch.nn.Parameter(like(real, dtype), requires_grad=real.requires_grad)
+            one.grad = like(real, dtype) if real.requires_grad else None
+            if real in optimizer.state:
+                made.state[one] = {key: _state_like(value, real) for key, value in optimizer.state[real].items()}
+            pairs.append((real, one))
+        made.param_groups.append({**group, "params": [one for _, one in pairs[-len(group["params"]) :]]})
+        made.param_groups[-1].update(_way_on_device(group))
+    return made, pairs
+
+
+def _way_on_device(group: dict[str, Any]) -> dict[str, bool]:
+    """Options under which the step goes on meta tensors as it would on the real device."""
+    options = {key: False for key in ("capturable", "fused") if group.get(key)}
+    if "foreach" in group and group["foreach"] is None and not group.get("fused"):
+        options["foreach"] = _default_to_fused_or_foreach(group["params"], group.get("differentiable", False))[1]
+    return options
+
+
+def _state_like(value: Any, parameter: torch.Tensor) -> Any:
+    """Numbers keep their values: steps are counted in them."""
+    large = isinstance(value, torch.Tensor) and value.device == parameter.device and value.ndim > 0
+    return like(value) if large else copy.deepcopy(value)
+
+
+def _held_bytes(optimizer: Any, pairs: Pairs) -> int:
+    """Bytes of the state that would be on its parameter's device."""
+    held: dict[int, int] = {}
+    for real, one in pairs:
+        for tensor in _tensors(optimizer.state.get(one)):
+            if tensor.is_meta or tensor.device == real.device:
+                storage = tensor.untyped_storage()
+                held[storage._cdata] = allocated_bytes(storage.nbytes(), real.device)
+    return sum(held.values())
+
+
+def _tensors(state: Mapping[str, Any] | None) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(dict(state or {})) if isinstance(leaf, torch.Tensor)]

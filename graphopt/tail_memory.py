@@ -1,0 +1,104 @@
+"""What the end of a training step takes: gradients that are alive, and the scratch of norm and update."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from graphopt.cost_models.model_state import HALF, float32_bytes, nbytes
+from graphopt.cost_models.rehearsal import like, peak_bytes_of, rehearse_step
+from graphopt.errors import UsageError
+from graphopt.kernels import stock_update
+from graphopt.optimizer_view import OptimizerView
+from graphopt.passes.update import NUMBERS, STATE, GroupUpdate
+
+Dtypes = Mapping[str, torch.dtype]
+
+
+@dataclass(frozen=True)
+class TailOptions:
+    """What is done with gradients before the update: `scaled` by a loss scale, their norm taken."""
+
+    scaled: bool = False
+    normed: bool = False
+
+
+def tail_bytes(view: OptimizerView, gradients: Dtypes, *, summed: bool, options: TailOptions) -> dict[str, int]:
+    """Bytes by kind of what is alive in the tail beside what is resident.
+
+    `gradients` are the dtypes of those that there are, by parameter; where they are `summed` they are
+    resident already. Empty where nothing is left to update.
+    """
+    if not gradients:
+        return {}
+    held = {name: nbytes(view.parameters[name], dtype) for name, dtype in gradients.items()}
+    norm_bytes = _norm_bytes(view, gradients) if options.scaled or options.normed else 0
+    if view.kind == "step":
+        update_bytes = _handed_bytes(view, gradients, held, summed) + _step_bytes(view)
+    else:
+        update_bytes = max(_fused_bytes(view, group, gradients, options) for group in view.groups())
+    kinds = {"gradients": 0 if summed else sum(held.values()), "update workspace": max(norm_bytes, update_bytes)}
+    return {kind: size for kind, size in kinds.items() if size}
+
+
+def _norm_bytes(view: OptimizerView, gradients: Dtypes) -> int:
+    """torch's norm in float32 of a half tensor on a CPU converts it first; one at a time."""
+    half = [view.parameters[name] for name, dtype in gradients.items() if dtype in HALF]
+    return max((float32_bytes(p) for p in half if p.device.type == "cpu"), default=0)
+
+
+def _handed_bytes(view: OptimizerView, gradients: Dtypes, held: Mapping[str, int], summed: bool) -> int:
+    """What it takes to hand the optimizer gradients of its own parameters' dtypes; those returned go as theirs come."""
+    made = {name: nbytes(view.stepped(name)) for name, dtype in gradients.items() if view.stepped(name).dtype != dtype}
+    return sum(made.values()) - (0 if summed else sum(held[name] for name in made))
+
+
+def _step_bytes(view: OptimizerView) -> int:
+    """What the optimizer's own step takes. Where only a real one can tell, its state is known, but not this."""
+    try:
+        return rehearse_step(view.optimizer).workspace_bytes
+    except UsageError:
+        warnings.warn(
+            f"graphopt: what a step of {type(view.optimizer).__name__} takes beside its state cannot be known; it is "
+            "not in the plan, so keep a reserve",
+            stacklevel=2,
+        )
+        return 0
+
+
+def _fused_bytes(view: OptimizerView, group: GroupUpdate, gradients: Dtypes, options: TailOptions) -> int:
+    names = [name for name in group.parameters if name in gradients]
+    halves = [[n for n in names if n not in group.masters], [n for n in names if n in group.masters]]
+    return max(_one_update_bytes(view, group, some, gradients, options) for some in halves)
+
+
+def _one_update_bytes(
+    view: OptimizerView, group: GroupUpdate, names: Sequence[str], gradients: Dtypes, options: TailOptions
+) -> int:
+    """What torch's own kernels allocate, our own ones never more, for one op of the graph."""
+    if not names:
+        return 0
+    params = [like(view.stepped(name)) for name in names]
+    grads = [like(param, gradients[name]) for name, param in zip(names, params, strict=True)]
+    copies = [like(view.parameters[name]) for name in names if name in group.masters]
+    states = {
+        f"{key}s": [_state(key, param) for param in params] if key in group.state else [] for key in STATE[group.kind]
+    }
+    number = torch.empty((), device="meta")
+    scale = {"inverse_scale": number, "found_inf": number} if options.scaled else {}
+    known = [*params, *grads, *copies, number, *(tensor for held in states.values() for tensor in held)]
+    update = stock_update.adam_ if group.kind == "adam" else stock_update.sgd_
+    arguments = {"params": params, "gradients": grads, **states, "copies": copies}
+    numbers = dict.fromkeys(NUMBERS[group.kind], 0.5)
+    return peak_bytes_of(
+        lambda: update(**arguments, **scale, **numbers, **dict(group.flags)),  # type: ignore[arg-type]
+        known,
+        view.stepped(names[0]).device,
+    )
+
+
+def _state(key: str, param: torch.Tensor) -> torch.Tensor:
+    return torch.empty((), device="meta") if key == "step" else like(param)
