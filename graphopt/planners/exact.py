@@ -67,17 +67,16 @@ def solve_exact(
     most = {op: max(computations, runs[op]) - 1 for op in range(len(problem.ops))}
     step = dearest_step(problem, budget_bytes, order)
     wanted = wanted_in_order(problem) if order == "fixed" else wanted_in_any_order(problem)
-    window = whole(problem, range(len(problem.ops)), budget_bytes)
     answer = solve(
-        Question(window, most, order, [(step, wanted(step))]),
+        Question(whole(problem, budget_bytes), most, order, [(step, wanted(step))]),
         best or (),
         None if best is None else seconds - problem.seconds,
         Effort(limit_seconds, workers, seed),
     )
-    if answer.steps is not None:
-        found = simulate(problem, answer.steps)
+    if answer.schedule is not None:
+        found = simulate(problem, answer.schedule)
         if found.peak_bytes <= budget_bytes and (best is None or found.seconds < seconds):
-            best, seconds = answer.steps, found.seconds
+            best, seconds = answer.schedule, found.seconds
     if best is None:
         raise InfeasibleError(budget_bytes, auto_curve(problem)[0].peak_bytes)
     bound = seconds if answer.finished else max(bound, problem.seconds + answer.bound_seconds)

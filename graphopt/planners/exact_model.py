@@ -39,19 +39,22 @@ class RetentionModel:
 
         self.window, self.problem, self.order = window, window.problem, order
         self.model = cp_model.CpModel()
-        self.stage_of = {op: stage for stage, op in enumerate(window.firsts)}
-        #: Places of one stage; in the last stage of all nothing runs for the first time.
-        self.slots = len(self.problem.ops) + 1
+        #: Places of a stage: what lies before, each op that may run again, the step. One stage more ends it all.
+        self.slots = len(self.problem.ops) + 2
         again = sum(most.get(op, 0) for op in window.again)
-        self.end: int = (len(window.firsts) + 1) * self.slots if order == "fixed" else len(window.firsts) + again
+        self.end: int = (len(window.steps) + 1) * self.slots if order == "fixed" else len(window.steps) + again
         self.retained: list[Any] = []
         self.retained_bytes: list[int] = []
-        self.runs: dict[int, list[Run]] = {op: [self._first_run(op)] for op in window.firsts}
+        self.stage_of: dict[int, int] = {}
+        self.runs: dict[int, list[Run]] = {}
+        for stage, op in enumerate(window.steps):
+            self.stage_of.setdefault(op, stage)
+            self.runs.setdefault(op, []).append(self._fixed_run(stage, op))
         for op in window.again:
-            self.runs.setdefault(op, []).extend(self._later_runs(op, most.get(op, 0)))
+            self.runs[op] += self._later_runs(op, most.get(op, 0))
         self.all_runs = [run for runs in self.runs.values() for run in runs]
-        #: For each value the run that makes it, None where it is given, and the place of its last read.
-        self.retentions: dict[int, list[tuple[Run | None, Any]]] = {}
+        #: For each tracked value the runs that make it, and the place of the last read of what each made.
+        self.retentions: dict[int, list[tuple[Run, Any]]] = {}
         self._add_retentions()
         self._add_reads()
         self.model.add_cumulative(self.retained, self.retained_bytes, window.budget_bytes)
@@ -65,57 +68,67 @@ class RetentionModel:
         """An op's share of the seconds of a step, in parts."""
         return int(PARTS * (self.problem.ops[op].seconds / max(self.problem.seconds, 1e-300)))
 
-    def _first_run(self, op: int) -> Run:
+    def _fixed_run(self, stage: int, op: int) -> Run:
+        background = self.window.background[stage]
         if self.order == "free":
-            return Run(op, self.model.new_int_var(0, self.end - 1, ""))
-        return Run(op, (self.stage_of[op] + 1) * self.slots - 1)
+            run = Run(op, self.model.new_int_var(0, self.end - 1, ""))
+            self._retain(run, run.at + 1, background.during_bytes)
+            return run
+        at = stage * self.slots
+        self._fill(at, 1, background.before_bytes)
+        self._fill(at + 1, self.slots - 2, background.between_bytes)
+        self._fill(at + self.slots - 1, 1, background.during_bytes)
+        return Run(op, at + self.slots - 1)
 
     def _later_runs(self, op: int, most: int) -> list[Run]:
         model, found = self.model, list[Run]()
-        earliest = self.stage_of.get(op, -1) + 1
-        for _ in range(most if earliest <= len(self.window.firsts) else 0):
+        for _ in range(most):
             present = model.new_bool_var("")
             if self.order == "free":
                 run = Run(op, model.new_int_var(0, self.end - 1, ""), present)
                 model.add(self.runs[op][0].at < run.at).only_enforce_if(present)
             else:
-                stage = model.new_int_var(earliest, len(self.window.firsts), "")
-                run = Run(op, stage * self.slots + op, present, stage)
+                stage = model.new_int_var(self.stage_of[op] + 1, len(self.window.steps), "")
+                run = Run(op, stage * self.slots + 1 + op, present, stage)
             if found:
                 model.add_implication(present, found[-1].present)
                 model.add(found[-1].at < run.at).only_enforce_if(present)
+            self._retain(run, run.at + 1, self.problem.ops[op].workspace_bytes)
             found.append(run)
         return found
 
     def _add_retentions(self) -> None:
-        model, size = self.model, self.problem.values
-        made: list[tuple[int, Run | None]] = [(value, None) for value in self.window.given]
-        made += [(value, run) for run in self.all_runs for value in self.problem.ops[run.op].outputs]
-        for value, run in made:
-            last = model.new_int_var(-1 if run is None else 0, self.end, "")
-            self.retentions.setdefault(value, []).append((run, last))
-            self._retain(-1 if run is None else run.at, last + 1, run, size[value].bytes)
         for run in self.all_runs:
-            self._retain(run.at, run.at + 1, run, self.problem.ops[run.op].workspace_bytes)
+            for value in self.window.tracked.intersection(self.problem.ops[run.op].outputs):
+                last = self.model.new_int_var(0, self.end, "")
+                self.retentions.setdefault(value, []).append((run, last))
+                self._retain(run, last + 1, self.problem.values[value].bytes)
 
-    def _retain(self, start: Any, stop: Any, run: Run | None, size: int) -> None:
+    def _retain(self, run: Run, stop: Any, size: int) -> None:
+        """From a run to before `stop` its bytes are taken."""
         if not size:
             return
-        present = run.present if run else None
-        length = self.model.new_int_var(0 if run is None else 1, self.end + 2, "")
-        if present is None:
-            self.retained.append(self.model.new_interval_var(start, length, stop, ""))
+        length = self.model.new_int_var(1, self.end + 1, "")
+        if run.present is None:
+            self.retained.append(self.model.new_interval_var(run.at, length, stop, ""))
         else:
-            self.retained.append(self.model.new_optional_interval_var(start, length, stop, present, ""))
+            self.retained.append(self.model.new_optional_interval_var(run.at, length, stop, run.present, ""))
         self.retained_bytes.append(size)
 
+    def _fill(self, start: int, length: int, size: int) -> None:
+        if size:
+            self.retained.append(self.model.new_fixed_size_interval_var(start, length, ""))
+            self.retained_bytes.append(size)
+
     def _add_reads(self) -> None:
+        tracked = self.window.tracked
         for run in self.all_runs:
             for value in self.problem.ops[run.op].inputs:
-                if self.problem.producer[value] >= 0:
+                if value in tracked:
                     self._read(value, run.at, run.present)
-        for value in self.window.needed:
-            self._read(value, self.end, None)
+        for value in self.problem.outputs:
+            if value in tracked:
+                self._read(value, self.end, None)
         for run in self.all_runs:
             if run.present is not None:
                 self.model.add_bool_or([*run.uses, run.present.negated()])
@@ -123,17 +136,16 @@ class RetentionModel:
     def _read(self, value: int, at: Any, present: Any) -> None:
         """Whoever reads `value` at `at` finds it in one of its retentions."""
         uses = []
-        for run, last in self.retentions.get(value, ()):
-            if run is not None and isinstance(at, int) and isinstance(run.at, int) and run.at >= at:
+        for run, last in self.retentions[value]:
+            if isinstance(at, int) and isinstance(run.at, int) and run.at >= at:
                 continue
             use = self.model.new_bool_var("")
             uses.append(use)
+            run.uses.append(use)
             self.model.add(last >= at).only_enforce_if(use)
-            if run is not None:
-                self.model.add(run.at < at).only_enforce_if(use)
-                run.uses.append(use)
-                if run.present is not None:
-                    self.model.add_implication(use, run.present)
+            self.model.add(run.at < at).only_enforce_if(use)
+            if run.present is not None:
+                self.model.add_implication(use, run.present)
         if present is None:
             self.model.add_exactly_one(uses)
         else:
@@ -150,7 +162,7 @@ class RetentionModel:
                 steps.append(model.new_optional_fixed_size_interval_var(run.at, 1, run.present, ""))
         model.add_no_overlap(steps)
         turn, once = model.new_int_var(0, self.end, ""), -1
-        for op in self.window.firsts:
+        for op in self.window.steps:
             first = self.runs[op][0].at
             model.add(first >= turn) if ops[op].backward else model.add(first < turn)
             if not ops[op].recomputable:

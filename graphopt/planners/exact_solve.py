@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from graphopt.errors import UsageError
 from graphopt.planners.exact_model import PARTS, RetentionModel
 from graphopt.planners.exact_step import add_step
 from graphopt.planners.exact_window import Window
+from graphopt.schedule import Schedule
 
 #: The solver's own count of its work that a second allows it: what ends a search the same way every time.
 WORK_A_SECOND = 0.05
@@ -35,9 +37,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The steps of the window, None where none was found; the least seconds run again, and if that is final."""
+    """The whole schedule, None where none was found; seconds that at least run again, and if that is final."""
 
-    steps: tuple[int, ...] | None
+    schedule: Schedule | None
     bound_seconds: float
     finished: bool
 
@@ -51,7 +53,7 @@ def require_solver() -> None:
 
 
 def solve(question: Question, start: Sequence[int], below_seconds: float | None, effort: Effort) -> Answer:
-    """The window's steps with the least that runs again.
+    """The schedule in which the window's ops take the fewest seconds when they run again.
 
     Only those that run less than `below_seconds` again are looked for, where it is given: that none
     is found and `finished` is set is the proof that there are none.
@@ -75,31 +77,33 @@ def solve(question: Question, start: Sequence[int], below_seconds: float | None,
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         finished = status == cp_model.INFEASIBLE
         return Answer(None, (below_seconds or 0.0) if finished else 0.0, finished)
-    placed = [
-        (solver.value(run.at), run.op)
-        for run in model.all_runs
-        if run.present is None or solver.boolean_value(run.present)
-    ]
-    steps = tuple(op for _, op in sorted(placed))
-    return Answer(steps, solver.best_objective_bound * unit, status == cp_model.OPTIMAL)
+    return Answer(_schedule(model, solver), solver.best_objective_bound * unit, status == cp_model.OPTIMAL)
+
+
+def _schedule(model: RetentionModel, solver: Any) -> Schedule:
+    there = [run for run in model.all_runs if run.present is None or solver.boolean_value(run.present)]
+    if model.order == "free":
+        return tuple(run.op for run in sorted(there, key=lambda run: int(solver.value(run.at))))
+    return model.window.insert((solver.value(run.stage), run.op) for run in there if run.present is not None)
 
 
 def _hint(model: RetentionModel, start: Sequence[int]) -> None:
-    """Point the solver to a schedule of the window; runs beyond those in the model are left out."""
+    """Point the solver to a schedule; runs beyond those in the model are left out."""
     hint = model.model.add_hint
-    first = {run.op: run for run in model.all_runs if run.present is None}
+    fixed = {run.op: run for run in model.all_runs if run.present is None}
     later = {op: [run for run in runs if run.present is not None] for op, runs in model.runs.items()}
+    ran: set[int] = set()
     stage = 0
     for place, op in enumerate(start):
-        run = first.pop(op, None)
-        if run is not None:
-            stage += 1
-            if model.order == "free":
-                hint(run.at, place)
-        elif later.get(op):
+        if op in ran and later.get(op):
             run = later[op].pop(0)
             hint(run.present, True)
             hint(run.at if run.stage is None else run.stage, place if run.stage is None else stage)
+        elif stage < len(model.window.steps) and model.window.steps[stage] == op:
+            stage += 1
+            if model.order == "free":
+                hint(fixed[op].at, place)
+        ran.add(op)
     for runs in later.values():
         for run in runs:
             hint(run.present, False)

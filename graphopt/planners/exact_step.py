@@ -61,7 +61,7 @@ class _StepCut:
         later = dict(zip(map(id, runs), self.later[maker], strict=True))
         for run, last in self.model.retentions[value]:
             gone = [kept.negated()]
-            if run is not None and run.present is not None:
+            if run.present is not None:
                 gone += [run.present, later[id(run)].negated()]
             model.add(last <= self.at).only_enforce_if(gone)
 
