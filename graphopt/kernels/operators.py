@@ -30,7 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.kernels import accumulate, loss_scale, stock_norm, stock_update
+from graphopt.kernels import accumulate, loss_scale, own_cpu, stock_norm, stock_update
+from graphopt.kernels.build import cpu_builds
+from graphopt.kernels.choice import chosen
 
 _LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
 _GRADIENT = "Tensor? inverse_scale=None, Tensor? factor=None, Tensor? found_inf=None"
@@ -47,6 +49,17 @@ def _define(schema: str, implementation: Callable[..., Any], fake: Callable[...,
 
 def _no_result(*_: Any, **__: Any) -> None:
     """What an op that only writes in place gives."""
+
+
+def _either(stock: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernels that were chosen, for the device of the first argument."""
+
+    def run(first: Tensor | list[Tensor], /, *arguments: Any, **options: Any) -> Any:
+        some = first if isinstance(first, Tensor) else first[0] if first else torch.empty(0)
+        wanted = chosen() == "own" or (chosen() == "auto" and cpu_builds())
+        return (own if wanted and some.device.type == "cpu" else stock)(first, *arguments, **options)
+
+    return run
 
 
 def _noticed(update: Callable[..., None]) -> Callable[..., None]:
@@ -66,7 +79,7 @@ def _two_scalars(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Ten
 
 gradient_norm = _define(
     "gradient_norm(Tensor[] gradients, float norm_type) -> (Tensor norm, Tensor found_inf)",
-    stock_norm.gradient_norm,
+    _either(stock_norm.gradient_norm, own_cpu.gradient_norm),
     _two_scalars,
 )
 adam_ = _define(
@@ -74,14 +87,14 @@ adam_ = _define(
     f"Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] steps, Tensor(g!)[] copies, {_GRADIENT}, *, "
     "float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
     "bool decoupled, float? clip_value=None) -> ()",
-    _noticed(stock_update.adam_),
+    _noticed(_either(stock_update.adam_, own_cpu.adam_)),
     _no_result,
 )
 sgd_ = _define(
     "sgd_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] momentum_buffers, Tensor(d!)[] copies, "
     f"{_GRADIENT}, *, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
     "bool maximize, bool first, float? clip_value=None) -> ()",
-    _noticed(stock_update.sgd_),
+    _noticed(_either(stock_update.sgd_, own_cpu.sgd_)),
     _no_result,
 )
 scale_update_ = _define(
@@ -92,7 +105,7 @@ scale_update_ = _define(
 )
 accumulate_ = _define(
     "accumulate_(Tensor(a!) accumulator, Tensor gradient, float beta) -> ()",
-    accumulate.accumulate_,
+    _either(accumulate.accumulate_, own_cpu.accumulate_),
     _no_result,
 )
 accumulate_mm_ = _define(

@@ -23,10 +23,10 @@ def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Te
     norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     if torch.isfinite(norm):
         return norm, torch.zeros_like(norm)
-    return _norm_without_overflow(filled, norm_type)
+    return norm_without_overflow(filled, norm_type)
 
 
-def _norm_without_overflow(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
+def norm_without_overflow(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
     """The norm of gradients over the largest of them, in fp64, times that."""
     largest = torch.stack([g.abs().max().double() for g in gradients]).max()
     if not torch.isfinite(largest):
