@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from peer_schedules import checkpoint_every_block, pytorch_budget
 
+from graphopt.errors import ScheduleError
 from graphopt.planned import CapturedGraph
 from graphopt.planners import pareto_curve
 from graphopt.problem import Problem
@@ -79,7 +81,12 @@ def compare_all(captured: CapturedGraph, model: str) -> Iterator[Row]:
     if len(by_block) > len(captured.problem.ops):
         yield compare(captured, model, "checkpoint", "every block", by_block)
     for ratio in RATIOS:
-        yield compare(captured, model, "PyTorch budget", f"{ratio:g}", pytorch_budget(captured, ratio))
+        try:
+            yield compare(captured, model, "PyTorch budget", f"{ratio:g}", pytorch_budget(captured, ratio))
+        except ScheduleError as error:
+            print(
+                f"{model}: left out, PyTorch's plan at {ratio:g} is none of a training step: {error}", file=sys.stderr
+            )
 
 
 def without_gradients(captured: CapturedGraph) -> Problem:

@@ -14,7 +14,7 @@ from graphopt import measure
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.divergence import compare_with_eager
 from graphopt.errors import BudgetError, PlanMismatchError, UsageError
-from graphopt.plan import GraphPlan, Plan
+from graphopt.plan import Plan
 from graphopt.planned import Choice
 from graphopt.report.build import build_plan, build_report
 from graphopt.report.data import Measured, Report
@@ -97,6 +97,7 @@ def optimize(
     reserve: Budget = 0,
     optimizer: torch.optim.Optimizer | None = None,
     plan: Plan | str | Path | None = None,
+    plan_seconds: float = 0.0,
     verify: bool = False,
 ) -> nn.Module:
     """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
@@ -106,9 +107,10 @@ def optimize(
     everything on the device during a step: parameters, buffers, inputs, gradients, activations, op
     workspace, the state of `optimizer` if one is given, and `reserve` for what else is there. With
     `example_inputs` (a tensor, tuple or dict of keyword inputs) it captures and plans at once;
-    without, at the first training call. Every new set of shapes is planned anew. `plan` is a kept
-    plan (or its file) to use instead of planning. `verify` compares with eager, at once where
-    inputs are given.
+    without, at the first training call. Every new set of shapes is planned anew. `plan_seconds` is
+    time to look for a faster plan than the planner's, each time that one is made. `plan` is a kept
+    plan (or its file) to use instead of planning: at its own budget, or at another one. `verify`
+    compares with eager, at once where inputs are given.
 
     Raises BudgetError below the minimum, CaptureError, PlanMismatchError for a plan of another
     graph, VerificationError, UsageError and BudgetParseError for arguments that cannot be used.
@@ -118,7 +120,9 @@ def optimize(
     before = getattr(model, "graphopt", None)
     if isinstance(before, Optimized):
         before.restore()
-    session = Session(model, _request(model, mem_budget, planner, cost_model, reserve, optimizer, plan))
+    kept = _load(plan)
+    choice = Choice(planner, cost_model, {g.graph_hash: g for g in kept.graphs} if kept else None, plan_seconds)
+    session = Session(model, _request(model, mem_budget, choice, reserve, optimizer, kept))
     handle = Optimized(model, session)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_devices(model, (args, kwargs))
@@ -220,13 +224,11 @@ def measure_step(
 def _request(
     model: nn.Module,
     mem_budget: Budget | None,
-    planner: str,
-    cost_model: str,
+    choice: Choice,
     reserve: Budget,
     optimizer: torch.optim.Optimizer | None,
-    plan: Plan | str | Path | None,
+    kept: Plan | None,
 ) -> Request:
-    kept = _load(plan)
     if mem_budget is None:
         if kept is None:
             raise UsageError("name a budget: optimize(model, mem_budget='8GiB')")
@@ -234,10 +236,9 @@ def _request(
     total = device_total_bytes(_device(model))
     if optimizer is not None:
         optimizer_bytes(optimizer)  # an optimizer whose state cannot be known is refused here
-    plans: dict[str, GraphPlan] | None = {g.graph_hash: g for g in kept.graphs} if kept else None
     return Request(
         budget_bytes=parse_bytes(mem_budget, total),
-        choice=Choice(planner, cost_model, plans),
+        choice=choice,
         reserve_bytes=parse_bytes(reserve, total) if reserve else 0,
         optimizer=optimizer,
     )

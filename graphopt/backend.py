@@ -21,7 +21,7 @@ Compiled = Callable[..., Any]
 #: Runs emitted graphs in place of their own code while it holds one: how verification looks inside.
 runner: list[Callable[[fx.GraphModule, list[Any]], Any]] = []
 
-_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve")
+_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds")
 
 
 class Captured(Exception):
@@ -69,8 +69,8 @@ def graphopt_backend(
 ) -> Compiled:
     """`torch.compile(model, backend="graphopt", options={"mem_budget": "8GiB"})`.
 
-    Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`. What is resident is read from
-    the graph's inputs. Raises UsageError for options that are unknown or missing, CaptureError where
+    Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`, `plan_seconds`. What is resident
+    is read from the graph's inputs. Raises UsageError for options that are unknown or missing, CaptureError where
     the model breaks into several graphs (`graphopt.optimize` divides a budget over them), BudgetError
     where it does not fit. torch.compile wraps each in its own BackendCompilerFailed.
     """
@@ -84,7 +84,9 @@ def graphopt_backend(
             f"the model breaks into several graphs ({break_reason(module)}); use graphopt.optimize(model, "
             "mem_budget=...), which divides the budget over them, or remove the break"
         )
-    choice = Choice(given.get("planner", "auto"), given.get("cost_model", "auto"))
+    choice = Choice(
+        given.get("planner", "auto"), given.get("cost_model", "auto"), plan_seconds=given.get("plan_seconds", 0.0)
+    )
 
     def decide(captured: CapturedGraph) -> PlannedGraph:
         total = device_total_bytes(captured.step.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import traceback
@@ -102,6 +103,17 @@ def _target(command: argparse.ArgumentParser) -> None:
 def _planner(command: argparse.ArgumentParser) -> None:
     names = [name for name in PLANNERS if name != "auto"]
     command.add_argument("--planner", default="auto", help=f"{', '.join(names)} or auto (default)")
+    command.add_argument(
+        "--plan-seconds", metavar="SECONDS", type=_seconds, default=0.0,
+        help="look so long for a faster plan than the planner's (default 0)",
+    )  # fmt: skip
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, 0 or more, got {text!r}")
+    return seconds
 
 
 def _run(options: argparse.Namespace) -> tuple[str, int]:

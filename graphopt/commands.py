@@ -15,7 +15,7 @@ from graphopt.problem import Problem, load_problem
 from graphopt.report.html import render_html
 from graphopt.report.json import report_to_json
 from graphopt.report.text import render_text
-from graphopt.schedule import check_schedule, simulate
+from graphopt.schedule import Schedule, check_schedule, simulate
 from graphopt.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -83,38 +83,46 @@ def sweep(options: argparse.Namespace) -> Answer:
 def solve(options: argparse.Namespace) -> Answer:
     """Run a planner on a bare problem; the simulator judges."""
     from graphopt.planners import PLANNERS
-    from graphopt.planners.bound import lower_bound_seconds
 
     if options.planner not in PLANNERS:
         raise UsageError(f"there is no planner {options.planner!r}; there are: {', '.join(PLANNERS)}")
     problem, budget = load_problem(options.problem), parse_bytes(options.mem_budget)
     run = PLANNERS[options.planner]
     data: dict[str, Any] = {"feasible": False, "planner": options.planner}
-    data |= dict.fromkeys(("peak_bytes", "seconds", "overhead"))
-    data |= {"lower_bound_seconds": None, "proven_optimal": False}
+    data |= dict.fromkeys(("peak_bytes", "seconds", "overhead", "lower_bound_seconds"))
+    data |= {"proven_optimal": False, "minimum_bytes": None, "schedule": None}
     try:
-        schedule = check_schedule(problem, run(problem, budget))
+        schedule = run(problem, budget)
     except InfeasibleError as error:
         if not options.json:
             raise
         print(f"graphopt: {error}", file=sys.stderr)
-        data |= {"minimum_bytes": error.minimum_bytes, "schedule": None}
-        return Answer(lambda _: "", data, error.exit_code)
+        return Answer(lambda _: "", data | {"minimum_bytes": error.minimum_bytes}, error.exit_code)
+    if options.plan_seconds:
+        from graphopt.planners.local import improve
+
+        schedule = improve(problem, schedule, budget, options.plan_seconds)
+    data |= {"feasible": True, "minimum_bytes": _minimum_bytes(run, problem)}
+    data |= _judged(problem, check_schedule(problem, schedule), budget, options.planner)
+    return Answer(lambda _: _solved(problem, data), data)
+
+
+def _judged(problem: Problem, schedule: Schedule, budget: int, planner: str) -> dict[str, Any]:
+    """What the simulator and the lower bound say of a schedule."""
+    from graphopt.planners.bound import lower_bound_seconds
+
     result = simulate(problem, schedule)
     if result.peak_bytes > budget:
-        raise GraphoptError(f"planner {options.planner!r} went over its budget: {result.peak_bytes:,} of {budget:,}")
+        raise GraphoptError(f"planner {planner!r} went over its budget: {result.peak_bytes:,} of {budget:,}")
     bound_seconds = lower_bound_seconds(problem, budget)
-    data |= {
-        "feasible": True,
+    return {
         "peak_bytes": result.peak_bytes,
         "seconds": result.seconds,
         "overhead": result.seconds / problem.seconds - 1 if problem.seconds else 0.0,
         "lower_bound_seconds": bound_seconds,
         "proven_optimal": result.seconds <= bound_seconds * (1 + PROVEN),
-        "minimum_bytes": _minimum_bytes(run, problem),
         "schedule": list(schedule),
     }
-    return Answer(lambda _: _solved(problem, data), data)
 
 
 def demo(options: argparse.Namespace) -> Answer:
@@ -135,6 +143,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from graphopt.target import load_target
 
     keywords = {"mem_budget": options.mem_budget, "planner": options.planner, **_costs(options)}
+    keywords["plan_seconds"] = options.plan_seconds
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
     return load_target(options.target, options.device), keywords
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -200,7 +200,9 @@ class Session:
             return
         started = time.perf_counter()
         shares = self._shares(sequence, captured)
-        planned = {slot: plan_graph(captured[slot], shares[slot], self.request.choice) for slot in captured}
+        choice = self.request.choice
+        choice = replace(choice, plan_seconds=choice.plan_seconds / len(captured))
+        planned = {slot: plan_graph(captured[slot], shares[slot], choice) for slot in captured}
         self.planned = [planned[slot] for slot in sequence]
         self.plan_seconds = time.perf_counter() - started
         for slot in captured:

@@ -132,6 +132,15 @@ def test_solve_that_recomputes_and_proves_that_it_must(chain: Path, capsys: pyte
     assert "(proven optimal)" in run(capsys, "solve", chain, "--mem-budget", "500")[1]
 
 
+def test_solve_may_look_for_longer(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("solve", chain, "--mem-budget", "600", "--planner", "sqrt_n", "--json")
+    at_once = json.loads(run(capsys, *words)[1])
+    longer = json.loads(run(capsys, *words, "--plan-seconds", "0.1")[1])
+    assert longer["peak_bytes"] <= 600 and longer["proven_optimal"]
+    assert longer["lower_bound_seconds"] == at_once["lower_bound_seconds"] < longer["seconds"] * (1 + 1e-9)
+    assert longer["seconds"] <= at_once["seconds"]
+
+
 def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "solve", chain, "--mem-budget", "99", "--json")
     data = json.loads(out)
@@ -152,6 +161,7 @@ def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["solve", "{chain}"], "--mem-budget"),
         (["solve", "{chain}", "--mem-budget", "8G"], "8GiB"),
         (["solve", "{chain}", "--mem-budget", "80%"], "share of the device"),
+        (["solve", "{chain}", "--mem-budget", "8", "--plan-seconds", "inf"], "expected a number of seconds"),
         (["solve", "{chain}", "--mem-budget", "8", "--planner", "magic"], "there are: none, sqrt_n"),
         (["solve", "{train}", "--mem-budget", "8GiB"], "not a readable JSON"),
         (["solve", "nowhere.json", "--mem-budget", "8GiB"], "nowhere.json"),
@@ -240,12 +250,14 @@ def test_what_is_asked_for_reaches_the_api(
 
     monkeypatch.setattr("graphopt.api.plan_model", plan_model)
     options = ("--mem-budget", "8MiB", "--planner", "chain", "--cost-model", "roofline", "--reserve", "1KiB")
+    options += ("--plan-seconds", "2.5")
     saved, page = tmp_path / "saved.json", tmp_path / "report.html"
     code, out, _ = run(capsys, "plan", f"{train}:build", *options, "--save-plan", saved, "--html", page)
     assert code == 0 and "FITS" in out and page.read_text().startswith("<!doctype html>")
     assert json.loads(saved.read_text())["schema"] == "graphopt.plan/2"
     assert asked == {
         "mem_budget": "8MiB", "planner": "chain", "cost_model": "roofline", "reserve": "1KiB", "plan": None,
+        "plan_seconds": 2.5,
         "model": "Sequential", "inputs": 2, "loss": "mse_loss",
     }  # fmt: skip
 

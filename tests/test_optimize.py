@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import gc
 import io
 import weakref
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
 from torch import fx, nn
 
 import graphopt
-from graphopt import api, planned, resident
+from graphopt import api, resident
 from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.measure import peak_bytes
 from graphopt.verify import differences, run_step
@@ -210,62 +208,6 @@ def test_a_module_of_torchs_own_is_one_graph() -> None:
     assert differences(eager, run_step(model, model, batch, {})) == []
 
 
-def test_a_kept_plan_is_used_and_checked(model: Blocks, tmp_path: Path) -> None:
-    budget = budget_of(model, 0.5)
-    graphopt.optimize(model, budget, example_inputs=BATCH)
-    plan = model.graphopt.plan
-    plan.save(tmp_path / "plan.json")
-    again = copy.deepcopy(model)
-    assert again.graphopt is None
-    graphopt.optimize(again, example_inputs=BATCH, plan=tmp_path / "plan.json")
-    assert again.graphopt.plan.graphs[0].schedule == plan.graphs[0].schedule
-    with pytest.raises(graphopt.PlanMismatchError, match="another graph"):
-        graphopt.optimize(Blocks(depth=5), example_inputs=BATCH, plan=tmp_path / "plan.json")
-
-
-def test_a_kept_plan_is_good_for_every_budget_and_nothing_is_planned_again(
-    model: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    estimate = graphopt.estimate(copy.deepcopy(model), BATCH)
-    api.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget_of(model, 0.7)).plan.save(tmp_path / "plan.json")
-    monkeypatch.setattr(planned, "pareto_curve", lambda _problem: pytest.fail("planned again"))
-    least, most = estimate.minimum_bytes, estimate.eager_peak_bytes
-    overheads = []
-    for budget in (least, (2 * least + most) // 3, (least + 2 * most) // 3, most):
-        twin = copy.deepcopy(model)
-        eager = run_step(twin, twin._call_impl, BATCH, {})
-        graphopt.optimize(twin, budget, example_inputs=BATCH, plan=tmp_path / "plan.json")
-        assert twin.graphopt.plan.peak_bytes <= budget and twin.graphopt.plan.minimum_bytes == least
-        assert differences(eager, run_step(twin, twin, BATCH, {})) == []
-        assert measured(twin, *BATCH) <= budget
-        overheads.append(twin.graphopt.plan.overhead)
-    assert overheads == sorted(overheads, reverse=True) and overheads[0] > overheads[-1] == 0
-    with pytest.raises(graphopt.BudgetError, match="planning anew") as caught:
-        graphopt.optimize(copy.deepcopy(model), least - 1, example_inputs=BATCH, plan=tmp_path / "plan.json")
-    assert caught.value.minimum_bytes == least
-
-
-def test_a_kept_curve_that_was_changed_is_refused(model: Blocks) -> None:
-    graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH)
-    plan = model.graphopt.plan
-    for runs in ("0-3", "5-1", "0-99999999", "0-3 x", "7-9 0-6"):
-        points = (dataclasses.replace(plan.graphs[0].curve[0], runs=runs), *plan.graphs[0].curve[1:])
-        wrong = dataclasses.replace(plan, graphs=(dataclasses.replace(plan.graphs[0], curve=points),))
-        with pytest.raises(graphopt.GraphoptError) as caught:
-            graphopt.optimize(Blocks(), plan.eager_peak_bytes, example_inputs=BATCH, plan=wrong)
-        assert caught.value.exit_code == 6
-
-
-def test_a_plan_whose_schedule_was_changed_is_refused(model: Blocks) -> None:
-    graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH)
-    plan = model.graphopt.plan
-    reordered = tuple(reversed(plan.graphs[0].schedule))
-    wrong = dataclasses.replace(plan, graphs=(dataclasses.replace(plan.graphs[0], schedule=reordered),))
-    with pytest.raises(graphopt.GraphoptError) as caught:
-        graphopt.optimize(Blocks(), example_inputs=BATCH, plan=wrong)
-    assert caught.value.exit_code == 6
-
-
 def test_copies_and_pickles_are_plain_models(model: Blocks) -> None:
     graphopt.optimize(model, "64MiB", example_inputs=BATCH)
     for twin in (copy.deepcopy(model), _through_a_file(model)):
@@ -293,6 +235,8 @@ def _through_a_file(model: nn.Module) -> nn.Module:
         ({"mem_budget": 0}, "more than zero"),
         ({"mem_budget": "1MiB", "planner": "magic"}, "unknown planner 'magic'; choose one of none"),
         ({"mem_budget": "1MiB", "cost_model": "magic"}, "unknown cost model"),
+        ({"mem_budget": "1MiB", "plan_seconds": -1}, "plan_seconds: expected"),
+        ({"mem_budget": "1MiB", "plan_seconds": float("nan")}, "plan_seconds: expected"),
         ({"mem_budget": "1MiB", "example_inputs": 3}, "expected a tensor"),
         ({"mem_budget": "1MiB", "verify": True}, "needs example_inputs"),
         ({"mem_budget": "1MiB", "plan": 3}, "path of one"),
