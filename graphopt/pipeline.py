@@ -13,6 +13,7 @@ from graphopt.errors import InfeasibleError, PlanMismatchError
 from graphopt.infeasible import budget_error
 from graphopt.passes.free_shapes import free_shapes
 from graphopt.passes.own_gradients import own_gradients
+from graphopt.passes.skip_clones import skip_clones
 from graphopt.passes.skip_copies import skip_copies
 from graphopt.passes.specialize import specialize
 from graphopt.passes.split_dropout import split_dropout
@@ -42,6 +43,7 @@ def capture_graph(
     """
     specialize(joint)
     skip_copies(joint)
+    skip_clones(joint)
     free_shapes(joint)
     split_dropout(joint)
     hand_over(joint, num_forward_outputs)
