@@ -7,6 +7,7 @@ to the step's own graph, in which all micro-batches of a window stand.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,9 @@ from graphopt.nodes import is_tangent, source_line
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.roles import DESCRIPTOR, Accumulator
 from graphopt.stepgraph import output_args
+
+#: Captures of one and the same graph after which something is wrong.
+_TOO_OFTEN = 8
 
 #: Plans a captured micro-batch; the second argument is what Dynamo hands to it.
 Plan = Callable[[CapturedGraph, Sequence[Any]], PlannedGraph]
@@ -96,6 +100,8 @@ class Micros:
     ) -> None:
         self._choice, self._plan, self._trained, self._hand_over = choice, plan, trained, hand_over
         self._called: MicroCall | None = None
+        self._known: dict[str, Micro] = {}
+        self._again = 0
         self._compiled = torch.compile(own_frame(module._call_impl), backend=self._backend, dynamic=False)
 
     def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
@@ -122,7 +128,7 @@ class Micros:
                 "the break, or use graphopt.optimize(), which divides the budget over the pieces"
             )
         kept = _kept_inputs(module)
-        micro = Micro(self._capture(_loss_alone(module), inputs))
+        micro = self._capture(_loss_alone(module), inputs)
 
         def resolved(*flat: Any) -> tuple[Any, ...]:
             self._called = MicroCall(micro, flat)
@@ -130,7 +136,7 @@ class Micros:
 
         return resolved
 
-    def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> PlannedGraph:
+    def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Micro:
         def stop(captured: CapturedGraph) -> PlannedGraph:
             raise Captured(captured)
 
@@ -145,8 +151,24 @@ class Micros:
         try:
             compile_graph(module, examples, self._choice, stop, "micro-batch", hand_over)
         except Captured as done:
-            return self._plan(done.graph, inputs)
+            return self._planned(done.graph, inputs)
         raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
+
+    def _planned(self, captured: CapturedGraph, inputs: Sequence[Any]) -> Micro:
+        """The graph, planned; one that was captured before, for another state of the model, is planned already."""
+        known = self._known.get(captured.step.graph_hash)
+        if known is None:
+            known = self._known[captured.step.graph_hash] = Micro(self._plan(captured, inputs))
+            return known
+        self._again += 1
+        if self._again == _TOO_OFTEN:
+            warnings.warn(
+                f"the model was captured {_TOO_OFTEN} times again, each time as the same graph: its forward reads "
+                "something that changes at every call, such as a Python counter (TORCH_LOGS=recompiles shows what); "
+                "make it a buffer, as capturing takes seconds",
+                stacklevel=2,
+            )
+        return known
 
 
 def _kept_inputs(module: fx.GraphModule) -> list[int]:

@@ -41,7 +41,7 @@ def window_key(calls: Sequence[MicroCall]) -> tuple[object, ...]:
     """Equal for windows that one graph serves: the same micro-batch graphs, the same tensors shared among them."""
     number: dict[int, int] = {}
     pattern = tuple(number.setdefault(id(item), len(number)) for call in calls for item in call.flat)
-    return (*(id(call.micro) for call in calls), pattern)
+    return (*(call.micro for call in calls), pattern)
 
 
 def given_tensors(calls: Sequence[MicroCall]) -> list[object]:
