@@ -70,7 +70,6 @@ def solve_exact(
     answer = solve(
         Question(whole(problem, budget_bytes), most, order, [(step, wanted(step))]),
         best or (),
-        None if best is None else seconds - problem.seconds,
         Effort(limit_seconds, workers, seed),
     )
     if answer.schedule is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from graphopt.planners.exact_window import Window
 from graphopt.schedule import Schedule
 
 #: The solver's own count of its work that a second allows it: what ends a search the same way every time.
-WORK_A_SECOND = 0.05
+WORK_A_SECOND = 0.02
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ def require_solver() -> None:
         raise UsageError("the planner 'exact' needs OR-tools: pip install graphopt[exact]") from None
 
 
-def solve(question: Question, start: Sequence[int], below_seconds: float | None, effort: Effort) -> Answer:
+def solve(question: Question, start: Sequence[int], effort: Effort) -> Answer:
     """The schedule in which the window's ops take the fewest seconds when they run again.
 
-    Only those that run less than `below_seconds` again are looked for, where it is given: that none
-    is found and `finished` is set is the proof that there are none.
+    Where there is a `start` only what is better is looked for: that none is found and `finished` is set
+    is the proof that there is none.
     """
     from ortools.sat.python import cp_model
 
@@ -64,9 +65,11 @@ def solve(question: Question, start: Sequence[int], below_seconds: float | None,
     for step, wanted in question.steps:
         add_step(model, step, wanted)
     unit = question.window.problem.seconds / PARTS
-    if below_seconds is not None:
-        model.model.add(model.cost <= int(below_seconds / unit) - 1)
-    _hint(model, start)
+    runs = Counter(start)
+    known = sum(model.parts(op) * (runs[op] - 1) for op in question.window.again)
+    if start:
+        model.model.add(model.cost <= known - 1)
+        _hint(model, start)
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = effort.workers
     solver.parameters.random_seed = effort.seed
@@ -76,7 +79,7 @@ def solve(question: Question, start: Sequence[int], below_seconds: float | None,
     status = solver.solve(model.model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         finished = status == cp_model.INFEASIBLE
-        return Answer(None, (below_seconds or 0.0) if finished else 0.0, finished)
+        return Answer(None, known * unit if finished else 0.0, finished)
     return Answer(_schedule(model, solver), solver.best_objective_bound * unit, status == cp_model.OPTIMAL)
 
 

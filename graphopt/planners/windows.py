@@ -1,0 +1,64 @@
+"""Exact inside large problems: some ops' recomputations decided anew, all else as it is.
+
+A large neighbourhood search (Shaw 1998) whose neighbourhood is a few stretches of ops: each time the solver
+decides when these run again, and until when their values stay, with the room that the rest leaves.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from importlib.util import find_spec
+
+from graphopt.planners.exact_solve import Effort, Question, solve
+from graphopt.planners.exact_window import may_run_again, window
+from graphopt.problem import Problem
+from graphopt.schedule import Schedule, simulate
+
+#: Ops decided at a time, and the most stretches that they come from.
+OPS, STRETCHES = 36, 3
+#: Seconds that one window is given, and those that one takes on average.
+MOST_SECONDS, MEAN_SECONDS = 4.0, 1.0
+#: Times the limit after which the clock ends it all.
+PATIENCE = 2.0
+
+
+def improve_windows(
+    problem: Problem, schedule: Schedule, budget_bytes: int, limit_seconds: float, seed: int = 0
+) -> Schedule:
+    """A schedule inside `budget_bytes` that is no slower than `schedule`, which must be inside it.
+
+    First runs keep the order that they have there. `limit_seconds` says how many windows are tried; the
+    same number gives the same schedule. Without the extra `exact` that is `schedule` itself.
+    """
+    free = may_run_again(problem)
+    if find_spec("ortools") is None or len(schedule) == len(problem.ops):
+        return schedule
+    rng = random.Random(seed)
+    best, seconds = schedule, simulate(problem, schedule).seconds
+    until = time.monotonic() + PATIENCE * limit_seconds
+    for _ in range(int(limit_seconds / MEAN_SECONDS)):
+        if time.monotonic() > until:
+            break
+        found = _decide_again(problem, best, budget_bytes, _some(free, rng), rng.randrange(1 << 30))
+        if found is not None:
+            result = simulate(problem, found)
+            if result.peak_bytes <= budget_bytes and result.seconds < seconds:
+                best, seconds = found, result.seconds
+    return best
+
+
+def _some(ops: tuple[int, ...], rng: random.Random) -> set[int]:
+    count = rng.randint(1, STRETCHES)
+    length = min(OPS // count, len(ops))
+    starts = [rng.randrange(len(ops) - length + 1) for _ in range(count)]
+    return {op for start in starts for op in ops[start : start + length]}
+
+
+def _decide_again(problem: Problem, schedule: Schedule, budget_bytes: int, ops: set[int], seed: int) -> Schedule | None:
+    runs = Counter(op for op in schedule if op in ops)
+    if all(count == 1 for count in runs.values()):
+        return None
+    question = Question(window(problem, schedule, ops, budget_bytes), {op: max(1, n - 1) for op, n in runs.items()})
+    return solve(question, schedule, Effort(MOST_SECONDS, seed=seed)).schedule
