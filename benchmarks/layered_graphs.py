@@ -2,8 +2,9 @@
 
 After appendix A of Gagrani et al., "Neural Topological Ordering for Computation Graphs" (NeurIPS
 2022), which Moccasin (ICML 2023) plans too: one source, layers of random width, one sink; edges mostly
-from a layer to the next one and some that skip layers; costs uniform, sizes from a mixture of normal
-distributions. Shares and means are read off the instances of 100 to 1,000 nodes that were published.
+from a layer to the next one and some that skip layers; a random order; costs uniform, sizes from a
+mixture of normal distributions. Shares and means are read off the published instances of 100 to 1,000
+nodes.
 """
 
 from __future__ import annotations
@@ -34,13 +35,33 @@ def layered_graph(nodes: int, seed: int) -> Problem:
             if not any(maker in reads[node] for node in below):
                 reads[rng.choice(below)].add(maker)
     for _ in range(int(SKIP_SHARE * sum(map(len, reads)))):
-        first = rng.randrange(len(layers) - 2)
-        last = min(first + 2 + int(rng.expovariate(0.2)), len(layers) - 1)
+        first = rng.randrange(max(len(layers) - 3, 1))
+        last = min(first + 2 + int(rng.expovariate(0.2)), len(layers) - 2)
         reads[rng.choice(layers[last])].add(rng.choice(layers[first]))
-    ends = (0, nodes - 1)
-    seconds = [0.0 if node in ends else float(rng.randrange(1000)) for node in range(nodes)]
-    ops = [Op(str(node), seconds[node], 0, tuple(sorted(reads[node])), (node,)) for node in range(nodes)]
+    order = _random_order(reads, rng)
+    place = {node: i for i, node in enumerate(order)}
+    inputs = [tuple(sorted(place[maker] for maker in reads[node])) for node in order]
+    seconds = [0.0, *(float(rng.randrange(1000)) for _ in range(nodes - 2)), 0.0]
+    ops = [Op(str(order[i]), seconds[i], 0, inputs[i], (i,)) for i in range(nodes)]
     return check_problem(Problem(tuple(Value(_size(rng)) for _ in range(nodes)), tuple(ops), ()))
+
+
+def _random_order(reads: list[set[int]], rng: random.Random) -> list[int]:
+    """The nodes, each at random among those whose inputs are there."""
+    waiting = [len(makers) for makers in reads]
+    readers: list[list[int]] = [[] for _ in reads]
+    for node, makers in enumerate(reads):
+        for maker in makers:
+            readers[maker].append(node)
+    ready, order = [node for node, count in enumerate(waiting) if not count], []
+    while ready:
+        node = ready.pop(rng.randrange(len(ready)))
+        order.append(node)
+        for reader in readers[node]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    return order
 
 
 def _layers(nodes: int, rng: random.Random) -> list[list[int]]:
