@@ -62,8 +62,9 @@ def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inp
     """Read AOTAutograd's joint graph as ops and values.
 
     `static_inputs` are the positions of the primals that are parameters or buffers. Raises
-    CaptureError where tensors live on two accelerators.
+    CaptureError where tensors live on two accelerators, or are sparse.
     """
+    _check_dense(joint)
     placeholders = joint.graph.find_nodes(op="placeholder")
     primals = [node for node in placeholders if not is_tangent(node)]
     builder = _Builder(_device_of(placeholders))
@@ -91,6 +92,16 @@ def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inp
         boundary=boundary,
         graph_hash=hash_graph(joint),
     )
+
+
+def _check_dense(joint: fx.GraphModule) -> None:
+    for node in joint.graph.nodes:
+        if any(tensor.layout != torch.strided for tensor in tensors_of(node)):
+            where = source_line(node)
+            raise CaptureError(
+                f"{node.name}{' at ' + where if where else ''} makes a sparse tensor, whose bytes depend on its data "
+                "and cannot be planned; make it dense (nn.Embedding(..., sparse=False))"
+            )
 
 
 def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: frozenset[int]) -> None:

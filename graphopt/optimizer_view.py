@@ -91,9 +91,13 @@ class OptimizerView:
         return bool(self._pending)
 
     def publish(self) -> None:
-        """A step was taken: what was made for it is the optimizer's state now."""
+        """A step was taken: what was made for it is the optimizer's state now.
+
+        Made for a step that was skipped, it may have been loaded since.
+        """
         for name, tensors in self._pending.items():
-            self.optimizer.state[self.stepped(name)].update(tensors)
+            held = self.optimizer.state[self.stepped(name)]
+            held.update({key: tensor for key, tensor in tensors.items() if held.get(key) is None})
         self._pending.clear()
 
     def step(self, gradients: list[torch.Tensor], names: Sequence[str]) -> None:
