@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from graphopt.division import Accumulate, Division
 from graphopt.errors import UsageError
-from graphopt.micro import MicroCall, Micros
+from graphopt.micro import Micro, MicroCall
 from graphopt.passes.accumulate import accumulate, keep_gradients
 from graphopt.passes.clip import Clip, ClipValue, clip
 from graphopt.passes.loss_scale import LossScale, loss_scale
@@ -18,6 +19,8 @@ from graphopt.passes.own_gradients import own_gradients
 from graphopt.passes.update import GroupUpdate, update
 from graphopt.passes.update_in_backward import update_in_backward
 from graphopt.plan import Plan
+from graphopt.report.build import build_report
+from graphopt.report.data import Report, StepFigures
 from graphopt.roles import (
     DESCRIPTOR,
     First,
@@ -33,7 +36,7 @@ from graphopt.roles import (
 from graphopt.scale_state import ScaleState
 from graphopt.step_memory import StepMemory
 from graphopt.step_module import LossModule
-from graphopt.window import MicroBatch, Weights, cut, rows_of
+from graphopt.window import MicroBatch, Weights
 from graphopt.window_graph import build_window, given_tensors, window_key
 
 
@@ -41,7 +44,7 @@ from graphopt.window_graph import build_window, given_tensors, window_key
 class StepOptions:
     """What is done with the gradients of a step."""
 
-    accumulate: int = 1
+    accumulate: Accumulate = 1
     clip: Clip | None = None
     loss_scale: LossScale | None = None
     weights: Weights = None
@@ -83,19 +86,18 @@ class TrainStep:
         self.optimizer = memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
-        self._micros = Micros(module, memory.choice, memory.plan, self._view.trains, self._hand_over)
+        self._division = Division(module, memory, self._hand_over, options.accumulate, options.weights)
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
-        self._micro_rows = 0
         self._last: fx.GraphModule | None = None
+        self._last_micros: tuple[Micro, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> StepResult:
         """One optimizer step on one global batch: `loss_fn(model(*args[:-1], **kwargs), args[-1])`."""
-        pieces = self._cut(args, kwargs)
+        pieces = self._division.cut(args, kwargs)
         if not pieces:
             return self._nothing_to_learn()
-        self._memory.batch = (args, kwargs)
-        calls = [self._micros.resolve(piece.args, piece.kwargs) for piece in pieces]
+        calls = [self._division.resolve(piece) for piece in pieces]
         groups = self._view.groups()
         window = self._window(calls, groups)
         feeds = self._feeds(window, calls, pieces)
@@ -108,15 +110,14 @@ class TrainStep:
 
     def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for this batch; nothing is computed."""
-        self._memory.batch = (args, kwargs)
-        calls = [self._micros.resolve(piece.args, piece.kwargs) for piece in self._cut(args, kwargs)]
+        calls = [self._division.resolve(piece) for piece in self._division.cut(args, kwargs)]
         if calls:
             self._window(calls, self._view.groups())
 
     @property
     def micro_batch_size(self) -> int:
         """Rows of a micro-batch; 0 before the first batch is known."""
-        return self._micro_rows
+        return self._division.micro_rows
 
     @property
     def loss_scale(self) -> float:
@@ -127,6 +128,16 @@ class TrainStep:
     def plan(self) -> Plan:
         """The plan in force; raises UsageError before the first batch."""
         return self._memory.build_plan(type(self.model).__name__)
+
+    @property
+    def report(self) -> Report:
+        """The report of the plan in force, for the last batch; `print` it."""
+        planned = [micro.planned for micro in self._memory.planned]
+        report = build_report(self.plan, planned, self._memory.plan_seconds)
+        seconds = sum(micro.planned.simulation.seconds for micro in self._last_micros)
+        tail_bytes = self._memory.highest().tail_bytes
+        figures = StepFigures(len(self._last_micros), self._division.micro_rows, seconds, tail_bytes)
+        return replace(report, step=figures)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -162,11 +173,6 @@ class TrainStep:
             keep_gradients(joint, num_forward_outputs, trained)
             own_gradients(joint, num_forward_outputs)
 
-    def _cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
-        if not self._micro_rows:
-            self._micro_rows = -(-rows_of(args, kwargs) // self._options.accumulate)
-        return cut(args, kwargs, self._micro_rows, self._options.weights)
-
     def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> fx.GraphModule:
         key = (*window_key(calls), tuple(groups))
         if key not in self._windows:
@@ -179,7 +185,7 @@ class TrainStep:
             if options.loss_scale is not None:
                 loss_scale(window, options.loss_scale)
             self._windows[key] = window
-        self._last = self._windows[key]
+        self._last, self._last_micros = self._windows[key], tuple(call.micro for call in calls)
         return self._last
 
     def _feeds(self, window: fx.GraphModule, calls: Sequence[MicroCall], pieces: Sequence[MicroBatch]) -> list[Any]:

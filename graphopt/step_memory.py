@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class StepMemory:
     """Plans the micro-batches of one step.
 
     `summed` says whether their gradients are summed up, `batch` what the global batch is: both may
-    change before the next one is planned.
+    change before the next one is planned. `fixed_bytes` are what the last one took whatever its plan.
     """
 
     def __init__(
@@ -57,14 +58,15 @@ class StepMemory:
         choice: Choice,
         budget_bytes: int,
         reserve_bytes: int,
-        summed: bool,
         tail: TailOptions,
     ) -> None:
         self.model, self.view, self.choice, self.tail = model, view, choice, tail
         self.budget_bytes, self.reserve_bytes = budget_bytes, reserve_bytes
-        self.summed = summed
+        self.summed = False
         self.batch: object = ()
         self.planned: list[PlannedMicro] = []
+        self.fixed_bytes = 0
+        self.plan_seconds = 0.0
         first = next(iter((*model.parameters(), *model.buffers())), None)
         self.device = first.device if first is not None else torch.device("cpu")
 
@@ -72,9 +74,12 @@ class StepMemory:
         """Plan a micro-batch graph inside what the budget leaves it; raises BudgetError where it cannot be."""
         resident = self.resident(inputs)
         tail = self._tail(captured, inputs)
-        if sum(resident.values()) + sum(tail.values()) > self.budget_bytes:
+        self.fixed_bytes = sum(resident.values()) + sum(tail.values())
+        if self.fixed_bytes > self.budget_bytes:
             raise tail_error(captured, self.budget_bytes, resident, tail)
+        start = time.monotonic()
         planned = plan_within(captured, self.budget_bytes, resident, self.choice)
+        self.plan_seconds += time.monotonic() - start
         self.planned.append(PlannedMicro(planned, resident, tail))
         return planned
 

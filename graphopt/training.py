@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphopt.division import Accumulate
 from graphopt.errors import UsageError
 from graphopt.optimizer_view import OptimizerView
 from graphopt.passes.clip import Clip, ClipNorm
@@ -30,7 +31,7 @@ def train_step(
     *,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
-    accumulate: int = 1,
+    accumulate: Accumulate = 1,
     clip: Clip | None = None,
     loss_scale: LossScale | None = None,
     weights: Weights = None,
@@ -48,7 +49,8 @@ def train_step(
     `loss_fn` is None; the model, its parameters and the optimizer's state stay the user's own. `mem_budget` counts
     everything on the device while a step runs, optimizer state included (None: no limit).
 
-    `accumulate` cuts the batch into that many micro-batches, whose gradients add up in float32; the mean is over
+    `accumulate` cuts the batch into that many micro-batches, whose gradients add up in float32; "auto" chooses size
+    and plan of the micro-batch together, once, with the first batch: the fastest in the budget. The mean is over
     what was really there, by rows, or by `weights`: "tokens", or a function of a micro-batch's inputs. `clip` is a
     ClipNorm or ClipValue, `loss_scale` a ConstantLossScale or DynamicLossScale. `autocast` is the dtype of forward
     and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
@@ -65,8 +67,8 @@ def train_step(
         raise UsageError(f"train_step() takes an nn.Module, got {type(model).__name__}")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UsageError(f"train_step() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise UsageError(f"accumulate: expected a whole number of at least 1, got {accumulate!r}")
+    if accumulate != "auto" and (isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1):
+        raise UsageError(f"accumulate: expected a whole number of at least 1, or 'auto', got {accumulate!r}")
     options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward)
     view = OptimizerView(optimizer, model, masters=masters)
     if update_in_backward:
@@ -81,7 +83,6 @@ def train_step(
         Choice(planner, cost_model),
         UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total),
         parse_bytes(reserve, total) if reserve else 0,
-        summed=accumulate > 1,
         tail=TailOptions(scaled=loss_scale is not None, normed=isinstance(clip, ClipNorm)),
     )
     step = TrainStep(model, LossModule(model, loss_fn, device.type, autocast), memory, options, lr_scheduler)

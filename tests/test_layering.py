@@ -25,7 +25,7 @@ LAYERS = (
     ("planned", "infeasible", "shares"),
     ("pipeline", "report"),
     ("backend", "dynamo", "session", "micro", "divergence"),
-    ("step", "step_module", "step_memory", "tail_memory", "scale_state", "optimizer_view", "window_graph"),
+    ("step", "step_module", "step_memory", "tail_memory", "scale_state", "optimizer_view", "window_graph", "division"),
     ("api", "estimates", "fit", "training"),
     ("",),  # graphopt/__init__.py
     ("cli", "commands", "target", "progress", "demo"),

@@ -56,13 +56,27 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class StepFigures:
+    """What a training step adds: its last batch's micro-batches, and their predicted seconds.
+
+    `tail_bytes` says what is alive, by kind, while the optimizer updates, beside what is resident.
+    """
+
+    micro_batches: int
+    micro_rows: int
+    seconds: float
+    tail_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Report:
-    """All that is known of one optimized model. `str(report)` is the text of it."""
+    """All that is known of one optimized model, or of a training `step`. `str(report)` is the text of it."""
 
     plan: Plan
     graphs: tuple[GraphReport, ...]
     plan_seconds: float
     measured: Measured | None = None
+    step: StepFigures | None = None
 
     def __str__(self) -> str:
         from graphopt.report.text import render_text

@@ -36,9 +36,17 @@ def main_graph(report: Report) -> GraphReport | None:
     return max(report.graphs, key=lambda graph: graph.plan.peak_bytes, default=None)
 
 
+def peaks_in_tail(report: Report) -> bool:
+    """Whether a training step's peak is at its end, while the optimizer updates."""
+    graph = main_graph(report)
+    return report.step is not None and sum(report.step.tail_bytes.values()) > (graph.plan.peak_bytes if graph else 0)
+
+
 def breakdown(report: Report) -> list[tuple[str, int]]:
-    """What fills the predicted peak, by kind: resident first, then what is alive in the graph."""
+    """What fills the predicted peak, by kind: resident first, then what is alive in the graph or in the update."""
     rows = [(kind, size) for kind, size in report.plan.resident_bytes.items() if size]
+    if report.step is not None and peaks_in_tail(report):
+        return [*rows, *report.step.tail_bytes.items()]
     graph = main_graph(report)
     rows += [(kind, size) for kind, size in graph.peak_breakdown.items() if size] if graph else []
     rest = report.plan.peak_bytes - sum(size for _, size in rows)
@@ -76,8 +84,10 @@ def short_paths(text: str) -> str:
     return re.sub(r"(?:[A-Za-z]:)?[\\/](?:[^\\/:\s]+[\\/])+", "", text)
 
 
-def peak_place(graph: GraphReport) -> str:
+def peak_place(report: Report, graph: GraphReport) -> str:
     """The op at the peak, and where it comes from."""
+    if peaks_in_tail(report):
+        return "the optimizer's update"
     return graph.peak_op + (f", {short_paths(graph.peak_source)}" if graph.peak_source else "")
 
 
@@ -108,7 +118,12 @@ def summary(report: Report) -> list[tuple[str, str]]:
     rows.append(("predicted time", signed_percent(plan.overhead)))
     if measured and measured.time_ratio is not None:
         rows.append(("measured time", signed_percent(measured.time_ratio - 1)))
-    return [*rows, ("smallest budget", format_bytes(plan.minimum_bytes))]
+    rows.append(("smallest budget", format_bytes(plan.minimum_bytes)))
+    if report.step is not None:
+        step = report.step
+        rows.append(("micro-batches", f"{step.micro_batches} of {step.micro_rows} rows"))
+        rows.append(("predicted seconds a step", seconds_text(step.seconds)))
+    return rows
 
 
 def optimum(report: Report) -> str:

@@ -51,7 +51,7 @@ def _breakdown(report: Report) -> str:
     rows.append(_total("total", plan.peak_bytes, seen[0], "total"))
     rows.append(_total("eager's total", plan.eager_peak_bytes, seen[1], "dim"))
     graph = figures.main_graph(report)
-    where = f"at {figures.peak_place(graph)}" if graph and graph.peak_op else ""
+    where = f"at {figures.peak_place(report, graph)}" if graph and graph.peak_op else ""
     numbers_right = ("predicted", "measured", "share")
     return table(["kind", *numbers_right], rows, numbers_right) + f'<div class="dim">{escape(where)}</div>'
 

@@ -25,7 +25,7 @@ def render_text(report: Report, width: int = 110, color: bool = False) -> str:
     parts: list[RenderableType] = [*_header(report), "", _side_by_side(_breakdown(report), _comparisons(report))]
     graph = figures.main_graph(report)
     if graph and graph.peak_op:
-        parts.append(Text(f"The peak is at {plain(figures.peak_place(graph))}", style="dim"))
+        parts.append(Text(f"The peak is at {plain(figures.peak_place(report, graph))}", style="dim"))
     if graph and graph.live_bytes:
         parts += ["", _timeline(report, graph, width)]
     for each in report.graphs[:MOST_GRAPHS]:

@@ -1,0 +1,194 @@
+"""How a step's batches are cut into micro-batches: as the user says, or so that a step is fastest inside the budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from graphopt.errors import BudgetError
+from graphopt.micro import HandOver, MicroCall, Micros
+from graphopt.step_memory import PlannedMicro, StepMemory
+from graphopt.units import format_bytes
+from graphopt.window import MicroBatch, Weights, cut, rows_of
+
+#: How many micro-batches, or to choose that.
+Accumulate = int | Literal["auto"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One way to cut a batch of `rows`: captured and planned, not run.
+
+    `minimum_bytes` is the least budget that would do, of which `fixed_bytes` are there whatever the
+    micro-batch's size. Where it does not fit, `micro` is None and `error` says why.
+    """
+
+    rows: int
+    micro_rows: int
+    minimum_bytes: int
+    fixed_bytes: int
+    trial_seconds: float
+    micro: PlannedMicro | None = None
+    error: BudgetError | None = None
+
+    @property
+    def accumulate(self) -> int:
+        """The number of micro-batches; the last one may be short."""
+        return -(-self.rows // self.micro_rows)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of all micro-batches, a short one by its rows; infinite where they do not fit."""
+        return self._of_batch(self.micro.planned.simulation.seconds) if self.micro else float("inf")
+
+    @property
+    def eager_seconds(self) -> float:
+        """The same with nothing recomputed."""
+        return self._of_batch(self.micro.planned.captured.eager.seconds) if self.micro else float("inf")
+
+    def _of_batch(self, micro_seconds: float) -> float:
+        return micro_seconds * self.rows / self.micro_rows
+
+
+class Division:
+    """Cuts batches and has the graphs of the pieces; `hand_over` is as in `Micros`.
+
+    Gradients are summed up where a batch is cut at all, which the first batch decides.
+    """
+
+    def __init__(
+        self, module: nn.Module, memory: StepMemory, hand_over: HandOver, accumulate: Accumulate, weights: Weights
+    ) -> None:
+        self.memory, self.accumulate, self.weights = memory, accumulate, weights
+        self.micro_rows = 0
+        self._module, self._hand_over = module, hand_over
+        self._micros: dict[bool, Micros] = {}
+
+    def cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
+        """The micro-batches of a batch; raises BudgetError where no way to cut the first one fits."""
+        self.memory.batch = (args, kwargs)
+        rows = rows_of(args, kwargs)
+        if not self.micro_rows:
+            if self.accumulate == "auto":
+                self._choose(args, kwargs)
+            else:
+                self._settle(-(-rows // self.accumulate), self.accumulate > 1)
+        return cut(args, kwargs, self.micro_rows if self.memory.summed else max(rows, 1), self.weights)
+
+    def resolve(self, piece: MicroBatch) -> MicroCall:
+        """The graph of a micro-batch, captured and planned where it is new, and what goes into it."""
+        return self._micros_now().resolve(piece.args, piece.kwargs)
+
+    def trial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], micro_rows: int) -> Trial:
+        """Capture and plan the first micro-batch of `micro_rows`, whether it fits or not."""
+        rows, memory = rows_of(args, kwargs), self.memory
+        memory.batch, memory.summed = (args, kwargs), micro_rows < rows
+        piece = cut(args, kwargs, micro_rows, None)[0]
+        start = time.monotonic()
+        try:
+            planned = self.resolve(piece).micro.planned
+        except BudgetError as error:
+            spent = time.monotonic() - start
+            return Trial(rows, micro_rows, error.minimum_bytes, memory.fixed_bytes, spent, error=error)
+        micro = next(micro for micro in memory.planned if micro.planned is planned)
+        minimum_bytes = micro.peak_of(micro.planned.captured.minimum_bytes)
+        return Trial(rows, micro_rows, minimum_bytes, memory.fixed_bytes, time.monotonic() - start, micro)
+
+    def _choose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        trials = list(
+            walk(rows_of(args, kwargs), self.memory.budget_bytes, lambda rows: self.trial(args, kwargs, rows))
+        )
+        best = min(trials, key=lambda trial: trial.seconds)
+        if best.micro is None:
+            raise none_fits(trials)
+        self._settle(best.micro_rows, best.accumulate > 1)
+        self.memory.planned = [best.micro]
+        self._micros = {summed: micros for summed, micros in self._micros.items() if summed is self.memory.summed}
+
+    def _settle(self, micro_rows: int, summed: bool) -> None:
+        self.micro_rows, self.memory.summed = micro_rows, summed
+
+    def _micros_now(self) -> Micros:
+        memory = self.memory
+        if memory.summed not in self._micros:
+            made = Micros(self._module, memory.choice, memory.plan, memory.view.trains, self._hand_over)
+            self._micros[memory.summed] = made
+        return self._micros[memory.summed]
+
+
+def micro_sizes(rows: int) -> list[int]:
+    """Sizes of micro-batch to try for a batch of `rows`, falling: about two an octave, down to one row.
+
+    For 1, 2, 3, 4, 6, 8, 12, ... micro-batches; a number near to one of these that divides the batch
+    stands in for it, as a short last micro-batch is a graph of its own.
+    """
+    numbers = [1, 2]
+    while numbers[-1] < rows:
+        numbers += [numbers[-1] * 3 // 2, numbers[-1] * 2]
+    divisors = [number for number in range(1, rows + 1) if rows % number == 0]
+    near = [min(divisors, key=lambda divisor: abs(divisor - wanted)) for wanted in numbers]
+    chosen = [n if 4 * abs(n - wanted) <= wanted else wanted for wanted, n in zip(numbers, near, strict=True)]
+    return sorted({-(-rows // min(number, rows)) for number in chosen}, reverse=True)
+
+
+def walk(rows: int, budget_bytes: int, trial: Callable[[int], Trial], *, thorough: bool = False) -> Iterator[Trial]:
+    """Try ways to cut a batch, largest micro-batches first.
+
+    Sizes that cannot fit by the line through what was tried are passed over, until one fits; those
+    passed over just before it are tried then. Smaller ones follow until two on end are no faster than
+    the best, or one that recomputes nothing is not: beyond, there is less and less work to save and
+    each op does less at a time. `thorough` tries them all.
+    """
+    sizes = micro_sizes(rows)
+    tried: dict[int, Trial] = {}
+    place = 0
+    while place < len(sizes):
+        tried[place] = trial(sizes[place])
+        yield tried[place]
+        if tried[place].micro:
+            break
+        place = _next_place(sizes, place, [tried[i] for i in sorted(tried)], budget_bytes)
+    else:
+        return
+    before = place - 1
+    while before >= 0 and before not in tried:
+        tried[before] = trial(sizes[before])
+        yield tried[before]
+        before = before - 1 if tried[before].micro else -1
+    best = min(each.seconds for each in tried.values())
+    slower = 0
+    for size in sizes[place + 1 :]:
+        last = trial(size)
+        yield last
+        slower = slower + 1 if last.seconds >= best else 0
+        best = min(best, last.seconds)
+        if not thorough and slower and (slower == 2 or last.seconds == last.eager_seconds):
+            return
+
+
+def none_fits(trials: list[Trial]) -> BudgetError:
+    """The error for a batch of which no micro-batch fits: what the least demanding way to cut it needs."""
+    least = min(trials, key=lambda trial: trial.minimum_bytes)
+    assert least.error is not None
+    return BudgetError(
+        f"no way to cut the batch of {least.rows} rows fits; micro-batches of {least.micro_rows} need the least, "
+        f"{format_bytes(least.minimum_bytes)}.\n{least.error}",
+        least.minimum_bytes,
+        least.error.drivers,
+    )
+
+
+def _next_place(sizes: list[int], place: int, tried: list[Trial], budget_bytes: int) -> int:
+    """The next size that may fit, if bytes grow along a line with the rows; the last one where none may."""
+    last = tried[-1]
+    if len(tried) > 1 and tried[-2].minimum_bytes > last.minimum_bytes:
+        slope = (tried[-2].minimum_bytes - last.minimum_bytes) / (tried[-2].micro_rows - last.micro_rows)
+    else:
+        slope = max(last.minimum_bytes - last.fixed_bytes, 1) / last.micro_rows
+    fitting = last.micro_rows - (last.minimum_bytes - budget_bytes) / slope
+    later = [i for i in range(place + 1, len(sizes)) if sizes[i] <= fitting]
+    return later[0] if later else max(place + 1, len(sizes) - 1)
