@@ -66,7 +66,7 @@ class Division:
         self.memory, self.accumulate, self.weights = memory, accumulate, weights
         self.micro_rows = 0
         self._module, self._hand_over = module, hand_over
-        self._micros: dict[bool, Micros] = {}
+        self._micros: dict[tuple[bool, frozenset[str]], Micros] = {}
 
     def cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
         """The micro-batches of a batch; raises BudgetError where no way to cut the first one fits."""
@@ -107,17 +107,18 @@ class Division:
             raise none_fits(trials)
         self._settle(best.micro_rows, best.accumulate > 1)
         self.memory.planned = [best.micro]
-        self._micros = {summed: micros for summed, micros in self._micros.items() if summed is self.memory.summed}
+        self._micros = {key: micros for key, micros in self._micros.items() if key[0] is self.memory.summed}
 
     def _settle(self, micro_rows: int, summed: bool) -> None:
         self.micro_rows, self.memory.summed = micro_rows, summed
 
     def _micros_now(self) -> Micros:
+        """Graphs have gradients for what the optimizer held when they were captured."""
         memory = self.memory
-        if memory.summed not in self._micros:
-            made = Micros(self._module, memory.choice, memory.plan, memory.view.trains, self._hand_over)
-            self._micros[memory.summed] = made
-        return self._micros[memory.summed]
+        key = memory.summed, memory.view.trained
+        if key not in self._micros:
+            self._micros[key] = Micros(self._module, memory.choice, memory.plan, memory.view.trains, self._hand_over)
+        return self._micros[key]
 
 
 def micro_sizes(rows: int) -> list[int]:

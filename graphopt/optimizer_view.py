@@ -46,7 +46,7 @@ class OptimizerView:
 
     def trains(self, item: object) -> bool:
         """Whether `item` is a parameter of the model that this optimizer updates."""
-        return id(item) in self.names and self.names[id(item)] in self._optimized
+        return id(item) in self.names and self.names[id(item)] in self.trained
 
     def groups(self) -> list[GroupUpdate]:
         """How each group is updated in the next step; momentum that does not exist yet stands apart."""
@@ -123,8 +123,9 @@ class OptimizerView:
         return optimizer_bytes(self.optimizer)
 
     @property
-    def _optimized(self) -> set[str]:
-        return {self._name(p) for group in self.optimizer.param_groups for p in group["params"]}
+    def trained(self) -> frozenset[str]:
+        """The parameters that the optimizer holds now."""
+        return frozenset(self._name(p) for group in self.optimizer.param_groups for p in group["params"])
 
     def _name(self, stepped: torch.Tensor) -> str:
         if id(stepped) in self.names:

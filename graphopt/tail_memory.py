@@ -12,6 +12,9 @@ from graphopt.cost_models.model_state import HALF, float32_bytes, nbytes
 from graphopt.cost_models.rehearsal import like, peak_bytes_of, rehearse_step
 from graphopt.errors import UsageError
 from graphopt.kernels import stock_update
+from graphopt.kernels.build import cpu_builds
+from graphopt.kernels.choice import chosen
+from graphopt.kernels.layout import is_dense
 from graphopt.optimizer_view import OptimizerView
 from graphopt.passes.update import NUMBERS, STATE, GroupUpdate
 
@@ -47,7 +50,7 @@ def tail_bytes(view: OptimizerView, gradients: Dtypes, *, summed: bool, options:
 def _norm_bytes(view: OptimizerView, gradients: Dtypes) -> int:
     """torch's norm in float32 of a half tensor on a CPU converts it first; one at a time."""
     half = [view.parameters[name] for name, dtype in gradients.items() if dtype in HALF]
-    return max((float32_bytes(p) for p in half if p.device.type == "cpu"), default=0)
+    return max((float32_bytes(p) for p in half if p.device.type == "cpu" and not _own_kernels(p.device)), default=0)
 
 
 def _handed_bytes(view: OptimizerView, gradients: Dtypes, held: Mapping[str, int], summed: bool) -> int:
@@ -78,9 +81,12 @@ def _fused_bytes(view: OptimizerView, group: GroupUpdate, gradients: Dtypes, opt
 def _one_update_bytes(
     view: OptimizerView, group: GroupUpdate, names: Sequence[str], gradients: Dtypes, options: TailOptions
 ) -> int:
-    """What torch's own kernels allocate, our own ones never more, for one op of the graph."""
+    """What one op of the graph allocates: torch's kernels, as ours read float32 and half gradients as they are."""
+    if names and _own_kernels(view.stepped(names[0]).device):
+        names = [name for name in names if not _is_taken(view.stepped(name))]
     if not names:
         return 0
+    device = view.stepped(names[0]).device
     params = [like(view.stepped(name)) for name in names]
     grads = [like(param, gradients[name]) for name, param in zip(names, params, strict=True)]
     copies = [like(view.parameters[name]) for name in names if name in group.masters]
@@ -88,7 +94,9 @@ def _one_update_bytes(
         f"{key}s": [_state(key, param) for param in params] if key in group.state else [] for key in STATE[group.kind]
     }
     number = torch.empty((), device="meta")
-    scale = {"inverse_scale": number, "found_inf": number} if options.scaled else {}
+    scale = {"inverse_scale": number} if options.scaled else {}
+    if scale and device.type != "cpu":  # where a skipped step ends before it starts
+        scale["found_inf"] = number
     known = [*params, *grads, *copies, number, *(tensor for held in states.values() for tensor in held)]
     update = stock_update.adam_ if group.kind == "adam" else stock_update.sgd_
     arguments = {"params": params, "gradients": grads, **states, "copies": copies}
@@ -96,8 +104,17 @@ def _one_update_bytes(
     return peak_bytes_of(
         lambda: update(**arguments, **scale, **numbers, **dict(group.flags)),  # type: ignore[arg-type]
         known,
-        view.stepped(names[0]).device,
+        device,
     )
+
+
+def _own_kernels(device: torch.device) -> bool:
+    return device.type == "cpu" and (chosen() == "own" or (chosen() == "auto" and cpu_builds()))
+
+
+def _is_taken(stepped: torch.Tensor) -> bool:
+    """Whether our own kernels update it; the rest is left to torch's."""
+    return stepped.dtype == torch.float32 and is_dense(stepped)
 
 
 def _state(key: str, param: torch.Tensor) -> torch.Tensor:
