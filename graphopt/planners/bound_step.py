@@ -9,16 +9,16 @@ PyTorch's partitioner looks for what to save, and so each price gives a lower bo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from graphopt.planners.bound_flow import Network
+from graphopt.planners.mincut_flow import SINK, SOURCE, Network
 from graphopt.problem import Problem
 
-SOURCE, SINK = 0, 1
-#: Cuts that looking for the best price may take, and the share of a step's seconds that is rounding.
-CUTS, ROUNDING = 12, 1e-13
+#: Whole numbers into which the seconds of a step are cut, and more than any cut is worth.
+PARTS, ENDLESS = 1 << 40, 1 << 62
+#: Cuts that looking for the best price may take.
+CUTS = 12
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class StepModel:
         self.own = {v for v in (*op.inputs, *op.outputs) if problem.producer[v] >= 0}
         self.room_bytes = budget_bytes - op.workspace_bytes - sum(problem.values[v].bytes for v in self.own)
         self.wanted = [v for v in wanted if self._takes_room(v)]
-        self.least = ROUNDING * problem.seconds
-        self.price = 0.0
+        self.part_seconds = max(problem.seconds, 1e-300) / PARTS
         self._build()
 
     @property
@@ -61,51 +60,49 @@ class StepModel:
         """Source → wanted values –(price × bytes)→ their ops –(seconds)→ sink; ops → values that they read."""
         ops, values, maker = self.problem.ops, self.problem.values, self.problem.producer
         first_op = 2 + len(values)
-        self.net = net = Network(first_op + len(ops))
-        #: For each value that may be kept its arc and bytes.
-        self.keep: list[tuple[int, int]] = []
-        for value in self.wanted:
-            net.add(SOURCE, 2 + value, math.inf)
+        self.network = network = Network(first_op + len(ops))
+        self.sources = [network.edge(SOURCE, 2 + value, ENDLESS) for value in self.wanted]
+        #: For each value that may be kept its edge and bytes.
+        self.keep: dict[int, int] = {}
         stack, seen = list(self.wanted), set(self.wanted)
         made: set[int] = set()
         for value in stack:
             op_id = maker[value]
-            self.keep.append((net.add(2 + value, first_op + op_id, 0.0), values[value].bytes))
+            self.keep[network.edge(2 + value, first_op + op_id, 0)] = values[value].bytes
             if op_id in made:
                 continue
             made.add(op_id)
             op = ops[op_id]
-            net.add(first_op + op_id, SINK, op.seconds if op.recomputable else math.inf)
+            network.edge(first_op + op_id, SINK, int(op.seconds / self.part_seconds) if op.recomputable else ENDLESS)
             for needed in op.inputs if op.recomputable else ():
                 if self._takes_room(needed):
-                    net.add(first_op + op_id, 2 + needed, math.inf)
+                    network.edge(first_op + op_id, 2 + needed, ENDLESS)
                     if needed not in seen:
                         seen.add(needed)
                         stack.append(needed)
 
     def cut(self, price: float) -> Cut:
-        """The bound at a price not below the last one: the flow so far stays."""
-        net = self.net
-        for arc, size in self.keep:
-            net.left[arc] += (price - self.price) * size
-        self.price = price
-        level = net.maximize(SOURCE, SINK, self.least)
-        kept = sum(size for arc, size in self.keep if level[net.head[arc ^ 1]] >= 0 > level[net.head[arc]])
-        return Cut(price, net.value - price * self.room_bytes, float(kept - self.room_bytes))
+        """The bound at one price. Whole numbers are rounded down, so that it stays one."""
+        network, parts = self.network, price / self.part_seconds
+        network.price({edge: int(parts * size) for edge, size in self.keep.items()})
+        side = network.source_side()
+        kept = sum(
+            size for edge, size in self.keep.items() if side[network.to[edge ^ 1]] and not side[network.to[edge]]
+        )
+        flow = sum(network.capacity[edge] - network.room[edge] for edge in self.sources)
+        return Cut(price, self.part_seconds * flow - price * self.room_bytes, float(kept - self.room_bytes))
 
     def best(self, price: float, enough_seconds: float) -> Cut:
         """The best bound over all prices, to `enough_seconds`; `price` is the first one tried."""
         low = best = Cut(0.0, 0.0, float(sum(self.problem.values[v].bytes for v in self.wanted) - self.room_bytes))
         high: Cut | None = None
         for _ in range(CUTS if low.slope_bytes > 0 else 0):
-            flow, value = list(self.net.left), self.net.value
             found = self.cut(price)
             best = max(best, found, key=lambda cut: cut.seconds)
             if found.slope_bytes > 0:
                 low = found
             else:
                 high = found
-                self.net.left, self.net.value, self.price = flow, value, low.price
             if high is None:
                 price *= 4
                 continue
