@@ -25,7 +25,6 @@ from planner_tables import print_tables, verdicts
 from zoo import ANCHORS, ZOO
 
 from graphopt.errors import GraphoptError
-from graphopt.planned import CapturedGraph
 from graphopt.planners import pareto_curve
 from graphopt.planners.bound import lower_bound_seconds
 from graphopt.planners.floor import practical_floor
@@ -36,7 +35,8 @@ INSTANCES = Path(__file__).parent.parent.parent / "shared" / "instances"
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25)
 LAYERED = ((100, 0), (250, 0), (500, 0), (1000, 0))
 """Nodes and seed of the generated graphs."""
-MOST_EXACT_OPS = 200
+MOST_EXACT_OPS, EXACT_SHARES = 200, (0.9, 0.8, 0.6)
+"""Problems, and shares of eager's peak, for which the optimum is looked for."""
 
 
 @dataclass
@@ -111,10 +111,10 @@ def exact_rows(name: str, curve: Curve, limit_seconds: float) -> Iterator[dict[s
         return
     from graphopt.planners.exact import solve_exact
 
-    for share in (0.9, 0.8):
+    for share in EXACT_SHARES:
         if not curve.overhead_at(share):
             continue
-        started = time.process_time()
+        started = time.monotonic()
         try:
             found = solve_exact(
                 curve.problem, int(share * curve.eager_peak_bytes), limit_seconds=limit_seconds, workers=1
@@ -129,20 +129,21 @@ def exact_rows(name: str, curve: Curve, limit_seconds: float) -> Iterator[dict[s
             "overhead": found.seconds / curve.problem.seconds - 1,
             "note": "proven" if found.proven else "not proven",
             "auto_overhead": curve.overhead_at(share),
-            "solver_seconds": time.process_time() - started,
+            "solver_seconds": time.monotonic() - started,
         }
 
 
-def add_model(results: Results, name: str, cost_model: str) -> CapturedGraph:
-    """One captured model: by itself, against its peers, and beside what is published of it."""
+def add_model(results: Results, name: str, cost_model: str, exact_seconds: float) -> None:
+    """One captured model: by itself, against its peers and the optimum, and beside what is published of it."""
     captured = capture(name, cost_model)
-    results.problems.append(problem_row(name, "model", plan(captured.problem)))
+    curve = plan(captured.problem)
+    results.problems.append(problem_row(name, "model", curve))
+    results.optima += exact_rows(name, curve, exact_seconds)
     for row in peers.compare_all(captured, name):
         results.peers.append({**asdict(row), "verdict": row.verdict})
     if any(figure.problem == name for figure in published.WITHOUT_GRADIENTS):
-        curve = plan(peers.without_gradients(captured))
-        results.published += published_rows(published.WITHOUT_GRADIENTS, name, curve)
-    return captured
+        bare = plan(peers.without_gradients(captured))
+        results.published += published_rows(published.WITHOUT_GRADIENTS, name, bare)
 
 
 def add_problem(results: Results, name: str, group: str, problem: Problem, exact_seconds: float) -> None:
@@ -160,7 +161,7 @@ def main() -> int:
     parser.add_argument("--instances", type=Path, default=INSTANCES, metavar="FOLDER")
     parser.add_argument("--cost-model", default="auto")
     parser.add_argument(
-        "--exact", type=float, default=0.0, metavar="SECONDS", help="solver time for each small problem"
+        "--exact", type=float, default=5.0, metavar="SECONDS", help="for a budget of a small problem (default 5)"
     )
     parser.add_argument("--json", type=Path, metavar="PATH")
     args = parser.parse_args()
@@ -170,7 +171,7 @@ def main() -> int:
     for name in args.names or [*files, "layered", *models]:
         started = time.process_time()
         if name in models:
-            add_model(results, name, args.cost_model)
+            add_model(results, name, args.cost_model, args.exact)
         elif name == "layered":
             for nodes, seed in LAYERED:
                 add_problem(results, f"layered {nodes}", "generated", layered_graph(nodes, seed), args.exact)

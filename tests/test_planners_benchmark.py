@@ -81,7 +81,7 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(benchmark.peers, "RATIOS", (0.3, 0.7))
     out = tmp_path / "out.json"
     words = ["planners.py", "small", "unet", "--instances", str(tmp_path), "--cost-model", "roofline"]
-    monkeypatch.setattr(sys, "argv", [*words, "--json", str(out)])
+    monkeypatch.setattr(sys, "argv", [*words, "--exact", "0", "--json", str(out)])
     assert benchmark.main() == 0
     found = json.loads(out.read_text())
     assert [row["name"] for row in found["problems"]] == ["small", "unet"]
@@ -89,3 +89,12 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "at every peak that a peer reaches" in capsys.readouterr().out
     planner_tables.main(str(out))
     assert "| unet | 165 |" in capsys.readouterr().out
+
+
+def test_the_optimum_is_looked_for_where_something_must_be_recomputed() -> None:
+    pytest.importorskip("ortools")
+    curve = benchmark.plan(layered_graphs.layered_graph(24, 1))
+    rows = list(benchmark.exact_rows("small", curve, limit_seconds=5.0))
+    bounds = [curve.bound_at(row["share"]) for row in rows]
+    assert rows and all(row["overhead"] >= bound - 1e-9 for row, bound in zip(rows, bounds, strict=True))
+    assert list(benchmark.exact_rows("small", curve, limit_seconds=0.0)) == []
