@@ -72,6 +72,10 @@ def _replace(graph: fx.Graph, node: fx.Node, source: fx.Node, chance: float) -> 
         item.replace_all_uses_with(product if item.args[1] == 0 else mask)
         graph.erase_node(item)
     graph.erase_node(node)
+    # eager's backward multiplies by the scaled mask of its forward, AOTAutograd's by a number that was not rounded
+    for user in list(mask.users):
+        if user.target is aten.native_dropout_backward.default:
+            user.args = (*user.args[:2], _scale(chance, source.meta["val"].dtype))
 
 
 def _scale(p: float, dtype: torch.dtype) -> float:
