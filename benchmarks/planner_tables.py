@@ -95,33 +95,58 @@ def _above(row: dict[str, Any]) -> float:
 
 def tables(data: Data) -> list[Grid]:
     """All tables that have rows."""
+    found = verdicts(data)
     grids = [
-        _problems(data, "model", "Models"),
-        _peers(data),
-        _problems(data, "instance", "Instances of the literature, and generated ones"),
-        _beside("Published by others", data["published"]),
-        _beside("Optima", data["optima"]),
         Grid(
             "Verdicts",
             ("claim", "holds", "by how much"),
-            [(v["claim"], "yes" if v["holds"] else "NO", v["detail"]) for v in verdicts(data)],
+            [(v["claim"], "yes" if v["holds"] else "NO", v["detail"]) for v in found],
         ),
+        _models(data),
+        _instances(data),
+        _beside("Published by others", data["published"]),
+        _beside("Optima", data["optima"]),
     ]
     return [grid for grid in grids if grid.rows]
 
 
-def _problems(data: Data, kind: str, title: str) -> Grid:
-    shares = SHOWN[kind]
-    chosen = [row for row in data["problems"] if (row["group"] == "model") == (kind == "model")]
+def _models(data: Data) -> Grid:
+    """Captured models, by themselves and against the peers that can run them."""
     rows = []
-    for row in chosen:
-        cells = [_with_bound(row["shares"].get(share)) for share in shares]
-        least = row["minimum_bytes"] / row["eager_peak_bytes"]
-        floor = f"{least:.0%} ({row['floor_bytes'] / row['eager_peak_bytes']:.0%})"
-        rows.append((row["name"], f"{row['ops']:,}", f"{row['plan_seconds']:.2f} s", *cells, floor))
-    at = (f"{float(share):.0%}" for share in shares)
-    note = "extra time at shares of eager's peak (no plan is below)"
-    return Grid(f"{title}: {note}", ("", "ops", "planned in", *at, "smallest budget (floor)"), rows)
+    for row in data["problems"]:
+        if row["group"] == "model":
+            rows.append((*_figures(row, SHOWN["model"]), *_peers(data, row["name"])))
+    columns = (
+        *_columns(SHOWN["model"]),
+        "every block checkpointed / auto there",
+        "PyTorch's ten ratios",
+        "their lowest",
+    )
+    return Grid(
+        "Models: extra time at shares of eager's peak (no plan can be below); every block in torch.utils.checkpoint; "
+        "PyTorch's activation_memory_budget: auto better / equal / worse, and by how many points in the median",
+        columns,
+        rows,
+    )
+
+
+def _instances(data: Data) -> Grid:
+    rows = [_figures(row, SHOWN["instance"]) for row in data["problems"] if row["group"] != "model"]
+    return Grid(
+        "Instances of the literature, and generated ones: extra time at shares of the peak (no plan can be below)",
+        _columns(SHOWN["instance"]),
+        rows,
+    )
+
+
+def _columns(shares: Sequence[str]) -> tuple[str, ...]:
+    return ("", "ops", "planned in", *(f"{float(share):.0%}" for share in shares), "smallest budget")
+
+
+def _figures(row: dict[str, Any], shares: Sequence[str]) -> tuple[str, ...]:
+    cells = (_with_bound(row["shares"].get(share)) for share in shares)
+    least = f"{row['minimum_bytes'] / row['eager_peak_bytes']:.0%}: {_percent(row['minimum_overhead'])}"
+    return (row["name"], f"{row['ops']:,}", f"{row['plan_seconds']:.2f} s", *cells, least)
 
 
 def _with_bound(at_share: dict[str, float] | None) -> str:
@@ -130,38 +155,23 @@ def _with_bound(at_share: dict[str, float] | None) -> str:
     return f"{_percent(at_share['auto'])} ({_percent(at_share['bound'])})"
 
 
-def _peers(data: Data) -> Grid:
-    minimum = {row["name"]: row["minimum_bytes"] for row in data["problems"]}
-    rows = []
-    for model in dict.fromkeys(row["model"] for row in data["peers"]):
-        mine = [row for row in data["peers"] if row["model"] == model]
-        block = [row for row in mine if row["peer"] == "checkpoint"]
-        ratios = [row for row in mine if row["peer"] != "checkpoint"]
-        verdict = Counter(row["verdict"] for row in ratios)
-        gap = statistics.median(row["peer_overhead"] - row["auto_overhead"] for row in ratios)
-        lowest = min(row["peer_peak_bytes"] for row in ratios)
-        eager = ratios[0]["eager_peak_bytes"]
-        rows.append(
-            (
-                model,
-                *(_at_block(block[0]) if block else ("–", "–")),
-                f"{verdict['better']} / {verdict['equal']} / {verdict['WORSE']}",
-                f"{gap * 100:.1f}",
-                f"{lowest / eager:.0%}",
-                f"{minimum[model] / eager:.0%}",
-            )
-        )
-    columns = ("", "every block checkpointed", "auto at that peak", "PyTorch's ten ratios: better / equal / worse")
-    return Grid(
-        "Against every block in torch.utils.checkpoint, and PyTorch's activation_memory_budget",
-        (*columns, "median points less", "its lowest true peak", "auto's"),
-        rows,
-    )
+def _peers(data: Data, model: str) -> tuple[str, str, str]:
+    """How checkpointing every block and PyTorch's budget do on a model, and the least true peak of the latter."""
+    mine = [row for row in data["peers"] if row["model"] == model]
+    ratios = [row for row in mine if row["peer"] != "checkpoint"]
+    blocks = [_at_block(row) for row in mine if row["peer"] == "checkpoint"]
+    if not ratios:
+        return (*(blocks or ["–"]), "–", "–")
+    verdict = Counter(row["verdict"] for row in ratios)
+    gap = statistics.median(row["peer_overhead"] - row["auto_overhead"] for row in ratios)
+    lowest = min(row["peer_peak_bytes"] / row["eager_peak_bytes"] for row in ratios)
+    counts = f"{verdict['better']} / {verdict['equal']} / {verdict['WORSE']}, {gap * 100:.1f}"
+    return (*(blocks or ["–"]), counts, f"{lowest:.0%}")
 
 
-def _at_block(row: dict[str, Any]) -> tuple[str, str]:
+def _at_block(row: dict[str, Any]) -> str:
     share = row["peer_peak_bytes"] / row["eager_peak_bytes"]
-    return f"{_percent(row['peer_overhead'])} at {share:.0%}", _percent(row["auto_overhead"])
+    return f"{_percent(row['peer_overhead'])} at {share:.0%} / {_percent(row['auto_overhead'])}"
 
 
 def _beside(title: str, found: Sequence[dict[str, Any]]) -> Grid:
@@ -183,7 +193,7 @@ def _pair(row: dict[str, Any] | None) -> str:
 
 
 def _percent(fraction: float) -> str:
-    return f"{round(fraction, 4) + 0.0:+.1%}" if fraction >= 0.1 else f"{round(fraction, 4) + 0.0:+.2%}"
+    return f"{round(fraction, 4) + 0.0:+.1%}" if fraction >= 0.09995 else f"{round(fraction, 4) + 0.0:+.2%}"
 
 
 def print_tables(data: Data) -> None:
