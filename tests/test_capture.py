@@ -10,6 +10,7 @@ import torch
 from joint import joint_graph
 from torch import nn
 
+import graphopt
 from graphopt.capture import build_step_graph
 from graphopt.errors import CaptureError
 from graphopt.nodes import is_random
@@ -201,3 +202,12 @@ def test_the_hash_is_the_same_in_every_process_and_sees_shapes() -> None:
     there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == here
     assert hash_of(6) != here
+
+
+def test_module_paths_are_the_users_in_a_training_step() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
+    step = graphopt.train_step(model, nn.functional.mse_loss, torch.optim.SGD(model.parameters(), lr=0.1))
+    step.plan_for((torch.randn(2, 4), torch.randn(2, 4)), {})
+    (planned,) = step._memory.planned
+    paths = {op.name: op.module_path for op in planned.planned.captured.step.ops}
+    assert (paths["addmm"], paths["relu"], paths["addmm_1"], paths["mse_loss"]) == ("0", "1.0", "1.1", "")
