@@ -7,35 +7,40 @@ member is better than the portfolio.
 from __future__ import annotations
 
 from graphopt.planners.chain import chain_curve
-from graphopt.planners.curve import Curve, once_per_problem, pareto, pick
+from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
+from graphopt.planners.effort import effort_for
 from graphopt.planners.mincut import mincut_curve
-from graphopt.planners.search import (
-    MOST_POLISHED,
-    crumb_points,
-    fill_points,
-    lowest_points,
-    polish_points,
-    search_curve,
-)
+from graphopt.planners.polish import crumb_points, lowest_points, polish_points
+from graphopt.planners.search import fill_points, search_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
 
+#: Lowest points of planners that are further above the lowest of all are not lowered.
+NEAR_LOWEST = 1.3
+
+
+def _lowest(problem: Problem, members: list[Curve], best: Curve) -> list[CurvePoint]:
+    """What lies below the lowest points of the curve and of its members."""
+    count = effort_for(problem).lowest
+    starts = sorted((curve[0] for curve in (best, *members)), key=lambda p: p.peak_bytes)
+    near = [p for p in starts if p.peak_bytes <= NEAR_LOWEST * starts[0].peak_bytes]
+    return [found for start in near[:count] for found in lowest_points(problem, start)]
+
 
 @once_per_problem
 def auto_curve(problem: Problem) -> Curve:
-    """All planners' points, the coarse planners' points with more kept, and what lies below the lowest."""
-    known = search_curve(problem)
-    points = [*known]
-    for member in (sqrt_n_curve(problem), chain_curve(problem), mincut_curve(problem)):
-        points.extend(member)
-        points.extend(fill_points(problem, member, known))
-    found = pareto(points)
-    lower = pareto(polish_points(problem, found))
-    if len(problem.ops) <= MOST_POLISHED:
-        lower = pareto([*lower, *lowest_points(problem, pareto([*found, *lower])[0])])
-    best = pareto([*found, *lower, *fill_points(problem, lower, found)])
-    return pareto([*best, *crumb_points(problem, best)]) if len(problem.ops) <= MOST_POLISHED else best
+    """All planners' points with more kept, what lies just below them, and below the lowest."""
+    best = search_curve(problem)
+    members = [best]
+    for member in (chain_curve, mincut_curve, sqrt_n_curve):
+        members.append(member(problem))
+        best = pareto([*best, *members[-1], *fill_points(problem, members[-1], best)])
+    polished = pareto(polish_points(problem, best))
+    best = pareto([*best, *polished, *fill_points(problem, polished, best)])
+    lowest = pareto(_lowest(problem, members, best))
+    best = pareto([*best, *lowest, *fill_points(problem, lowest, best)])
+    return pareto([*best, *crumb_points(problem, best)])
 
 
 def plan_auto(problem: Problem, budget_bytes: int) -> Schedule:

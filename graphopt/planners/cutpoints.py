@@ -10,6 +10,9 @@ import numpy.typing as npt
 from graphopt.problem import Problem
 from graphopt.schedule import lifetimes
 
+#: Share of the kept bytes, to either side, within which a cut is among the narrowest, and by what factor.
+WINDOW, NARROW = 1 / 24, 1.3
+
 
 def turning_point(problem: Problem) -> int:
     """The op at which the forward ends.
@@ -67,10 +70,7 @@ def cuts(problem: Problem, forward: Forward, count: int) -> list[int]:
     Around each of the ideal positions (equal shares of the bytes that the backward reads) the one
     with the fewest crossing bytes is taken.
     """
-    weight = np.full(forward.end, 1e-9)
-    for value, maker in enumerate(problem.producer):
-        if 0 <= maker < forward.end and forward.read_later[value]:
-            weight[maker] += problem.values[value].bytes
+    weight = _kept_weight(problem, forward)
     share = np.cumsum(weight) / weight.sum()
     chosen: set[int] = set()
     edges = np.searchsorted(share, (np.arange(count + 1) + 0.5) / (count + 1)) + 1
@@ -88,3 +88,37 @@ def border_values(problem: Problem, forward: Forward, positions: list[int]) -> s
     for position in positions:
         crosses |= (made >= 0) & (made < position) & (forward.last_forward >= position)
     return set(np.flatnonzero(crosses).tolist())
+
+
+def _kept_weight(problem: Problem, forward: Forward) -> npt.NDArray[np.float64]:
+    """For each forward op the bytes it makes that the backward reads."""
+    weight = np.full(forward.end, 1e-9)
+    for value, maker in enumerate(problem.producer):
+        if 0 <= maker < forward.end and forward.read_later[value]:
+            weight[maker] += problem.values[value].bytes
+    return weight
+
+
+def narrow_cuts(problem: Problem, forward: Forward, most: int) -> list[int]:
+    """At most `most` positions that few bytes cross for their part of the forward.
+
+    Those of repeated blocks are alike, and so are those left where every so many are taken.
+    """
+    weight = _kept_weight(problem, forward)
+    share = np.concatenate([[0.0], np.cumsum(weight) / weight.sum()])[:-1]
+    crossing = forward.crossing[: forward.end]
+    found: list[int] = []
+    low = np.searchsorted(share, share - WINDOW)
+    high = np.searchsorted(share, share + WINDOW, side="right")
+    near = np.searchsorted(share, share + 0.2 / most, side="right")
+    back = np.searchsorted(share, share - 0.2 / most)
+    last = 0
+    for position in range(1, forward.end):
+        around = crossing[low[position] : high[position]]
+        if crossing[position] <= NARROW * around[around > 0].min(initial=crossing[position]):
+            close = crossing[max(1, back[position]) : near[position]]
+            if crossing[position] == close.min() and share[position] - share[last] >= 0.2 / most:
+                found.append(position)
+                last = position
+    stride = -(-len(found) // most)
+    return found[stride - 1 :: stride] if stride else []

@@ -10,8 +10,6 @@ import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -24,22 +22,25 @@ from graphopt.problem import Problem
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
 SMALL_INPUT = 0.25
 #: Ops that one eviction may ask to run again.
-LONGEST = 50
+LONGEST = 25
+#: Inputs that are looked at in search of one round's evictions: so many an op, and some more.
+WORK, LEAST_WORK = 40, 2000
 #: Attempts at one target, how many of them in a row may lower nothing, and the seconds, in those of a
 #: step, beyond which going on is hopeless.
-ATTEMPTS, PATIENCE, GIVE_UP = 12, 4, 3.0
+ATTEMPTS, PATIENCE, GIVE_UP = 12, 2, 3.0
 
 
-@dataclass(frozen=True)
-class _Eviction:
-    """Free `value` after step `start` and run `again` before step `stop`."""
+class _Quote:
+    """The price of freeing `value` after step `start` until `stop`, as far as it was followed up."""
 
-    value: int
-    start: int
-    stop: int
-    again: frozenset[int]
-    seconds: float
-    net_bytes: int
+    __slots__ = ("again", "net_bytes", "seconds", "stack", "start", "stop", "value")
+
+    def __init__(self, value: int, start: int, stop: int, size: int) -> None:
+        self.value, self.start, self.stop = value, start, stop
+        #: Ops known to be needed before `stop`, their seconds, and the bytes that are freed.
+        self.again: set[int] = set()
+        self.seconds, self.net_bytes = 0.0, size
+        self.stack = [value]
 
 
 class Evictor:
@@ -53,11 +54,12 @@ class Evictor:
         self.cell_at: list[int] = spans.cell_at.tolist()
         #: For each step how many before it are over the target.
         self.over: list[int] = [0, *np.cumsum(spans.memory > target).tolist()]
-        runs: list[int] = spans.runs.tolist()
-        ends = np.cumsum(np.bincount(spans.op, minlength=len(self.problem.ops))).tolist()
-        self.runs = [runs[a:b] for a, b in pairwise([0, *ends])]
+        self.runs: list[int] = spans.runs.tolist()
+        self.run_key: list[int] = spans.run_key.tolist()
+        #: Values that may still be looked at.
+        self.patience = WORK * len(self.problem.ops) + LEAST_WORK
 
-    def candidates(self, wanted: Callable[[int, int, int], bool]) -> Iterator[_Eviction]:
+    def candidates(self, wanted: Callable[[int, int, int], bool]) -> Iterator[_Quote]:
         """Evictions at steps over the target, those first that cost least per byte and step.
 
         Pricing is what takes time, so an eviction is priced only as far as its turn has come: until
@@ -72,57 +74,56 @@ class Evictor:
         excess = self.spans.peak_bytes - self.target
         most = np.minimum(layout.size[values], excess) * covered.astype(np.float64)
         bounds = layout.seconds[layout.producer[values]] / most
-        heap: list[tuple[float, int, _Eviction | None]] = [(b, row, None) for row, b in enumerate(bounds.tolist())]
+        heap: list[tuple[float, int]] = list(zip(bounds.tolist(), range(len(useful)), strict=True))
         heapq.heapify(heap)
-        while heap:
-            bound, row, priced = heapq.heappop(heap)
-            if priced is not None:
-                yield priced
+        quotes: dict[int, _Quote] = {}
+        while heap and self.patience > 0:
+            bound, row = heapq.heappop(heap)
+            quote = quotes.get(row)
+            if quote is not None and not quote.stack:
+                yield quote
                 continue
             value, start, stop = int(values[row]), int(starts[row]), int(stops[row])
             if not wanted(value, start, stop):
                 continue
+            quote = quotes.setdefault(row, _Quote(value, start, stop, self.size[value]))
             allowed = max(4 * bound, heap[0][0] if heap else math.inf) * float(most[row])
-            found = self.price(value, start, stop, allowed)
-            if isinstance(found, _Eviction):
-                gain = min(found.net_bytes, excess) * int(covered[row])
-                heapq.heappush(heap, (found.seconds / gain, row, found))
-            elif found is not None:
-                heapq.heappush(heap, (found / float(most[row]), row, None))
+            if not self.price(quote, allowed):
+                continue
+            gain = float(most[row]) if quote.stack else min(quote.net_bytes, excess) * int(covered[row])
+            heapq.heappush(heap, (quote.seconds / gain, row))
 
-    def price(self, value: int, start: int, stop: int, allowed: float) -> _Eviction | float | None:
-        """What must run before `stop`.
+    def price(self, quote: _Quote, allowed: float) -> bool:
+        """Follow up what must run before `quote.stop`, until its seconds exceed `allowed`.
 
-        Only the seconds so far where they exceed `allowed`; None if the eviction frees nothing or
-        cannot be undone.
+        False if the eviction frees nothing or cannot be undone.
         """
         ops, producer = self.problem.ops, self.problem.producer
-        again: set[int] = set()
-        seconds, net = 0.0, self.size[value]
-        stack = [value]
+        again, stack, stop, width = quote.again, quote.stack, quote.stop, self.spans.length + 1
         while stack:
+            if quote.seconds > allowed:
+                return True
             maker = producer[stack.pop()]
             if maker in again:
                 continue
             if not ops[maker].recomputable or len(again) > LONGEST:
-                return None
+                return False
             again.add(maker)
-            seconds += ops[maker].seconds
-            if seconds > allowed:
-                return seconds
+            quote.seconds += ops[maker].seconds
+            self.patience -= len(ops[maker].inputs)
             for needed in ops[maker].inputs:
                 if producer[needed] < 0 or producer[needed] in again:
                     continue
                 # The last read of `needed` as it was last produced before `stop`.
-                runs = self.runs[producer[needed]]
-                last = self.last[self.cell_at[runs[bisect_left(runs, stop) - 1]] + self.slot[needed]]
+                run = self.runs[bisect_left(self.run_key, producer[needed] * width + stop) - 1]
+                last = self.last[self.cell_at[run] + self.slot[needed]]
                 if last >= stop:
                     continue
-                if self.fits(needed, last, value, start, stop):
-                    net -= self.size[needed]
+                if self.fits(needed, last, quote.value, quote.start, stop):
+                    quote.net_bytes -= self.size[needed]
                 else:
                     stack.append(needed)
-        return _Eviction(value, start, stop, frozenset(again), seconds, net) if net > 0 else None
+        return quote.net_bytes > 0
 
     def fits(self, needed: int, last: int, value: int, start: int, stop: int) -> bool:
         """Whether `needed` can stay until `stop` in the room that evicting `value` makes."""
@@ -171,27 +172,34 @@ def lower(line: Spans, target: int, moves: int) -> list[int] | None:
     return schedule + steps[done:]
 
 
-def descend(problem: Problem, schedule: Sequence[int], planner: str, ratio: float, until: int = 0) -> list[CurvePoint]:
+def descend(
+    problem: Problem, schedule: Sequence[int], planner: str, ratio: float, until: int = 0, nearer: int = 0
+) -> list[CurvePoint]:
     """Schedules of ever less memory down to `until` bytes, each target `ratio` of the peak before.
 
-    What fits again under a target once it is reached is kept again.
+    What fits again under a target once it is reached is kept again. Up to `nearer` times, where a
+    target is too far, one nearer by is tried.
     """
     line, floor = Spans(problem, schedule), practical_floor(problem)
     found: list[CurvePoint] = []
     least = line.peak_bytes
     while least > max(floor, until):
         target = max(int(least * ratio), floor)
-        reached = _reach(line, target)
+        reached = reach(line, target)
         found.extend(step.point(planner) for step in reached)
-        if not reached or reached[-1].peak_bytes > target:
+        if reached and reached[-1].peak_bytes <= target:
+            line = fill_under(reached[-1], target)
+            found.append(line.point(planner))
+        elif nearer:
+            line = reached[-1] if reached else line
+            ratio, nearer = 1 - (1 - ratio) / 3, nearer - 1
+        else:
             break
-        line = fill_under(reached[-1], target)
-        found.append(line.point(planner))
         least = line.peak_bytes
     return found
 
 
-def _reach(line: Spans, target: int) -> list[Spans]:
+def reach(line: Spans, target: int) -> list[Spans]:
     """Schedules of ever less memory, the last one under `target` if that can be reached."""
     problem, least = line.problem, line.peak_bytes
     moves = 8 + len(problem.ops) // 20

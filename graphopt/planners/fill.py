@@ -14,7 +14,7 @@ from graphopt.planners.timeline import Timeline
 from graphopt.problem import Problem
 
 #: A trajectory whose overhead is this many times that of a known curve, and this share of a step more, ends.
-FAR_ABOVE, FAR_ABOVE_STEP = 1.5, 0.01
+FAR_ABOVE, FAR_ABOVE_STEP = 3.0, 0.01
 
 Ints = npt.NDArray[np.int64]
 
@@ -87,12 +87,12 @@ def hopeless(problem: Problem, known: Curve) -> Callable[[int, float], bool]:
     return beaten
 
 
-def fill(problem: Problem, seed: CurvePoint, planner: str, known: Curve = ()) -> list[CurvePoint]:
+def fill(problem: Problem, seed: CurvePoint, planner: str, batches: int = 96, known: Curve = ()) -> list[CurvePoint]:
     """The trajectory of `seed` up to the schedule without recomputation, one point a move.
 
-    It ends early where it is far above the `known` curve. A greedy for the unsplittable flow on a
-    path: what fits under the present peak goes first, then what saves most seconds for the bytes it
-    takes.
+    Moves are made in `batches` batches at the least. It ends early where it is far above the `known`
+    curve. A greedy for the unsplittable flow on a path: what fits under the present peak goes first,
+    then what saves most seconds for the bytes it takes.
     """
     rows = _Rows(Spans(problem, np.array(seed.schedule, dtype=np.int64)))
     line = rows.line
@@ -100,7 +100,7 @@ def fill(problem: Problem, seed: CurvePoint, planner: str, known: Curve = ()) ->
     gone_at = np.full(len(base), np.iinfo(np.int64).max, dtype=np.int64)
     points: list[CurvePoint] = []
     beaten = hopeless(problem, known)
-    batch = 1 + len(rows.step) // 256
+    batch = 1 + len(rows.step) // batches
     while rows.open.any() and not beaten(line.peak_bytes, line.seconds):
         rows.refresh()
         peak = line.peak_bytes
@@ -118,20 +118,19 @@ def fill(problem: Problem, seed: CurvePoint, planner: str, known: Curve = ()) ->
 
 def fill_under(spans: Spans, level: int) -> Spans:
     """`spans` without those recomputations that can go while its peak stays under `level`."""
-    again, start, size = spans.recomputations()
-    if not (range_maxima(spans.memory, start, again) + size <= level).any():
-        return spans
-    rows = _Rows(spans)
-    gone: list[int] = []
     while True:
-        rows.refresh()
-        live = np.flatnonzero(rows.open)
-        live = live[rows.reach(live) <= level]
+        again, start, size = spans.recomputations()
+        live = np.flatnonzero(range_maxima(spans.memory, start, again) + size <= level)
         if not len(live):
-            break
-        score = rows.saving[live] / np.maximum(rows.bytes[live], 1)
-        order = live[np.argsort(-score, kind="stable")[: 1 + len(live) // 8]]
-        for row in order.tolist():
-            if rows.open[row] and rows.fits(row, level):
-                gone.extend(rows.drop(row))
-    return Spans(spans.problem, np.delete(spans.op, gone))
+            return spans
+        memory, gone = spans.memory.copy(), []
+        # Of one op a round drops one run at most: what the next one keeps alive would not be known.
+        ops: set[int] = set()
+        score = spans.savings()[again[live]] / np.maximum(size[live], 1)
+        for row in live[np.argsort(-score, kind="stable")].tolist():
+            gap, op_id = memory[start[row] : again[row]], int(spans.op[again[row]])
+            if op_id not in ops and int(gap.max(initial=0)) + size[row] <= level:
+                gap += size[row]
+                gone.append(int(again[row]))
+                ops.add(op_id)
+        spans = Spans(spans.problem, np.delete(spans.op, gone)).without_idle()

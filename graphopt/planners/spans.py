@@ -16,6 +16,7 @@ from graphopt.planners.replay import held_values
 from graphopt.problem import Problem
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 class _Layout:
@@ -137,6 +138,23 @@ class Spans:
         np.minimum.at(first, step, self.last[before] + 1)
         np.add.at(size, step, self.layout.size[value])
         return again, first[again], size[again]
+
+    def savings(self) -> Floats:
+        """For each step its seconds and those of recomputations that serve only it."""
+        first, last = np.full(self.length + 1, self.length), np.full(self.length + 1, -1)
+        np.minimum.at(first, self.source, self.read_step)
+        np.maximum.at(last, self.source, self.read_step)
+        total: list[float] = self.layout.seconds[self.op].tolist()
+        for step in np.flatnonzero(
+            (self.previous >= 0) & (first[:-1] == last[:-1]) & (last[:-1] < self.length)
+        ).tolist():
+            total[last[step]] += total[step]
+        return np.array(total)
+
+    def without_idle(self) -> Spans:
+        """The schedule without recomputations that nothing reads."""
+        idle = (self.previous >= 0) & (np.bincount(self.source, minlength=self.length) == 0)
+        return Spans(self.problem, self.op[~idle]).without_idle() if idle.any() else self
 
 
 def point(problem: Problem, schedule: Sequence[int], planner: str) -> CurvePoint:

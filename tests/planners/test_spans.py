@@ -48,4 +48,4 @@ def test_a_trajectory_far_above_a_known_curve_ends() -> None:
     assert beaten(known[-1].peak_bytes, 1.1 * problem.seconds)
     assert not beaten(known[0].peak_bytes - 1, 10 * problem.seconds)
     for seed in sqrt_n_curve(problem):
-        assert len(fill(problem, seed, "sqrt_n", known)) <= len(fill(problem, seed, "sqrt_n"))
+        assert len(fill(problem, seed, "sqrt_n", known=known)) <= len(fill(problem, seed, "sqrt_n"))

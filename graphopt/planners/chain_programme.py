@@ -1,0 +1,100 @@
+"""The optimal chain of regions: which keep what, which are computed again, nested.
+
+Beaumont, Eyraud-Dubois, Herrmann, Joly, Shilova: Optimal checkpointing for heterogeneous chains
+(2019), section 4, theorem 1, where a stage keeps all or nothing; with several options a stage, Zhao
+et al., Rockmate (ICML 2023), section 3. A value that crosses several borders (U-Net, DenseNet) counts
+from the first one that holds it on, once.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.planners.options import Option
+from graphopt.planners.regions import Regions
+from graphopt.problem import Problem
+
+#: Steps in which the dynamic programme counts memory.
+SLOTS = 300
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class Chain:
+    """`seconds[i, j, PAD + m]`: least time to run regions i..j and their backward with m slots to spare.
+
+    What enters region i is held by the caller. Entries before `PAD` are infinite: less than nothing
+    to spare.
+    """
+
+    PAD = SLOTS + 1
+
+    def __init__(self, problem: Problem, regions: Regions, options: list[list[Option]]) -> None:
+        self.regions, self.options = regions, options
+        self.count = count = len(regions.parts)
+        own = [sum(problem.ops[i].seconds for i in part.ops[: part.turn]) for part in regions.parts]
+        #: Time of the forward before each region.
+        self.passed = np.array([0.0, *accumulate(own)])
+        self.extra = [own[i] + np.array([o.seconds for o in options[i]]) for i in range(count)]
+        size = problem.values
+        more = np.zeros((count, count))
+        for i in range(count):
+            for k in range(i + 1, count):
+                more[i, k] = sum(size[v].bytes for v in regions.border[k] - regions.border[i])
+        backward = [[o.backward_bytes + base for o in options[i]] for i, base in enumerate(regions.backward_base)]
+        widest = max(max(each) for each in backward)
+        kept = sum(max(o.kept_bytes for o in each) for each in options)
+        self.slot_bytes = max(1.0, (kept + widest + sum(more[i, i + 1] for i in range(count - 1))) / SLOTS)
+        #: Slots that holding what enters region k takes, beside what enters region i.
+        self.more = self._slots(more)
+        self.kept = [self._slots([o.kept_bytes for o in each]) for each in options]
+        self.forward = [self._slots([o.forward_bytes for o in each]) for each in options]
+        self.backward = [self._slots(each) for each in backward]
+        #: Slots for a pass over a region that keeps nothing, and those taken as a region's backward begins.
+        self.passing = self._slots([min(o.forward_bytes for o in each) for each in options])
+        self.entry = self._slots(regions.entry_base)
+        self.seconds = np.full((count, count, self.PAD + SLOTS + 1), np.inf)
+        self._solve()
+
+    def _slots(self, size: npt.ArrayLike) -> Ints:
+        slots: Ints = np.rint(np.asarray(size, dtype=np.float64) / self.slot_bytes).astype(np.int64)
+        return slots
+
+    def _solve(self) -> None:
+        """The dynamic programme, from short ranges of regions to long ones."""
+        for width in range(self.count):
+            for i in range(self.count - width):
+                keep, split = self._choices(i, i + width)
+                best = self.seconds[i, i + width, self.PAD :]
+                np.minimum(keep.min(axis=0), split.min(axis=0, initial=np.inf), out=best)
+
+    def _choices(self, i: int, j: int) -> tuple[Floats, Floats]:
+        """Seconds for each option of region i, and for each first region after which to come back; by slots."""
+        slots = np.arange(SLOTS + 1)
+        need = np.maximum(self.forward[i] + self.entry[j], self.backward[i])
+        keep = np.where(slots >= need[:, None], self.extra[i][:, None], np.inf)
+        if i == j:
+            return keep, np.empty((0, SLOTS + 1))
+        spent = np.minimum(self.kept[i] + self.more[i, i + 1], self.PAD)
+        keep += self.seconds[i + 1, j][(self.PAD - spent)[:, None] + slots]
+        after = np.arange(i + 1, j + 1)
+        spent = np.minimum(self.more[i, after], self.PAD)
+        split = self.seconds[after[:, None], j, (self.PAD - spent)[:, None] + slots]
+        split += self.seconds[i, after - 1, self.PAD :]
+        split += (self.passed[after] - self.passed[i])[:, None]
+        split[:, : int(self.passing[i:j].max() + self.entry[j])] = np.inf
+        return keep, split
+
+    def choice(self, i: int, j: int, slots: int) -> tuple[int, int]:
+        """The option of region i and i + 1; or -1 and the first region after which to come back."""
+        keep, split = self._choices(i, j)
+        option = int(keep[:, slots].argmin())
+        if len(split):
+            after = int(split[:, slots].argmin())
+            if split[after, slots] < keep[option, slots]:
+                return -1, i + 1 + after
+        return option, i + 1

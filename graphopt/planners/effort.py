@@ -1,0 +1,53 @@
+"""How much is tried for a problem: the larger it is, the less, so that planning takes time in proportion to its ops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from graphopt.problem import Problem
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the searches try."""
+
+    #: Ratio of one target to the one above it: on the way down from no recomputation, and from good schedules.
+    descent: float
+    polish: float
+    #: Limits of the walks, as shares of the way from the floor to the peak.
+    walks: tuple[float, ...]
+    #: Ratio of the peaks of schedules that are filled.
+    apart: float
+    #: Batches of moves in which a schedule is filled at the least, and whether that is gone on with where hopeless.
+    batches: int
+    patient: bool
+    #: Where polishing starts, on a logarithmic scale from the lowest peak to the highest.
+    polished: tuple[float, ...]
+    #: Planners from whose lowest schedules the lowest of all is sought.
+    lowest: int
+    #: How many of a curve's drops are tried to be had for less.
+    crumbs: int
+
+
+_SMALL = Effort(
+    descent=0.95,
+    polish=0.95,
+    walks=tuple(0.815**k for k in range(1, 19)),
+    apart=0.95,
+    batches=96,
+    patient=True,
+    polished=(0.0, 0.1, 0.25, 0.4, 0.6, 0.8),
+    lowest=3,
+    crumbs=16,
+)
+_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0, 0.1, 0.3), 1, 8)
+_LARGE = Effort(0.8, 0.8, (0.3, 0.06), 0.7, 40, False, (0.0,), 0, 0)
+_HUGE = Effort(0.7, 0.7, (0.1,), 0.5, 40, False, (0.0,), 0, 0)
+#: The most ops for each.
+_TABLE = ((500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (math.inf, _HUGE))
+
+
+def effort_for(problem: Problem) -> Effort:
+    """What there is time for."""
+    return next(effort for most, effort in _TABLE if len(problem.ops) <= most)

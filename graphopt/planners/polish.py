@@ -1,0 +1,60 @@
+"""Good schedules made better: lower by a little, lower at the low end, and cheaper by crumbs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from graphopt.planners.curve import Curve, CurvePoint
+from graphopt.planners.effort import effort_for
+from graphopt.planners.evict import descend, lower
+from graphopt.planners.hoist import hoist
+from graphopt.planners.spans import Spans, point
+from graphopt.problem import Problem
+
+#: How far under a point to look for crumbs, as a share of its peak, and how many evictions they may take.
+CRUMBS, FEW = (0.0, 1e-4, 2e-3), 8
+#: Rounds of hoisting.
+HOISTS = 5
+
+
+def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
+    """Points of a good curve, each lowered as far as the next one."""
+    effort = effort_for(problem)
+    highest, lowest = curve[-1].peak_bytes, max(1, curve[0].peak_bytes)
+    points: list[CurvePoint] = []
+    until = 0
+    for share in effort.polished:
+        start = max(lowest, lowest * (highest / lowest) ** share)
+        seed = [p for p in curve if p.peak_bytes <= start][-1]
+        if seed.peak_bytes * effort.polish >= until:
+            points.extend(descend(problem, seed.schedule, seed.planner, effort.polish, until, nearer=0 if until else 1))
+            until = seed.peak_bytes
+    return points
+
+
+def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
+    """From a low point down: hoist and lower in turn, until neither helps."""
+    points: list[CurvePoint] = []
+    ratio = effort_for(problem).polish
+    for _ in range(HOISTS):
+        hoisted = point(problem, hoist(problem, lowest.schedule), lowest.planner)
+        found = [hoisted, *descend(problem, hoisted.schedule, lowest.planner, ratio, nearer=1)]
+        points.extend(found)
+        least = min(found, key=lambda p: (p.peak_bytes, p.seconds))
+        if least.peak_bytes >= lowest.peak_bytes:
+            break
+        lowest = least
+    return points
+
+
+def crumb_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
+    """Points just under those before a curve's largest drops: crumbs given up in place of a whole block."""
+    drops = sorted(pairwise(curve), key=lambda pair: pair[1].seconds - pair[0].seconds)
+    points: list[CurvePoint] = []
+    for _, upper in drops[: effort_for(problem).crumbs]:
+        line = Spans(problem, upper.schedule)
+        for crumb in CRUMBS:
+            lowered = lower(line, int(upper.peak_bytes * (1 - crumb)) - 1, FEW)
+            if lowered is not None:
+                points.append(point(problem, lowered, upper.planner))
+    return points
