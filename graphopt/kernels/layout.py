@@ -12,6 +12,8 @@ from torch import Tensor
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one piece of memory, each once, in whatever order."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
         if stride != expected:
@@ -20,16 +22,14 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def same_order(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two dense tensors of one shape have their elements in the same order in memory."""
-    if tensor.stride() == other.stride():
+def same_order(tensor: Tensor, dense: Tensor) -> bool:
+    """Whether a tensor has its elements in the same order in memory as a dense one of its shape, without gaps."""
+    if tensor.stride() == dense.stride():
         return True
-    strides = zip(tensor.shape, tensor.stride(), other.stride(), strict=True)
+    strides = zip(tensor.shape, tensor.stride(), dense.stride(), strict=True)
     return all(a == b for size, a, b in strides if size > 1)
 
 
 def as_laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` itself where its memory has the order of the dense `like`, else a copy that has."""
-    if is_dense(tensor) and same_order(tensor, like):
-        return tensor
-    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+    return tensor if same_order(tensor, like) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)

@@ -11,6 +11,7 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from graphopt.kernels.build import cpu_library
 from graphopt.kernels.layout import as_laid_out, is_dense, same_order
 
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_HALF = (torch.float16, torch.bfloat16)
 _POWERS = {1.0: 1, 2.0: 2, 3.0: 3, math.inf: 0}
 
 
@@ -57,12 +59,15 @@ def _rows(
 ) -> Iterator[tuple[ctypes.c_void_p, ctypes.c_int64]]:
     """Address and number of one `Row` of cpu/rows.h a gradient, good inside; an empty list is a column of nulls."""
     dense = [as_laid_out(g, p) for g, p in zip(gradients, params, strict=True)] if params else gradients
-    table = array("q")
-    for i, gradient in enumerate(dense):
-        columns = (params, first, second, maximum, steps)
-        pointers = [column[i].data_ptr() if column else 0 for column in columns]
-        copied = (_KINDS[copies[i].dtype], copies[i].data_ptr()) if copies else (0, 0)
-        table.extend((gradient.numel(), _KINDS[gradient.dtype], gradient.data_ptr(), *pointers, *copied))
+    nothing = [0] * len(gradients)
+    columns = [
+        [g.numel() for g in dense],
+        [_KINDS[g.dtype] for g in dense],
+        *([t.data_ptr() for t in column] or nothing for column in (dense, params, first, second, maximum, steps)),
+        [_KINDS[c.dtype] for c in copies] or nothing,
+        [c.data_ptr() for c in copies] or nothing,
+    ]
+    table = array("q", chain.from_iterable(zip(*columns, strict=True)))
     yield ctypes.c_void_p(table.buffer_info()[0]), ctypes.c_int64(len(gradients))
     del dense, table
 
@@ -99,6 +104,7 @@ def adam_(
     if found_inf is not None and bool(found_inf):
         return
     lists = (params, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, copies)
+    assert all(step.dtype == torch.float32 for step in steps)
     taken, left = _split(params, gradients, (exp_avgs, exp_avg_sqs, max_exp_avg_sqs), copies)
     if left:
         arguments: list[Any] = [*_some(lists, left), inverse_scale, factor, found_inf]
@@ -152,16 +158,13 @@ def _split(
     """Which parameters the kernels take, and which are left to torch's ops."""
     taken: list[int] = []
     left: list[int] = []
+    columns = [state for state in (params, *states) if state]
     for index, (param, gradient) in enumerate(zip(params, gradients, strict=True)):
-        beside = [state[index] for state in states if state]
-        halves = [copies[index]] if copies else []
-        fits = (
-            is_dense(param)
-            and all(t.dtype == torch.float32 for t in (param, *beside))
-            and all(t.dtype in (torch.float16, torch.bfloat16) for t in halves)
-            and gradient.dtype in _KINDS
-            and all(is_dense(t) and same_order(t, param) for t in (*beside, *halves))
-        )
+        fits = gradient.dtype in _KINDS and is_dense(param)
+        for column in columns:
+            fits = fits and column[index].dtype == torch.float32 and same_order(column[index], param)
+        if copies:
+            fits = fits and copies[index].dtype in _HALF and same_order(copies[index], param)
         (taken if fits else left).append(index)
     return taken, left
 

@@ -173,4 +173,7 @@ def _write_back(computed: list[Tensor], kept: list[Tensor]) -> None:
 def _refresh(copies: list[Tensor], masters: list[Tensor], found_inf: Tensor | None) -> None:
     """Round the masters into their copies, but leave these where the step was skipped."""
     for copy, master in zip(copies, masters, strict=True):
-        copy.copy_(master if found_inf is None else torch.where(found_inf != 0, copy, master))
+        if found_inf is None or found_inf.device.type == "cpu":  # where a skipped step does not come this far
+            copy.copy_(master)
+        else:
+            copy.copy_(torch.where(found_inf != 0, copy, master))

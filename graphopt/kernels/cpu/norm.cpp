@@ -67,7 +67,7 @@ double of_chunk(const Chunk& chunk) {
     float tile[tile_elements];
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += tile_elements) {
         const int64_t length = std::min(tile_elements, chunk.end - begin);
-        prefetch(row.gradient, begin + 4 * tile_elements, row.size, bytes_of(row.gradient_kind));
+        prefetch(row.gradient, begin + 8 * tile_elements, row.size, bytes_of(row.gradient_kind));
         running.add(widened(row.gradient, row.gradient_kind, begin, length, tile), length);
     }
     return running.total();
@@ -87,7 +87,7 @@ extern "C" double graphopt_sum_of_powers(const Row* rows, int64_t count, int pow
     std::vector<double> sums(chunks.size());
     const int64_t number = static_cast<int64_t>(chunks.size());
     const auto of = power == 0 ? of_chunk<0> : power == 1 ? of_chunk<1> : power == 2 ? of_chunk<2> : of_chunk<3>;
-#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t index = 0; index < number; ++index) sums[index] = of(chunks[index]);
     double total = 0;
     for (double sum : sums) total = combined(total, sum, power);

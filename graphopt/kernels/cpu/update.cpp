@@ -58,15 +58,14 @@ struct Scaled {
     const float inverse_scale, clip, factor, sign;
 };
 
-// Runs `update(row, begin, gradient, count)` on every tile, then rounds the parameters into their copies. From the
-// last parameter to the first: the norm has just read the last gradients, and finds the caches still full of them.
+// Runs `update(row, begin, gradient, count)` on every tile, then rounds the parameters into their copies.
 template <typename Update>
 void for_every_tile(const Row* rows, int64_t count, int threads, const Update& update) {
     const std::vector<Chunk> chunks = chunks_of(rows, count);
     const int64_t number = static_cast<int64_t>(chunks.size());
-#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t index = 0; index < number; ++index) {
-        const Chunk& chunk = chunks[number - 1 - index];
+        const Chunk& chunk = chunks[index];
         const Row& row = *chunk.row;
         float tile[tile_elements];
         for (int64_t begin = chunk.begin; begin < chunk.end; begin += tile_elements) {
@@ -75,6 +74,7 @@ void for_every_tile(const Row* rows, int64_t count, int threads, const Update& u
             prefetch(row.gradient, next, row.size, bytes_of(row.gradient_kind));
             for (const float* array : {row.param, row.first, row.second})
                 if (array) prefetch(array, next, row.size, sizeof(float));
+            if (row.copy) prefetch(row.copy, next, row.size, sizeof(uint16_t));
             update(row, begin, widened(row.gradient, row.gradient_kind, begin, length, tile), length);
             if (row.copy) narrow(row.param + begin, row.copy, row.copy_kind, begin, length);
         }
