@@ -36,8 +36,11 @@ def by_name():
 def one():
     return nn.Linear(4, 4)
 
-def four():
-    return 1, 2, 3, 4
+def five():
+    return 1, 2, 3, 4, 5
+
+def no_optimizer():
+    return nn.Linear(4, 4), torch.randn(2, 4), None, 7
 
 def no_model():
     return "model", torch.randn(2)
@@ -157,7 +160,10 @@ def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> N
     ("words", "message"),
     [
         ([], "required: COMMAND"),
-        (["fit"], "invalid choice: 'fit'"),
+        (["fi"], "invalid choice: 'fi'"),
+        (["fit", "{train}:build"], "--mem-budget"),
+        (["fit", "{train}:build", "--mem-budget", "8G"], "8GiB"),
+        (["fit", "{train}:build", "--mem-budget", "8GiB", "--optimizer", "lion"], "invalid choice: 'lion'"),
         (["solve", "{chain}"], "--mem-budget"),
         (["solve", "{chain}", "--mem-budget", "8G"], "8GiB"),
         (["solve", "{chain}", "--mem-budget", "80%"], "share of the device"),
@@ -173,7 +179,8 @@ def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["plan", "no_such.package:build", "--mem-budget", "8GiB"], "module 'no_such.package' cannot be imported"),
         (["plan", "{train}:built", "--mem-budget", "8GiB"], "no function 'built'; it has: build"),
         (["plan", "{train}:one", "--mem-budget", "8GiB"], "returned a Linear; it must return"),
-        (["plan", "{train}:four", "--mem-budget", "8GiB"], "returned a tuple of 4"),
+        (["plan", "{train}:five", "--mem-budget", "8GiB"], "returned a tuple of 5"),
+        (["plan", "{train}:no_optimizer", "--mem-budget", "8GiB"], "the optimizer is a int"),
         (["plan", "{train}:no_model", "--mem-budget", "8GiB"], "the model is a str"),
         (["plan", "{train}:no_inputs", "--mem-budget", "8GiB"], "example_inputs is a int"),
         (["plan", "{train}:no_function", "--mem-budget", "8GiB"], "loss_fn is a int"),
@@ -263,24 +270,24 @@ def test_what_is_asked_for_reaches_the_api(
 
 
 def test_plan_verify_and_sweep_of_a_real_model(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target, costs = f"{train}:build", ("--cost-model", "roofline")
-    code, out, err = run(capsys, "sweep", target, *costs, "--json", "--html", tmp_path / "curve.html")
+    target = f"{train}:build"
+    code, out, err = run(capsys, "sweep", target, "--json", "--html", tmp_path / "curve.html")
     assert code == 0, err
     curve = json.loads(out)
     assert curve["points"][0]["peak_bytes"] == curve["minimum_bytes"] < curve["eager_peak_bytes"]
     assert "<svg" in (tmp_path / "curve.html").read_text()
-    assert "extra time" in run(capsys, "sweep", target, *costs)[1]
+    assert "extra time" in run(capsys, "sweep", target)[1]
 
     budget = (curve["minimum_bytes"] + curve["eager_peak_bytes"]) // 2
     plan = tmp_path / "plan.json"
-    code, out, err = run(capsys, "plan", target, *costs, "--mem-budget", budget, "--save-plan", plan, "--json")
+    code, out, err = run(capsys, "plan", target, "--mem-budget", budget, "--save-plan", plan, "--json")
     report = json.loads(out)
     assert code == 0 and report["fits"] and report["plan"]["peak_bytes"] <= budget, err
     assert "a user's own words" not in out
 
-    code, out, err = run(capsys, "verify", target, *costs, "--plan", plan)
+    code, out, err = run(capsys, "verify", target, "--plan", plan)
     assert code == 0 and "VERIFIED" in out, err
-    code, _, err = run(capsys, "plan", target, *costs, "--mem-budget", "1KiB")
+    code, _, err = run(capsys, "plan", target, "--mem-budget", "1KiB")
     assert code == 3 and "at least" in err
 
 
