@@ -24,7 +24,11 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """A step that computes. `inputs` and `outputs` are value ids, each at most once."""
+    """A step that computes. `inputs` and `outputs` are value ids, each at most once.
+
+    Ops that are `pinned`, and those that are not recomputable, first run in the order in which they
+    stand: they draw random numbers, or change something.
+    """
 
     name: str
     seconds: float
@@ -33,6 +37,7 @@ class Op:
     outputs: tuple[int, ...]
     backward: bool = False
     recomputable: bool = True
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
                 "outputs": list(op.outputs),
                 "backward": op.backward,
                 "recomputable": op.recomputable,
+                **({"pinned": True} if op.pinned else {}),
             }
             for op in problem.ops
         ],
@@ -174,6 +180,7 @@ def _op(data: object, where: str) -> Op:
         outputs=_ids(item.get("outputs"), f"{where}.outputs"),
         backward=_boolean(item.get("backward", False), f"{where}.backward"),
         recomputable=_boolean(item.get("recomputable", True), f"{where}.recomputable"),
+        pinned=_boolean(item.get("pinned", False), f"{where}.pinned"),
     )
 
 

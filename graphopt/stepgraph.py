@@ -119,7 +119,8 @@ def to_problem(graph: StepGraph, seconds: Sequence[float], workspace_bytes: Sequ
     ops = []
     for op in graph.ops:
         price = next(prices) if op.node is not None else (0.0, 0)
-        ops.append(Op(op.name, price[0], price[1], op.inputs, op.outputs, op.backward, op.recomputable))
+        pinned = op.random or not op.recomputable
+        ops.append(Op(op.name, price[0], price[1], op.inputs, op.outputs, op.backward, op.recomputable, pinned))
     return Problem(tuple(Value(value.bytes) for value in graph.values), tuple(ops), graph.outputs)
 
 

@@ -44,6 +44,8 @@ def test_left_out_fields_have_their_defaults() -> None:
     first, second = problem_from_json(GOOD).ops
     assert (first.backward, first.recomputable, first.workspace_bytes) == (False, True, 3)
     assert (second.backward, second.recomputable, second.workspace_bytes) == (True, False, 0)
+    assert not first.pinned
+    assert problem_from_json(edited(lambda d: d["ops"][0].update(pinned=True))).ops[0].pinned
 
 
 def test_what_is_derived() -> None:
@@ -80,6 +82,7 @@ def test_what_is_derived() -> None:
         (lambda d: d["ops"][0].update(outputs=["0"]), r"ops\[0\]\.outputs\[0\]"),
         (lambda d: d["ops"][0].update(backward=1), r"ops\[0\]\.backward"),
         (lambda d: d["ops"][0].update(recomputable="yes"), r"ops\[0\]\.recomputable"),
+        (lambda d: d["ops"][0].update(pinned=1), r"ops\[0\]\.pinned"),
         (lambda d: d["ops"][1].update(inputs=[9]), r"op 1 \('b'\): there is no value 9; 3 values"),
         (lambda d: d["ops"][1].update(inputs=[0, 0]), r"op 1 \('b'\) names an input twice"),
         (lambda d: d["ops"][1].update(outputs=[0]), r"op 1 \('b'\): value 0 is produced by two ops"),

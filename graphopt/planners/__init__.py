@@ -1,6 +1,7 @@
 """Planners: `(problem, budget in bytes) -> schedule`, or InfeasibleError.
 
-In every schedule the ops' first runs stand in the problem's own order, recomputations between them.
+In every schedule the ops' first runs stand in the problem's own order or, with `auto` and `reorder`, in
+that of `reordered(problem)`; recomputations stand between them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from graphopt.planners.curve import Curve, CurvePoint
 from graphopt.planners.exact import plan_exact
 from graphopt.planners.mincut import plan_mincut
 from graphopt.planners.none import plan_none
+from graphopt.planners.reorder import plan_reorder
 from graphopt.planners.search import plan_search
 from graphopt.planners.sqrt_n import plan_sqrt_n
 from graphopt.problem import Problem
@@ -27,6 +29,7 @@ PLANNERS: dict[str, Callable[[Problem, int], Schedule]] = {
     "search": plan_search,
     "auto": plan_auto,
     "mincut": plan_mincut,
+    "reorder": plan_reorder,
     "exact": plan_exact,
 }
 

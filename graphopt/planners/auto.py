@@ -11,6 +11,7 @@ from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto,
 from graphopt.planners.effort import effort_for
 from graphopt.planners.mincut import mincut_curve
 from graphopt.planners.polish import crumb_points, lowest_points, polish_points
+from graphopt.planners.reorder_order import in_lower_order, in_own_ids
 from graphopt.planners.search import fill_points, search_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Problem
@@ -30,6 +31,14 @@ def _lowest(problem: Problem, members: list[Curve], best: Curve) -> list[CurvePo
 
 @once_per_problem
 def auto_curve(problem: Problem) -> Curve:
+    """The curve of the problem's own order, and that of another one where its peak is clearly lower."""
+    other = in_lower_order(problem)
+    apart = () if other.ops == problem.ops else in_own_ids(problem, in_order_curve(other))
+    return pareto([*in_order_curve(problem), *apart])
+
+
+@once_per_problem
+def in_order_curve(problem: Problem) -> Curve:
     """All planners' points with more kept, what lies just below them, and below the lowest."""
     best = search_curve(problem)
     members = [best]

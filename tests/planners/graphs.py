@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
+from graphopt.planners.reorder_order import reordered
 from graphopt.problem import Op, Problem, Value, check_problem
 from graphopt.schedule import Schedule, check_schedule, simulate
 
@@ -32,6 +33,7 @@ def random_problem(seed: int, ops: int = 12, *, training: bool | None = None) ->
                 outputs=tuple(outputs),
                 backward=position >= turn,
                 recomputable=rng.random() < 0.9,
+                pinned=(seed + position) % 7 == 0,
             )
         )
     outputs_of_all = rng.sample(range(len(values)), min(len(values), rng.randint(0, 3)))
@@ -55,7 +57,7 @@ problems = st.builds(random_problem, st.integers(0, 10**6), st.integers(1, 24))
 
 
 def assert_good(problem: Problem, schedule: Sequence[int], budget: int) -> None:
-    """Valid, first runs in the problem's order, and inside the budget."""
+    """Valid, inside the budget, and first runs in one of the two orders."""
     check_schedule(problem, schedule)
-    assert list(dict.fromkeys(schedule)) == list(range(len(problem.ops)))
+    assert tuple(dict.fromkeys(schedule)) in (tuple(range(len(problem.ops))), reordered(problem))
     assert simulate(problem, schedule).peak_bytes <= budget

@@ -1,10 +1,10 @@
-"""`auto` beside the best of all schedules, on graphs so small that all of them can be tried."""
+"""`auto` in the problem's own order beside the best of all such schedules, on graphs so small that all can be tried."""
 
 import random
 
 import pytest
 
-from graphopt.planners import pareto_curve
+from graphopt.planners.auto import in_order_curve
 from graphopt.planners.curve import Curve
 from graphopt.planners.replay import held_values
 from graphopt.problem import Problem
@@ -60,7 +60,7 @@ def compared() -> list[tuple[bool, bool, float]]:
     while len(rows) < 60:
         problem = random_problem(rng.randrange(10**6), 5)
         best = optimum(problem)
-        curve = pareto_curve(problem)
+        curve = in_order_curve(problem)
         worst = 1.0
         for peak, seconds in best:
             fitting = [p.seconds for p in curve if p.peak_bytes <= peak]

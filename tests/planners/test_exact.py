@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from graphopt.errors import InfeasibleError, UsageError
-from graphopt.planners import PLANNERS, pareto_curve
+from graphopt.planners import PLANNERS
+from graphopt.planners.auto import in_order_curve
 from graphopt.planners.exact import solve_exact
 from graphopt.problem import Op, Problem, Value, check_problem, load_problem
 from graphopt.schedule import simulate
@@ -51,7 +52,7 @@ def test_no_schedule_of_its_kind_is_faster(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_it_is_never_slower_than_auto_and_the_same_every_time(seed: int) -> None:
     problem = random_problem(seed, 20, training=True)
-    for point in pareto_curve(problem)[:4]:
+    for point in in_order_curve(problem)[:4]:
         found = solve_exact(problem, point.peak_bytes, limit_seconds=5)
         assert found.bound_seconds <= found.seconds <= point.seconds
         assert_good(problem, found.schedule, point.peak_bytes)
