@@ -70,6 +70,15 @@ def make_parser() -> argparse.ArgumentParser:
     sweep = _command(commands, "sweep", "the whole memory/time curve of a model")
     _target(sweep)
     sweep.add_argument("--html", metavar="PATH", help="write the curve as one self-contained page")
+    fit = _command(commands, "fit", "the ways to cut a batch that fit, and the largest batch that needs no cutting")
+    _target(fit)
+    fit.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 8GiB")
+    _planner(fit)
+    fit.add_argument(
+        "--optimizer",
+        choices=("adamw", "adam", "sgd", "none"),
+        help="whose state counts (sgd: with momentum); default: the one that FUNCTION returns fourth, or adamw",
+    )
     solve = _command(commands, "solve", "run a planner on a bare problem (no torch)")
     solve.add_argument("problem", help="a graphopt.problem/1 JSON file")
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
@@ -93,7 +102,7 @@ def _target(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "target",
         metavar="FILE.py:FUNCTION",
-        help="a function that returns (model, example_inputs) or (model, example_inputs, loss_fn)",
+        help="a function that returns (model, example_inputs), with loss_fn and optimizer behind them if there are",
     )
     command.add_argument("--cost-model", default="auto", help="profiled, roofline or auto (default)")
     command.add_argument("--reserve", metavar="BYTES", default="0", help="bytes that you hold besides (default 0)")
@@ -124,11 +133,12 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
         "plan": (commands.plan, "capturing, pricing and planning"),
         "verify": (commands.verify, "planning, and running it against eager"),
         "sweep": (commands.sweep, "capturing, and planning for every budget"),
+        "fit": (commands.fit, "capturing, and planning micro-batches"),
         "solve": (commands.solve, "planning"),
         "demo": (commands.demo, ""),
     }[options.command]
     # The demo prints as it goes.
-    with progress(doing) if doing else contextlib.nullcontext():
+    with progress(doing) if doing else contextlib.nullcontext() as options.tell:
         answer = run(options)
     if options.json:
         return json.dumps(answer.data, indent=1), answer.exit_code

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import GraphoptError, InfeasibleError, UsageError
+from graphopt.errors import BudgetError, GraphoptError, InfeasibleError, UsageError
 from graphopt.plan import PROVEN
 from graphopt.plan_file import write_text
 from graphopt.problem import Problem, load_problem
@@ -80,6 +80,28 @@ def sweep(options: argparse.Namespace) -> Answer:
     return Answer(found.text, data)
 
 
+def fit(options: argparse.Namespace) -> Answer:
+    """The ways to cut a batch that fit, and the largest batch that needs no cutting."""
+    parse_bytes(options.mem_budget, device_total_bytes=2**40)
+    from graphopt.fit import fit_model
+    from graphopt.report.fit import fit_text
+    from graphopt.target import load_target
+
+    target = load_target(options.target, options.device)
+    found = fit_model(
+        target.model,
+        target.example_inputs,
+        target.loss_fn,
+        mem_budget=options.mem_budget,
+        optimizer=options.optimizer or target.optimizer or "adamw",
+        planner=options.planner,
+        tell=options.tell,
+        **_costs(options),
+    )
+    data = {"schema": "graphopt.fit/1", **asdict(found)}
+    return Answer(lambda color: fit_text(found, color=color), data, 0 if found.chosen else BudgetError.exit_code)
+
+
 def solve(options: argparse.Namespace) -> Answer:
     """Run a planner on a bare problem; the simulator judges."""
     from graphopt.planners import PLANNERS
@@ -145,7 +167,10 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     keywords = {"mem_budget": options.mem_budget, "planner": options.planner, **_costs(options)}
     keywords["plan_seconds"] = options.plan_seconds
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
-    return load_target(options.target, options.device), keywords
+    target = load_target(options.target, options.device)
+    if target.optimizer is not None:
+        keywords["optimizer"] = target.optimizer
+    return target, keywords
 
 
 def _costs(options: argparse.Namespace) -> dict[str, Any]:

@@ -136,13 +136,13 @@ def micro_sizes(rows: int) -> list[int]:
     return sorted({-(-rows // min(number, rows)) for number in chosen}, reverse=True)
 
 
-def walk(rows: int, budget_bytes: int, trial: Callable[[int], Trial], *, thorough: bool = False) -> Iterator[Trial]:
+def walk(rows: int, budget_bytes: int, trial: Callable[[int], Trial]) -> Iterator[Trial]:
     """Try ways to cut a batch, largest micro-batches first.
 
     Sizes that cannot fit by the line through what was tried are passed over, until one fits; those
     passed over just before it are tried then. Smaller ones follow until two on end are no faster than
     the best, or one that recomputes nothing is not: beyond, there is less and less work to save and
-    each op does less at a time. `thorough` tries them all.
+    each op does less at a time.
     """
     sizes = micro_sizes(rows)
     tried: dict[int, Trial] = {}
@@ -167,7 +167,7 @@ def walk(rows: int, budget_bytes: int, trial: Callable[[int], Trial], *, thoroug
         yield last
         slower = slower + 1 if last.seconds >= best else 0
         best = min(best, last.seconds)
-        if not thorough and slower and (slower == 2 or last.seconds == last.eager_seconds):
+        if slower and (slower == 2 or last.seconds == last.eager_seconds):
             return
 
 

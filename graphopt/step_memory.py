@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
+from torch.utils import _pytree as pytree
 
 from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.errors import UsageError
@@ -91,7 +93,8 @@ class StepMemory:
         kinds["optimizer"] = view.state_bytes()
         kinds["gradients"] = self._summed_bytes(inputs) if self.summed else 0
         kinds["reserve"] = self.reserve_bytes
-        kinds["other"] = other_bytes(self.model, self.batch, view.optimizer, device)
+        real = [leaf for leaf in pytree.tree_leaves(self.batch) if not isinstance(leaf, FakeTensor)]
+        kinds["other"] = other_bytes(self.model, real, view.optimizer, device)
         return {kind: size for kind, size in kinds.items() if size or kind in ("parameters", "inputs")}
 
     def build_plan(self, name: str) -> Plan:

@@ -1,4 +1,4 @@
-"""`train.py:build`: the user's function that gives a model, its inputs and perhaps a loss."""
+"""`train.py:build`: the user's function that gives a model, its inputs and perhaps a loss and an optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from graphopt.errors import UsageError
 
-_RETURNS = "it must return (model, example_inputs) or (model, example_inputs, loss_fn)"
+_RETURNS = "it must return (model, example_inputs), with loss_fn and optimizer behind them if there are"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Target:
     model: Any
     example_inputs: Any
     loss_fn: Callable[..., Any] | None
+    optimizer: Any = None
 
 
 def load_target(spec: str, device: str | None = None) -> Target:
@@ -76,12 +77,12 @@ def _is_own(value: object, module: ModuleType) -> bool:
 
 
 def _checked(built: Any, spec: str) -> Target:
-    from torch import Tensor, nn
+    from torch import Tensor, nn, optim
 
-    if not isinstance(built, tuple) or len(built) not in (2, 3):
+    if not isinstance(built, tuple) or len(built) not in (2, 3, 4):
         kind = f"{type(built).__name__} of {len(built)}" if isinstance(built, tuple) else type(built).__name__
         raise UsageError(f"{spec} returned a {kind}; {_RETURNS}")
-    model, inputs, loss = (*built, None)[:3]
+    model, inputs, loss, optimizer = (*built, None, None)[:4]
     if not isinstance(model, nn.Module):
         raise UsageError(f"{spec}: the model is a {type(model).__name__}, not an nn.Module; {_RETURNS}")
     if not isinstance(inputs, (Tensor, tuple, list, dict)):
@@ -91,7 +92,11 @@ def _checked(built: Any, spec: str) -> Target:
         )
     if loss is not None and not callable(loss):
         raise UsageError(f"{spec}: loss_fn is a {type(loss).__name__}, which cannot be called")
-    return Target(model, tuple(inputs) if isinstance(inputs, list) else inputs, loss)
+    if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
+        raise UsageError(
+            f"{spec}: the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer; {_RETURNS}"
+        )
+    return Target(model, tuple(inputs) if isinstance(inputs, list) else inputs, loss, optimizer)
 
 
 def _moved(target: Target, device: str | None) -> Target:
@@ -105,6 +110,6 @@ def _moved(target: Target, device: str | None) -> Target:
 
     try:
         model = target.model.to(device)
-        return Target(model, pytree.tree_map(move, target.example_inputs), target.loss_fn)
+        return Target(model, pytree.tree_map(move, target.example_inputs), target.loss_fn, target.optimizer)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {device!r} cannot be used: {error}") from error

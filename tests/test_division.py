@@ -79,7 +79,6 @@ def test_the_walk_ends_where_smaller_ones_are_slower() -> None:
         return FakeTrial(64, size, 0, 0, 0.0, Fake(seconds, 5.0))  # type: ignore[arg-type]
 
     assert [t.micro_rows for t in walk(64, 1, trial)] == [64, 32, 22, 16, 11, 8]
-    assert [t.micro_rows for t in walk(64, 1, trial, thorough=True)] == micro_sizes(64)
 
 
 def blocks() -> nn.Module:

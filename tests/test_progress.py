@@ -24,6 +24,17 @@ def test_long_work_is_shown_and_cleared() -> None:
     assert text.rstrip("\n").endswith("\x1b[2K")
 
 
+def test_the_text_may_change() -> None:
+    out = io.StringIO()
+    with progress("planning", Console(file=out, force_terminal=True, width=80), 0.01) as tell:
+        time.sleep(0.1)
+        tell("planning [the second]")
+        time.sleep(0.2)
+    assert "planning [the second]" in out.getvalue()
+    with progress("planning", Console(file=out)) as tell:
+        tell("nothing")
+
+
 def test_short_work_and_no_terminal_show_nothing() -> None:
     assert shown(terminal=True, delay_seconds=60.0, work_seconds=0.0) == ""
     assert shown(terminal=False, delay_seconds=0.0, work_seconds=0.05) == ""
