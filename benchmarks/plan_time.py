@@ -1,6 +1,8 @@
-"""How long the planner `auto` takes, and how that grows with the number of layers.
+"""How long the planner `auto` takes, cold, and how that grows from 1,000 ops over 10,000 to 100,000.
 
-python benchmarks/plan_time.py [problem.json ...] [--layers 12,24,48,96] [--json out.json]
+python benchmarks/plan_time.py [problem.json ...] [--layers 16,156,1562] [--json out.json]
+
+Each problem has a process of its own, so that its peak of memory is its own too.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
+import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,8 +115,9 @@ def _write_backward(b: _Builder, tape: list[tuple[str, list[int], int, list[int]
             reach(reads[0], b.op(f"{name}_backward", [g, *saved], size[:1], backward=True)[0])
 
 
-def measure(name: str, problem: Problem) -> dict[str, object]:
-    """CPU seconds to plan (other load does not count), and the curve read at fixed shares of the peak."""
+def measure(name: str, source: int | Path) -> dict[str, object]:
+    """CPU seconds to plan (other load does not count), peak memory, and the curve at fixed shares of the peak."""
+    problem = transformer(source) if isinstance(source, int) else load_problem(source)
     begin = time.process_time()
     curve = pareto_curve(problem)
     seconds = time.process_time() - begin
@@ -127,6 +132,7 @@ def measure(name: str, problem: Problem) -> dict[str, object]:
         "plan_seconds": seconds,
         "minimum_share": curve[0].peak_bytes / peak,
         "points": len(curve),
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB,
         "overhead": overhead,
     }
 
@@ -142,19 +148,22 @@ def growth(rows: list[dict[str, object]]) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", nargs="*", type=Path)
-    parser.add_argument("--layers", default="12,24,48,96")
+    parser.add_argument("--layers", default="16,156,1562")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     layers = [int(text) for text in arguments.layers.split(",") if text]
-    rows = [measure(f"transformer-{n}", transformer(n)) for n in layers]
-    exponent = growth(rows) if len(rows) > 1 else None
-    rows += [measure(path.stem, load_problem(path)) for path in arguments.problems]
-    print(f"{'problem':32}{'ops':>7}{'seconds':>9}{'minimum':>9}   overhead at a share of the peak")
+    jobs: list[tuple[str, int | Path]] = [(f"transformer-{n}", n) for n in layers]
+    jobs += [(path.stem, path) for path in arguments.problems]
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        rows = pool.starmap(measure, jobs, chunksize=1)
+    exponent = growth(rows[: len(layers)]) if len(layers) > 1 else None
+    print(f"{'problem':26}{'ops':>7}{'seconds':>9}{'MiB':>6}{'minimum':>9}   overhead at a share of the peak")
     for row in rows:
         overhead = row["overhead"]
         assert isinstance(overhead, dict)
         cells = "  ".join(f"{k} {'-' if v is None else f'{v:.1%}'}" for k, v in overhead.items())
-        print(f"{row['name']:32}{row['ops']:7}{row['plan_seconds']:9.2f}{row['minimum_share']:9.3f}   {cells}")
+        figures = f"{row['ops']:7}{row['plan_seconds']:9.2f}{row['peak_rss_mib']:6.0f}{row['minimum_share']:9.3f}"
+        print(f"{row['name']:26}{figures}   {cells}")
     if exponent is not None:
         print(f"plan time grows as ops^{exponent:.2f}")
     if arguments.json:

@@ -24,7 +24,8 @@ NEAR_LOWEST = 1.3
 def _lowest(problem: Problem, members: list[Curve], best: Curve) -> list[CurvePoint]:
     """What lies below the lowest points of the curve and of its members."""
     count = effort_for(problem).lowest
-    starts = sorted((curve[0] for curve in (best, *members)), key=lambda p: p.peak_bytes)
+    distinct = {(curve[0].peak_bytes, curve[0].seconds): curve[0] for curve in (best, *members)}
+    starts = [distinct[key] for key in sorted(distinct)]
     near = [p for p in starts if p.peak_bytes <= NEAR_LOWEST * starts[0].peak_bytes]
     return [found for start in near[:count] for found in lowest_points(problem, start)]
 

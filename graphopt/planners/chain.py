@@ -6,6 +6,7 @@ import numpy as np
 
 from graphopt.planners.chain_programme import SLOTS, Chain
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
+from graphopt.planners.effort import effort_for
 from graphopt.planners.none import none_curve
 from graphopt.planners.options import options_of
 from graphopt.planners.regions import regions_of
@@ -14,8 +15,10 @@ from graphopt.planners.spans import point
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
 
-#: The programme takes time in the cube of the regions; budgets at which it is read out.
-MOST_REGIONS, READ_OUTS = 40, 12
+#: The programme takes time in the cube of the regions.
+MOST_REGIONS = 40
+#: The programme counts memory coarsely for the whole range, and finely for its low end.
+ROOMS = (1.0, 0.0)
 
 
 class _Writer:
@@ -91,13 +94,17 @@ def chain_points(problem: Problem) -> list[CurvePoint]:
     regions = regions_of(problem, MOST_REGIONS)
     if regions is None:
         return []
-    chain = Chain(problem, regions, options_of(regions))
+    options = options_of(regions)
+    return [found for room in ROOMS for found in _points(problem, Chain(problem, regions, options, room))]
+
+
+def _points(problem: Problem, chain: Chain) -> list[CurvePoint]:
     cost = chain.seconds[0, -1, chain.PAD :]
     reachable = np.flatnonzero(np.isfinite(cost))
     if not len(reachable):
         return []
     first = int(reachable[0])
-    wanted = np.geomspace(max(1, first), SLOTS, READ_OUTS).astype(np.int64)
+    wanted = np.geomspace(max(1, first), SLOTS, effort_for(problem).read_outs).astype(np.int64)
     memories = sorted({int(np.flatnonzero(cost == cost[max(m, first)])[0]) for m in wanted.tolist()})
     return [point(problem, _Writer(problem, chain).write(m), "chain") for m in memories]
 

@@ -28,12 +28,13 @@ class Chain:
     """`seconds[i, j, PAD + m]`: least time to run regions i..j and their backward with m slots to spare.
 
     What enters region i is held by the caller. Entries before `PAD` are infinite: less than nothing
-    to spare.
+    to spare. The slots are of such a size that there is room for all borders and the widest region, and
+    for a share of `room` of all that the options can keep.
     """
 
     PAD = SLOTS + 1
 
-    def __init__(self, problem: Problem, regions: Regions, options: list[list[Option]]) -> None:
+    def __init__(self, problem: Problem, regions: Regions, options: list[list[Option]], room: float) -> None:
         self.regions, self.options = regions, options
         self.count = count = len(regions.parts)
         own = [sum(problem.ops[i].seconds for i in part.ops[: part.turn]) for part in regions.parts]
@@ -48,7 +49,7 @@ class Chain:
         backward = [[o.backward_bytes + base for o in options[i]] for i, base in enumerate(regions.backward_base)]
         widest = max(max(each) for each in backward)
         kept = sum(max(o.kept_bytes for o in each) for each in options)
-        self.slot_bytes = max(1.0, (kept + widest + sum(more[i, i + 1] for i in range(count - 1))) / SLOTS)
+        self.slot_bytes = max(1.0, (room * kept + widest + sum(more[i, i + 1] for i in range(count - 1))) / SLOTS)
         #: Slots that holding what enters region k takes, beside what enters region i.
         self.more = self._slots(more)
         self.kept = [self._slots([o.kept_bytes for o in each]) for each in options]

@@ -24,6 +24,8 @@ class Effort:
     patient: bool
     #: Where polishing starts, on a logarithmic scale from the lowest peak to the highest.
     polished: tuple[float, ...]
+    #: Memories at which the chain's programme is read out.
+    read_outs: int
     #: Planners from whose lowest schedules the lowest of all is sought.
     lowest: int
     #: How many of a curve's drops are tried to be had for less.
@@ -38,12 +40,13 @@ _SMALL = Effort(
     batches=96,
     patient=True,
     polished=(0.0, 0.1, 0.25, 0.4, 0.6, 0.8),
+    read_outs=16,
     lowest=3,
     crumbs=16,
 )
-_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0, 0.1, 0.3), 1, 8)
-_LARGE = Effort(0.8, 0.8, (0.3, 0.06), 0.7, 40, False, (0.0,), 0, 0)
-_HUGE = Effort(0.7, 0.7, (0.1,), 0.5, 40, False, (0.0,), 0, 0)
+_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0, 0.1, 0.3), 10, 2, 8)
+_LARGE = Effort(0.8, 0.8, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0)
+_HUGE = Effort(0.7, 0.7, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
 #: The most ops for each.
 _TABLE = ((500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (math.inf, _HUGE))
 
