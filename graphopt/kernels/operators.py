@@ -19,7 +19,8 @@ no more than `highest` and only where that is finite, and fill the hysteresis ag
 
 `accumulate_` is accumulator = beta × accumulator + gradient, and `accumulate_mm_` is
 accumulator = beta × accumulator + a @ b with no temporary where all three are of one dtype; with beta 0 what the
-accumulator held is not read.
+accumulator held is not read. On CPU a matrix (not a single row) has the bits of `mm` and `add_` where it sums 2 to 384
+terms, else at most 2 ulps of the largest element are between; with beta 0 the bits of `mm` always.
 """
 
 from __future__ import annotations
@@ -51,15 +52,25 @@ def _no_result(*_: Any, **__: Any) -> None:
     """What an op that only writes in place gives."""
 
 
-def _either(stock: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernels that were chosen, for the device of the first argument."""
+def _chosen(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernels that were chosen, for the device of the first argument; `stock`, where there are no own ones."""
 
     def run(first: Tensor | list[Tensor], /, *arguments: Any, **options: Any) -> Any:
         some = first if isinstance(first, Tensor) else first[0] if first else torch.empty(0)
-        wanted = chosen() == "own" or (chosen() == "auto" and cpu_builds())
-        return (own if wanted and some.device.type == "cpu" else stock)(first, *arguments, **options)
+        return (_own(stock.__name__, some.device) or stock)(first, *arguments, **options)
 
     return run
+
+
+def _own(name: str, device: torch.device) -> Callable[..., Any] | None:
+    """Our own kernel of that name; on CUDA only where asked for, as none has been timed there yet."""
+    if device.type == "cpu" and (chosen() == "own" or (chosen() == "auto" and cpu_builds())):
+        return getattr(own_cpu, name, None)
+    if device.type == "cuda" and chosen() == "own":
+        from graphopt.kernels import own_cuda
+
+        return getattr(own_cuda, name, None)
+    return None
 
 
 def _noticed(update: Callable[..., None]) -> Callable[..., None]:
@@ -79,7 +90,7 @@ def _two_scalars(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Ten
 
 gradient_norm = _define(
     "gradient_norm(Tensor[] gradients, float norm_type) -> (Tensor norm, Tensor found_inf)",
-    _either(stock_norm.gradient_norm, own_cpu.gradient_norm),
+    _chosen(stock_norm.gradient_norm),
     _two_scalars,
 )
 adam_ = _define(
@@ -87,14 +98,14 @@ adam_ = _define(
     f"Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] steps, Tensor(g!)[] copies, {_GRADIENT}, *, "
     "float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
     "bool decoupled, float? clip_value=None) -> ()",
-    _noticed(_either(stock_update.adam_, own_cpu.adam_)),
+    _noticed(_chosen(stock_update.adam_)),
     _no_result,
 )
 sgd_ = _define(
     "sgd_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] momentum_buffers, Tensor(d!)[] copies, "
     f"{_GRADIENT}, *, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
     "bool maximize, bool first, float? clip_value=None) -> ()",
-    _noticed(_either(stock_update.sgd_, own_cpu.sgd_)),
+    _noticed(_chosen(stock_update.sgd_)),
     _no_result,
 )
 scale_update_ = _define(
@@ -105,7 +116,7 @@ scale_update_ = _define(
 )
 accumulate_ = _define(
     "accumulate_(Tensor(a!) accumulator, Tensor gradient, float beta) -> ()",
-    _either(accumulate.accumulate_, own_cpu.accumulate_),
+    _chosen(accumulate.accumulate_),
     _no_result,
 )
 accumulate_mm_ = _define(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graphopt import kernels
-from kernels.tensors import same_bits
+from kernels.tensors import same_bits, ulps
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -60,3 +60,14 @@ def test_products(kind: str, transposed: bool, dtype: torch.dtype) -> None:
         assert same_bits([accumulator.contiguous()], [torch.mm(a, b).float()])
         kernels.accumulate_mm_(accumulator, a, b, 1.0)
     torch.testing.assert_close(accumulator, 2 * torch.mm(a, b).float(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "bitwise"), [(16, True), (64, True), (384, True), (512, False), (8192, False)])
+def test_a_product_added_is_the_sum_of_both_to_the_bit_up_to_384_rows(rows: int, bitwise: bool) -> None:
+    """Beyond, MKL adds blocks of rows into the accumulator one after the other: ulps, and no error of ours."""
+    a, b, accumulator = torch.randn(rows, 96).t(), torch.randn(rows, 160), torch.randn(96, 160)
+    expected = accumulator + torch.mm(a, b)
+    kernels.accumulate_mm_(accumulator, a, b, 1.0)
+    assert ulps(accumulator, expected) <= 4
+    if bitwise and torch.backends.mkl.is_available():
+        assert same_bits([accumulator], [expected])
