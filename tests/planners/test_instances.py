@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 
 from graphopt.planners import pareto_curve
+from graphopt.planners.chain import chain_curve
+from graphopt.planners.mincut import mincut_curve
+from graphopt.planners.search import search_curve
+from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import load_problem
 from graphopt.schedule import check_schedule, simulate
 
@@ -37,3 +41,20 @@ def test_overhead_is_no_more_than_that_of_others(name: str, anchors: dict[float,
         fitting = [point for point in curve if point.peak_bytes <= share * peak]
         assert 100 * (fitting[-1].seconds / problem.seconds - 1) <= percent
         check_schedule(problem, fitting[-1].schedule)
+
+
+MEMBERS = (chain_curve, mincut_curve, search_curve, sqrt_n_curve)
+
+
+@pytest.mark.parametrize("name", ["checkmate_vgg_unet_train", "checkmate_MobileNet_train", "dtr_unet", "dtr_resnet32"])
+def test_auto_fails_nowhere_and_is_beaten_nowhere(name: str) -> None:
+    path = INSTANCES / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    problem = load_problem(path)
+    curve = pareto_curve(problem)
+    for member in MEMBERS:
+        for point in member(problem):
+            fitting = [p for p in curve if p.peak_bytes <= point.peak_bytes]
+            assert fitting, f"{point.planner} reaches {point.peak_bytes} bytes"
+            assert fitting[-1].seconds <= point.seconds * (1 + 1e-9)
