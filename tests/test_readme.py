@@ -33,7 +33,7 @@ def test_commands_run_one_after_the_other(
     for title, text in FILES.items():
         (tmp_path / title).write_text(text)
     ours = [shlex.split(line) for line in COMMANDS if line.startswith("graphopt ")]
-    assert {words[1] for words in ours} == {"plan", "verify", "sweep", "solve"}
+    assert {words[1] for words in ours} == {"plan", "verify", "sweep", "fit", "solve"}
     for words in ours:
         assert cli.main(words[1:]) == 0, capsys.readouterr().err
 

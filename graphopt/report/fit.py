@@ -51,7 +51,7 @@ class Fit:
 def fit_text(fit: Fit, width: int = 110, color: bool = False) -> str:
     """The ways to cut the batch as a table, and the largest sizes."""
     budget = format_bytes(fit.budget_bytes)
-    numbers = ("micro-batches", "rows each", "predicted peak", "smallest budget", "extra time", "a row")
+    numbers = ("micro-batches", "rows each", "predicted peak", "smallest budget", "extra time", "time a row")
     made = table(*numbers, "", right=numbers)
     for way in fit.ways:
         cells = [str(way.micro_batches), str(way.micro_rows), "does not fit", format_bytes(way.minimum_bytes), "", ""]
@@ -73,7 +73,7 @@ def fit_text(fit: Fit, width: int = 110, color: bool = False) -> str:
     notes = [
         f"largest batch without accumulation: {_rows(fit.largest_batch)}",
         f"largest micro-batch of this batch: {_rows(fit.largest_micro_batch)}",
-        f"smallest budget for this batch: {format_bytes(least)}",
+        f"smallest budget of these: {format_bytes(least)}",
     ]
     return render([Text(head, style="bold"), state, made, *map(Text, notes)], width, color)
 
