@@ -33,15 +33,16 @@ def improve_windows(
     same number gives the same schedule. Without the extra `exact` that is `schedule` itself.
     """
     free = may_run_again(problem)
-    if find_spec("ortools") is None or len(schedule) == len(problem.ops):
+    if find_spec("ortools") is None:
         return schedule
     rng = random.Random(seed)
     best, seconds = schedule, simulate(problem, schedule).seconds
     until = time.monotonic() + PATIENCE * limit_seconds
     for _ in range(int(limit_seconds / MEAN_SECONDS)):
-        if time.monotonic() > until:
+        ops = _some(free, best, rng)
+        if not ops or time.monotonic() > until:
             break
-        found = _decide_again(problem, best, budget_bytes, _some(free, rng), rng.randrange(1 << 30))
+        found = _decide_again(problem, best, budget_bytes, ops, rng.randrange(1 << 30))
         if found is not None:
             result = simulate(problem, found)
             if result.peak_bytes <= budget_bytes and result.seconds < seconds:
@@ -49,16 +50,20 @@ def improve_windows(
     return best
 
 
-def _some(ops: tuple[int, ...], rng: random.Random) -> set[int]:
+def _some(ops: tuple[int, ...], schedule: Schedule, rng: random.Random) -> set[int]:
+    """Ops next to one that runs again now, and next to any others; none where nothing runs again."""
+    runs = Counter(schedule)
+    again = [place for place, op in enumerate(ops) if runs[op] > 1]
+    if not again:
+        return set()
     count = rng.randint(1, STRETCHES)
     length = min(OPS // count, len(ops))
-    starts = [rng.randrange(len(ops) - length + 1) for _ in range(count)]
+    middles = [rng.choice(again), *(rng.randrange(len(ops)) for _ in range(count - 1))]
+    starts = [min(max(0, middle - rng.randrange(length)), len(ops) - length) for middle in middles]
     return {op for start in starts for op in ops[start : start + length]}
 
 
 def _decide_again(problem: Problem, schedule: Schedule, budget_bytes: int, ops: set[int], seed: int) -> Schedule | None:
     runs = Counter(op for op in schedule if op in ops)
-    if all(count == 1 for count in runs.values()):
-        return None
     question = Question(window(problem, schedule, ops, budget_bytes), {op: max(1, n - 1) for op, n in runs.items()})
     return solve(question, schedule, Effort(MOST_SECONDS, seed=seed)).schedule
