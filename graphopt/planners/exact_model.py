@@ -152,7 +152,7 @@ class RetentionModel:
             self.model.add(sum(uses) == 1).only_enforce_if(present)
 
     def _add_order(self) -> None:
-        """One run at a time; the forward before the backward; what runs only once in the order it has."""
+        """One run at a time; the forward before the backward; what is pinned in the order it has."""
         model, ops = self.model, self.problem.ops
         steps = []
         for run in self.all_runs:
@@ -161,11 +161,11 @@ class RetentionModel:
             else:
                 steps.append(model.new_optional_fixed_size_interval_var(run.at, 1, run.present, ""))
         model.add_no_overlap(steps)
-        turn, once = model.new_int_var(0, self.end, ""), -1
+        turn, pinned = model.new_int_var(0, self.end, ""), -1
         for op in self.window.steps:
             first = self.runs[op][0].at
             model.add(first >= turn) if ops[op].backward else model.add(first < turn)
-            if not ops[op].recomputable:
-                if once >= 0:
-                    model.add(self.runs[once][0].at < first)
-                once = op
+            if ops[op].pinned or not ops[op].recomputable:
+                if pinned >= 0:
+                    model.add(self.runs[pinned][0].at < first)
+                pinned = op

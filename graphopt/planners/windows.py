@@ -30,7 +30,8 @@ def improve_windows(
     """A schedule inside `budget_bytes` that is no slower than `schedule`, which must be inside it.
 
     First runs keep the order that they have there. `limit_seconds` says how many windows are tried; the
-    same number gives the same schedule. Without the extra `exact` that is `schedule` itself.
+    same number gives the same schedule, on a machine that is not much slower than the one for which
+    the solver's work is counted. Without the extra `exact` that is `schedule` itself.
     """
     free = may_run_again(problem)
     if find_spec("ortools") is None:
