@@ -73,7 +73,7 @@ ROWS = [
     Row("t5", "adamw", (rows(2),), {}),
     Row("channels_last", "adamw", (rows(2),), {"accumulate": 2, "clip": NOT_BINDING, "loss_scale": SCALED}),
 ]
-SLOW = ("resnet50", "bert", "t5", "channels_last")
+SLOW = ("unet", "resnet50", "bert", "t5", "channels_last")
 
 
 @pytest.mark.parametrize(
