@@ -44,7 +44,7 @@ _SMALL = Effort(
     lowest=3,
     crumbs=16,
 )
-_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0, 0.1, 0.3), 10, 2, 8)
+_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0, 0.1, 0.3), 10, 1, 8)
 _LARGE = Effort(0.8, 0.8, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0)
 _HUGE = Effort(0.7, 0.7, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
 #: The most ops for each.
