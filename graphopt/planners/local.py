@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,13 @@ def improve_by(
     late: Callable[[], bool] = lambda: False,
 ) -> Schedule:
     """The same, by a number of moves."""
+    order = tuple(dict.fromkeys(schedule))
+    if order != tuple(range(len(problem.ops))):
+        # Cuts are made in the order in which the ops first run here.
+        place = {op_id: at for at, op_id in enumerate(order)}
+        there = replace(problem, ops=tuple(problem.ops[op_id] for op_id in order))
+        found = improve_by(there, tuple(place[op_id] for op_id in schedule), budget_bytes, moves, seed, late)
+        return tuple(order[op_id] for op_id in found)
     best = _Best(tuple(schedule), simulate(problem, schedule).seconds)
     alive = Spans(problem, range(len(problem.ops))).memory
     over = np.flatnonzero(alive > budget_bytes).tolist()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from graphopt.planners import minimum_bytes, pareto_curve
 from graphopt.planners.local import improve, improve_by
 from graphopt.planners.local_track import Track
+from graphopt.planners.reorder import reorder_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Problem
 from graphopt.schedule import check_schedule, simulate
@@ -90,6 +91,18 @@ def test_the_optimum_is_found_nearly_always() -> None:
                     reached.append(simulate(problem, found).seconds <= seconds * (1 + 1e-9))
     assert len(reached) > 20
     assert sum(reached) >= 0.9 * len(reached)
+
+
+def test_another_order_of_first_runs_is_kept() -> None:
+    found = 0
+    for seed in range(40):
+        problem = random_problem(seed, 24)
+        for start in reorder_curve(problem)[:-1]:
+            faster = improve_by(problem, start.schedule, start.peak_bytes, 400)
+            assert simulate(problem, faster).peak_bytes <= start.peak_bytes
+            assert tuple(dict.fromkeys(faster)) == tuple(dict.fromkeys(start.schedule))
+            found += faster != start.schedule
+    assert found
 
 
 def test_seconds_become_moves() -> None:
