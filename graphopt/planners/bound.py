@@ -20,7 +20,7 @@ from graphopt.problem import Problem
 Order = Literal["fixed", "free"]
 
 #: Steps looked at in a round, and the ops (all steps of all rounds together) that there is time for.
-FIRST_ROUND, LATER_ROUNDS, TIME = 16, 6, 60_000
+FIRST_ROUND, LATER_ROUNDS, TIME = 16, 6, 20_000
 #: Share of a step's seconds to which the best price is looked for, and by which rounding may mislead.
 ENOUGH, ROUNDING = 1e-4, 1e-9
 
