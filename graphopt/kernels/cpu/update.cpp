@@ -70,7 +70,7 @@ void for_every_tile(const Row* rows, int64_t count, int threads, const Update& u
         float tile[tile_elements];
         for (int64_t begin = chunk.begin; begin < chunk.end; begin += tile_elements) {
             const int64_t length = std::min(tile_elements, chunk.end - begin);
-            const int64_t next = begin + tile_elements;
+            const int64_t next = begin + 2 * tile_elements;
             prefetch(row.gradient, next, row.size, bytes_of(row.gradient_kind));
             for (const float* array : {row.param, row.first, row.second})
                 if (array) prefetch(array, next, row.size, sizeof(float));
