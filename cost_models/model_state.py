@@ -7,16 +7,19 @@ gradients are summed up, in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from graphopt.cost_models.rehearsal import rehearse_step
+from graphopt.errors import UsageError
 from graphopt.stepgraph import allocated_bytes
 
 HALF = (torch.float16, torch.bfloat16)
+#: Whether a parameter gets a gradient.
+Learns = Callable[[torch.Tensor], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +72,26 @@ def model_state(
     )
 
 
-def optimizer_bytes(optimizer: torch.optim.Optimizer, *, masters: bool = False) -> int:
-    """Bytes of the optimizer's state on the parameters' device: real where it has stepped, else predicted.
+def optimizer_bytes(
+    optimizer: torch.optim.Optimizer,
+    *,
+    masters: bool = False,
+    learns: Learns = lambda parameter: parameter.requires_grad,
+) -> int:
+    """Bytes of the optimizer's state on the parameters' device: real where it is there, else what a step will make.
 
-    With `masters` it is predicted for float32 copies of the half parameters. Raises UsageError for an
-    optimizer whose state cannot be known before it has stepped.
+    With `masters` it is predicted for float32 copies of the half parameters. `learns` says which
+    parameters get a gradient. Raises UsageError for an optimizer whose state cannot be known before it
+    has stepped.
     """
-    held = [
-        value
-        for parameter, state in optimizer.state.items()
-        for value in state.values()
-        if isinstance(value, torch.Tensor) and value.device == parameter.device
-    ]
-    if held and not masters:
-        return sum(_storages(held).values())
     if type(optimizer) in _KNOWN:
-        return _predicted_bytes(optimizer, masters)
-    return rehearse_step(optimizer, masters=masters).state_bytes
+        return _held_bytes(optimizer) + _predicted_bytes(optimizer, masters, learns)
+    try:
+        return rehearse_step(optimizer, masters=masters, learns=learns).state_bytes
+    except UsageError:
+        if not optimizer.state:
+            raise
+        return _held_bytes(optimizer)
 
 
 def nbytes(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> int:
@@ -101,12 +107,24 @@ def float32_bytes(tensor: torch.Tensor) -> int:
 _KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
-def _predicted_bytes(optimizer: torch.optim.Optimizer, masters: bool) -> int:
+def _held_bytes(optimizer: torch.optim.Optimizer) -> int:
+    held = [
+        value
+        for parameter, state in optimizer.state.items()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.device == parameter.device
+    ]
+    return sum(_storages(held).values())
+
+
+def _predicted_bytes(optimizer: torch.optim.Optimizer, masters: bool, learns: Learns) -> int:
+    """State of those that have none yet; an SGD that has stepped without momentum leaves an entry with no tensor."""
     total_bytes = 0
     for group in optimizer.param_groups:
         copies = _state_copies(optimizer, group)
         for parameter in group["params"]:
-            if parameter.requires_grad:
+            state = optimizer.state.get(parameter, {})
+            if learns(parameter) and not any(isinstance(value, torch.Tensor) for value in state.values()):
                 own_bytes = float32_bytes(parameter) if masters else nbytes(parameter)
                 total_bytes += copies * own_bytes + _step_bytes(optimizer, group, parameter.device)
     return total_bytes

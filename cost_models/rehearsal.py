@@ -71,14 +71,19 @@ class Rehearsed:
     workspace_bytes: int
 
 
-def rehearse_step(optimizer: torch.optim.Optimizer, *, masters: bool = False) -> Rehearsed:
-    """Let a stand-in of `optimizer` step, with a gradient for every parameter that takes one; nothing is changed.
+def rehearse_step(
+    optimizer: torch.optim.Optimizer,
+    *,
+    masters: bool = False,
+    learns: Callable[[torch.Tensor], bool] = lambda parameter: parameter.requires_grad,
+) -> Rehearsed:
+    """Let a stand-in of `optimizer` step, with a gradient for every parameter that `learns`; nothing is changed.
 
     Parameters and gradients, which are of the parameters' dtypes, are not counted. With `masters` it steps on
     float32 copies of half parameters. What a fused step saves is not known. Raises UsageError where the
     step cannot be taken without the real numbers.
     """
-    stand_in, pairs = _stand_in(optimizer, masters)
+    stand_in, pairs = _stand_in(optimizer, masters, learns)
     device = next((real.device for real, _ in pairs), torch.device("cpu"))
     held_before = _held_bytes(stand_in, pairs)
     known = [t for _, one in pairs for t in (one, one.grad, *_tensors(stand_in.state.get(one))) if t is not None]
@@ -106,7 +111,9 @@ def like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device="meta")
 
 
-def _stand_in(optimizer: torch.optim.Optimizer, masters: bool) -> tuple[Any, Pairs]:
+def _stand_in(
+    optimizer: torch.optim.Optimizer, masters: bool, learns: Callable[[torch.Tensor], bool]
+) -> tuple[Any, Pairs]:
     """A copy whose groups and state hold meta tensors, and its parameters beside the real ones."""
     made: Any = object.__new__(type(optimizer))
     made.__dict__.update(optimizer.__dict__)
@@ -118,7 +125,7 @@ def _stand_in(optimizer: torch.optim.Optimizer, masters: bool) -> tuple[Any, Pai
         for real in group["params"]:
             dtype = torch.float32 if masters and real.dtype in _HALF else real.dtype
             one = torch.nn.Parameter(like(real, dtype), requires_grad=real.requires_grad)
-            one.grad = like(real, dtype) if real.requires_grad else None
+            one.grad = like(real, dtype) if learns(real) else None
             if real in optimizer.state:
                 made.state[one] = {key: _state_like(value, real) for key, value in optimizer.state[real].items()}
             pairs.append((real, one))

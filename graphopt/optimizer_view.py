@@ -6,7 +6,7 @@ the optimizer's when a step was really taken: a first step that is skipped leave
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,9 +118,10 @@ class OptimizerView:
                 if name in self.masters:
                     self.parameters[name].copy_(self.masters[name])
 
-    def state_bytes(self) -> int:
-        """Bytes of the optimizer's state: real where it has stepped, else what it will be."""
-        return optimizer_bytes(self.optimizer)
+    def state_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of the optimizer's state: real where it is there, else what it will be for parameters `names`."""
+        stepped = {id(self.stepped(name)) for name in names}
+        return optimizer_bytes(self.optimizer, learns=lambda parameter: id(parameter) in stepped)
 
     @property
     def trained(self) -> frozenset[str]:

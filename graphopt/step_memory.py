@@ -20,7 +20,7 @@ from graphopt.pipeline import plan_within
 from graphopt.plan import Plan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
-from graphopt.roles import DESCRIPTOR, Accumulator
+from graphopt.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
 from graphopt.stepgraph import output_args
 from graphopt.tail_memory import TailOptions, tail_bytes
 
@@ -74,8 +74,10 @@ class StepMemory:
 
     def plan(self, captured: CapturedGraph, inputs: Sequence[Any]) -> PlannedGraph:
         """Plan a micro-batch graph inside what the budget leaves it; raises BudgetError where it cannot be."""
-        resident = self.resident(inputs)
-        tail = self._tail(captured, inputs)
+        returned, used = _gradients(captured)
+        resident = self.resident([inputs[index] for index in (*returned, *used)])
+        waiting = [inputs[index] for index in (used if self.summed else returned)]
+        tail = tail_bytes(self.view, self._dtypes(waiting), summed=self.summed, options=self.tail)
         self.fixed_bytes = sum(resident.values()) + sum(tail.values())
         if self.fixed_bytes > self.budget_bytes:
             raise tail_error(captured, self.budget_bytes, resident, tail)
@@ -85,13 +87,13 @@ class StepMemory:
         self.planned.append(PlannedMicro(planned, resident, tail))
         return planned
 
-    def resident(self, inputs: Sequence[Any]) -> dict[str, int]:
-        """Bytes by kind of what is there while a micro-batch runs."""
+    def resident(self, learning: Sequence[torch.Tensor]) -> dict[str, int]:
+        """Bytes by kind of what is there while a micro-batch runs, in which parameters `learning` get gradients."""
         view, device = self.view, self.device
         kinds = resident_of_model(self.model, self.batch, device)
         kinds["masters"] = sum(nbytes(master) for master in view.masters.values())
-        kinds["optimizer"] = view.state_bytes()
-        kinds["gradients"] = self._summed_bytes(inputs) if self.summed else 0
+        kinds["optimizer"] = view.state_bytes(view.names[id(parameter)] for parameter in learning)
+        kinds["gradients"] = sum(map(float32_bytes, learning)) if self.summed else 0
         kinds["reserve"] = self.reserve_bytes
         real = [leaf for leaf in pytree.tree_leaves(self.batch) if not isinstance(leaf, FakeTensor)]
         kinds["other"] = other_bytes(self.model, real, view.optimizer, device)
@@ -121,23 +123,17 @@ class StepMemory:
         """The planned micro-batch with the highest peak."""
         return max(self.planned, key=lambda planned: planned.peak_bytes)
 
-    def _summed_bytes(self, inputs: Sequence[Any]) -> int:
-        """Bytes of the accumulators: float32 for half parameters."""
-        return sum(float32_bytes(p) for p in {id(p): p for p in inputs if self.view.trains(p)}.values())
-
-    def _tail(self, captured: CapturedGraph, inputs: Sequence[Any]) -> dict[str, int]:
-        parameters = [inputs[index] for index in _with_gradient(captured)]
-        gradients = {
-            self.view.names[id(p)]: torch.promote_types(p.dtype, torch.float32) if self.summed else p.dtype
-            for p in parameters
-        }
-        return tail_bytes(self.view, gradients, summed=self.summed, options=self.tail)
+    def _dtypes(self, parameters: Sequence[torch.Tensor]) -> dict[str, torch.dtype]:
+        """Of their gradients, by name: sums of half ones are float32."""
+        dtypes = (torch.promote_types(p.dtype, torch.float32) if self.summed else p.dtype for p in parameters)
+        return {self.view.names[id(p)]: dtype for p, dtype in zip(parameters, dtypes, strict=True)}
 
 
-def _with_gradient(captured: CapturedGraph) -> list[int]:
-    """Dynamo's inputs whose gradients the graph returns or sums up."""
+def _gradients(captured: CapturedGraph) -> tuple[list[int], list[int]]:
+    """Dynamo's inputs whose gradients the graph returns, and those whose gradients it uses itself."""
     step = captured.step
     roles = [node.meta[DESCRIPTOR] for node in step.graph_module.graph.find_nodes(op="placeholder")]
-    returned = output_args(step.graph_module)[step.num_forward_outputs :]
-    by_position = [role.idx for role, node in zip(roles, returned, strict=False) if node is not None]
-    return by_position or [role.index for role in roles if isinstance(role, Accumulator)]
+    outputs = output_args(step.graph_module)[step.num_forward_outputs :]
+    returned = [role.idx for role, node in zip(roles, outputs, strict=False) if node is not None]
+    used = [role.index for role in roles if isinstance(role, (Accumulator, MicroState, MicroFirst))]
+    return returned, list(dict.fromkeys(used))

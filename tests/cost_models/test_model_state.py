@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from graphopt import measure, train_step
-from graphopt.cost_models.model_state import ModelState, model_state
+from graphopt.cost_models.model_state import ModelState, model_state, optimizer_bytes
 from graphopt.errors import UsageError
 from graphopt.kernels import use
 
@@ -60,6 +60,18 @@ def test_other_optimizers_are_known_from_a_rehearsal_of_their_step():
     optimizer.step()
     assert model_state(model, optimizer) == predicted
     assert predicted.optimizer_bytes == 2 * 4 * 12 + 2 * 4
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop])
+def test_state_that_is_there_counts_beside_what_will_be(kind):
+    first, second, unused = (nn.Parameter(torch.ones(size)) for size in (10, 100, 1000))
+    optimizer = kind([first])
+    first.grad = torch.ones(10)
+    optimizer.step()
+    optimizer.add_param_group({"params": [second, unused]})
+    copies = 2 if kind is torch.optim.AdamW else 1
+    assert optimizer_bytes(optimizer, learns=lambda p: p is not unused) == copies * 4 * 110 + 2 * 4
+    assert optimizer_bytes(optimizer) == copies * 4 * 1110 + 3 * 4
 
 
 def test_unknown_optimizer_asks_for_a_step_first():
