@@ -12,18 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from kernels.tensors import KINDS
 from torch import nn, optim
 from torch.utils import _pytree as pytree
 from zoo import ZOO
 
 import graphopt
-from step.loops import Batch, MakeOptimizer, Whole, make_pair, rolled
+from step.loops import Batch, MakeOptimizer, Whole, make_pair, rolled, state_of, ulps
 
 STEPS = 20
 
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "sgd": lambda p: optim.SGD(p, 0.01, fused=True),
-    "momentum": lambda p: optim.SGD(p, 1e-8, momentum=0.9, dampening=0.1, weight_decay=1e-4, fused=True),
+    "momentum": lambda p: optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-4, fused=True),
+    "dampened": lambda p: optim.SGD(p, 1e-8, momentum=0.9, dampening=0.1, weight_decay=1e-4, fused=True),
     "nesterov": lambda p: optim.SGD(p, 0.01, momentum=0.9, nesterov=True, fused=True),
     "adam": lambda p: optim.Adam(p, 1e-3, weight_decay=1e-2, fused=True),
     "amsgrad": lambda p: optim.Adam(p, 1e-3, amsgrad=True, fused=True),
@@ -66,7 +68,7 @@ ROWS = [
     Row("lstm", "amsgrad", (rows(16), shorter(7)), {"accumulate": 4, "loss_scale": GROWING}),
     Row("shared_and_frozen", "rmsprop", (rows(3),), {"accumulate": 2, "loss_scale": GROWING}),
     Row("mixture_of_experts", "adagrad", (rows(128),), {"accumulate": 4}),
-    Row("unet", "momentum", (rows(2),), {"loss_scale": GROWING, "clip": graphopt.ClipValue(1e-3)}),
+    Row("unet", "dampened", (rows(2),), {"loss_scale": GROWING, "clip": graphopt.ClipValue(1e-3)}),
     Row("ema_autoencoder", "sgd", (rows(256),), {"accumulate": 2, "clip": NOT_BINDING, "loss_scale": SCALED}),
     Row("resnet50", "nesterov", (rows(4),), {"accumulate": 2, "clip": graphopt.ClipValue(1e-3)}),
     Row("bert", "adam", (rows(2),), {"accumulate": 2, "clip": graphopt.ClipValue(1e-4), "loss_scale": SCALED}),
@@ -84,3 +86,30 @@ def test_twenty_steps_are_bitwise_those_of_the_loop(row: Row) -> None:
     pair.run(row.batches(STEPS))
     assert pair.differences() == {}
     assert 0 < pair.skipped < STEPS / 2 if row.grows else pair.skipped == 0
+
+
+BOUND = [
+    Row(
+        "lstm",
+        "momentum",
+        (rows(16), shorter(7)),
+        {"accumulate": 4, "clip": graphopt.ClipNorm(0.05), "loss_scale": SCALED},
+    ),
+    Row("shared_and_frozen", "adamw", (rows(3),), {"accumulate": 2, "clip": graphopt.ClipNorm(0.05)}),
+    Row("mixture_of_experts", "momentum", (rows(128),), {"accumulate": 2, "loss_scale": SCALED}),
+]
+
+
+@pytest.mark.parametrize("kernels", KINDS)
+@pytest.mark.parametrize("row", BOUND, ids=lambda row: f"{row.model}-{row.optimizer}")
+def test_twenty_steps_that_round_elsewhere(row: Row, kernels: Any) -> None:
+    """A norm that binds is one factor here, own kernels fuse what torch's round apart: 4 ulps of each tensor's largest.
+
+    1.8 were measured.
+    """
+    pair = make_pair(row.build, OPTIMIZERS[row.optimizer], **row.options)
+    pair.kernels = kernels
+    pair.run(row.batches(STEPS), exactly=False)
+    ours = state_of(pair.step.model, pair.step.optimizer)
+    for name, other in state_of(pair.loop.model, pair.loop.optimizer).items():
+        assert not other.numel() or not other.any() or ulps(ours[name], other) <= 4, name
