@@ -24,7 +24,7 @@ SMALL_INPUT = 0.25
 #: Ops that one eviction may ask to run again.
 LONGEST = 25
 #: Inputs that are looked at in search of one round's evictions: so many an op, and some more.
-WORK, LEAST_WORK = 40, 2000
+WORK, LEAST_WORK = 12, 2000
 #: Attempts at one target, how many of them in a row may lower nothing, and the seconds, in those of a
 #: step, beyond which going on is hopeless.
 ATTEMPTS, PATIENCE, GIVE_UP = 12, 2, 3.0
