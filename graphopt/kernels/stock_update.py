@@ -46,6 +46,7 @@ class Gradient:
                 gradient.clamp_(-self.clip_value, self.clip_value)
 
 
+_HALF = (torch.float16, torch.bfloat16)
 Scalar = Tensor | None
 States = list[list[Tensor]]
 #: (indices into the lists, params, gradients, states, divisor of the gradients)
@@ -107,7 +108,10 @@ def sgd_(
         torch._fused_sgd_(some, grads, buffers, is_first_step=first, grad_scale=divisor, found_inf=skip, **options)
 
     states = [momentum_buffers] if momentum_buffers else []
-    _update(update, params, gradients, states, copies, Gradient(inverse_scale, factor, found_inf, clip_value))
+    gradient = Gradient(inverse_scale, factor, found_inf, clip_value)
+    # torch 2.13's fused SGD on CPU leaves half parameters as they are, but for the last few elements
+    half_fails = bool(params) and params[0].device.type != "cuda"
+    _update(update, params, gradients, states, copies, gradient, half_fails=half_fails)
 
 
 def _update(
@@ -117,19 +121,23 @@ def _update(
     states: States,
     copies: list[Tensor],
     gradient: Gradient,
+    *,
+    half_fails: bool = False,
 ) -> None:
-    """Run `fused` on lists that it takes: of one dtype, dense, and in one order."""
+    """Run `fused` on lists that it takes: of one dtype, dense, and in one order; in fp32 where `half_fails`."""
     if gradient.skips():
         return
     divisor = gradient.divisor()
 
     def run(indices: list[int]) -> None:
         own = [params[i] for i in indices]
-        dense = [p if is_dense(p) else p.contiguous() for p in own]
+        dense = [_computed(p, half_fails) for p in own]
         grads = [as_laid_out(gradients[i].to(p.dtype), p) for i, p in zip(indices, dense, strict=True)]
         gradient.clamped(grads)
         own_states = [[state[i] for i in indices] for state in states]
-        dense_states = [[as_laid_out(s, p) for s, p in zip(state, dense, strict=True)] for state in own_states]
+        dense_states = [
+            [as_laid_out(s.to(p.dtype), p) for s, p in zip(state, dense, strict=True)] for state in own_states
+        ]
         fused(indices, dense, grads, dense_states, divisor)
         _write_back(dense, own)
         for after, before in zip(dense_states, own_states, strict=True):
@@ -137,15 +145,22 @@ def _update(
         if copies:
             _refresh([copies[i] for i in indices], own, gradient.found_inf)
 
-    for indices in _batches(params, gradients):
+    for indices in _batches(params, gradients, half_fails):
         run(indices)  # whose copies are gone before the next ones are made
 
 
-def _batches(params: list[Tensor], gradients: list[Tensor]) -> Iterator[list[int]]:
-    """Indices that one fused call may take: all of a dtype, but one at a time where its gradient is converted."""
+def _computed(param: Tensor, half_fails: bool) -> Tensor:
+    """`param` itself where the fused op takes it as it is, else a dense copy."""
+    if half_fails and param.dtype in _HALF:
+        param = param.float()
+    return param if is_dense(param) else param.contiguous()
+
+
+def _batches(params: list[Tensor], gradients: list[Tensor], half_fails: bool) -> Iterator[list[int]]:
+    """Indices that one fused call may take: all of a dtype, but one at a time where something is converted."""
     together: dict[torch.dtype, list[int]] = {}
     for index, (param, gradient) in enumerate(zip(params, gradients, strict=True)):
-        if param.dtype == gradient.dtype:
+        if param.dtype == gradient.dtype and not (half_fails and param.dtype in _HALF):
             together.setdefault(param.dtype, []).append(index)
         else:
             yield [index]

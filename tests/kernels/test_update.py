@@ -198,6 +198,19 @@ def test_sgd_with_half_gradients_and_copies(kind: str) -> None:
     assert same_bits(copies, [p.half() for p in params])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sgd_of_half_parameters_updates_every_element(kind: str, dtype: torch.dtype) -> None:
+    """torch 2.13's fused SGD on CPU leaves all but the last few as they were."""
+    param, buffer = torch.ones(100, dtype=dtype), torch.full((100,), float("nan"), dtype=dtype)
+    with kernels.use(kind):
+        for first in (True, False):
+            gradient = torch.ones(100, dtype=dtype)
+            options = SGD | {"lr": 0.25, "momentum": 0.5, "weight_decay": 0.0}
+            kernels.sgd_([param], [gradient], [buffer], [], first=first, **options)
+    assert param.unique().tolist() == [1 - 0.25 - 0.375]
+    assert buffer.unique().tolist() == [1.5]
+
+
 def test_the_step_is_seen_by_autograd(kind: str) -> None:
     """A parameter saved for backward and then updated must not be used unnoticed."""
     params = [torch.randn(4, requires_grad=True)]
