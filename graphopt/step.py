@@ -120,6 +120,11 @@ class TrainStep:
         return self._division.micro_rows
 
     @property
+    def accumulators(self) -> tuple[torch.Tensor, ...]:
+        """Where gradients are summed up, in float32; empty without accumulation."""
+        return tuple(self._accumulators.values())
+
+    @property
     def loss_scale(self) -> float:
         """The scale that the next step uses."""
         return float(self._scale.value) if self._scale.value is not None else 1.0
