@@ -1,6 +1,8 @@
 """What benchmarks/planners.py found, as tables: in the terminal, and as Markdown for the README.
 
-python benchmarks/planner_tables.py benchmarks/results/planners_cpu_2026-11-21.json
+python benchmarks/planner_tables.py benchmarks/results/planners_cpu_2026-11-21.json [README.md]
+
+With a file the tables are written into it, between the two lines that mark their place.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ Data = dict[str, list[dict[str, Any]]]
 SHOWN = {"model": ("0.7", "0.5", "0.35", "0.25"), "instance": ("0.9", "0.8", "0.6", "0.4")}
 """Shares of eager's peak in the tables; the JSON has more."""
 NEAR_OPTIMUM = 0.01
+BEGIN, END, OPEN = "<!-- planners -->", "<!-- end of planners -->", ("Verdicts",)
+"""Where the tables stand in the README, and those of them that are not folded."""
 
 
 @dataclass(frozen=True)
@@ -206,13 +210,25 @@ def print_tables(data: Data) -> None:
         console.print(made)
 
 
-def main(path: str) -> None:
-    for grid in tables(json.loads(Path(path).read_text(encoding="utf-8"))):
-        print(f"**{grid.title}**\n")
-        for cells in (grid.columns, ["---"] * len(grid.columns), *grid.rows):
-            print("| " + " | ".join(cells) + " |")
-        print()
+def markdown(grid: Grid) -> str:
+    """A table under its title, which opens where the table is long."""
+    lines = (grid.columns, ["---"] * len(grid.columns), *grid.rows)
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    if grid.title in OPEN:
+        return text
+    return f"<details><summary>{grid.title}</summary>\n\n{text}\n\n</details>"
+
+
+def main(path: str, into: str | None = None) -> None:
+    text = "\n\n".join(map(markdown, tables(json.loads(Path(path).read_text(encoding="utf-8")))))
+    if into is None:
+        print(text)
+        return
+    page = Path(into).read_text(encoding="utf-8")
+    (before, _, rest), after = page.partition(BEGIN), page.partition(END)[2]
+    assert rest and END in rest, f"{into} lacks the lines {BEGIN} and {END}"
+    Path(into).write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

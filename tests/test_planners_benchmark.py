@@ -87,8 +87,11 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [row["name"] for row in found["problems"]] == ["small", "unet"]
     assert all(b["bound"] <= b["auto"] + 1e-9 for row in found["problems"] for b in row["shares"].values())
     assert "at every peak that a peer reaches" in capsys.readouterr().out
-    planner_tables.main(str(out))
-    assert "| unet | 165 |" in capsys.readouterr().out
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{planner_tables.BEGIN}\noutdated\n{planner_tables.END}\nafter\n")
+    planner_tables.main(str(out), str(page))
+    assert "| unet | 165 |" in page.read_text() and "outdated" not in page.read_text()
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("\nafter\n")
 
 
 def test_the_optimum_is_looked_for_where_something_must_be_recomputed() -> None:
