@@ -42,7 +42,8 @@ class OptimizerView:
         """ "adam" or "sgd" where a fused op does what this optimizer does, else "step"."""
         known = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "sgd"}
         differentiable = any(group.get("differentiable") for group in self.optimizer.param_groups)
-        return "step" if differentiable else known.get(type(self.optimizer), "step")
+        hooked = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
+        return "step" if differentiable or hooked else known.get(type(self.optimizer), "step")
 
     def trains(self, item: object) -> bool:
         """Whether `item` is a parameter of the model that this optimizer updates."""
@@ -166,6 +167,12 @@ class OptimizerView:
                         f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is not the model's: "
                         "make the optimizer from model.parameters() after every change of them (.to(), .half())"
                     )
+        for name in sorted(self.trained):
+            if self.parameters[name]._backward_hooks or self.parameters[name]._post_accumulate_grad_hooks:
+                raise UsageError(
+                    f"the parameter {name} has a hook on its gradient, which a training step does not call: remove it, "
+                    "or use graphopt.optimize()"
+                )
 
 
 def _is_decoupled(group: Mapping[str, Any]) -> bool:

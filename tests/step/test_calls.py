@@ -223,6 +223,23 @@ def test_optimizers_of_another_model_and_nothing_to_train_are_refused() -> None:
         graphopt.train_step(frozen, None, sgd(frozen.parameters()))(*vectors(1)[0][0])
 
 
+def test_hooks_of_the_optimizer_are_called() -> None:
+    pair = make_pair(seeded(Perceptron), lambda p: optim.SGD(p, 0.1))
+    called: list[str] = []
+    pair.step.optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    pair.step.optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    pair.run(vectors(2))
+    assert called == ["before", "after"] * 2 and pair.differences() == {}
+
+
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_gradients_are_refused(hook: str) -> None:
+    model = seeded(Perceptron)()
+    getattr(model.get_parameter("first.weight"), hook)(lambda _: None)
+    with pytest.raises(graphopt.UsageError, match=r"first\.weight has a hook"):
+        graphopt.train_step(model, None, sgd(model.parameters()))
+
+
 def test_a_budget_that_does_not_do_is_refused_before_anything_runs() -> None:
     model = seeded(Perceptron)()
     ((x, y), _) = vectors(1)[0]
