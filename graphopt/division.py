@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from graphopt.errors import BudgetError
+from graphopt.errors import BudgetError, CaptureError, GraphoptError
 from graphopt.micro import HandOver, MicroCall, Micros
-from graphopt.step_memory import PlannedMicro, StepMemory
+from graphopt.step_memory import UNLIMITED_BYTES, PlannedMicro, StepMemory
 from graphopt.units import format_bytes
 from graphopt.window import MicroBatch, Weights, cut, rows_of
 
@@ -24,7 +26,8 @@ class Trial:
     """One way to cut a batch of `rows`: captured and planned, not run.
 
     `minimum_bytes` is the least budget that would do, of which `fixed_bytes` are there whatever the
-    micro-batch's size. Where it does not fit, `micro` is None and `error` says why.
+    micro-batch's size. Where it does not fit, `micro` is None and `error` says why; where the model takes
+    no batch of this size (batch norm wants two rows), no budget would do.
     """
 
     rows: int
@@ -33,7 +36,7 @@ class Trial:
     fixed_bytes: int
     trial_seconds: float
     micro: PlannedMicro | None = None
-    error: BudgetError | None = None
+    error: GraphoptError | None = None
 
     @property
     def accumulate(self) -> int:
@@ -66,6 +69,7 @@ class Division:
         self.memory, self.accumulate, self.weights = memory, accumulate, weights
         self.micro_rows = 0
         self._module, self._hand_over = module, hand_over
+        self._captured = False
         self._micros: dict[tuple[bool, frozenset[str]], Micros] = {}
 
     def cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
@@ -84,7 +88,10 @@ class Division:
         return self._micros_now().resolve(piece.args, piece.kwargs)
 
     def trial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], micro_rows: int) -> Trial:
-        """Capture and plan the first micro-batch of `micro_rows`, whether it fits or not."""
+        """Capture and plan the first micro-batch of `micro_rows`, whether it fits or not.
+
+        Raises CaptureError where nothing could be captured before.
+        """
         rows, memory = rows_of(args, kwargs), self.memory
         memory.batch, memory.summed = (args, kwargs), micro_rows < rows
         piece = cut(args, kwargs, micro_rows, None)[0]
@@ -92,8 +99,14 @@ class Division:
         try:
             planned = self.resolve(piece).micro.planned
         except BudgetError as error:
+            self._captured = True
             spent = time.monotonic() - start
             return Trial(rows, micro_rows, error.minimum_bytes, memory.fixed_bytes, spent, error=error)
+        except CaptureError as error:
+            if not self._captured:
+                raise
+            return Trial(rows, micro_rows, UNLIMITED_BYTES, 0, time.monotonic() - start, error=error)
+        self._captured = True
         micro = next(micro for micro in memory.planned if micro.planned is planned)
         minimum_bytes = micro.peak_of(micro.planned.captured.minimum_bytes)
         return Trial(rows, micro_rows, minimum_bytes, memory.fixed_bytes, time.monotonic() - start, micro)
@@ -105,9 +118,20 @@ class Division:
         best = min(trials, key=lambda trial: trial.seconds)
         if best.micro is None:
             raise none_fits(trials)
+        if best.accumulate > 1:
+            self._warn_of_batch_norm(best)
         self._settle(best.micro_rows, best.accumulate > 1)
         self.memory.planned = [best.micro]
         self._micros = {key: micros for key, micros in self._micros.items() if key[0] is self.memory.summed}
+
+    def _warn_of_batch_norm(self, best: Trial) -> None:
+        """What was not asked for in so many words must not change a result in silence."""
+        if any(isinstance(module, _BatchNorm) and module.training for module in self.memory.model.modules()):
+            warnings.warn(
+                f"graphopt: accumulate='auto' cuts the batch into {best.accumulate} micro-batches of {best.micro_rows} "
+                "rows, and batch norm takes its statistics from each of them; accumulate=1 keeps the batch whole",
+                stacklevel=2,
+            )
 
     def _settle(self, micro_rows: int, summed: bool) -> None:
         self.micro_rows, self.memory.summed = micro_rows, summed
@@ -147,12 +171,16 @@ def walk(rows: int, budget_bytes: int, trial: Callable[[int], Trial]) -> Iterato
     sizes = micro_sizes(rows)
     tried: dict[int, Trial] = {}
     place = 0
-    while place < len(sizes):
+    while place not in tried:
         tried[place] = trial(sizes[place])
         yield tried[place]
         if tried[place].micro:
             break
-        place = _next_place(sizes, place, [tried[i] for i in sorted(tried)], budget_bytes)
+        if isinstance(tried[place].error, CaptureError):  # so small a batch cannot be; the next larger one may
+            del sizes[place:], tried[place]
+            place -= 1
+        else:
+            place = min(_next_place(sizes, place, [tried[i] for i in sorted(tried)], budget_bytes), len(sizes) - 1)
     else:
         return
     before = place - 1
@@ -167,14 +195,14 @@ def walk(rows: int, budget_bytes: int, trial: Callable[[int], Trial]) -> Iterato
         yield last
         slower = slower + 1 if last.seconds >= best else 0
         best = min(best, last.seconds)
-        if slower and (slower == 2 or last.seconds == last.eager_seconds):
+        if not last.micro or (slower and (slower == 2 or last.seconds == last.eager_seconds)):
             return
 
 
 def none_fits(trials: list[Trial]) -> BudgetError:
     """The error for a batch of which no micro-batch fits: what the least demanding way to cut it needs."""
     least = min(trials, key=lambda trial: trial.minimum_bytes)
-    assert least.error is not None
+    assert isinstance(least.error, BudgetError)
     return BudgetError(
         f"no way to cut the batch of {least.rows} rows fits; micro-batches of {least.micro_rows} need the least, "
         f"{format_bytes(least.minimum_bytes)}.\n{least.error}",

@@ -16,7 +16,7 @@ from torch import nn
 import graphopt
 from graphopt import measure
 from graphopt.division import Trial, micro_sizes, walk
-from graphopt.errors import BudgetError
+from graphopt.errors import BudgetError, CaptureError
 from graphopt.step import TrainStep
 
 
@@ -160,6 +160,29 @@ def test_the_choice_is_the_fastest_of_all_ways_and_trains_as_one_batch_would() -
         optimizer.step()
         assert step(*batch(256)).loss == pytest.approx(loss.item(), rel=1e-5)
     torch.testing.assert_close(model.state_dict(), whole.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_that_the_model_does_not_take_are_passed_over() -> None:
+    def trial(size: int) -> Trial:
+        error = CaptureError("two rows at least") if size < 3 else BudgetError("too small", 10 * size)
+        fits = 3 <= size < 5
+        micro = Fake(1.0, 0.5) if fits else None
+        return FakeTrial(64, size, 10 * size, 0, 0.0, micro, None if fits else error)  # type: ignore[arg-type]
+
+    # 64 asks for one row, which cannot be, nor can two; of three, the next larger one fits too
+    assert [t.micro_rows for t in walk(64, 5, trial)] == [64, 1, 2, 3, 4, 6]
+
+
+def test_batch_norm_is_not_cut_in_silence(recwarn: pytest.WarningsRecorder) -> None:
+    def norms() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.Linear(64, 32))
+
+    with pytest.raises(BudgetError) as least:
+        auto(norms(), 1, rows=64)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"accumulate='auto' cuts the batch into \d+ micro-batches"):
+        auto(norms(), least.value.minimum_bytes + 2000, rows=64)
 
 
 def test_the_choice_is_made_at_the_first_batch_where_no_example_was_given() -> None:
