@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from graphopt.division import Division, Trial, walk
-from graphopt.errors import UsageError
+from graphopt.errors import CaptureError, UsageError
 from graphopt.report.fit import Fit, Way
 from graphopt.step_module import as_call
 from graphopt.training import train_step
@@ -60,7 +60,8 @@ def fit_model(
     exact = division({})
     rough = division({"cost_model": "roofline"}) if exact.memory.choice.cost_model != "roofline" else None
     given = _Given(args, kwargs, rows_of(args, kwargs), exact.memory.budget_bytes, tell)
-    ways = list(walk(given.rows, given.budget_bytes, lambda size: given.piece(exact, size)))
+    tried = walk(given.rows, given.budget_bytes, lambda size: given.piece(exact, size))
+    ways = [way for way in tried if not isinstance(way.error, CaptureError)]
     fitting = [way for way in ways if way.micro]
     return Fit(
         model=type(model).__name__,
