@@ -160,4 +160,11 @@ def unrelated(ordering: Ordering, op: int) -> list[int]:
             new = set(problem.readers[value]) - after
             after |= new
             stack.extend(new)
-    return [i for i, half in enumerate(ordering.half) if half == ordering.half[op] and i not in related | after]
+    related |= after
+    return [i for i, half in enumerate(ordering.half) if half == ordering.half[op] and i not in related]
+
+
+def able_to_pass(ordering: Ordering, op: int) -> list[int]:
+    """Those of the unrelated ops that are near enough for one move to the other side of `op`."""
+    where = ordering.where
+    return [i for i in unrelated(ordering, op) if abs(where[i] - where[op]) < FARTHEST]

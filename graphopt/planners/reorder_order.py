@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from graphopt.planners.curve import Curve, once_per_problem
-from graphopt.planners.reorder_moves import Ordering, settle, unrelated
+from graphopt.planners.reorder_moves import Ordering, able_to_pass, settle
 from graphopt.problem import Problem
 
 #: An order is another one only if it lowers the peak by this share.
 LEAST_GAIN = 0.005
+#: Problems of more ops keep their order: looking at those around a peak alone takes longer than all other planning.
+MOST_OPS = 20_000
 #: How many peaks are looked at for that, and how often all ops are once it pays.
 PEAKS, PASSES = 8, 4
 
@@ -23,13 +25,15 @@ def reordered(problem: Problem) -> tuple[int, ...]:
     Ops that are pinned, or cannot be recomputed, keep their order among themselves; forward ops stay
     before the first backward op, the others behind it.
     """
+    if len(problem.ops) > MOST_OPS:
+        return tuple(range(len(problem.ops)))
     ordering = Ordering(problem)
     first, at = ordering.highest()
     seen: set[int] = set()
     # Where nothing could pass the highest steps there is no need to look at all the other ops.
     while at not in seen and len(seen) < PEAKS:
         seen.add(at)
-        settle(ordering, unrelated(ordering, at), 1)
+        settle(ordering, able_to_pass(ordering, at), 1)
         at = ordering.highest()[1]
     if ordering.highest()[0] > (1 - LEAST_GAIN) * first:
         return tuple(range(len(problem.ops)))
