@@ -1,8 +1,8 @@
 """What benchmarks/planners.py found, as tables: in the terminal, and as Markdown for the README.
 
-python benchmarks/planner_tables.py benchmarks/results/planners_cpu_2026-11-21.json [README.md]
+python benchmarks/planner_tables.py benchmarks/results/planners_cpu_2026-11-21.json [docs/planners.md README.md]
 
-With a file the tables are written into it, between the two lines that mark their place.
+With files the tables are written into each, between the two lines that mark their place; a README gets the verdicts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Data = dict[str, list[dict[str, Any]]]
 SHOWN = {"model": ("0.7", "0.5", "0.35", "0.25"), "instance": ("0.9", "0.8", "0.6", "0.4")}
 """Shares of eager's peak in the tables; the JSON has more."""
 NEAR_OPTIMUM = 0.01
-BEGIN, END, OPEN = "<!-- planners -->", "<!-- end of planners -->", ("Verdicts",)
-"""Where the tables stand in the README, and those of them that are not folded."""
+BEGIN, END, VERDICTS = "<!-- planners -->", "<!-- end of planners -->", "Verdicts"
+"""Where the tables stand in a page, and the one that a README has."""
 
 
 @dataclass(frozen=True)
@@ -211,23 +211,23 @@ def print_tables(data: Data) -> None:
 
 
 def markdown(grid: Grid) -> str:
-    """A table under its title, which opens where the table is long."""
+    """A table under its title."""
     lines = (grid.columns, ["---"] * len(grid.columns), *grid.rows)
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    if grid.title in OPEN:
-        return text
-    return f"<details><summary>{grid.title}</summary>\n\n{text}\n\n</details>"
+    return text if grid.title == VERDICTS else f"## {grid.title}\n\n{text}"
 
 
-def main(path: str, into: str | None = None) -> None:
-    text = "\n\n".join(map(markdown, tables(json.loads(Path(path).read_text(encoding="utf-8")))))
-    if into is None:
-        print(text)
-        return
-    page = Path(into).read_text(encoding="utf-8")
-    (before, _, rest), after = page.partition(BEGIN), page.partition(END)[2]
-    assert rest and END in rest, f"{into} lacks the lines {BEGIN} and {END}"
-    Path(into).write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+def main(path: str, *pages: str) -> None:
+    grids = tables(json.loads(Path(path).read_text(encoding="utf-8")))
+    if not pages:
+        print_tables(json.loads(Path(path).read_text(encoding="utf-8")))
+    for name in pages:
+        page = Path(name)
+        shown = [grid for grid in grids if grid.title == VERDICTS or page.name != "README.md"]
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        assert rest and END in rest, f"{name} lacks the lines {BEGIN} and {END}"
+        text = "\n\n".join(map(markdown, shown))
+        page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
