@@ -47,8 +47,10 @@ _SMALL = Effort(
 _MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0, 0.1, 0.3), 10, 1, 8)
 _LARGE = Effort(0.8, 0.8, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0)
 _HUGE = Effort(0.7, 0.7, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
+#: A walk looks at all values for each one that goes, so it is what grows fastest.
+_VAST = Effort(0.5, 0.7, (), 0.5, 20, False, (), 10, 0, 0)
 #: The most ops for each.
-_TABLE = ((500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (math.inf, _HUGE))
+_TABLE = ((500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (20_000, _HUGE), (math.inf, _VAST))
 
 
 def effort_for(problem: Problem) -> Effort:
