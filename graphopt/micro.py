@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._dynamo.exc import Unsupported
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOutput, TangentAOTInput
 
-from graphopt.backend import Captured, break_reason, compile_graph
+from graphopt.backend import Captured, compile_graph
 from graphopt.dynamo import dynamo_errors, own_frame
 from graphopt.errors import CaptureError, UsageError
 from graphopt.nodes import is_tangent, source_line
@@ -102,7 +103,9 @@ class Micros:
         self._called: MicroCall | None = None
         self._known: dict[str, Micro] = {}
         self._again = 0
-        self._compiled = torch.compile(own_frame(module._call_impl), backend=self._backend, dynamic=False)
+        self._compiled = torch.compile(
+            own_frame(module._call_impl), backend=self._backend, dynamic=False, fullgraph=True
+        )
 
     def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
         """The graph for these inputs, captured and planned if it is new, and what goes into it.
@@ -111,7 +114,7 @@ class Micros:
         """
         self._called = None
         with dynamo_errors(), torch.enable_grad(), torch._functorch.config.patch(backward_pass_autocast="off"):
-            self._compiled(*args, **kwargs)
+            self._run(args, kwargs)
         if self._called is None:
             raise CaptureError(
                 "nothing of the model could be captured: torch.compile skipped its forward; TORCH_LOGS=graph_breaks "
@@ -120,13 +123,19 @@ class Micros:
         call, self._called = self._called, None
         return call
 
-    def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        reason = break_reason(module)
-        if reason:
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        try:
+            self._compiled(*args, **kwargs)
+        except Unsupported as error:
+            frames = getattr(error, "real_stack", None)
+            where = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
             raise CaptureError(
-                f"a training step must be captured whole, and this model breaks into several graphs: {reason}; remove "
-                "the break, or use graphopt.optimize(), which divides the budget over the pieces"
-            )
+                "a training step must be captured whole, and torch.compile breaks this model into several graphs"
+                f"{where}: {str(error).splitlines()[0]}. Remove the break, or use graphopt.optimize(), which divides "
+                "the budget over the pieces"
+            ) from error
+
+    def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         kept = _kept_inputs(module)
         micro = self._capture(_loss_alone(module), inputs)
 
@@ -180,6 +189,8 @@ def _kept_inputs(module: fx.GraphModule) -> list[int]:
     assert isinstance(returned, (tuple, list))
     values = [node.meta["example_value"] if isinstance(node, fx.Node) else None for node in returned]
     loss = values[0]
+    if isinstance(loss, torch.Tensor) and loss.numel() == 0:
+        raise UsageError("the step has no loss: give loss_fn, or a model that returns its loss (or has it as .loss)")
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         found = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(returned[0]).__name__
         raise UsageError(f"the loss must be a single number to be differentiated, got {found}; reduce it with .mean()")

@@ -49,7 +49,7 @@ class LossModule(nn.Module):
         self.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The loss, a single number; raises UsageError where there is none."""
+        """The loss; empty where the step has none."""
         if self.autocast is None:
             loss = _loss_in(self.step(*args, **kwargs))
         else:
@@ -59,16 +59,17 @@ class LossModule(nn.Module):
 
 
 def _loss_in(output: Any) -> torch.Tensor:
-    """The output itself, its `.loss` or `["loss"]`, or the first of a tuple."""
+    """The output itself, its `.loss` or `["loss"]`, or the first of a tuple; an empty tensor where there is none.
+
+    Raising here, inside what is captured, would look like a graph break.
+    """
     if isinstance(output, Mapping):
         output = output.get("loss")
     elif isinstance(output, (tuple, list)):
         output = output[0]
     elif not isinstance(output, torch.Tensor):
         output = getattr(output, "loss", None)
-    if not isinstance(output, torch.Tensor):
-        raise UsageError("the step has no loss: give loss_fn, or a model that returns its loss (or has it as .loss)")
-    return output
+    return output if isinstance(output, torch.Tensor) else torch.empty(0)
 
 
 def as_call(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
