@@ -130,9 +130,8 @@ class Micros:
             frames = getattr(error, "real_stack", None)
             where = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
             raise CaptureError(
-                "a training step must be captured whole, and torch.compile breaks this model into several graphs"
-                f"{where}: {str(error).splitlines()[0]}. Remove the break, or use graphopt.optimize(), which divides "
-                "the budget over the pieces"
+                f"torch.compile cannot capture this training step whole{where}: {str(error).splitlines()[0]}. Mend "
+                "that, or use graphopt.optimize(), which divides the budget over the pieces of a model that breaks"
             ) from error
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

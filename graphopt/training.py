@@ -42,6 +42,7 @@ def train_step(
     planner: str = "auto",
     cost_model: str = "auto",
     reserve: int | float | str = 0,
+    plan_seconds: float = 0.0,
 ) -> TrainStep:
     """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
 
@@ -56,7 +57,7 @@ def train_step(
     and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
     stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
     its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
-    no norm to clip by. `planner`, `cost_model`, `reserve` and `example_inputs` are
+    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds` and `example_inputs` are
     those of `optimize()`.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
@@ -80,7 +81,7 @@ def train_step(
     memory = StepMemory(
         model,
         view,
-        Choice(planner, cost_model),
+        Choice(planner, cost_model, plan_seconds=plan_seconds),
         UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total),
         parse_bytes(reserve, total) if reserve else 0,
         tail=TailOptions(scaled=loss_scale is not None, normed=isinstance(clip, ClipNorm)),

@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 from test_optimize import BATCH, Blocks, budget_of
+from torch import nn
 
+import graphopt
 from graphopt import api
 from graphopt.planners import local
 from graphopt.problem import Problem
@@ -41,6 +43,26 @@ def test_plan_seconds_are_divided_over_the_graphs(monkeypatch: pytest.MonkeyPatc
     options = {"mem_budget": budget_of(Blocks(), 0.7), "cost_model": "roofline"}
     api.plan_model(model, BATCH, plan_seconds=3.0, **options)
     assert asked == [1.5, 1.5]
+
+
+def test_a_training_step_is_searched_too(model: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def improve(_problem: Problem, schedule: Schedule, _budget_bytes: int, seconds: float) -> Schedule:
+        asked.append(seconds)
+        return schedule
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"example_inputs": (*BATCH, torch.zeros(512, 32)), "cost_model": "roofline"}
+    free = graphopt.train_step(model, nn.functional.mse_loss, optimizer, **options)
+    monkeypatch.setattr(local, "improve", improve)
+    graphopt.train_step(
+        model, nn.functional.mse_loss, optimizer, (free.plan.minimum_bytes + free.plan.peak_bytes) // 2, **options
+    )
+    assert asked == []
+    budget = (free.plan.minimum_bytes + free.plan.peak_bytes) // 2
+    graphopt.train_step(model, nn.functional.mse_loss, optimizer, budget, plan_seconds=2.0, **options)
+    assert asked == [2.0]
 
 
 def test_a_search_that_goes_over_the_budget_by_generator_states_is_not_taken(
