@@ -11,6 +11,7 @@ from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto,
 from graphopt.planners.effort import effort_for
 from graphopt.planners.mincut import mincut_curve
 from graphopt.planners.polish import crumb_points, lowest_points, polish_points
+from graphopt.planners.refine import refined
 from graphopt.planners.reorder_order import in_lower_order, in_own_ids
 from graphopt.planners.search import fill_points, search_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
@@ -49,7 +50,7 @@ def in_order_curve(problem: Problem) -> Curve:
     polished = pareto(polish_points(problem, best))
     best = pareto([*best, *polished, *fill_points(problem, polished, best)])
     lowest = pareto(_lowest(problem, members, best))
-    best = pareto([*best, *lowest, *fill_points(problem, lowest, best)])
+    best = refined(problem, pareto([*best, *lowest, *fill_points(problem, lowest, best)]))
     return pareto([*best, *crumb_points(problem, best)])
 
 

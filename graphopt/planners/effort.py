@@ -9,6 +9,17 @@ from graphopt.problem import Problem
 
 
 @dataclass(frozen=True)
+class Pass:
+    """Budgets in one pass over a curve, from its highest peak down."""
+
+    #: Ratio of a budget to the one above it, and of the first one to the highest peak.
+    ratio: float
+    first: float
+    #: How many times a budget its start may take.
+    above: float
+
+
+@dataclass(frozen=True)
 class Effort:
     """What the searches try."""
 
@@ -30,6 +41,8 @@ class Effort:
     lowest: int
     #: How many of a curve's drops are tried to be had for less.
     crumbs: int
+    #: Passes over the curve at which points are lowered to budgets.
+    passes: tuple[Pass, ...] = ()
 
 
 _SMALL = Effort(
@@ -37,14 +50,15 @@ _SMALL = Effort(
     polish=0.95,
     walks=tuple(0.815**k for k in range(1, 19)),
     apart=0.95,
-    batches=96,
+    batches=48,
     patient=True,
-    polished=(0.0, 0.1, 0.25, 0.4, 0.6, 0.8),
+    polished=(0.0,),
     read_outs=16,
     lowest=3,
     crumbs=16,
+    passes=(Pass(0.98, 0.98, 1.05), Pass(0.98, 0.99, 1.1), Pass(0.98, 0.98, 1.03)),
 )
-_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0, 0.1, 0.3), 10, 1, 8)
+_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0,), 10, 1, 8, (Pass(0.97, 0.97, 1.05),))
 _LARGE = Effort(0.8, 0.8, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0)
 _HUGE = Effort(0.7, 0.7, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
 #: A walk looks at all values for each one that goes, so it is what grows fastest.

@@ -1,0 +1,37 @@
+"""A good curve made better at one budget after another: what lies just above each is lowered to it.
+
+The searches end at peaks of their own; what is best between two of those is found only where
+somebody looks. Each budget starts from the best there is by then, so that gains are handed down.
+"""
+
+from __future__ import annotations
+
+from graphopt.planners.curve import Curve, pareto
+from graphopt.planners.effort import effort_for
+from graphopt.planners.evict import reach
+from graphopt.planners.fill import fill_under
+from graphopt.planners.search import fill_points
+from graphopt.planners.spans import Spans
+from graphopt.problem import Problem
+
+
+def refined(problem: Problem, known: Curve) -> Curve:
+    """The curve, at least as good everywhere."""
+    curve = known
+    for sweep in effort_for(problem).passes:
+        budget = curve[-1].peak_bytes * sweep.first
+        while budget > curve[0].peak_bytes:
+            curve = _lowered(problem, curve, int(budget), budget * sweep.above)
+            budget *= sweep.ratio
+    return known if curve is known else pareto([*curve, *fill_points(problem, curve, known)])
+
+
+def _lowered(problem: Problem, curve: Curve, budget_bytes: int, most_bytes: float) -> Curve:
+    """With the best schedule of at most `most_bytes` lowered to the budget, and more kept again there."""
+    start = [p for p in curve if p.peak_bytes <= most_bytes][-1]
+    if start.peak_bytes <= budget_bytes:
+        return curve
+    found = reach(Spans(problem, start.schedule), budget_bytes)
+    if found and found[-1].peak_bytes <= budget_bytes:
+        found.append(fill_under(found[-1], budget_bytes))
+    return pareto([*curve, *(step.point(start.planner) for step in found)]) if found else curve
