@@ -58,7 +58,7 @@ _SMALL = Effort(
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.05), Pass(0.98, 0.99, 1.1), Pass(0.98, 0.98, 1.03)),
 )
-_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.04), 0.8, 40, False, (0.0,), 10, 1, 8, (Pass(0.97, 0.97, 1.05),))
+_MEDIUM = Effort(0.81, 0.9, (0.4, 0.18, 0.07, 0.0225), 0.8, 40, False, (0.0,), 10, 1, 8, (Pass(0.97, 0.97, 1.05),))
 _LARGE = Effort(0.8, 0.8, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0)
 _HUGE = Effort(0.7, 0.7, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
 #: A walk looks at all values for each one that goes, so it is what grows fastest.

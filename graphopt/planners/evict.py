@@ -21,8 +21,8 @@ from graphopt.problem import Problem
 
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
 SMALL_INPUT = 0.25
-#: Ops that one eviction may ask to run again.
-LONGEST = 25
+#: Ops that one eviction may ask to run again, and where the lowest of all peaks is sought.
+LONGEST, LONGEST_AT_LOWEST = 25, (25, 50)
 #: Inputs that are looked at in search of one round's evictions: so many an op, and some more.
 WORK, LEAST_WORK = 12, 2000
 #: Attempts at one target, how many of them in a row may lower nothing, and the seconds, in those of a
@@ -46,8 +46,8 @@ class _Quote:
 class Evictor:
     """Prices evictions on one schedule, for one target."""
 
-    def __init__(self, spans: Spans, target: int) -> None:
-        self.spans, self.problem, self.target = spans, spans.problem, target
+    def __init__(self, spans: Spans, target: int, longest: int = LONGEST) -> None:
+        self.spans, self.problem, self.target, self.longest = spans, spans.problem, target, longest
         self.memory = spans.memory
         self.size, self.slot = spans.layout.sizes, spans.layout.slots
         self.last: list[int] = spans.last.tolist()
@@ -106,7 +106,7 @@ class Evictor:
             maker = producer[stack.pop()]
             if maker in again:
                 continue
-            if not ops[maker].recomputable or len(again) > LONGEST:
+            if not ops[maker].recomputable or len(again) > self.longest:
                 return False
             again.add(maker)
             quote.seconds += ops[maker].seconds
@@ -140,7 +140,7 @@ class Evictor:
         return not len(inside) or int(np.maximum.reduce(inside)) - freed + size <= self.target
 
 
-def lower(line: Spans, target: int, moves: int) -> list[int] | None:
+def lower(line: Spans, target: int, moves: int, longest: int = LONGEST) -> list[int] | None:
     """The schedule with up to `moves` more evictions; None where none would help."""
     memory = line.memory.copy()
     before: dict[int, set[int]] = {}
@@ -150,7 +150,7 @@ def lower(line: Spans, target: int, moves: int) -> list[int] | None:
     def wanted(value: int, start: int, stop: int) -> bool:
         return value not in relied_on and int(np.maximum.reduce(memory[start + 1 : stop])) > target
 
-    for found in Evictor(line, target).candidates(wanted):
+    for found in Evictor(line, target, longest).candidates(wanted):
         if not wanted(found.value, found.start, found.stop):
             continue
         memory[found.start + 1 : found.stop] -= found.net_bytes
@@ -173,7 +173,13 @@ def lower(line: Spans, target: int, moves: int) -> list[int] | None:
 
 
 def descend(
-    problem: Problem, schedule: Sequence[int], planner: str, ratio: float, until: int = 0, nearer: int = 0
+    problem: Problem,
+    schedule: Sequence[int],
+    planner: str,
+    ratio: float,
+    until: int = 0,
+    nearer: int = 0,
+    longest: int = LONGEST,
 ) -> list[CurvePoint]:
     """Schedules of ever less memory down to `until` bytes, each target `ratio` of the peak before.
 
@@ -185,7 +191,7 @@ def descend(
     least = line.peak_bytes
     while least > max(floor, until):
         target = max(int(least * ratio), floor)
-        reached = reach(line, target)
+        reached = reach(line, target, longest)
         found.extend(step.point(planner) for step in reached)
         if reached and reached[-1].peak_bytes <= target:
             line = fill_under(reached[-1], target)
@@ -199,7 +205,7 @@ def descend(
     return found
 
 
-def reach(line: Spans, target: int) -> list[Spans]:
+def reach(line: Spans, target: int, longest: int = LONGEST) -> list[Spans]:
     """Schedules of ever less memory, the last one under `target` if that can be reached."""
     problem, least = line.problem, line.peak_bytes
     moves = 8 + len(problem.ops) // 20
@@ -207,7 +213,7 @@ def reach(line: Spans, target: int) -> list[Spans]:
     patience = PATIENCE
     for _ in range(ATTEMPTS):
         hopeless = not patience or line.seconds > GIVE_UP * problem.seconds
-        lowered = None if hopeless else lower(line, target, moves)
+        lowered = None if hopeless else lower(line, target, moves, longest)
         if lowered is None:
             break
         line = Spans(problem, lowered)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from graphopt.planners.curve import Curve, CurvePoint
 from graphopt.planners.effort import effort_for
-from graphopt.planners.evict import descend, lower
+from graphopt.planners.evict import LONGEST_AT_LOWEST, descend, lower
 from graphopt.planners.hoist import hoist
 from graphopt.planners.spans import Spans, point
 from graphopt.problem import Problem
@@ -38,7 +38,9 @@ def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
     ratio = effort_for(problem).polish
     for _ in range(HOISTS):
         hoisted = point(problem, hoist(problem, lowest.schedule), lowest.planner)
-        found = [hoisted, *descend(problem, hoisted.schedule, lowest.planner, ratio, nearer=1)]
+        found = [hoisted]
+        for longest in LONGEST_AT_LOWEST:
+            found += descend(problem, hoisted.schedule, lowest.planner, ratio, nearer=2, longest=longest)
         points.extend(found)
         least = min(found, key=lambda p: (p.peak_bytes, p.seconds))
         if least.peak_bytes >= lowest.peak_bytes:
