@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,13 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:
-    best = 9.0
-    for _ in range(3):
-        start = time.monotonic()
-        code = "import sys; from graphopt.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        best = min(best, time.monotonic() - start)
-        assert done.returncode == 0 and "verify" in done.stdout
-    assert best < 0.5
+    code = "import sys; from graphopt.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    after = os.times()
+    assert done.returncode == 0 and "verify" in done.stdout
+    # the child's own CPU seconds: the machine may be busy with other tests
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
 
 def test_help_names_every_planner(capsys: pytest.CaptureFixture[str]) -> None:
