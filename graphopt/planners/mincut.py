@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
+from graphopt.planners.effort import effort_for
 from graphopt.planners.mincut_flow import Network
 from graphopt.planners.none import none_curve
 from graphopt.planners.replay import held_values, recompute_once
@@ -27,9 +28,8 @@ Floats = npt.NDArray[np.float64]
 
 #: Seconds are whole numbers of this share of a step's, so that flows are exact; a price that no op is worth.
 GRAIN, TOO_DEAR = 1e-12, 10**15
-#: The first price (of keeping all that can be kept, as a share of a step), the ratio of one to the next,
-#: and how many there are at most.
-FIRST_PRICE, PRICE_RATIO, MOST_PRICES = 1e-3, 1.3, 60
+#: The first price (of keeping all that can be kept, as a share of a step), and how many there are at most.
+FIRST_PRICE, MOST_PRICES = 1e-3, 60
 #: Prices need not rise any more where less than this share is kept.
 LITTLE = 0.01
 
@@ -98,6 +98,7 @@ def sweep(cutter: Cutter, shape: Floats) -> Iterator[frozenset[int]]:
     sizes = cutter.problem.values
     most = sum(sizes[v].bytes for v in cutter.late)
     price = FIRST_PRICE / max(1, most)
+    ratio = effort_for(cutter.problem).price_ratio
     before: frozenset[int] | None = None
     for _ in range(MOST_PRICES):
         kept = cutter.cut(price * shape)
@@ -106,15 +107,17 @@ def sweep(cutter: Cutter, shape: Floats) -> Iterator[frozenset[int]]:
         if sum(sizes[v].bytes for v in kept) <= LITTLE * most:
             return
         before = kept
-        price *= PRICE_RATIO
+        price *= ratio
 
 
 def shapes(problem: Problem, split: int) -> list[Floats]:
-    """Proportions of the steps' prices: only the split has one; each that is over half of the peak has."""
-    alone = np.zeros(len(problem.ops))
-    alone[split] = 1.0
+    """Proportions of the steps' prices: each that is over half of the peak has one; only the split has."""
     alive = Spans(problem, range(len(problem.ops))).memory
     above: Floats = np.maximum(2 * alive / max(1, int(alive.max())) - 1, 0.0)
+    if not effort_for(problem).price_alone:
+        return [above]
+    alone = np.zeros(len(problem.ops))
+    alone[split] = 1.0
     return [alone, above]
 
 

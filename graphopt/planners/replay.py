@@ -48,7 +48,7 @@ def recompute_once(problem: Problem, end: int, kept: set[int]) -> list[int]:
     schedule = list(range(end))
     for op_id in range(end, len(problem.ops)):
         op = problem.ops[op_id]
-        if any(v not in alive for v in op.inputs):
+        if not alive.issuperset(op.inputs):
             for again in missing_ops(problem, op.inputs, alive):
                 schedule.append(again)
                 alive.update(problem.ops[again].outputs)
