@@ -1,7 +1,7 @@
 """The best of all planners at every budget.
 
 One curve is made for a problem, whatever the budget: so more bytes never cost more time, and no
-member is better than the portfolio, in the order of ops that is planned.
+member is better than the portfolio.
 """
 
 from __future__ import annotations
@@ -33,15 +33,11 @@ def _lowest(problem: Problem, members: list[Curve], best: Curve) -> list[CurvePo
 
 @once_per_problem
 def auto_curve(problem: Problem) -> Curve:
-    """The curve of the problem's own order, and that of another one where its peak is clearly lower.
-
-    Large problems are planned in one order only, that of the lower peak: two take twice the time.
-    """
+    """The curve of the problem's own order, and that of another one where its peak is clearly lower."""
     other = in_lower_order(problem)
     if other.ops == problem.ops:
         return in_order_curve(problem)
-    apart = in_own_ids(problem, in_order_curve(other))
-    return pareto([*in_order_curve(problem), *apart]) if effort_for(problem).both_orders else apart
+    return pareto([*in_order_curve(problem), *in_own_ids(problem, in_order_curve(other))])
 
 
 @once_per_problem

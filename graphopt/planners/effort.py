@@ -29,8 +29,6 @@ class Effort:
     #: Ratio of one price of minimum cuts to the next, and whether prices of the highest step alone are tried too.
     price_ratio: float
     price_alone: bool
-    #: Whether the problem's own order is planned too where another one has a lower peak.
-    both_orders: bool
     #: Limits of the walks, as shares of the way from the floor to the peak.
     walks: tuple[float, ...]
     #: Ratio of the peaks of schedules that are filled.
@@ -55,7 +53,6 @@ _SMALL = Effort(
     polish=0.95,
     price_ratio=1.3,
     price_alone=True,
-    both_orders=True,
     walks=tuple(0.815**k for k in range(1, 19)),
     apart=0.95,
     batches=48,
@@ -67,12 +64,12 @@ _SMALL = Effort(
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
 )
 _MEDIUM = Effort(
-    0.7, 0.9, 1.5, False, False, (0.4, 0.18, 0.04, 0.0225), 0.7, 40, False, (0.0,), 7, 1, 8, (Pass(0.97, 0.97, 1.05),)
+    0.7, 0.9, 1.5, False, (0.4, 0.18, 0.04, 0.0225), 0.7, 40, False, (0.0,), 7, 1, 8, (Pass(0.97, 0.97, 1.05),)
 )
-_LARGE = Effort(0.8, 0.8, 1.5, False, False, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0)
-_HUGE = Effort(0.7, 0.7, 1.5, False, False, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
+_LARGE = Effort(0.8, 0.8, 1.5, False, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0)
+_HUGE = Effort(0.7, 0.7, 1.5, False, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
 #: A walk looks at all values for each one that goes, so it is what grows fastest.
-_VAST = Effort(0.5, 0.7, 1.5, False, False, (), 0.5, 20, False, (), 10, 0, 0)
+_VAST = Effort(0.5, 0.7, 1.5, False, (), 0.5, 20, False, (), 10, 0, 0)
 #: The most ops for each.
 _TABLE = ((500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (20_000, _HUGE), (math.inf, _VAST))
 
