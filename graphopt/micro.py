@@ -101,7 +101,7 @@ class Micros:
     ) -> None:
         self._choice, self._plan, self._trained, self._hand_over = choice, plan, trained, hand_over
         self._called: MicroCall | None = None
-        self._known: dict[str, Micro] = {}
+        self._known: dict[object, Micro] = {}
         self._again = 0
         self._compiled = torch.compile(
             own_frame(module._call_impl), backend=self._backend, dynamic=False, fullgraph=True
@@ -164,9 +164,11 @@ class Micros:
 
     def _planned(self, captured: CapturedGraph, inputs: Sequence[Any]) -> Micro:
         """The graph, planned; one that was captured before, for another state of the model, is planned already."""
-        known = self._known.get(captured.step.graph_hash)
+        inputs_of_graph = captured.step.graph_module.graph.find_nodes(op="placeholder")
+        key = captured.step.graph_hash, tuple(node.meta[DESCRIPTOR] for node in inputs_of_graph)
+        known = self._known.get(key)
         if known is None:
-            known = self._known[captured.step.graph_hash] = Micro(self._plan(captured, inputs))
+            known = self._known[key] = Micro(self._plan(captured, inputs))
             return known
         self._again += 1
         if self._again == _TOO_OFTEN:
