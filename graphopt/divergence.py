@@ -17,9 +17,8 @@ from graphopt.errors import VerificationError
 from graphopt.nodes import is_new_statistics, source_line
 from graphopt.planned import Choice
 from graphopt.session import Request, Session
+from graphopt.units import UNLIMITED_BYTES
 from graphopt.verify import Difference, StepResult, differences, run_step, tensors_in
-
-_EVERYTHING = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
         return Comparison(
             True, (f"{count} tensors (loss, outputs, gradients, buffers, generators) equal eager's bit by bit",)
         )
-    plain = Session(model, Request(_EVERYTHING, Choice("none", session.request.choice.cost_model)))
+    plain = Session(model, Request(UNLIMITED_BYTES, Choice("none", session.request.choice.cost_model)))
     captured = step_of(plain)()
     own_gaps = differences(captured, optimized)
     if own_gaps:

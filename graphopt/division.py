@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphopt.errors import BudgetError, CaptureError, GraphoptError
 from graphopt.micro import HandOver, MicroCall, Micros
-from graphopt.step_memory import UNLIMITED_BYTES, PlannedMicro, StepMemory
-from graphopt.units import format_bytes
+from graphopt.step_memory import PlannedMicro, StepMemory
+from graphopt.units import UNLIMITED_BYTES, format_bytes
 from graphopt.window import MicroBatch, Weights, cut, rows_of
 
 #: How many micro-batches, or to choose that.

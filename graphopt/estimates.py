@@ -15,9 +15,8 @@ from graphopt.planned import CapturedGraph
 from graphopt.report.sweep import sweep_text
 from graphopt.resident import device_total_bytes
 from graphopt.shares import joint_curve, joint_peak_bytes
-from graphopt.units import format_bytes, parse_bytes
+from graphopt.units import UNLIMITED_BYTES, format_bytes, parse_bytes
 
-_EVERYTHING = 1 << 62
 #: Budgets at which a model of several graphs is looked at; the curve of one graph is known at all of them.
 _BUDGETS = 24
 
@@ -94,7 +93,7 @@ def estimate(
     cannot be used.
     """
     options: dict[str, Any] = {"cost_model": cost_model, "reserve": reserve, "optimizer": optimizer}
-    session = plan_model(model, example_inputs, loss_fn, mem_budget=_EVERYTHING, **options)._session
+    session = plan_model(model, example_inputs, loss_fn, mem_budget=UNLIMITED_BYTES, **options)._session
     graphs = [planned.captured for planned in session.planned]
     resident = sum(session.resident_bytes.values())
     eager_seconds = sum(graph.eager.seconds for graph in graphs) or 1.0

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphopt.cost_models.model_state import optimizer_bytes
+from graphopt.cost_models.model_state import HALF, optimizer_bytes
 from graphopt.errors import UsageError
 from graphopt.passes.update import GroupUpdate
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class OptimizerView:
@@ -35,6 +33,7 @@ class OptimizerView:
         self._pending: dict[str, dict[str, torch.Tensor]] = {}
         if masters:
             self._make_masters()
+        self._stepped_names = {**self.names, **{id(master): name for name, master in self.masters.items()}}
         self._check()
 
     @property
@@ -130,9 +129,7 @@ class OptimizerView:
         return frozenset(self._name(p) for group in self.optimizer.param_groups for p in group["params"])
 
     def _name(self, stepped: torch.Tensor) -> str:
-        if id(stepped) in self.names:
-            return self.names[id(stepped)]
-        return next(name for name, master in self.masters.items() if master is stepped)
+        return self._stepped_names[id(stepped)]
 
     def _group(self, number: int, group: Mapping[str, Any], names: tuple[str, ...], first: bool) -> GroupUpdate:
         kind, masters = self.kind, frozenset(self.masters)
@@ -153,16 +150,15 @@ class OptimizerView:
             )
         for group in self.optimizer.param_groups:
             for position, parameter in enumerate(group["params"]):
-                if parameter.dtype in _HALF and id(parameter) in self.names:
+                if parameter.dtype in HALF and id(parameter) in self.names:
                     master = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
                     self.masters[self.names[id(parameter)]] = master
                     group["params"][position] = master
 
     def _check(self) -> None:
-        known = set(self.names) | {id(master) for master in self.masters.values()}
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                if id(parameter) not in known:
+                if id(parameter) not in self._stepped_names:
                     raise UsageError(
                         f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is not the model's: "
                         "make the optimizer from model.parameters() after every change of them (.to(), .half())"

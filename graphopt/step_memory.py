@@ -24,9 +24,6 @@ from graphopt.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
 from graphopt.stepgraph import output_args
 from graphopt.tail_memory import TailOptions, tail_bytes
 
-#: A budget that nothing exceeds.
-UNLIMITED_BYTES = 1 << 62
-
 
 @dataclass(frozen=True, eq=False)
 class PlannedMicro:

@@ -12,8 +12,7 @@ from graphopt.cost_models.model_state import HALF, float32_bytes, nbytes
 from graphopt.cost_models.rehearsal import like, peak_bytes_of, rehearse_step
 from graphopt.errors import UsageError
 from graphopt.kernels import stock_update
-from graphopt.kernels.build import cpu_builds
-from graphopt.kernels.choice import chosen
+from graphopt.kernels.build import own_cpu_kernels
 from graphopt.kernels.layout import is_dense
 from graphopt.optimizer_view import OptimizerView
 from graphopt.passes.update import NUMBERS, STATE, GroupUpdate
@@ -50,7 +49,7 @@ def tail_bytes(view: OptimizerView, gradients: Dtypes, *, summed: bool, options:
 def _norm_bytes(view: OptimizerView, gradients: Dtypes) -> int:
     """torch's norm in float32 of a half tensor on a CPU converts it first; one at a time."""
     half = [view.parameters[name] for name, dtype in gradients.items() if dtype in HALF]
-    return max((float32_bytes(p) for p in half if p.device.type == "cpu" and not _own_kernels(p.device)), default=0)
+    return max((float32_bytes(p) for p in half if p.device.type == "cpu" and not own_cpu_kernels(p.device)), default=0)
 
 
 def _handed_bytes(view: OptimizerView, gradients: Dtypes, held: Mapping[str, int], summed: bool) -> int:
@@ -82,7 +81,7 @@ def _one_update_bytes(
     view: OptimizerView, group: GroupUpdate, names: Sequence[str], gradients: Dtypes, options: TailOptions
 ) -> int:
     """What one op of the graph allocates: torch's kernels, as ours read float32 and half gradients as they are."""
-    if names and _own_kernels(view.stepped(names[0]).device):
+    if names and own_cpu_kernels(view.stepped(names[0]).device):
         names = [name for name in names if not _is_taken(view.stepped(name))]
     if not names:
         return 0
@@ -106,10 +105,6 @@ def _one_update_bytes(
         known,
         device,
     )
-
-
-def _own_kernels(device: torch.device) -> bool:
-    return device.type == "cpu" and (chosen() == "own" or (chosen() == "auto" and cpu_builds()))
 
 
 def _is_taken(stepped: torch.Tensor) -> bool:

@@ -16,10 +16,10 @@ from graphopt.passes.loss_scale import LossScale
 from graphopt.planned import Choice
 from graphopt.resident import check_devices, device_total_bytes
 from graphopt.step import StepOptions, TrainStep
-from graphopt.step_memory import UNLIMITED_BYTES, StepMemory
+from graphopt.step_memory import StepMemory
 from graphopt.step_module import LossModule, as_call
 from graphopt.tail_memory import TailOptions
-from graphopt.units import parse_bytes
+from graphopt.units import UNLIMITED_BYTES, parse_bytes
 from graphopt.window import Weights
 
 

@@ -6,6 +6,9 @@ import re
 
 from graphopt.errors import BudgetParseError
 
+#: A budget that nothing exceeds.
+UNLIMITED_BYTES = 1 << 62
+
 _UNITS = {
     "": 1,
     "B": 1,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from graphopt.kernels.layout import is_dense
+
 _library = torch.library.Library("graphopt", "FRAGMENT")
 _library.define("copy_laid_out_like(Tensor gradient, Tensor parameter) -> Tensor")
 
@@ -46,16 +48,6 @@ def own_gradients(module: fx.GraphModule, num_forward_outputs: int) -> bool:
         output.args = (returned,)
         module.recompile()
     return changed
-
-
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Non-overlapping and dense: some order of the dimensions is contiguous."""
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def _keeps_layout(gradient: torch.Tensor, parameter: torch.Tensor) -> bool:

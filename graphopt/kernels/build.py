@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from graphopt.errors import GraphoptError
+from graphopt.kernels.choice import chosen
 
 _FOLDER = Path(__file__).parent / "cpu"
 _VECTORS = {
@@ -39,6 +40,11 @@ def cpu_builds() -> bool:
         warnings.warn(f"{str(error).splitlines()[0]}; torch's own ops stand in for them", stacklevel=2)
         return False
     return True
+
+
+def own_cpu_kernels(device: torch.device) -> bool:
+    """Whether our compiled kernels are what runs on a device."""
+    return device.type == "cpu" and (chosen() == "own" or (chosen() == "auto" and cpu_builds()))
 
 
 @cache

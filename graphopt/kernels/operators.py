@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from graphopt.kernels import accumulate, loss_scale, own_cpu, stock_norm, stock_update
-from graphopt.kernels.build import cpu_builds
+from graphopt.kernels.build import own_cpu_kernels
 from graphopt.kernels.choice import chosen
 
 _LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
@@ -64,7 +64,7 @@ def _chosen(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 def _own(name: str, device: torch.device) -> Callable[..., Any] | None:
     """Our own kernel of that name; on CUDA only where asked for, as none has been timed there yet."""
-    if device.type == "cpu" and (chosen() == "own" or (chosen() == "auto" and cpu_builds())):
+    if own_cpu_kernels(device):
         return getattr(own_cpu, name, None)
     if device.type == "cuda" and chosen() == "own":
         from graphopt.kernels import own_cuda
