@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graphopt.estimates import Estimate, estimate
     from graphopt.passes.clip import ClipNorm, ClipValue
     from graphopt.passes.loss_scale import ConstantLossScale, DynamicLossScale
-    from graphopt.step import StepResult, TrainStep
+    from graphopt.step.train_step import StepResult, TrainStep
     from graphopt.training import train_step
 
 __version__ = "0.1.0"
@@ -57,8 +57,8 @@ _LAZY = {
     "ClipValue": "graphopt.passes.clip",
     "ConstantLossScale": "graphopt.passes.loss_scale",
     "DynamicLossScale": "graphopt.passes.loss_scale",
-    "StepResult": "graphopt.step",
-    "TrainStep": "graphopt.step",
+    "StepResult": "graphopt.step.train_step",
+    "TrainStep": "graphopt.step.train_step",
     "train_step": "graphopt.training",
 }
 

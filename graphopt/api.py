@@ -21,7 +21,7 @@ from graphopt.report.data import Measured, Report
 from graphopt.resident import check_devices, device_total_bytes
 from graphopt.session import Request, Session
 from graphopt.state import restore, snapshot, training_mode
-from graphopt.step_module import StepModule, as_call
+from graphopt.step.module import StepModule, as_call
 from graphopt.units import parse_bytes
 from graphopt.verify import loss_of, tensors_in
 

@@ -13,12 +13,12 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from graphopt.division import Division, Trial, walk
 from graphopt.errors import CaptureError, UsageError
 from graphopt.report.fit import Fit, Way
-from graphopt.step_module import as_call
+from graphopt.step.division import Division, Trial, walk
+from graphopt.step.module import as_call
+from graphopt.step.window import rows_of
 from graphopt.training import train_step
-from graphopt.window import rows_of
 
 Budget = int | float | str
 #: Says on the way what is being done.

@@ -81,7 +81,7 @@ def module_path(node: fx.Node) -> str:
     path = str(list(stack.values())[-1][0])
     # what wraps the user's model in a step is not a part of it
     for wrapper, kind in stack.values():
-        if getattr(kind, "__module__", "") == "graphopt.step_module":
+        if getattr(kind, "__module__", "") == "graphopt.step.module":
             path = path.removeprefix(f"{wrapper}.model").removeprefix(str(wrapper))
     # Dynamo names what it was given: L['self'], or L['fn'].__self__ where it was a bound method
     path = re.sub(r"^L\['\w+'\]\.?(__self__\.?)?", "", path)

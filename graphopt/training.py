@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphopt.division import Accumulate
 from graphopt.errors import UsageError
-from graphopt.optimizer_view import OptimizerView
 from graphopt.passes.clip import Clip, ClipNorm
 from graphopt.passes.loss_scale import LossScale
 from graphopt.planned import Choice
 from graphopt.resident import check_devices, device_total_bytes
-from graphopt.step import StepOptions, TrainStep
-from graphopt.step_memory import StepMemory
-from graphopt.step_module import LossModule, as_call
-from graphopt.tail_memory import TailOptions
+from graphopt.step.division import Accumulate
+from graphopt.step.memory import StepMemory
+from graphopt.step.module import LossModule, as_call
+from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.tail_memory import TailOptions
+from graphopt.step.train_step import StepOptions, TrainStep
+from graphopt.step.window import Weights
 from graphopt.units import UNLIMITED_BYTES, parse_bytes
-from graphopt.window import Weights
 
 
 def train_step(

@@ -15,9 +15,9 @@ from torch import nn
 
 import graphopt
 from graphopt import measure
-from graphopt.division import Trial, micro_sizes, walk
 from graphopt.errors import BudgetError, CaptureError
-from graphopt.step import TrainStep
+from graphopt.step.division import Trial, micro_sizes, walk
+from graphopt.step.train_step import TrainStep
 
 
 @given(st.integers(1, 3000))

@@ -12,7 +12,7 @@ from torch import nn
 import graphopt
 from graphopt import measure
 from graphopt.kernels import use
-from graphopt.step import TrainStep
+from graphopt.step.train_step import TrainStep
 
 Optimizers = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 

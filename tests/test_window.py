@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.errors import UsageError
-from graphopt.window import cut, rows_of
+from graphopt.step.window import cut, rows_of
 
 
 @given(rows=st.integers(1, 20), size=st.integers(1, 25))

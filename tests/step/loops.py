@@ -13,7 +13,7 @@ from zoo import Case, differences
 from zoo.case import loss_of
 
 import graphopt
-from graphopt.step import TrainStep
+from graphopt.step.train_step import TrainStep
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Batch = tuple[tuple[Any, ...], dict[str, Any]]

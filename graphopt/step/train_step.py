@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphopt.division import Accumulate, Division
 from graphopt.errors import UsageError
-from graphopt.micro import Micro, MicroCall
 from graphopt.passes.accumulate import accumulate, keep_gradients
 from graphopt.passes.clip import Clip, ClipValue, clip
 from graphopt.passes.loss_scale import LossScale, loss_scale
@@ -33,11 +31,13 @@ from graphopt.roles import (
     Weight,
     returned_gradients,
 )
-from graphopt.scale_state import ScaleState
-from graphopt.step_memory import StepMemory
-from graphopt.step_module import LossModule
-from graphopt.window import MicroBatch, Weights
-from graphopt.window_graph import build_window, given_tensors, window_key
+from graphopt.step.division import Accumulate, Division
+from graphopt.step.memory import StepMemory
+from graphopt.step.micro import Micro, MicroCall
+from graphopt.step.module import LossModule
+from graphopt.step.scale_state import ScaleState
+from graphopt.step.window import MicroBatch, Weights
+from graphopt.step.window_graph import build_window, given_tensors, window_key
 
 
 @dataclass(frozen=True)

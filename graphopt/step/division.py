@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphopt.errors import BudgetError, CaptureError, GraphoptError
-from graphopt.micro import HandOver, MicroCall, Micros
-from graphopt.step_memory import PlannedMicro, StepMemory
+from graphopt.step.memory import PlannedMicro, StepMemory
+from graphopt.step.micro import HandOver, MicroCall, Micros
+from graphopt.step.window import MicroBatch, Weights, cut, rows_of
 from graphopt.units import UNLIMITED_BYTES, format_bytes
-from graphopt.window import MicroBatch, Weights, cut, rows_of
 
 #: How many micro-batches, or to choose that.
 Accumulate = int | Literal["auto"]

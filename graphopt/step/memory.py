@@ -15,14 +15,14 @@ from torch.utils import _pytree as pytree
 from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.errors import UsageError
 from graphopt.infeasible import tail_error
-from graphopt.optimizer_view import OptimizerView
 from graphopt.pipeline import plan_within
 from graphopt.plan import Plan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
 from graphopt.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
+from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.tail_memory import TailOptions, tail_bytes
 from graphopt.stepgraph import output_args
-from graphopt.tail_memory import TailOptions, tail_bytes
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ from torch import fx, nn
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, TangentAOTInput
 from torch.fx.graph import _BoxedCodeGen
 
-from graphopt.micro import Micro, MicroCall
 from graphopt.roles import (
     ROLE,
     Accumulator,
@@ -33,6 +32,7 @@ from graphopt.roles import (
     add_input,
     as_name,
 )
+from graphopt.step.micro import Micro, MicroCall
 
 aten = torch.ops.aten
 

@@ -14,8 +14,8 @@ from graphopt.errors import UsageError
 from graphopt.kernels import stock_update
 from graphopt.kernels.build import own_cpu_kernels
 from graphopt.kernels.layout import is_dense
-from graphopt.optimizer_view import OptimizerView
 from graphopt.passes.update import NUMBERS, STATE, GroupUpdate
+from graphopt.step.optimizer_view import OptimizerView
 
 Dtypes = Mapping[str, torch.dtype]
 

@@ -1,0 +1,1 @@
+"""One optimizer step on one global batch, as one graph inside a number of bytes."""
