@@ -22,17 +22,29 @@ class RankError(AssertionError):
     """What went wrong in which process."""
 
 
-def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 240.0) -> list[Any]:
+def _on_loopback(rank: int) -> None:  # noqa: ARG001
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+
+
+def run_ranks(
+    world: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout: float = 240.0,
+    enter: Callable[[int], None] = _on_loopback,
+) -> list[Any]:
     """`function(*args)` in `world` processes with torch.distributed initialized; their results in rank order.
 
-    `function` must be importable (a module's own, not a closure), results must pickle. Raises RankError with
-    the tracebacks of all that failed, or where not all have finished after `timeout` seconds.
+    `enter(rank)` is the first thing that a process does. `function` must be importable (a module's own, not a
+    closure), results must pickle. Raises RankError with the tracebacks of all that failed, or where not all have
+    finished after `timeout` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         ends, processes = [], []
         for rank in range(world):
             mine, theirs = _context.Pipe(duplex=False)
-            process = _context.Process(target=_rank, args=(rank, world, folder, theirs, function, args), daemon=True)
+            work = (enter, rank, world, folder, theirs, function, args)
+            process = _context.Process(target=_rank, args=work, daemon=True)
             process.start()
             theirs.close()
             ends.append(mine)
@@ -63,13 +75,21 @@ def _collected(ends: list[Connection], deadline: float) -> list[Any]:
     return results
 
 
-def _rank(rank: int, world: int, folder: str, end: Connection, function: Callable[..., Any], args: Any) -> None:
+def _rank(
+    enter: Callable[[int], None],
+    rank: int,
+    world: int,
+    folder: str,
+    end: Connection,
+    function: Callable[..., Any],
+    args: Any,
+) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    os.environ.update({"GLOO_SOCKET_IFNAME": "lo"})
     try:
+        enter(rank)
         store = dist.FileStore(str(Path(folder) / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
         end.send((True, function(*args)))

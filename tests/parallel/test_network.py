@@ -1,0 +1,51 @@
+"""Ranks behind rate-limited links: the links are as slow as they say, and methods send the bytes they say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
+import network
+
+pytestmark = pytest.mark.skipif(bool(network.missing()), reason=network.missing())
+NUMBERS = 1_000_000
+
+
+def _all_reduce() -> tuple[float, int]:
+    """Seconds of one sum of 4 MB, and the bytes that this rank sent for it."""
+    numbers = torch.ones(NUMBERS)
+    dist.barrier()
+    before, start = network.sent(), time.perf_counter()
+    dist.all_reduce(numbers)
+    seconds = time.perf_counter() - start
+    assert float(numbers[0]) == dist.get_world_size()
+    return seconds, network.sent().since(before).payload_bytes
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_link_is_as_slow_as_it_says_and_counts_what_is_sent(world: int) -> None:
+    wire_bytes = 2 * (world - 1) / world * 4 * NUMBERS
+    for seconds, sent_bytes in network.run_ranks_over_network(world, "100mbit", _all_reduce):
+        assert sent_bytes == pytest.approx(wire_bytes, rel=0.01)
+        # never faster than the wire but for what a bucket lets through at once
+        assert seconds > 0.95 * wire_bytes / (100e6 / 8)
+
+
+def test_nothing_is_left_behind_even_by_a_run_that_was_killed() -> None:
+    program = "import network, os\nwith network.namespaces(2, '1gbit'): print(os.getpid(), flush=True); os._exit(1)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    killed = f"{network.PREFIX}{int(done.stdout)}-*"
+    assert len(list(Path("/run/netns").glob(killed))) == 3
+    with network.namespaces(2, "1gbit") as names:
+        assert not list(Path("/run/netns").glob(killed))
+        assert all((Path("/run/netns") / name).exists() for name in names)
+    assert not list(Path("/run/netns").glob(f"{network.PREFIX}{os.getpid()}-*"))
