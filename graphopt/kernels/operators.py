@@ -32,45 +32,13 @@ import torch
 from torch import Tensor
 
 from graphopt.kernels import accumulate, loss_scale, own_cpu, stock_norm, stock_update
-from graphopt.kernels.build import own_cpu_kernels
-from graphopt.kernels.choice import chosen
+from graphopt.kernels.definition import define, fitting, no_result
 
-_LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
 _GRADIENT = "Tensor? inverse_scale=None, Tensor? factor=None, Tensor? found_inf=None"
 
 
-def _define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define one op for every device; gradients do not flow through any of them."""
-    name = schema.partition("(")[0]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, torch.no_grad()(implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"graphopt::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.graphopt, name).default
-
-
-def _no_result(*_: Any, **__: Any) -> None:
-    """What an op that only writes in place gives."""
-
-
 def _chosen(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernels that were chosen, for the device of the first argument; `stock`, where there are no own ones."""
-
-    def run(first: Tensor | list[Tensor], /, *arguments: Any, **options: Any) -> Any:
-        some = first if isinstance(first, Tensor) else first[0] if first else torch.empty(0)
-        return (_own(stock.__name__, some.device) or stock)(first, *arguments, **options)
-
-    return run
-
-
-def _own(name: str, device: torch.device) -> Callable[..., Any] | None:
-    """Our own kernel of that name; on CUDA only where asked for, as none has been timed there yet."""
-    if own_cpu_kernels(device):
-        return getattr(own_cpu, name, None)
-    if device.type == "cuda" and chosen() == "own":
-        from graphopt.kernels import own_cuda
-
-        return getattr(own_cuda, name, None)
-    return None
+    return fitting(stock, own_cpu, "graphopt.kernels.own_cuda")
 
 
 def _noticed(update: Callable[..., None]) -> Callable[..., None]:
@@ -88,39 +56,39 @@ def _two_scalars(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Ten
     return torch.empty((), device=device), torch.empty((), device=device)
 
 
-gradient_norm = _define(
+gradient_norm = define(
     "gradient_norm(Tensor[] gradients, float norm_type) -> (Tensor norm, Tensor found_inf)",
     _chosen(stock_norm.gradient_norm),
     _two_scalars,
 )
-adam_ = _define(
+adam_ = define(
     "adam_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
     f"Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] steps, Tensor(g!)[] copies, {_GRADIENT}, *, "
     "float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
     "bool decoupled, float? clip_value=None) -> ()",
     _noticed(_chosen(stock_update.adam_)),
-    _no_result,
+    no_result,
 )
-sgd_ = _define(
+sgd_ = define(
     "sgd_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] momentum_buffers, Tensor(d!)[] copies, "
     f"{_GRADIENT}, *, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
     "bool maximize, bool first, float? clip_value=None) -> ()",
     _noticed(_chosen(stock_update.sgd_)),
-    _no_result,
+    no_result,
 )
-scale_update_ = _define(
+scale_update_ = define(
     "scale_update_(Tensor(a!) scale, Tensor(b!) growth_tracker, Tensor(c!) hysteresis_tracker, Tensor found_inf, *, "
     "float growth, float backoff, int interval, int hysteresis, float lowest, float highest) -> ()",
     loss_scale.scale_update_,
-    _no_result,
+    no_result,
 )
-accumulate_ = _define(
+accumulate_ = define(
     "accumulate_(Tensor(a!) accumulator, Tensor gradient, float beta) -> ()",
     _chosen(accumulate.accumulate_),
-    _no_result,
+    no_result,
 )
-accumulate_mm_ = _define(
+accumulate_mm_ = define(
     "accumulate_mm_(Tensor(a!) accumulator, Tensor a, Tensor b, float beta) -> ()",
     accumulate.accumulate_mm_,
-    _no_result,
+    no_result,
 )
