@@ -82,3 +82,7 @@ class PlanMismatchError(GraphoptError):
     """A plan that was made for another graph, or whose file was changed."""
 
     exit_code = 6
+
+
+class RankError(GraphoptError, RuntimeError):
+    """One of several processes failed, or did not come where the others waited for it."""

@@ -40,9 +40,18 @@ def decode(kind: type[T], data: object, where: str) -> T:
 
 def write_file(path: str | Path, schema: str, key: str, content: object) -> None:
     """Write `content` under `key`, with its checksum; the file is there whole or not at all."""
+    write_text(path, to_text(schema, key, content))
+
+
+def to_text(schema: str, key: str, content: object) -> str:
+    """What `write_file` writes."""
     data = encode(content)
-    text = json.dumps({"schema": schema, "checksum": checksum(data), key: data}, indent=1, allow_nan=False)
-    write_text(path, text + "\n")
+    return json.dumps({"schema": schema, "checksum": checksum(data), key: data}, indent=1, allow_nan=False) + "\n"
+
+
+def from_bytes(raw: bytes, schema: str, key: str, kind: type[T]) -> T:
+    """Read `to_text`, encoded; raises PlanMismatchError naming the field where it is something else."""
+    return decode(kind, _content(raw, schema, key), key)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -69,7 +78,7 @@ def read_file(path: str | Path, schema: str, key: str, kind: type[T]) -> T:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        return decode(kind, _content(raw, schema, key), key)
+        return from_bytes(raw, schema, key, kind)
     except PlanMismatchError as error:
         raise PlanMismatchError(f"{path}: {error}") from None
 

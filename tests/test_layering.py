@@ -23,7 +23,7 @@ LAYERS = (
     ("cost_models", "passes"),
     ("capture", "emit", "step.window", "verify", "resident", "report.checkpoints"),
     ("planned", "infeasible", "shares", "parallel"),
-    ("pipeline", "report"),
+    ("pipeline", "report", "parallel.agreement"),
     ("backend", "dynamo", "session", "step.micro", "divergence"),
     ("step",),
     ("api", "estimates", "fit", "training", "parallel.hooks"),
