@@ -1,0 +1,58 @@
+"""What ranks keep back between steps, by parameter name and key: made, moved to another number of ranks.
+
+Every state tensor is one rank's share in true units, so that the sum over ranks is what the whole still owes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from graphopt.compression.methods import Compression, PowerSGD
+from graphopt.compression.protocols import state_shapes
+
+#: state[name of the parameter][key of `state_shapes`]
+State = dict[str, dict[str, Tensor]]
+
+
+def initial_state(method: Compression | None, name: str, parameter: Tensor) -> dict[str, Tensor]:
+    """fp32, on the parameter's device and laid out like it: zeros, but PowerSGD's queries, normal and alike on all ranks.
+
+    Queries depend on the method's seed and the parameter's name alone.
+    """
+    state = {}
+    for key, shape in state_shapes(method, tuple(parameter.shape)).items():
+        if key == "query":
+            assert isinstance(method, PowerSGD)
+            source = torch.Generator().manual_seed(method.seed ^ zlib.crc32(name.encode()))
+            state[key] = torch.randn(shape, generator=source).to(parameter.device)
+        else:
+            state[key] = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
+    return state
+
+
+def reshard(states: Sequence[State], world: int) -> list[State]:
+    """States of `len(states)` ranks as states of `world` ranks: the sum over ranks of each tensor stays what it was.
+
+    Each rank gets the sum divided by `world`, so that the mean residual of a step is kept to 1 ulp of fp32 (a
+    division, after sums in float64); queries are alike on all ranks and stay. As many ranks as before keep their own.
+    """
+    if world == len(states):
+        return [{name: dict(kept) for name, kept in state.items()} for state in states]
+    shared = {
+        name: {key: _share([state[name][key] for state in states], key, world) for key in kept}
+        for name, kept in states[0].items()
+    }
+    return [{name: {key: t.clone() for key, t in kept.items()} for name, kept in shared.items()} for _ in range(world)]
+
+
+def _share(tensors: list[Tensor], key: str, world: int) -> Tensor:
+    if key == "query":
+        return tensors[0]
+    total = tensors[0].double()
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return (total / world).float()
