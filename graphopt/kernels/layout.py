@@ -33,3 +33,13 @@ def same_order(tensor: Tensor, dense: Tensor) -> bool:
 def as_laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` itself where its memory has the order of the dense `like`, else a copy that has."""
     return tensor if same_order(tensor, like) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """`tensor` itself where it is dense, else a contiguous copy."""
+    return tensor if is_dense(tensor) else tensor.contiguous()
+
+
+def flat(dense: Tensor) -> Tensor:
+    """A one-dimensional view of a dense tensor: its elements in the order that they have in memory."""
+    return dense.as_strided((dense.numel(),), (1,))

@@ -1,0 +1,1 @@
+"""Calls of the compiled CPU kernels that pick the largest elements."""
