@@ -1,23 +1,34 @@
-"""The gradient tail's own ops, each with torch's ops behind it and, where they can be built, own kernels.
+"""The ops of the gradient tail and of compression, each with torch's ops and, where they can be built, own kernels.
 
-Importing this defines `torch.ops.graphopt.*`; `graphopt.kernels.operators` and `sparsify` say what each means.
+Importing this defines `torch.ops.graphopt.*`; `operators`, `messages`, `quantize` and `sparsify` say what each means.
 """
 
 from __future__ import annotations
 
 from graphopt.kernels.choice import use
+from graphopt.kernels.messages import commit_, pack, sum_parts, unpack_
 from graphopt.kernels.operators import accumulate_, accumulate_mm_, adam_, gradient_norm, scale_update_, sgd_
+from graphopt.kernels.quantize import dequantize_, dequantize_qsgd_, qsgd, quantize_, requantize_
 from graphopt.kernels.sparsify import desparsify_, sparsify_, sparsify_momentum_
 
 __all__ = [
     "accumulate_",
     "accumulate_mm_",
     "adam_",
+    "commit_",
+    "dequantize_",
+    "dequantize_qsgd_",
     "desparsify_",
     "gradient_norm",
+    "pack",
+    "qsgd",
+    "quantize_",
+    "requantize_",
     "scale_update_",
     "sgd_",
     "sparsify_",
     "sparsify_momentum_",
+    "sum_parts",
+    "unpack_",
     "use",
 ]

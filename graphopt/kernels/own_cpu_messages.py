@@ -1,0 +1,3 @@
+"""Calls of the compiled CPU kernels around a message."""
+
+from __future__ import annotations

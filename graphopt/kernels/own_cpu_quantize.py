@@ -1,0 +1,3 @@
+"""Calls of the compiled CPU kernels that quantize."""
+
+from __future__ import annotations
