@@ -76,17 +76,23 @@ class _Writer:
 
     def backward(self, region: int, option: int) -> None:
         """The backward of a region as its option has it; what it misses all the same is computed before it is read."""
-        ops, part = self.problem.ops, self.regions.parts[region]
+        ops, part, alive = self.problem.ops, self.regions.parts[region], self.alive
         here: set[int] = set()
+
+        def run(op_id: int) -> None:
+            self.schedule.append(op_id)
+            if op_id < self.regions.end:
+                here.update([v for v in ops[op_id].outputs if v not in alive])
+            alive.update(ops[op_id].outputs)
+
         for local in self.chain.options[region][option].steps:
             op_id = part.ops[local]
-            if any(v not in self.alive and v not in here for v in ops[op_id].inputs):
-                for again in missing_ops(self.problem, ops[op_id].inputs, self.alive | here):
-                    self.schedule.append(again)
-                    here.update(ops[again].outputs)
-            self.schedule.append(op_id)
-            (self.alive if op_id >= self.regions.end else here).update(ops[op_id].outputs)
-        self.alive -= self.kept(region, option) - self.regions.held - self.regions.border[region]
+            if not alive.issuperset(ops[op_id].inputs):
+                for again in missing_ops(self.problem, ops[op_id].inputs, alive):
+                    run(again)
+            run(op_id)
+        alive -= here
+        alive -= self.kept(region, option) - self.regions.held - self.regions.border[region]
 
 
 def chain_points(problem: Problem) -> list[CurvePoint]:

@@ -9,6 +9,7 @@ from the first one that holds it on, once.
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ SLOTS = 300
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Number = TypeVar("Number", Floats, Ints)
 
 
 class Chain:
@@ -66,36 +68,63 @@ class Chain:
         return slots
 
     def _solve(self) -> None:
-        """The dynamic programme, from short ranges of regions to long ones."""
+        """The dynamic programme, from short ranges of regions to long ones; all ranges of one width at once."""
+        slots, most = np.arange(SLOTS + 1), max(map(len, self.extra))
+        self.ahead = np.lib.stride_tricks.sliding_window_view(self.seconds, SLOTS + 1, axis=2)
+        extra, kept = _padded(self.extra, most, np.inf), _padded(self.kept, most, 0)
+        forward, backward = _padded(self.forward, most, 0), _padded(self.backward, most, 0)
+        passing = np.zeros(self.count, dtype=np.int64)
         for width in range(self.count):
-            for i in range(self.count - width):
-                keep, split = self._choices(i, i + width)
-                best = self.seconds[i, i + width, self.PAD :]
-                np.minimum(keep.min(axis=0), split.min(axis=0, initial=np.inf), out=best)
+            first = np.arange(self.count - width)
+            last = first + width
+            entry = self.entry[last]
+            need = np.maximum(forward[first] + entry[:, None], backward[first])
+            best = np.where(slots >= need[:, :, None], extra[first][:, :, None], np.inf)
+            if width:
+                spent = np.minimum(kept[first] + self.more[first, first + 1][:, None], self.PAD)
+                best += self.ahead[(first + 1)[:, None], last[:, None], self.PAD - spent]
+            least = best.min(axis=1)
+            if width:
+                passing = np.maximum(passing[:-1], self.passing[last - 1])
+                split = self._splits(first, last)
+                split[slots < (passing + entry)[:, None]] = np.inf
+                np.minimum(least, split, out=least)
+            self.seconds[first, last, self.PAD :] = least
 
-    def _choices(self, i: int, j: int) -> tuple[Floats, Floats]:
-        """Seconds for each option of region i, and for each first region after which to come back; by slots."""
-        slots = np.arange(SLOTS + 1)
-        need = np.maximum(self.forward[i] + self.entry[j], self.backward[i])
-        keep = np.where(slots >= need[:, None], self.extra[i][:, None], np.inf)
-        if i == j:
-            return keep, np.empty((0, SLOTS + 1))
-        spent = np.minimum(self.kept[i] + self.more[i, i + 1], self.PAD)
-        keep += self.seconds[i + 1, j][(self.PAD - spent)[:, None] + slots]
-        after = np.arange(i + 1, j + 1)
-        spent = np.minimum(self.more[i, after], self.PAD)
-        split = self.seconds[after[:, None], j, (self.PAD - spent)[:, None] + slots]
-        split += self.seconds[i, after - 1, self.PAD :]
-        split += (self.passed[after] - self.passed[i])[:, None]
-        split[:, : int(self.passing[i:j].max() + self.entry[j])] = np.inf
-        return keep, split
+    def _splits(self, first: Ints, last: Ints) -> Floats:
+        """For each of some ranges of one width, the least seconds where its first region is come back to, by slots."""
+        after = first[:, None] + np.arange(1, last[0] - first[0] + 1)
+        spent = np.minimum(self.more[first[:, None], after], self.PAD)
+        split: Floats = self.ahead[after, last[:, None], self.PAD - spent]
+        split += self.seconds[first[:, None], after - 1, self.PAD :]
+        split += (self.passed[after] - self.passed[first][:, None])[:, :, None]
+        least: Floats = split.min(axis=1)
+        return least
 
     def choice(self, i: int, j: int, slots: int) -> tuple[int, int]:
         """The option of region i and i + 1; or -1 and the first region after which to come back."""
-        keep, split = self._choices(i, j)
-        option = int(keep[:, slots].argmin())
-        if len(split):
-            after = int(split[:, slots].argmin())
-            if split[after, slots] < keep[option, slots]:
-                return -1, i + 1 + after
+        need = np.maximum(self.forward[i] + self.entry[j], self.backward[i])
+        keep = np.where(slots >= need, self.extra[i], np.inf)
+        if i == j:
+            return int(keep.argmin()), i + 1
+        spent = np.minimum(self.kept[i] + self.more[i, i + 1], self.PAD)
+        keep += self.seconds[i + 1, j, self.PAD - spent + slots]
+        option = int(keep.argmin())
+        if slots >= self.passing[i:j].max() + self.entry[j]:
+            after = np.arange(i + 1, j + 1)
+            spent = np.minimum(self.more[i, after], self.PAD)
+            split = self.seconds[after, j, self.PAD - spent + slots]
+            split += self.seconds[i, after - 1, self.PAD + slots]
+            split += self.passed[after] - self.passed[i]
+            at = int(split.argmin())
+            if split[at] < keep[option]:
+                return -1, i + 1 + at
         return option, i + 1
+
+
+def _padded(rows: list[Number], most: int, filler: float) -> Number:
+    """The rows below each other, each filled up to `most` numbers."""
+    table = np.full((len(rows), most), filler, dtype=rows[0].dtype)
+    for row, numbers in zip(table, rows, strict=True):
+        row[: len(numbers)] = numbers
+    return table

@@ -10,13 +10,14 @@ import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
 from graphopt.planners.curve import CurvePoint
 from graphopt.planners.fill import fill_under
 from graphopt.planners.floor import practical_floor
-from graphopt.planners.spans import Spans
+from graphopt.planners.spans import Spans, highest
 from graphopt.problem import Problem
 
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
@@ -33,10 +34,12 @@ ATTEMPTS, PATIENCE, GIVE_UP = 12, 2, 3.0
 class _Quote:
     """The price of freeing `value` after step `start` until `stop`, as far as it was followed up."""
 
-    __slots__ = ("again", "net_bytes", "seconds", "stack", "start", "stop", "value")
+    __slots__ = ("again", "covered", "most", "net_bytes", "seconds", "stack", "start", "stop", "value")
 
-    def __init__(self, value: int, start: int, stop: int, size: int) -> None:
+    def __init__(self, value: int, start: int, stop: int, size: int, covered: int, most: float) -> None:
         self.value, self.start, self.stop = value, start, stop
+        #: Steps over the target in between, and the bytes and steps that are gained at most.
+        self.covered, self.most = covered, most
         #: Ops known to be needed before `stop`, their seconds, and the bytes that are freed.
         self.again: set[int] = set()
         self.seconds, self.net_bytes = 0.0, size
@@ -52,19 +55,22 @@ class Evictor:
         self.size, self.slot = spans.layout.sizes, spans.layout.slots
         self.last: list[int] = spans.last.tolist()
         self.cell_at: list[int] = spans.cell_at.tolist()
-        #: For each step how many before it are over the target.
-        self.over: list[int] = [0, *np.cumsum(spans.memory > target).tolist()]
+        above = spans.memory > target
+        #: The steps over the target, and for each step how many before it are.
+        self.steps_over: list[int] = np.flatnonzero(above).tolist()
+        self.over: list[int] = [0, *np.cumsum(above).tolist()]
+        #: Steps by op; those of op `i` begin at `run_at[i]`.
         self.runs: list[int] = spans.runs.tolist()
-        self.run_key: list[int] = spans.run_key.tolist()
+        self.run_at: list[int] = [0, *np.cumsum(np.bincount(spans.op, minlength=len(self.problem.ops))).tolist()]
         #: Values that may still be looked at.
         self.patience = WORK * len(self.problem.ops) + LEAST_WORK
 
-    def candidates(self, wanted: Callable[[int, int, int], bool]) -> Iterator[_Quote]:
+    def candidates(self, wanted: Callable[[_Quote], bool]) -> Iterator[_Quote]:
         """Evictions at steps over the target, those first that cost least per byte and step.
 
         Pricing is what takes time, so an eviction is priced only as far as its turn has come: until
         then the seconds of those ops that it is known to need stand for its price. One that is not
-        `wanted` at its turn, given value, start and stop, is not priced at all.
+        `wanted` at its turn is not priced at all.
         """
         values, starts, stops = self.spans.gaps()
         over, layout = np.array(self.over), self.spans.layout
@@ -74,23 +80,31 @@ class Evictor:
         excess = self.spans.peak_bytes - self.target
         most = np.minimum(layout.size[values], excess) * covered.astype(np.float64)
         bounds = layout.seconds[layout.producer[values]] / most
-        heap: list[tuple[float, int]] = list(zip(bounds.tolist(), range(len(useful)), strict=True))
-        heapq.heapify(heap)
+        order = np.argsort(bounds, kind="stable")
+        fresh = zip(bounds[order].tolist(), order.tolist(), strict=True)
+        # The next one that was not looked at yet, and those that were.
+        heap: list[tuple[float, int]] = list(islice(fresh, 1))
         quotes: dict[int, _Quote] = {}
         while heap and self.patience > 0:
             bound, row = heapq.heappop(heap)
             quote = quotes.get(row)
-            if quote is not None and not quote.stack:
+            if quote is None:
+                value = int(values[row])
+                quote = _Quote(
+                    value, int(starts[row]), int(stops[row]), self.size[value], int(covered[row]), float(most[row])
+                )
+                quotes[row] = quote
+                for following in islice(fresh, 1):
+                    heapq.heappush(heap, following)
+            elif not quote.stack:
                 yield quote
                 continue
-            value, start, stop = int(values[row]), int(starts[row]), int(stops[row])
-            if not wanted(value, start, stop):
+            if not wanted(quote):
                 continue
-            quote = quotes.setdefault(row, _Quote(value, start, stop, self.size[value]))
-            allowed = max(4 * bound, heap[0][0] if heap else math.inf) * float(most[row])
+            allowed = max(4 * bound, heap[0][0] if heap else math.inf) * quote.most
             if not self.price(quote, allowed):
                 continue
-            gain = float(most[row]) if quote.stack else min(quote.net_bytes, excess) * int(covered[row])
+            gain = quote.most if quote.stack else min(quote.net_bytes, excess) * quote.covered
             heapq.heappush(heap, (quote.seconds / gain, row))
 
     def price(self, quote: _Quote, allowed: float) -> bool:
@@ -98,67 +112,79 @@ class Evictor:
 
         False if the eviction frees nothing or cannot be undone.
         """
-        ops, producer = self.problem.ops, self.problem.producer
-        again, stack, stop, width = quote.again, quote.stack, quote.stop, self.spans.length + 1
+        ops, producer, size, slot, fits = self.problem.ops, self.problem.producer, self.size, self.slot, self.fits
+        runs, run_at, last_of, cell_at, over = self.runs, self.run_at, self.last, self.cell_at, self.over
+        again, stack, start, stop = quote.again, quote.stack, quote.start, quote.stop
+        freed, over_before = size[quote.value], over[start + 1]
         while stack:
             if quote.seconds > allowed:
                 return True
             maker = producer[stack.pop()]
             if maker in again:
                 continue
-            if not ops[maker].recomputable or len(again) > self.longest:
+            op = ops[maker]
+            if not op.recomputable or len(again) > self.longest:
                 return False
             again.add(maker)
-            quote.seconds += ops[maker].seconds
-            self.patience -= len(ops[maker].inputs)
-            for needed in ops[maker].inputs:
-                if producer[needed] < 0 or producer[needed] in again:
+            quote.seconds += op.seconds
+            self.patience -= len(op.inputs)
+            for needed in op.inputs:
+                source = producer[needed]
+                if source < 0 or source in again:
                     continue
                 # The last read of `needed` as it was last produced before `stop`.
-                run = self.runs[bisect_left(self.run_key, producer[needed] * width + stop) - 1]
-                last = self.last[self.cell_at[run] + self.slot[needed]]
+                first, end = run_at[source], run_at[source + 1]
+                run = runs[bisect_left(runs, stop, first, end) - 1] if end - first > 1 else runs[first]
+                last = last_of[cell_at[run] + slot[needed]]
                 if last >= stop:
                     continue
-                if self.fits(needed, last, quote.value, quote.start, stop):
-                    quote.net_bytes -= self.size[needed]
+                if last < start and over_before > over[last + 1]:
+                    stack.append(needed)
+                elif fits(size[needed], last, start, stop, freed):
+                    quote.net_bytes -= size[needed]
                 else:
                     stack.append(needed)
         return quote.net_bytes > 0
 
-    def fits(self, needed: int, last: int, value: int, start: int, stop: int) -> bool:
-        """Whether `needed` can stay until `stop` in the room that evicting `value` makes."""
-        memory, size, freed = self.memory, self.size[needed], self.size[value]
-        if last < start and self.over[start + 1] > self.over[last + 1]:
+    def fits(self, size: int, last: int, start: int, stop: int, freed: int) -> bool:
+        """Whether so many bytes can stay after `last` until `stop`, in the room that those freed at `start` make."""
+        memory = self.memory
+        if last < start and highest(memory[last + 1 : start + 1]) + size > self.target:
             return False
-        if last < start and int(np.maximum.reduce(memory[last + 1 : start + 1])) + size > self.target:
-            return False
-        if size <= SMALL_INPUT * freed:
-            return True
-        if self.spans.peak_bytes - freed + size <= self.target:
+        if size <= SMALL_INPUT * freed or self.spans.peak_bytes - freed + size <= self.target:
             return True
         inside = memory[max(last, start) + 1 : stop]
-        return not len(inside) or int(np.maximum.reduce(inside)) - freed + size <= self.target
+        return not len(inside) or highest(inside) - freed + size <= self.target
 
 
 def lower(line: Spans, target: int, moves: int, longest: int = LONGEST) -> list[int] | None:
     """The schedule with up to `moves` more evictions; None where none would help."""
     memory = line.memory.copy()
+    evictor = Evictor(line, target, longest)
+    steps_over, over = evictor.steps_over, evictor.over
     before: dict[int, set[int]] = {}
     relied_on: set[int] = set()
-    made = 0
+    made = reached = 0
 
-    def wanted(value: int, start: int, stop: int) -> bool:
-        return value not in relied_on and int(np.maximum.reduce(memory[start + 1 : stop])) > target
+    def wanted(quote: _Quote) -> bool:
+        if quote.value in relied_on:
+            return False
+        if memory.item(steps_over[over[quote.start + 1]]) > target:
+            return True
+        return highest(memory[quote.start + 1 : quote.stop]) > target
 
-    for found in Evictor(line, target, longest).candidates(wanted):
-        if not wanted(found.value, found.start, found.stop):
+    for found in evictor.candidates(wanted):
+        if not wanted(found):
             continue
         memory[found.start + 1 : found.stop] -= found.net_bytes
         before.setdefault(found.stop, set()).update(found.again)
         for op_id in found.again:
             relied_on.update(line.problem.ops[op_id].inputs)
         made += 1
-        if made >= moves or int(memory.max()) <= target:
+        # Memory only falls here: what is under the target stays there.
+        while reached < len(steps_over) and memory.item(steps_over[reached]) <= target:
+            reached += 1
+        if made >= moves or reached == len(steps_over):
             break
     if not made:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.planners.curve import Curve, CurvePoint
-from graphopt.planners.spans import Spans, range_maxima
+from graphopt.planners.spans import Spans, highest, range_maxima
 from graphopt.planners.timeline import Timeline
 from graphopt.problem import Problem
 
@@ -41,7 +41,7 @@ class _Rows:
     def fits(self, row: int, level: int) -> bool:
         """Whether dropping one row leaves memory in its gap at or under `level`; needs no `refresh`."""
         start, stop, size = self.line.gap(int(self.step[row]))
-        return int(self.line.memory[start:stop].max(initial=0)) + size <= level
+        return highest(self.line.memory[start:stop]) + size <= level
 
     def drop(self, row: int) -> list[int]:
         """Drop a recomputation; all steps that went with it. The other rows are as they were until `refresh`."""
@@ -129,7 +129,7 @@ def fill_under(spans: Spans, level: int) -> Spans:
         score = spans.savings()[again[live]] / np.maximum(size[live], 1)
         for row in live[np.argsort(-score, kind="stable")].tolist():
             gap, op_id = memory[start[row] : again[row]], int(spans.op[again[row]])
-            if op_id not in ops and int(gap.max(initial=0)) + size[row] <= level:
+            if op_id not in ops and highest(gap) + size[row] <= level:
                 gap += size[row]
                 gone.append(int(again[row]))
                 ops.add(op_id)

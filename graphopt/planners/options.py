@@ -12,7 +12,6 @@ from graphopt.planners.fill import fill, fill_under
 from graphopt.planners.regions import Region, Regions
 from graphopt.planners.spans import Spans
 from graphopt.problem import Problem
-from graphopt.schedule import lifetimes
 
 #: Steps from keeping all to keeping nothing, and the ratio of the peaks of schedules that keep least.
 STEPS, RATIO = 8, 0.85
@@ -82,8 +81,8 @@ def _option(region: Region, schedule: Sequence[int]) -> Option:
     problem, turn = region.local, region.turn
     spans = Spans(problem, schedule)
     at = int(np.flatnonzero(spans.op == turn)[0])
-    alive = (v for v, start, end in lifetimes(problem, schedule) if start < at < end)
-    kept = frozenset(v for v in alive if 0 <= problem.producer[v] < turn)
+    alive = spans.cell_value[(spans.cell_step < at) & (spans.last > at)]
+    kept = frozenset(alive[spans.layout.producer[alive] < turn].tolist())
     return Option(
         kept,
         sum(problem.values[v].bytes for v in kept.difference(problem.ops[turn].inputs)),

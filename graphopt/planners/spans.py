@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class _Layout:
-    """A problem's inputs and outputs as arrays: those of op `i` are `values[at[i] : at[i + 1]]`."""
+    """A problem as arrays."""
 
     def __init__(self, problem: Problem) -> None:
         producer = problem.producer
@@ -30,12 +30,16 @@ class _Layout:
         self.seconds = np.array([op.seconds for op in problem.ops])
         # Resident values are of no interest: they take no room and never die.
         inputs = [[v for v in op.inputs if producer[v] >= 0] for op in problem.ops]
-        self.inputs, self.input_at = _packed(inputs)
-        self.outputs, self.output_at = _packed([op.outputs for op in problem.ops])
+        outputs, self.output_count = _packed([op.outputs for op in problem.ops])
+        #: What each op reads and then makes, and which of those it makes.
+        rows = [[*read, *op.outputs] for read, op in zip(inputs, problem.ops, strict=True)]
+        self.events, self.event_count = _packed(rows)
+        self.event_at = _starts(self.event_count)[:-1]
+        self.makes = self.producer[self.events] == np.repeat(np.arange(len(inputs)), self.event_count)
         self.last = np.array([v for v in problem.outputs if producer[v] >= 0], dtype=np.int64)
         #: Place of a value among its op's outputs.
         self.slot = np.zeros(len(problem.values), dtype=np.int64)
-        self.slot[self.outputs] = np.arange(len(self.outputs)) - self.output_at[self.producer[self.outputs]]
+        self.slot[outputs] = np.arange(len(outputs)) - _starts(self.output_count)[self.producer[outputs]]
         #: The same as lists, which are faster to read one by one.
         self.sizes: list[int] = self.size.tolist()
         self.slots: list[int] = self.slot.tolist()
@@ -45,9 +49,15 @@ class _Layout:
 
 
 def _packed(rows: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
-    at = np.zeros(len(rows) + 1, dtype=np.int64)
-    at[1:] = np.cumsum([len(row) for row in rows])
-    return np.array([v for row in rows for v in row], dtype=np.int64), at
+    count = np.array([len(row) for row in rows], dtype=np.int64)
+    return np.array([v for row in rows for v in row], dtype=np.int64), count
+
+
+def _starts(count: Ints) -> Ints:
+    """Where each of packed rows begins, and the last one ends."""
+    at = np.zeros(len(count) + 1, dtype=np.int64)
+    np.cumsum(count, out=at[1:])
+    return at
 
 
 @once_per_problem
@@ -55,12 +65,9 @@ def _layout(problem: Problem) -> _Layout:
     return _Layout(problem)
 
 
-def _take(values: Ints, at: Ints, ops: Ints) -> tuple[Ints, Ints]:
-    """The packed rows of `ops` one after the other, and where each begins."""
-    count = at[ops + 1] - at[ops]
-    begin = np.zeros(len(ops) + 1, dtype=np.int64)
-    np.cumsum(count, out=begin[1:])
-    return values[np.arange(begin[-1]) + np.repeat(at[ops] - begin[:-1], count)], begin
+def stable_order(keys: Ints, bound: int) -> Ints:
+    """Stable order of whole numbers below `bound`: what fits 16 bits is sorted by radix, in a fifth of the time."""
+    return np.argsort(keys.astype(np.uint16) if bound <= 1 << 16 else keys, kind="stable")
 
 
 class Spans:
@@ -71,25 +78,35 @@ class Spans:
         self.layout = layout = _layout(problem)
         self.op = op = np.asarray(schedule, dtype=np.int64)
         self.length = count = len(op)
-        #: Steps sorted by op, and those steps' op and step in one number.
-        self.runs: Ints = np.argsort(op, kind="stable")
-        self.run_key = op[self.runs] * (count + 1) + self.runs
-        self.cell_value, self.cell_at = _take(layout.outputs, layout.output_at, op)
-        self.cell_step = np.repeat(np.arange(count), np.diff(self.cell_at))
-        read, self.read_at = _take(layout.inputs, layout.input_at, op)
-        step = np.repeat(np.arange(count), np.diff(self.read_at))
-        #: For each read, in the order of steps, the value, the reading step, and the step that produced it.
-        self.read_value = np.concatenate([read, layout.last])
-        self.read_step = np.concatenate([step, np.full(len(layout.last), count)])
-        key = layout.producer[self.read_value] * (count + 1) + self.read_step
-        self.source = self.runs[np.searchsorted(self.run_key, key) - 1]
-        self.read_cell = self.cell_at[self.source] + layout.slot[self.read_value]
+        each = layout.event_count[op]
+        step = np.repeat(np.arange(count), each)
+        row = np.arange(len(step)) + (layout.event_at[op] - np.cumsum(each) + each)[step]
+        # What is left at the end is read then.
+        step = np.concatenate([step, np.full(len(layout.last), count)])
+        value = np.concatenate([layout.events[row], layout.last])
+        makes = np.zeros(len(value), dtype=np.bool_)
+        makes[: len(row)] = layout.makes[row]
+        read = np.flatnonzero(~makes)
+        self.cell_value, self.cell_step = value[makes], step[makes]
+        self.cell_at = _starts(layout.output_count[op])
+        #: For each read, in the order of steps, the reading step, and the cell.
+        self.read_step = step[read]
+        self.read_cell = self._cells(value, makes)[read]
         #: For each cell its last read; the reads come in order, so the last one stays.
         self.last = self.cell_step.copy()
         self.last[self.read_cell] = self.read_step
         self.memory = self._profile()
-        self.peak_bytes = int(self.memory.max(initial=0))
+        self.peak_bytes = highest(self.memory)
         self.seconds = float(layout.seconds[op].sum())
+
+    def _cells(self, value: Ints, makes: npt.NDArray[np.bool_]) -> Ints:
+        """For all that happens to values, in the order of steps, the cell: the one made last before it."""
+        order = stable_order(value, len(self.layout.size))
+        made = makes[order]
+        last = np.maximum.accumulate(np.where(made, np.arange(len(made)), 0))
+        cells = np.empty_like(order)
+        cells[order] = (np.cumsum(makes) - 1)[order[last]]
+        return cells
 
     def _profile(self) -> Ints:
         change = np.zeros(self.length + 2, dtype=np.int64)
@@ -104,6 +121,21 @@ class Spans:
         return CurvePoint(self.peak_bytes, self.seconds, planner, self.op)
 
     @cached_property
+    def source(self) -> Ints:
+        """For each read the step that produced the value."""
+        return self.cell_step[self.read_cell]
+
+    @cached_property
+    def read_at(self) -> Ints:
+        """The reads of step `i` are those from `read_at[i]` to `read_at[i + 1]`."""
+        return np.searchsorted(self.read_step, np.arange(self.length + 1))
+
+    @cached_property
+    def runs(self) -> Ints:
+        """Steps sorted by op."""
+        return stable_order(self.op, len(self.problem.ops))
+
+    @cached_property
     def previous(self) -> Ints:
         """For each step the one before it that runs the same op, or -1."""
         found = np.full(self.length, -1, dtype=np.int64)
@@ -114,7 +146,7 @@ class Spans:
     @cached_property
     def by_cell(self) -> Ints:
         """The reads sorted by cell, those of one cell in the order of steps."""
-        return np.argsort(self.read_cell, kind="stable")
+        return stable_order(self.read_cell, len(self.cell_value))
 
     def gaps(self) -> tuple[Ints, Ints, Ints]:
         """Value, start and stop of each stretch between two reads in which something could be freed."""
@@ -160,6 +192,11 @@ class Spans:
 def point(problem: Problem, schedule: Sequence[int], planner: str) -> CurvePoint:
     """The curve point of one schedule."""
     return Spans(problem, schedule).point(planner)
+
+
+def highest(memory: Ints) -> int:
+    """The greatest element, 0 where there is none: a third of the time of `max` for short arrays."""
+    return int(memory.item(memory.argmax())) if len(memory) else 0
 
 
 def range_maxima(memory: Ints, start: Ints, stop: Ints) -> Ints:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from graphopt.planners.spans import Spans
+from graphopt.planners.spans import Spans, highest
 
 
 class Timeline:
@@ -44,7 +44,7 @@ class Timeline:
     @property
     def peak_bytes(self) -> int:
         """The highest number of bytes alive at any step."""
-        return int(self.memory.max(initial=0))
+        return highest(self.memory)
 
     def readers_of(self, step: int) -> list[int]:
         """Who reads any of a step's outputs."""
