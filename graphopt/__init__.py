@@ -19,7 +19,9 @@ from graphopt.plan import Plan
 
 if TYPE_CHECKING:
     from graphopt.api import optimize
+    from graphopt.compression.methods import DGC, QSGD, EightBit, HalfCast, PowerSGD, Threshold, TopK
     from graphopt.estimates import Estimate, estimate
+    from graphopt.parallel.hooks import compress_ddp
     from graphopt.passes.clip import ClipNorm, ClipValue
     from graphopt.passes.loss_scale import ConstantLossScale, DynamicLossScale
     from graphopt.step.train_step import StepResult, TrainStep
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "DGC",
+    "QSGD",
     "BudgetError",
     "BudgetParseError",
     "CaptureError",
@@ -34,15 +38,21 @@ __all__ = [
     "ClipValue",
     "ConstantLossScale",
     "DynamicLossScale",
+    "EightBit",
     "Estimate",
     "GraphoptError",
+    "HalfCast",
     "NonFiniteGradientError",
     "Plan",
     "PlanMismatchError",
+    "PowerSGD",
     "StepResult",
+    "Threshold",
+    "TopK",
     "TrainStep",
     "UsageError",
     "VerificationError",
+    "compress_ddp",
     "estimate",
     "optimize",
     "train_step",
@@ -51,6 +61,14 @@ __all__ = [
 # torch takes a second to import; `graphopt --help` must not
 _LAZY = {
     "optimize": "graphopt.api",
+    "DGC": "graphopt.compression.methods",
+    "EightBit": "graphopt.compression.methods",
+    "HalfCast": "graphopt.compression.methods",
+    "PowerSGD": "graphopt.compression.methods",
+    "QSGD": "graphopt.compression.methods",
+    "Threshold": "graphopt.compression.methods",
+    "TopK": "graphopt.compression.methods",
+    "compress_ddp": "graphopt.parallel.hooks",
     "Estimate": "graphopt.estimates",
     "estimate": "graphopt.estimates",
     "ClipNorm": "graphopt.passes.clip",

@@ -19,7 +19,7 @@ State = dict[str, dict[str, Tensor]]
 
 
 def initial_state(method: Compression | None, name: str, parameter: Tensor) -> dict[str, Tensor]:
-    """fp32, on the parameter's device and laid out like it: zeros, but PowerSGD's queries, normal and alike on all ranks.
+    """fp32, on the device and in the layout of the parameter: zeros, but PowerSGD's queries, alike on all ranks.
 
     Queries depend on the method's seed and the parameter's name alone.
     """

@@ -1,0 +1,157 @@
+"""What is kept of a DDP model whose communication is compressed, and the thread that does it.
+
+Stages of a protocol never wait inside a future's callback: on gloo such callbacks hold up the very messages that they
+wait for. One thread runs all buckets' stages one after the other instead, in the order in which DDP hands them over.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+from graphopt.compression.methods import Compression
+from graphopt.compression.protocols import state_shapes
+from graphopt.compression.residuals import State, reshard
+from graphopt.errors import UsageError
+from graphopt.parallel.ddp_step import Arrival, DdpStep
+from graphopt.parallel.ranks import Ranks
+
+#: What DDP waits for: a bucket's buffer, or what went wrong.
+Outcome = torch.futures.Future[Any]
+
+
+class DdpCompression:
+    """What `compress_ddp` keeps of a DDP model: the method, and by parameter name what was not sent yet.
+
+    `steps` counts steps (backwards with communication); `sent_bytes` is what this rank sent in the last one.
+    """
+
+    def __init__(
+        self,
+        method: Compression,
+        names: dict[torch.Tensor, str],
+        ranks: Ranks | None,
+    ) -> None:
+        self.method: Compression | None = method
+        self.steps = 0
+        self.sent_bytes = 0
+        self._kept_for = repr(method)
+        self.names = names
+        self._ranks = ranks
+        self._state: State = {}
+        self._step: DdpStep | None = None
+        self._futures: list[Outcome] = []
+        self._jobs: queue.SimpleQueue[partial[None] | None] = queue.SimpleQueue()
+        if ranks is not None:
+            threading.Thread(target=_work, args=(self._jobs,), name="graphopt compression", daemon=True).start()
+            weakref.finalize(self, self._jobs.put, None)
+
+    def disable(self) -> None:
+        """From the next backward on gradients travel whole; what was kept back stays here. All ranks call it."""
+        self.method = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank needs to go on after a restart, to be saved beside the model, one for each rank.
+
+        Tensors are the live ones, as in a module's.
+        """
+        rank, world = (self._ranks.rank, self._ranks.world) if self._ranks is not None else (0, 1)
+        return {
+            "method": self._kept_for,
+            "rank": rank,
+            "world": world,
+            "steps": self.steps,
+            "state": {name: dict(kept) for name, kept in self._state.items()},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on from this rank's own `state_dict()`, or, with another number of ranks, from all ranks' of then.
+
+        Then what all of them kept back is shared out evenly: its sum over ranks is what it was. Raises UsageError
+        where it was saved with another method, for other parameters or of another number of ranks.
+        """
+        rank, world = (self._ranks.rank, self._ranks.world) if self._ranks is not None else (0, 1)
+        every = sorted([saved] if isinstance(saved, Mapping) else saved, key=lambda one: int(one["rank"]))
+        for one in every:
+            self._check(one)
+        if isinstance(saved, Mapping):
+            if saved["world"] != world:
+                raise UsageError(
+                    f"compression state of {saved['world']} ranks, and now there are {world}: "
+                    "pass the list of all ranks' state_dict() of then"
+                )
+            mine = saved["state"]
+        else:
+            if [one["rank"] for one in every] != list(range(every[0]["world"])):
+                raise UsageError(
+                    f"compression state of {every[0]['world']} ranks was saved, "
+                    f"but what is given is of ranks {[one['rank'] for one in every]}"
+                )
+            mine = reshard([one["state"] for one in every], world)[rank]
+        devices = {name: parameter.device for parameter, name in self.names.items()}
+        self._state = {
+            name: {key: tensor.to(devices[name], copy=True) for key, tensor in kept.items()}
+            for name, kept in mine.items()
+        }
+        self.steps = every[0]["steps"]
+
+    def _check(self, saved: Mapping[str, Any]) -> None:
+        if saved["method"] != self._kept_for:
+            raise UsageError(f"compression state of {saved['method']} cannot be loaded into {self._kept_for}")
+        shapes = {name: tuple(parameter.shape) for parameter, name in self.names.items()}
+        for name, kept in saved["state"].items():
+            if name not in shapes:
+                raise UsageError(f"compression state for {name!r}, which the model does not train")
+            wanted = state_shapes(self.method, shapes[name])
+            found = {key: tuple(tensor.shape) for key, tensor in kept.items()}
+            if found != wanted:
+                raise UsageError(f"compression state of {name!r} has the shapes {found}, the model needs {wanted}")
+
+    def submit(self, arrival: Arrival, scale: float) -> Outcome:
+        """Of the next bucket, whose gradients are times `scale`; what is given is done after the step's last one."""
+        device = arrival.buffer.device
+        is_cuda = device.type == "cuda"
+        future: Outcome = torch.futures.Future(devices=[device] if is_cuda else None)
+        stream = torch.cuda.current_stream(device) if is_cuda else None
+        self._jobs.put(partial(self._run, arrival, scale, future, stream))
+        return future
+
+    def _run(self, arrival: Arrival, scale: float, future: Outcome, stream: torch.cuda.Stream | None) -> None:
+        """In the thread of its own, on the stream that made the gradients, which is another one in each thread."""
+        with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else nullcontext():
+            self._arrived(arrival, scale, future)
+
+    def _arrived(self, arrival: Arrival, scale: float, future: Outcome) -> None:
+        assert self._ranks is not None
+        self._futures.append(future)
+        try:
+            if self._step is None:
+                self._step = DdpStep(self._ranks, lambda _: self.method, self._state, scale, self.steps)
+            self._step.add(arrival)
+            if arrival.is_last:
+                self._step.finish()
+                self._finish(self._step)
+        except BaseException as error:
+            for waiting in self._futures:
+                waiting.set_result(error)
+            self._step, self._futures = None, []
+
+    def _finish(self, step: DdpStep) -> None:
+        futures, self._step, self._futures = self._futures, None, []
+        self.steps += 1
+        self.sent_bytes = step.sent_bytes
+        for future, arrival in zip(futures, step.arrivals, strict=True):
+            future.set_result(arrival.buffer)
+
+
+def _work(jobs: queue.SimpleQueue[partial[None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # which knows the DdpCompression, whose end ends this thread

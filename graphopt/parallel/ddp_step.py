@@ -1,0 +1,143 @@
+"""One step's buckets of DDP through the protocols."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from graphopt import kernels
+from graphopt.compression.bucket import Bucket
+from graphopt.compression.methods import DGC, Compression, HalfCast
+from graphopt.compression.protocols import at_step, compressible, protocol_of, state_shapes
+from graphopt.compression.residuals import State, initial_state
+from graphopt.parallel.interleaved import Interleaved
+from graphopt.parallel.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A bucket as DDP hands it over: one flat buffer, with a view of it for each named gradient."""
+
+    names: tuple[str, ...]
+    buffer: Tensor
+    gradients: list[Tensor]
+    is_last: bool
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(gradient.shape) for gradient in self.gradients)
+
+
+@dataclass
+class DdpStep:
+    """One step: `add` each bucket in DDP's order, `finish` after the last.
+
+    `method_of` says how the bucket of these names travels, `scale` is the loss scale, `index` counts steps.
+    """
+
+    ranks: Ranks
+    method_of: Callable[[tuple[str, ...]], Compression | None]
+    state: State
+    scale: float
+    index: int
+    arrivals: list[Arrival] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._interleaved = Interleaved(self.ranks)
+        self._computed: list[list[Tensor]] = []
+        self._unclipped: list[int] = []
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._interleaved.sent_bytes
+
+    def add(self, arrival: Arrival) -> None:
+        if not self.arrivals:
+            device = arrival.buffer.device
+            self._overflow = torch.zeros((), device=device)
+            self._scale = None if self.scale == 1 else torch.tensor(self.scale, device=device)
+            self._inverse_scale = torch.tensor(1 / (self.scale * self.ranks.world), device=device)
+        self.arrivals.append(arrival)
+        self._computed.append(_in_float32(arrival))
+        method = self._method(arrival)
+        if isinstance(method, DGC) and method.max_norm is not None:
+            self._unclipped.append(len(self.arrivals) - 1)
+        else:
+            self._start(len(self.arrivals) - 1)
+
+    def finish(self) -> None:
+        """The mean over ranks is in the buffers; NaN on all ranks where the gradient of one was not finite."""
+        self._clip()
+        for index in self._unclipped:
+            self._start(index)
+        self._interleaved.finish(self._overflow)
+        is_finite = self._overflow.item() == 0
+        for arrival, computed in zip(self.arrivals, self._computed, strict=True):
+            if not is_finite:
+                arrival.buffer.fill_(math.nan)
+            elif computed is not arrival.gradients:
+                torch._foreach_copy_(arrival.gradients, computed)
+
+    def _method(self, arrival: Arrival) -> Compression | None:
+        return at_step(self.method_of(arrival.names), self.index)
+
+    def _clip(self) -> None:
+        """DGC's local clipping, for which the norm of all of this rank's gradients must be known."""
+        if not self._unclipped:
+            return
+        method = self._method(self.arrivals[self._unclipped[0]])
+        assert isinstance(method, DGC) and method.max_norm is not None
+        gradients = [gradient for index in self._unclipped for gradient in self._computed[index]]
+        norm = kernels.gradient_norm(gradients, 2.0)[0] * self._inverse_scale
+        torch._foreach_mul_(
+            gradients, torch.clamp(method.max_norm / math.sqrt(self.ranks.world) / (norm + 1e-6), max=1)
+        )
+
+    def _start(self, index: int) -> None:
+        arrival = self.arrivals[index]
+        method = self._method(arrival)
+        is_compressed = [compressible(method, shape) for shape in arrival.shapes]
+        for how, wanted in ((method, True), (None, False)):
+            indices = [i for i, is_so in enumerate(is_compressed) if is_so == wanted]
+            if indices:
+                self._interleaved.start(protocol_of(how)(self._bucket(how, index, indices)))
+
+    def _bucket(self, method: Compression | None, index: int, indices: list[int]) -> Bucket:
+        names, shapes = self.arrivals[index].names, self.arrivals[index].shapes
+        gradients = [self._computed[index][i] for i in indices]
+        if method is None or isinstance(method, HalfCast):  # these travel with their loss scale
+            torch._foreach_div_(gradients, self.ranks.world)
+        state: dict[str, list[Tensor]] = {}
+        for i in indices:
+            for key, tensor in self._kept(method, names[i], self._computed[index][i]).items():
+                state.setdefault(key, []).append(tensor)
+        return Bucket(
+            shapes=tuple(shapes[i] for i in indices),
+            gradients=gradients,
+            overflow=self._overflow,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            backend=self.ranks.backend,
+            state=state,
+            inverse_scale=self._inverse_scale,
+            scale=self._scale,
+            draw=self.index,
+        )
+
+    def _kept(self, method: Compression | None, name: str, gradient: Tensor) -> dict[str, Tensor]:
+        keys = set(state_shapes(method, tuple(gradient.shape)))
+        if not keys:
+            return {}
+        if set(self.state.get(name, {})) != keys:
+            self.state[name] = initial_state(method, name, gradient)
+        return self.state[name]
+
+
+def _in_float32(arrival: Arrival) -> list[Tensor]:
+    if arrival.buffer.dtype == torch.float32:
+        return arrival.gradients
+    return [gradient.float() for gradient in arrival.gradients]
