@@ -43,12 +43,12 @@ def _group(again: list[bool], step: int) -> tuple[int, int]:
 
 
 def _earlier(problem: Problem, schedule: list[int], low: int, high: int) -> list[list[int]]:
-    """`schedule[low:high]` moved before each of the steps before it, as far as its inputs allow."""
+    """`schedule[low:high]` moved before each of the steps before it, as far as its inputs and its ops' first runs allow."""
     moved = schedule[low:high]
     reads = {value for op_id in moved for value in problem.ops[op_id].inputs}
     found: list[list[int]] = []
     for place in range(low - 1, max(-1, low - 1 - FARTHEST), -1):
-        if not reads.isdisjoint(problem.ops[schedule[place]].outputs):
+        if schedule[place] in moved or not reads.isdisjoint(problem.ops[schedule[place]].outputs):
             break
         found.append([*schedule[:place], *moved, *schedule[place:low], *schedule[high:]])
     return found

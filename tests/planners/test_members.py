@@ -3,6 +3,8 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphopt.errors import InfeasibleError
 from graphopt.planners import PLANNERS, minimum_bytes
@@ -12,7 +14,7 @@ from graphopt.planners.hoist import hoist
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Op, Problem, Value, check_problem
 from graphopt.schedule import simulate
-from planners.graphs import assert_good
+from planners.graphs import assert_good, problems, random_schedule
 
 
 def chain(length: int, size: int = 10) -> Problem:
@@ -78,3 +80,12 @@ def test_hoisting_moves_a_recomputation_to_where_less_is_alive() -> None:
     earlier = hoist(problem, late)
     assert_good(problem, earlier, simulate(problem, late).peak_bytes - 10)
     assert earlier.index(4) > len(earlier) - 1 - earlier[::-1].index(1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problem=problems, seed=st.integers(0, 10**6))
+def test_hoisting_leaves_first_runs_where_they_are(problem: Problem, seed: int) -> None:
+    schedule = random_schedule(problem, seed)
+    earlier = hoist(problem, schedule)
+    assert tuple(dict.fromkeys(earlier)) == tuple(dict.fromkeys(schedule))
+    assert_good(problem, earlier, simulate(problem, schedule).peak_bytes)
