@@ -43,7 +43,7 @@ def _group(again: list[bool], step: int) -> tuple[int, int]:
 
 
 def _earlier(problem: Problem, schedule: list[int], low: int, high: int) -> list[list[int]]:
-    """`schedule[low:high]` moved before each of the steps before it, as far as its inputs and its ops' first runs allow."""
+    """`schedule[low:high]` moved before each of the steps before it, as far as its inputs and first runs allow."""
     moved = schedule[low:high]
     reads = {value for op_id in moved for value in problem.ops[op_id].inputs}
     found: list[list[int]] = []
