@@ -26,6 +26,7 @@ from torch import Tensor
 
 from graphopt.kernels import own_cpu_sparsify, stock_sparsify
 from graphopt.kernels.definition import define, fitting, no_result
+from graphopt.kernels.layout import dense
 from graphopt.kernels.sparse_wire import sparse_wire_bytes
 
 _OWN_CUDA = "graphopt.kernels.own_cuda_sparsify"
@@ -52,7 +53,7 @@ def _wire_and_momenta(
     momentum: float,  # noqa: ARG001
 ) -> tuple[Tensor, list[Tensor]]:
     wire = _wire(gradients, residuals, overflow, inverse_scale, counts, None)
-    return wire, [torch.empty_like(gradient) for gradient in gradients]
+    return wire, [torch.empty_like(dense(gradient)) for gradient in gradients]
 
 
 sparsify_ = define(
