@@ -16,11 +16,11 @@ from graphopt.parallel.ranks import Ranks
 def gather(ranks: Ranks, message: bytes) -> list[bytes]:
     """Every rank's message, in rank order. A collective call; raises RankError where one does not come."""
     with _reached(ranks):
-        sizes = [torch.empty(1, dtype=torch.int64, device=_device(ranks)) for _ in range(ranks.world)]
-        dist.all_gather(sizes, torch.tensor([len(message)], device=_device(ranks)), group=ranks.group)
+        sizes = [torch.empty(1, dtype=torch.int64, device=device_of(ranks)) for _ in range(ranks.world)]
+        dist.all_gather(sizes, torch.tensor([len(message)], device=device_of(ranks)), group=ranks.group)
         lengths = [int(size) for size in sizes]
         padded = message.ljust(max(lengths), b"\0")
-        received = [torch.empty(len(padded), dtype=torch.uint8, device=_device(ranks)) for _ in lengths]
+        received = [torch.empty(len(padded), dtype=torch.uint8, device=device_of(ranks)) for _ in lengths]
         dist.all_gather(received, _tensor(padded, ranks), group=ranks.group)
         return [_bytes(tensor)[:length] for tensor, length in zip(received, lengths, strict=True)]
 
@@ -28,9 +28,9 @@ def gather(ranks: Ranks, message: bytes) -> list[bytes]:
 def broadcast(ranks: Ranks, message: bytes) -> bytes:
     """The first rank's message, on all. A collective call; raises RankError where one does not come."""
     with _reached(ranks):
-        length = torch.tensor([len(message)], device=_device(ranks))
+        length = torch.tensor([len(message)], device=device_of(ranks))
         dist.broadcast(length, group=ranks.group, group_src=0)
-        content = torch.empty(int(length), dtype=torch.uint8, device=_device(ranks))
+        content = torch.empty(int(length), dtype=torch.uint8, device=device_of(ranks))
         if ranks.rank == 0:
             content.copy_(_tensor(message, ranks))
         dist.broadcast(content, group=ranks.group, group_src=0)
@@ -49,14 +49,14 @@ def _reached(ranks: Ranks) -> Iterator[None]:
         ) from error
 
 
-def _device(ranks: Ranks) -> torch.device:
+def device_of(ranks: Ranks) -> torch.device:
     """Where the group's backend takes tensors from."""
     only_cuda = "nccl" in ranks.backend and "gloo" not in ranks.backend
     return torch.device("cuda", torch.cuda.current_device()) if only_cuda else torch.device("cpu")
 
 
 def _tensor(message: bytes, ranks: Ranks) -> torch.Tensor:
-    return torch.frombuffer(bytearray(message or b"\0"), dtype=torch.uint8)[: len(message)].to(_device(ranks))
+    return torch.frombuffer(bytearray(message or b"\0"), dtype=torch.uint8)[: len(message)].to(device_of(ranks))
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
