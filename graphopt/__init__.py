@@ -19,6 +19,7 @@ from graphopt.plan import Plan
 
 if TYPE_CHECKING:
     from graphopt.api import optimize
+    from graphopt.compression.choose import Auto
     from graphopt.compression.methods import DGC, QSGD, EightBit, HalfCast, PowerSGD, Threshold, TopK
     from graphopt.estimates import Estimate, estimate
     from graphopt.parallel.hooks import compress_ddp
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DGC",
     "QSGD",
+    "Auto",
     "BudgetError",
     "BudgetParseError",
     "CaptureError",
@@ -61,6 +63,7 @@ __all__ = [
 # torch takes a second to import; `graphopt --help` must not
 _LAZY = {
     "optimize": "graphopt.api",
+    "Auto": "graphopt.compression.choose",
     "DGC": "graphopt.compression.methods",
     "EightBit": "graphopt.compression.methods",
     "HalfCast": "graphopt.compression.methods",
