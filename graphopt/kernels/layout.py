@@ -42,4 +42,5 @@ def dense(tensor: Tensor) -> Tensor:
 
 def flat(dense: Tensor) -> Tensor:
     """A one-dimensional view of a dense tensor: its elements in the order that they have in memory."""
+    assert is_dense(dense)
     return dense.as_strided((dense.numel(),), (1,))
