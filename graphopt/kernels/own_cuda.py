@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from graphopt.kernels import stock_norm, stock_update
 from graphopt.kernels.layout import as_laid_out, is_dense, same_order
+from graphopt.kernels.pieces import addresses, pieces
 
 PIECE_ELEMENTS = 8192
 BLOCK_ELEMENTS = 1024
@@ -72,10 +72,10 @@ def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Te
     sums = []
     for kind, indices in _by_kind(filled):
         some = [filled[i] for i in indices]
-        rows, starts, sizes = _pieces(tuple(g.numel() for g in some), some[0].device)
+        rows, starts, sizes = pieces(tuple(g.numel() for g in some), PIECE_ELEMENTS, some[0].device)
         sums.append(torch.empty(len(rows), dtype=torch.float64, device=some[0].device))
         _sum_kernel[(len(rows),)](
-            *(_addresses(some), rows, starts, sizes, sums[-1]),
+            *(addresses(some), rows, starts, sizes, sums[-1]),
             power=power,
             kind=kind,
             PIECE=PIECE_ELEMENTS,
@@ -195,9 +195,9 @@ def _launch_adam(columns: list[list[Tensor]], scalars: list[Tensor], options: di
         counts = torch.stack([steps[i] for i in indices]).double()
         step_sizes = (-options["lr"] / (1 - options["beta1"] ** counts)).float()
         roots = (1 - options["beta2"] ** counts).sqrt().float()
-        tables = [_addresses(column) for column in some]
-        others = [_addresses([c[i] for i in indices]) if c else tables[0] for c in (maxima, copies)]
-        rows, starts, sizes = _pieces(tuple(p.numel() for p in some[0]), params[0].device)
+        tables = [addresses(column) for column in some]
+        others = [addresses([c[i] for i in indices]) if c else tables[0] for c in (maxima, copies)]
+        rows, starts, sizes = pieces(tuple(p.numel() for p in some[0]), PIECE_ELEMENTS, params[0].device)
         _adam_kernel[(len(rows),)](
             *(*tables, *others, rows, starts, sizes, step_sizes, roots, *scalars, *numbers),
             amsgrad=bool(maxima),
@@ -246,18 +246,3 @@ def _by_kind(tensors: list[Tensor]) -> Iterator[tuple[Any, list[int]]]:
         indices = [i for i, t in enumerate(tensors) if t.dtype == dtype and t.numel()]
         if indices:
             yield kind, indices
-
-
-@lru_cache(maxsize=64)
-def _pieces(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each piece its tensor and its first element; of each tensor its size."""
-    pieces = [(row, start) for row, size in enumerate(sizes) for start in range(0, size, PIECE_ELEMENTS)]
-    rows, starts = zip(*pieces, strict=True)
-    return torch.tensor(rows, device=device), torch.tensor(starts, device=device), torch.tensor(sizes, device=device)
-
-
-def _addresses(tensors: list[Tensor]) -> Tensor:
-    table = torch.tensor([t.data_ptr() for t in tensors])
-    if tensors[0].is_cuda:
-        return table.pin_memory().to(tensors[0].device, non_blocking=True)
-    return table
