@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 import traceback
@@ -64,7 +65,7 @@ def _collected(ends: list[Connection], deadline: float) -> list[Any]:
             errors.append(f"rank {rank}: not finished in time")
             continue
         try:
-            is_good, result = end.recv()
+            is_good, result = pickle.loads(end.recv_bytes())
         except EOFError:
             is_good, result = False, "the process died"
         results.append(result)
@@ -92,7 +93,8 @@ def _rank(
         enter(rank)
         store = dist.FileStore(str(Path(folder) / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
-        end.send((True, function(*args)))
+        # by value: a connection's own pickler leaves tensors in shared memory that ends with the process
+        end.send_bytes(pickle.dumps((True, function(*args))))
         dist.destroy_process_group()
     except BaseException:
-        end.send((False, traceback.format_exc()))
+        end.send_bytes(pickle.dumps((False, traceback.format_exc())))

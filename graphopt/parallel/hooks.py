@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from graphopt.compression.methods import Compression
 from graphopt.errors import UsageError
+from graphopt.kernels.layout import is_dense
 from graphopt.parallel.ddp_compression import DdpCompression
 from graphopt.parallel.ddp_step import Arrival
 from graphopt.parallel.ranks import Ranks, ranks_of
@@ -54,10 +55,17 @@ def _hook(compression_and_scaler: tuple[DdpCompression, torch.amp.GradScaler | N
     buffer = bucket.buffer()
     if buffer.layout != torch.strided:
         raise UsageError("compress_ddp: sparse gradients are not compressed; use dense ones (sparse=False)")
-    names = tuple(compression.names[parameter] for parameter in bucket.parameters())
+    parameters = bucket.parameters()
+    names = tuple(compression.names[parameter] for parameter in parameters)
     scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
-    arrival = Arrival(names, buffer, bucket.gradients(), bucket.is_last())
+    gradients = [_laid_out(g, parameter) for g, parameter in zip(bucket.gradients(), parameters, strict=True)]
+    arrival = Arrival(names, buffer, gradients, bucket.is_last())
     return compression.submit(arrival, scale).then(_value)
+
+
+def _laid_out(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """As DDP writes it into its buffer, in the parameter's strides; what torch 2.13 hands to hooks ignores these."""
+    return gradient.as_strided(parameter.shape, parameter.stride()) if is_dense(parameter) else gradient
 
 
 def _value(outcome: torch.futures.Future[Any]) -> torch.Tensor:
