@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
+from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import state_shapes
 from graphopt.compression.residuals import State, reshard
 from graphopt.errors import UsageError
+from graphopt.parallel.auto import choose_methods
 from graphopt.parallel.ddp_step import Arrival, DdpStep
 from graphopt.parallel.ranks import Ranks
 
@@ -31,18 +33,21 @@ class DdpCompression:
     """What `compress_ddp` keeps of a DDP model: the method, and by parameter name what was not sent yet.
 
     `steps` counts steps (backwards with communication); `sent_bytes` is what this rank sent in the last one.
+    With `Auto`, `reasons` are the lines that say what was chosen and why.
     """
 
     def __init__(
         self,
-        method: Compression,
+        method: Compression | Auto,
         names: dict[torch.Tensor, str],
         ranks: Ranks | None,
     ) -> None:
-        self.method: Compression | None = method
+        self.method = method
         self.steps = 0
         self.sent_bytes = 0
-        self._kept_for = repr(method)
+        self.reasons: tuple[str, ...] = ()
+        self._is_enabled = True
+        self._chosen: dict[tuple[str, ...], Compression | None] = {}
         self.names = names
         self._ranks = ranks
         self._state: State = {}
@@ -55,7 +60,7 @@ class DdpCompression:
 
     def disable(self) -> None:
         """From the next backward on gradients travel whole; what was kept back stays here. All ranks call it."""
-        self.method = None
+        self._is_enabled = False
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank needs to go on after a restart, to be saved beside the model, one for each rank.
@@ -64,7 +69,7 @@ class DdpCompression:
         """
         rank, world = (self._ranks.rank, self._ranks.world) if self._ranks is not None else (0, 1)
         return {
-            "method": self._kept_for,
+            "method": repr(self.method),
             "rank": rank,
             "world": world,
             "steps": self.steps,
@@ -103,16 +108,17 @@ class DdpCompression:
         self.steps = every[0]["steps"]
 
     def _check(self, saved: Mapping[str, Any]) -> None:
-        if saved["method"] != self._kept_for:
-            raise UsageError(f"compression state of {saved['method']} cannot be loaded into {self._kept_for}")
+        if saved["method"] != repr(self.method):
+            raise UsageError(f"compression state of {saved['method']} cannot be loaded into {self.method}")
+        methods = self.method.candidates if isinstance(self.method, Auto) else (self.method,)
         shapes = {name: tuple(parameter.shape) for parameter, name in self.names.items()}
         for name, kept in saved["state"].items():
             if name not in shapes:
                 raise UsageError(f"compression state for {name!r}, which the model does not train")
-            wanted = state_shapes(self.method, shapes[name])
+            wanted = [state_shapes(method, shapes[name]) for method in methods]
             found = {key: tuple(tensor.shape) for key, tensor in kept.items()}
-            if found != wanted:
-                raise UsageError(f"compression state of {name!r} has the shapes {found}, the model needs {wanted}")
+            if found not in wanted:
+                raise UsageError(f"compression state of {name!r} has the shapes {found}, the model needs {wanted[0]}")
 
     def submit(self, arrival: Arrival, scale: float) -> Outcome:
         """Of the next bucket, whose gradients are times `scale`; what is given is done after the step's last one."""
@@ -133,15 +139,29 @@ class DdpCompression:
         self._futures.append(future)
         try:
             if self._step is None:
-                self._step = DdpStep(self._ranks, lambda _: self.method, self._state, scale, self.steps)
+                self._step = DdpStep(self._ranks, self._method_of, self._state, scale, self.steps)
             self._step.add(arrival)
             if arrival.is_last:
                 self._step.finish()
+                self._choose(self._ranks, self._step)
                 self._finish(self._step)
         except BaseException as error:
             for waiting in self._futures:
                 waiting.set_result(error)
             self._step, self._futures = None, []
+
+    def _method_of(self, names: tuple[str, ...]) -> Compression | None:
+        if not self._is_enabled:
+            return None
+        return self._chosen.get(names) if isinstance(self.method, Auto) else self.method
+
+    def _choose(self, ranks: Ranks, step: DdpStep) -> None:
+        """For buckets as DDP has them now: it makes them anew after its first step. Until then they travel whole."""
+        if not isinstance(self.method, Auto) or self._chosen.keys() == {one.names for one in step.arrivals}:
+            return
+        choice = choose_methods(ranks, self.method, [one.shapes for one in step.arrivals], step.backward_seconds())
+        self._chosen = {one.names: method for one, method in zip(step.arrivals, choice.methods, strict=True)}
+        self.reasons = choice.reasons
 
     def _finish(self, step: DdpStep) -> None:
         futures, self._step, self._futures = self._futures, None, []

@@ -20,12 +20,13 @@ from graphopt.parallel.ranks import Ranks
 
 @dataclass(frozen=True)
 class Arrival:
-    """A bucket as DDP hands it over: one flat buffer, with a view of it for each named gradient."""
+    """A bucket as DDP hands it over, `at_seconds` of the clock: a flat buffer, a view of it for each named gradient."""
 
     names: tuple[str, ...]
     buffer: Tensor
     gradients: list[Tensor]
     is_last: bool
+    at_seconds: float
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -54,6 +55,13 @@ class DdpStep:
     @property
     def sent_bytes(self) -> int:
         return self._interleaved.sent_bytes
+
+    def backward_seconds(self) -> float:
+        """About how long the backward took, from when its buckets were ready; 0 with one bucket."""
+        elements = [arrival.buffer.numel() for arrival in self.arrivals]
+        after_the_first = 1 - elements[0] / sum(elements)
+        seconds = self.arrivals[-1].at_seconds - self.arrivals[0].at_seconds
+        return seconds / after_the_first if after_the_first else 0.0
 
     def add(self, arrival: Arrival) -> None:
         if not self.arrivals:

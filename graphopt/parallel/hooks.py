@@ -2,13 +2,15 @@
 
 # DDP looks at the hook's annotations as they are: no `from __future__ import annotations` here
 
-from typing import Any
+import time
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.errors import UsageError
 from graphopt.kernels.layout import is_dense
@@ -21,7 +23,7 @@ Gradient = torch.futures.Future[torch.Tensor]
 
 def compress_ddp(
     ddp_model: DistributedDataParallel,
-    method: Compression,
+    method: Compression | Auto | Literal["auto"],
     *,
     scaler: torch.amp.GradScaler | None = None,
 ) -> DdpCompression:
@@ -31,7 +33,8 @@ def compress_ddp(
     leaves of them; parameters too small for the method travel whole. With a `scaler` pass it, so that what is kept
     back between steps is in true units and outlives changes of the scale. Where the gradient of any rank is not
     finite, all gradients of all ranks are NaN, so that every GradScaler skips the step, and nothing that is kept
-    back changes. DGC takes the place of the optimizer's momentum, which must be 0.
+    back changes. DGC takes the place of the optimizer's momentum, which must be 0. "auto" (`graphopt.Auto()`) sends
+    gradients whole until DDP has its final buckets, then measures the network and chooses.
 
     Works with `no_sync`, `find_unused_parameters`, `static_graph`, `gradient_as_bucket_view` and rebuilt buckets.
     With one process alone it does nothing. Raises UsageError where the model is not a DDP model, has a hook
@@ -44,7 +47,8 @@ def compress_ddp(
     ranks = ranks_of(ddp_model.process_group)
     parameters = ddp_model.module.named_parameters()
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in parameters if parameter.requires_grad}
-    compression = DdpCompression(method, names, None if ranks is None else _own_group(ranks, ddp_model))
+    how = Auto() if method == "auto" else method
+    compression = DdpCompression(how, names, None if ranks is None else _own_group(ranks, ddp_model))
     if ranks is not None:
         ddp_model.register_comm_hook((compression, scaler), _hook)
     return compression
@@ -59,7 +63,7 @@ def _hook(compression_and_scaler: tuple[DdpCompression, torch.amp.GradScaler | N
     names = tuple(compression.names[parameter] for parameter in parameters)
     scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
     gradients = [_laid_out(g, parameter) for g, parameter in zip(bucket.gradients(), parameters, strict=True)]
-    arrival = Arrival(names, buffer, gradients, bucket.is_last())
+    arrival = Arrival(names, buffer, gradients, bucket.is_last(), time.monotonic())
     return compression.submit(arrival, scale).then(_value)
 
 

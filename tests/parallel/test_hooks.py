@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphopt
 from graphopt import kernels
+from graphopt.compression.choose import Auto
 from graphopt.compression.methods import DGC, QSGD, Compression, EightBit, HalfCast, PowerSGD, Threshold, TopK
 from graphopt.compression.protocols import at_step, compressible
 from graphopt.errors import UsageError
@@ -412,3 +413,32 @@ def _alone() -> bool:
 
 def test_one_process_alone_compresses_nothing() -> None:
     assert run_ranks(1, _alone) == [True]
+
+
+def _chosen() -> tuple[list[int], tuple[str, ...], dict[str, Tensor], bool]:
+    everything = Auto(candidates=(WHOLE, TopK(0.01)))
+    model, compression = _hooked(everything, bucket_cap_mb=0.5)
+    sent_bytes = []
+    for index in range(4):
+        gradients = _backward(model, dist.get_rank(), index)
+        sent_bytes.append(compression.sent_bytes)
+    state = compression.state_dict()
+    _, another = _hooked(everything)
+    another.load_state_dict(state)
+    return sent_bytes, compression.reasons, gradients, another.state_dict().keys() == state.keys()
+
+
+def test_auto_waits_for_the_final_buckets_and_says_what_it_chose() -> None:
+    first, second = run_ranks(2, _chosen)
+    (sent_bytes, reasons, gradients, is_loaded), (others, other_reasons, other_gradients, _) = first, second
+    assert sent_bytes[0] == sent_bytes[1] and sent_bytes == others and is_loaded
+    assert "2 ranks" in reasons[0] and any("TopK(ratio=0.01)" in reason for reason in reasons)
+    assert reasons == other_reasons and _same(gradients, other_gradients)
+
+
+def test_auto_is_what_it_stands_for() -> None:
+    assert run_ranks(2, _asked) == [Auto()] * 2
+
+
+def _asked() -> Any:
+    return graphopt.compress_ddp(DistributedDataParallel(_model()), "auto").method
