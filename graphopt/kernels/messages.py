@@ -12,18 +12,11 @@ its bits. A tensor and its state are of one layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from graphopt.kernels import own_cpu_messages, stock_messages
 from graphopt.kernels.definition import define, fitting, no_result
-
-
-def _chosen(stock: Callable[..., Any]) -> Callable[..., Any]:
-    return fitting(stock, own_cpu_messages, "graphopt.kernels.own_cuda_messages")
 
 
 def _packed(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -35,9 +28,13 @@ def _part(received: Tensor, parts: int) -> Tensor:
     return received.new_empty(received.numel() // parts)
 
 
-pack = define("pack(Tensor[] tensors, ScalarType dtype) -> Tensor", _chosen(stock_messages.pack), _packed)
-unpack_ = define("unpack_(Tensor flat, Tensor(a!)[] tensors) -> ()", _chosen(stock_messages.unpack_), no_result)
-sum_parts = define("sum_parts(Tensor received, int parts) -> Tensor", _chosen(stock_messages.sum_parts), _part)
+pack = define("pack(Tensor[] tensors, ScalarType dtype) -> Tensor", stock_messages.pack, _packed)
+unpack_ = define("unpack_(Tensor flat, Tensor(a!)[] tensors) -> ()", stock_messages.unpack_, no_result)
+sum_parts = define(
+    "sum_parts(Tensor received, int parts) -> Tensor",
+    fitting(stock_messages.sum_parts, own_cpu_messages, "graphopt.kernels.own_cuda"),  # which has none
+    _part,
+)
 commit_ = define(
     "commit_(Tensor(a!)[] state, Tensor[] pending, Tensor overflow) -> ()", stock_messages.commit_, no_result
 )

@@ -36,8 +36,8 @@ from graphopt.kernels.blocks import empty_wire
 from graphopt.kernels.definition import define, fitting, no_result
 
 
-def _chosen(stock: Callable[..., Any]) -> Callable[..., Any]:
-    return fitting(stock, own_cpu_quantize, "graphopt.kernels.own_cuda_quantize")
+def _chosen(stock: Callable[..., Any], own_cuda: str) -> Callable[..., Any]:
+    return fitting(stock, own_cpu_quantize, f"graphopt.kernels.{own_cuda}")
 
 
 def _wire(
@@ -68,27 +68,27 @@ def _packed_wire(
 quantize_ = define(
     "quantize_(Tensor(a!)[] gradients, Tensor[] residuals, Tensor(b!) overflow, Tensor? inverse_scale, int parts) "
     "-> Tensor",
-    _chosen(stock_quantize.quantize_),
+    _chosen(stock_quantize.quantize_, "own_cuda_quantize"),
     _wire,
 )
 requantize_ = define(
     "requantize_(Tensor received, Tensor(a!)[] gradients, int rank, int parts) -> Tensor",
-    _chosen(stock_quantize.requantize_),
+    _chosen(stock_quantize.requantize_, "own_cuda_quantize"),
     _part_of_wire,
 )
 dequantize_ = define(
     "dequantize_(Tensor wire, Tensor(a!)[] gradients, int copies, Tensor? scale) -> ()",
-    _chosen(stock_quantize.dequantize_),
+    _chosen(stock_quantize.dequantize_, "own_cuda_quantize"),
     no_result,
 )
 qsgd = define(
     "qsgd(Tensor[] gradients, Tensor(b!) overflow, Tensor? inverse_scale, int bits, int parts, int seed, SymInt draw, "
     "int rank) -> Tensor",
-    _chosen(stock_qsgd.qsgd),
+    _chosen(stock_qsgd.qsgd, "own_cuda_qsgd"),
     _packed_wire,
 )
 dequantize_qsgd_ = define(
     "dequantize_qsgd_(Tensor wire, Tensor(a!)[] gradients, int copies, int bits, Tensor? scale) -> ()",
-    _chosen(stock_qsgd.dequantize_qsgd_),
+    _chosen(stock_qsgd.dequantize_qsgd_, "own_cuda_qsgd"),
     no_result,
 )
