@@ -11,12 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import graphopt
+from graphopt.compression.methods import DGC, QSGD, Compression, EightBit, HalfCast, PowerSGD, Threshold, TopK
+from graphopt.compression.protocols import wire_bytes
 
 sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
 import network
 
 pytestmark = pytest.mark.skipif(bool(network.missing()), reason=network.missing())
 NUMBERS = 1_000_000
+METHODS: tuple[Compression | None, ...] = (
+    *(None, HalfCast(), HalfCast(torch.bfloat16), EightBit(), QSGD(8), QSGD(2), TopK(0.01), DGC(0.01)),
+    *(Threshold(1e-6, 0.02), PowerSGD(8)),
+)
 
 
 def _all_reduce() -> tuple[float, int]:
@@ -37,6 +47,44 @@ def test_a_link_is_as_slow_as_it_says_and_counts_what_is_sent(world: int) -> Non
         assert sent_bytes == pytest.approx(wire_bytes, rel=0.01)
         # never faster than the wire but for what a bucket lets through at once
         assert seconds > 0.95 * wire_bytes / (100e6 / 8)
+
+
+def _counted_and_stated() -> list[tuple[Compression | None, int, int]]:
+    """Of each method as a hook of DDP: (method, bytes that this rank sent in a step, bytes that it says)."""
+    return [(method, _counted_bytes(method), _stated_bytes(method)) for method in METHODS]
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+
+
+def _stated_bytes(method: Compression | None) -> int:
+    return wire_bytes(method, [tuple(p.shape) for p in _model().parameters()], dist.get_world_size())
+
+
+def _counted_bytes(method: Compression | None) -> int:
+    wrapped = DistributedDataParallel(_model())
+    if method is not None:
+        graphopt.compress_ddp(wrapped, method)
+    inputs = torch.randn(4, 512)
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            wrapped(inputs).square().mean().backward()
+
+    steps(3)  # DDP makes its buckets anew in the first ones
+    before = network.sent()
+    steps(4)
+    dist.barrier()
+    return network.sent().since(before).payload_bytes // 4
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_methods_send_the_bytes_that_they_say(world: int) -> None:
+    for rows in network.run_ranks_over_network(world, "1gbit", _counted_and_stated):
+        for method, counted_bytes, stated_bytes in rows:
+            assert counted_bytes == pytest.approx(stated_bytes, rel=0.05), method
 
 
 def test_nothing_is_left_behind_even_by_a_run_that_was_killed() -> None:

@@ -1,0 +1,101 @@
+"""Loss after some hundred steps on a real small task: the next byte of the Python manual, guessed by a transformer."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pydoc_data.topics import topics
+
+import torch
+import torch.distributed as dist
+from compression_ways import is_dgc, make
+from network import run_ranks
+from torch import Tensor, nn
+
+WIDTH, BLOCKS, HEADS, LENGTH, ROWS = 64, 2, 4, 64, 8
+WARM_UP_STEPS, PEAK_RATE, MOMENTUM = 20, 0.2, 0.9
+HELD_OUT_BYTES, HELD_OUT_ROWS = 40_000, 256
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Of one way, seed and number of ranks: mean loss on held-out text after the last step, in nats a byte."""
+
+    way: str
+    world: int
+    seed: int
+    steps: int
+    held_out_loss: float
+    seconds: float
+
+
+def learn(way: str, world: int, seed: int, steps: int) -> Learned:
+    """Train with SGD, momentum and a falling rate; each rank has rows of its own."""
+    start = time.perf_counter()
+    losses = run_ranks(world, _train, way, seed, steps, timeout=500)
+    assert len(set(losses)) == 1, "ranks ended with different parameters"
+    return Learned(way, world, seed, steps, losses[0], time.perf_counter() - start)
+
+
+class Guesser(nn.Module):
+    """A causal transformer over bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.byte = nn.Embedding(256, WIDTH)
+        self.place = nn.Embedding(LENGTH, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, BLOCKS, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.guess = nn.Linear(WIDTH, 256)
+        self.register_buffer("future", torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1))
+
+    def forward(self, text: Tensor) -> Tensor:
+        places = torch.arange(text.shape[1], device=text.device)
+        hidden = self.blocks(self.byte(text) + self.place(places), mask=self.future, is_causal=True)
+        return self.guess(self.norm(hidden))
+
+
+def loss_of(guesses: Tensor, following: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(guesses.flatten(0, 1), following.flatten())
+
+
+def _train(way: str, seed: int, steps: int) -> float:
+    text = torch.tensor(list("\n".join(topics[key] for key in sorted(topics)).encode()))
+    held_out, text = text[:HELD_OUT_BYTES], text[HELD_OUT_BYTES:]
+    torch.manual_seed(seed)
+    model = Guesser()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.0 if is_dgc(way) else MOMENTUM)
+    training = make(way, model, optimizer, loss_of)
+    torch.manual_seed(1000 * seed + dist.get_rank())
+    for number in range(steps):
+        optimizer.param_groups[0]["lr"] = _rate(number, steps)
+        training.step(*_rows(text, ROWS))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return float(loss_of(*_guessed(model, _rows(held_out, HELD_OUT_ROWS))))
+
+
+def _guessed(model: nn.Module, rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return model(rows[0]), rows[1]
+
+
+def _rate(number: int, steps: int) -> float:
+    """Rises to the peak, then falls to nothing as half a cosine."""
+    if number < WARM_UP_STEPS:
+        return PEAK_RATE * (number + 1) / WARM_UP_STEPS
+    return PEAK_RATE * (1 + math.cos(math.pi * (number - WARM_UP_STEPS) / (steps - WARM_UP_STEPS))) / 2
+
+
+def _rows(text: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    starts = torch.randint(len(text) - LENGTH - 1, (rows, 1))
+    pieces = text[starts + torch.arange(LENGTH + 1)]
+    return pieces[:, :-1], pieces[:, 1:].contiguous()
+
+
+def losses_over(rows: list[Learned]) -> dict[tuple[str, int], float]:
+    """Mean held-out loss over seeds of each way and number of ranks."""
+    kinds = dict.fromkeys((row.way, row.world) for row in rows)
+    return {kind: statistics.mean(row.held_out_loss for row in rows if (row.way, row.world) == kind) for kind in kinds}
