@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import fx, nn
 
 from graphopt import measure
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.divergence import compare_with_eager
 from graphopt.errors import BudgetError, PlanMismatchError, UsageError
+from graphopt.parallel.wrapping import check_unwrapped
 from graphopt.plan import Plan
 from graphopt.planned import Choice
 from graphopt.report.build import build_plan, build_report
@@ -99,6 +101,7 @@ def optimize(
     plan: Plan | str | Path | None = None,
     plan_seconds: float = 0.0,
     verify: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
     """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
 
@@ -112,17 +115,22 @@ def optimize(
     plan (or its file) to use instead of planning: at its own budget, or at another one. `verify`
     compares with eager, at once where inputs are given.
 
+    Several processes (torch.distributed) agree on one plan: those of `group`, by default those that
+    DDP or FSDP2 joins at the first training call inside of it, and all of them when `example_inputs`
+    are given, which makes this call a collective one. Wrap or shard the model after this call.
+
     Raises BudgetError below the minimum, CaptureError, PlanMismatchError for a plan of another
     graph, VerificationError, UsageError and BudgetParseError for arguments that cannot be used.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"optimize() takes an nn.Module, got {type(model).__name__}")
+    check_unwrapped(model)
     before = getattr(model, "graphopt", None)
     if isinstance(before, Optimized):
         before.restore()
     kept = _load(plan)
     choice = Choice(planner, cost_model, {g.graph_hash: g for g in kept.graphs} if kept else None, plan_seconds)
-    session = Session(model, _request(model, mem_budget, choice, reserve, optimizer, kept))
+    session = Session(model, _request(model, mem_budget, choice, reserve, optimizer, kept, group))
     handle = Optimized(model, session)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_devices(model, (args, kwargs))
@@ -228,6 +236,7 @@ def _request(
     reserve: Budget,
     optimizer: torch.optim.Optimizer | None,
     kept: Plan | None,
+    group: dist.ProcessGroup | None,
 ) -> Request:
     if mem_budget is None:
         if kept is None:
@@ -241,6 +250,7 @@ def _request(
         choice=choice,
         reserve_bytes=parse_bytes(reserve, total) if reserve else 0,
         optimizer=optimizer,
+        group=group,
     )
 
 

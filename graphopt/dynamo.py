@@ -39,6 +39,8 @@ def dynamo_errors() -> Iterator[None]:
         "accumulated_recompile_limit": _PLANS_PER_MODEL,
         "fail_on_recompile_limit_hit": True,
         "suppress_errors": False,
+        # inside of DDP, Dynamo would cut the graph at the borders of DDP's buckets
+        "optimize_ddp": False,
     }
     with torch._dynamo.config.patch(limits), graphopt_errors():
         yield

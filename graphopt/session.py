@@ -3,6 +3,10 @@
 A training call goes through torch.compile with our backend. A model that is captured whole is
 planned right there. One that breaks into several graphs is first run once without gradients, only
 to meet all of its graphs; then the budget is divided, and the call starts anew.
+
+Of several processes that train the model together, each comes to its first capture in the same call:
+there they agree on one plan. What one of them captures later it plans alone, as the others may not
+have it; nothing in these graphs waits for another process.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -21,6 +26,17 @@ from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.dynamo import dynamo_errors, graphopt_errors, own_frame
 from graphopt.errors import CaptureError, InfeasibleError
 from graphopt.infeasible import budget_error
+from graphopt.parallel.agreement import Room, give_up, plan_as_one
+from graphopt.parallel.ranks import ranks_of
+from graphopt.parallel.wrapping import (
+    Wrapping,
+    bytes_of,
+    check_sharded_whole,
+    forward_replaced,
+    group_of,
+    is_sharded,
+    wrapping_of,
+)
 from graphopt.pipeline import plan_graph, plan_within
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
@@ -32,12 +48,13 @@ Compiled = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, in bytes."""
+    """What the user asked for, in bytes; `group` are the processes that plan together, if others than it seems."""
 
     budget_bytes: int
     choice: Choice
     reserve_bytes: int = 0
     optimizer: torch.optim.Optimizer | None = None
+    group: dist.ProcessGroup | None = None
 
     @property
     def optimizer_bytes(self) -> int:
@@ -109,26 +126,65 @@ class Session:
         self._inputs: object = ()
         self._known_calls: set[object] = set()
         self._planned_alone: _Slot | None = None
-        self._compiled = torch.compile(own_frame(model._call_impl), backend=self._backend, dynamic=False)
+        self._wrapping: Wrapping | None = None
+        #: Those to agree with, at the next graphs that are planned.
+        self._ranks = ranks_of(request.group) if request.group is not None else None
+        self._compiled = self._compile(model._call_impl)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
         if not (self.model.training and torch.is_grad_enabled()):
             return self.model._call_impl(*args, **kwargs)
-        return self._call(args, kwargs)
+        self._notice_wrapping()
+        if is_sharded(self.model):
+            with forward_replaced(self.model, self._call):
+                return self.model._call_impl(*args, **kwargs)
+        return self._call(*args, **kwargs)
 
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for these inputs; nothing of the model is run that it could notice."""
         self.only_plan = True
+        self._ranks = ranks_of(self.request.group)
         try:
             with training_mode(self.model), torch.enable_grad():
-                self._call(args, dict(kwargs))
+                self._call(*args, **kwargs)
         except _OnlyPlan:
             pass
         finally:
             self.only_plan = False
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _notice_wrapping(self) -> None:
+        """What DDP or FSDP2 hold is in the budget: within them everything is planned anew, by all processes at once."""
+        wrapping = wrapping_of(self.model)
+        if wrapping is None or wrapping is self._wrapping:
+            return
+        self._wrapping = wrapping
+        self._ranks = ranks_of(self.request.group or group_of(wrapping))
+        self.slots, self.planned, self._known_calls = [], [], set()
+        if is_sharded(self.model):
+            check_sharded_whole(self.model)
+            # its hooks gather parameters and scatter gradients, which no graph may hold
+            self._compiled = self._compile(self.model.forward)
+        else:
+            self._compiled = self._compile(self.model._call_impl)
+
+    def _compile(self, call: Compiled) -> Compiled:
+        return torch.compile(own_frame(call), backend=self._backend, dynamic=False)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = self._planned_call(args, kwargs)
+            if self._ranks:  # the others have something to plan where this one has not
+                self._agreed([], lambda _room: [], torch.device("cpu"))
+            return result
+        except _OnlyPlan:
+            raise
+        except Exception as error:
+            ranks, self._ranks = self._ranks, None
+            give_up(ranks, error)
+            raise
+
+    def _planned_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = _signature(args, kwargs)
         before = None if call in self._known_calls else snapshot(self.model)
         self._inputs, self._planned_alone = (args, kwargs), None
@@ -170,10 +226,22 @@ class Session:
         return slot
 
     def _plan_alone(self, captured: CapturedGraph) -> PlannedGraph:
+        def make(room: Room) -> list[PlannedGraph]:
+            return [plan_within(captured, room.budget_bytes, room.resident_bytes, self.request.choice)]
+
+        self.planned = self._agreed([captured], make, captured.step.device)
+        return self.planned[0]
+
+    def _agreed(
+        self, graphs: Sequence[CapturedGraph], make: Callable[[Room], list[PlannedGraph]], device: torch.device
+    ) -> list[PlannedGraph]:
+        """What `make` plans, together with the other processes where that is due."""
         started = time.perf_counter()
-        self.resident_bytes = self._resident(captured.step.device)
-        planned = plan_within(captured, self.request.budget_bytes, self.resident_bytes, self.request.choice)
-        self.planned = [planned]
+        ranks, self._ranks = self._ranks, None
+        self.resident_bytes = self._resident(device)
+        room = Room(self.request.budget_bytes, self.resident_bytes)
+        # in a loop, each process has data of its own; examples are the same for all
+        planned = plan_as_one(ranks, graphs, room, self.request.choice, make, may_differ_in_shapes=not self.only_plan)
         self.plan_seconds = time.perf_counter() - started
         return planned
 
@@ -198,36 +266,42 @@ class Session:
         sequence = [slot for slot in met if slot in captured]
         if not sequence:
             return
-        started = time.perf_counter()
-        shares = self._shares(sequence, captured)
         choice = self.request.choice
         choice = replace(choice, plan_seconds=choice.plan_seconds / len(captured))
-        planned = {slot: plan_graph(captured[slot], shares[slot], choice) for slot in captured}
+
+        def make(room: Room) -> list[PlannedGraph]:
+            shares = _shares(sequence, captured, room, choice)
+            return [plan_graph(captured[slot], shares[slot], choice) for slot in captured]
+
+        graphs = list(captured.values())
+        planned = dict(zip(captured, self._agreed(graphs, make, graphs[0].step.device), strict=True))
         self.planned = [planned[slot] for slot in sequence]
-        self.plan_seconds = time.perf_counter() - started
         for slot in captured:
             slot.compile(lambda _again, slot=slot: planned[slot])  # type: ignore[misc]
-
-    def _shares(self, sequence: Sequence[_Slot], captured: Mapping[_Slot, CapturedGraph]) -> dict[_Slot, int]:
-        graphs = [captured[slot] for slot in sequence]
-        request = self.request
-        self.resident_bytes = self._resident(graphs[0].step.device)
-        own_bytes = request.budget_bytes - sum(self.resident_bytes.values())
-        try:
-            shares: dict[_Slot, int] = {}
-            for slot, share in zip(sequence, share_budget(graphs, own_bytes), strict=True):
-                shares[slot] = min(share, shares.get(slot, share))
-            return shares
-        except InfeasibleError as error:
-            least, planner = error.minimum_bytes, request.choice.planner
-            raise budget_error(graphs, least, request.budget_bytes, self.resident_bytes, planner) from None
 
     def _resident(self, device: torch.device) -> dict[str, int]:
         kinds = resident_of_model(self.model, self._inputs, device)
         kinds["optimizer"] = self.request.optimizer_bytes
         kinds["reserve"] = self.request.reserve_bytes
+        if self._wrapping is not None:
+            kinds |= bytes_of(self._wrapping, self.model)
         kinds["other"] = other_bytes(self.model, self._inputs, self.request.optimizer, device)
         return kinds
+
+
+def _shares(
+    sequence: Sequence[_Slot], captured: Mapping[_Slot, CapturedGraph], room: Room, choice: Choice
+) -> dict[_Slot, int]:
+    """What each graph may use of the room, the least of its shares where it runs more than once."""
+    graphs = [captured[slot] for slot in sequence]
+    try:
+        shares: dict[_Slot, int] = {}
+        for slot, share in zip(sequence, share_budget(graphs, room.own_bytes), strict=True):
+            shares[slot] = min(share, shares.get(slot, share))
+        return shares
+    except InfeasibleError as error:
+        least = error.minimum_bytes
+        raise budget_error(graphs, least, room.budget_bytes, room.resident_bytes, choice.planner) from None
 
 
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:

@@ -5,6 +5,7 @@ A process that fails says so instead of staying away, so that all of them raise 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from graphopt.parallel.ranks import Ranks
 from graphopt.pipeline import plan_graph
 from graphopt.plan import GraphPlan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
+from graphopt.stepgraph import StepGraph, tensors_of
 
 _SCHEMA = "graphopt.agreement/1"
 
@@ -50,9 +52,10 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Word:
-    """What a rank says first: its graphs and its room, or why it has none."""
+    """What a rank says first: its graphs, the same whatever the inputs' shapes, and its room; or why it has none."""
 
     graph_hashes: tuple[str, ...]
+    program_hashes: tuple[str, ...]
     room: Room
     failure: _Failure | None
 
@@ -66,17 +69,27 @@ class _Answer:
 
 
 def plan_as_one(
-    ranks: Ranks | None, graphs: Sequence[CapturedGraph], room: Room, choice: Choice, make: Make
+    ranks: Ranks | None,
+    graphs: Sequence[CapturedGraph],
+    room: Room,
+    choice: Choice,
+    make: Make,
+    may_differ_in_shapes: bool = False,
 ) -> list[PlannedGraph]:
     """The same plan for `graphs` on all ranks, by `make` on the first, in the room of the rank that has the least.
 
     A collective call, if there are ranks. Raises on all of them what one of them raises, and
-    PlanMismatchError, naming the first op that differs, where they captured different graphs.
+    PlanMismatchError, naming the first op that differs, where they captured different graphs. With
+    `may_differ_in_shapes`, ranks whose inputs only have other shapes plan each for itself.
     """
     if ranks is None:
         return list(make(room))
-    words = _words(ranks, _Word(tuple(graph.step.graph_hash for graph in graphs), room, None))
+    hashes = tuple(graph.step.graph_hash for graph in graphs)
+    words = _gathered(ranks, _Word(hashes, tuple(_hash_program(graph.step) for graph in graphs), room, None))
+    _raise_first(words)
     odd = [rank for rank, word in enumerate(words) if word.graph_hashes != words[0].graph_hashes]
+    if odd and may_differ_in_shapes and all(word.program_hashes == words[0].program_hashes for word in words):
+        return _all_good(ranks, lambda: list(make(room)))
     if odd:
         raise mismatch_error(ranks, odd, [graph.step.graph_module for graph in graphs])
     tightest = min(range(ranks.world), key=lambda rank: words[rank].room.own_bytes)
@@ -88,7 +101,15 @@ def plan_as_one(
 def give_up(ranks: Ranks | None, error: BaseException) -> None:
     """Stand in for `plan_as_one` on a rank that fails before it gets there; the others raise the error."""
     if ranks is not None:
-        _gathered(ranks, _Word((), Room(0, {}), _failure(error)))
+        _gathered(ranks, _Word((), (), Room(0, {}), _failure(error)))
+
+
+def raise_together(ranks: Ranks, error: BaseException | None) -> None:
+    """Raise on all ranks what one of them ran into; `error` is this rank's own. A collective call."""
+    words = _gathered(ranks, _Word((), (), Room(0, {}), None if error is None else _failure(error)))
+    if error is not None:
+        raise error
+    _raise_first(words)
 
 
 def _lead(ranks: Ranks, make: Make, room: Room, tightest: int) -> list[PlannedGraph]:
@@ -102,21 +123,15 @@ def _lead(ranks: Ranks, make: Make, room: Room, tightest: int) -> list[PlannedGr
             raise _error(failure) from None
         raise
     broadcast(ranks, _packed(answer))
-    _check_all_good(ranks, None)
-    return planned
+    return _all_good(ranks, lambda: planned)
 
 
 def _follow(ranks: Ranks, graphs: Sequence[CapturedGraph], room: Room, choice: Choice) -> list[PlannedGraph]:
     answer = plan_file.from_bytes(broadcast(ranks, b""), _SCHEMA, "content", _Answer)
     if answer.failure is not None:
         raise _error(answer.failure)
-    try:
-        planned = [_taken_over(graph, plan, room, choice) for graph, plan in zip(graphs, answer.graphs, strict=True)]
-    except Exception as error:
-        _check_all_good(ranks, _failure(error))
-        raise
-    _check_all_good(ranks, None)
-    return planned
+    plans = zip(graphs, answer.graphs, strict=True)
+    return _all_good(ranks, lambda: [_taken_over(graph, plan, room, choice) for graph, plan in plans])
 
 
 def _taken_over(captured: CapturedGraph, plan: GraphPlan, room: Room, choice: Choice) -> PlannedGraph:
@@ -128,17 +143,25 @@ def _taken_over(captured: CapturedGraph, plan: GraphPlan, room: Room, choice: Ch
         raise budget_error([captured], least, room.budget_bytes, room.resident_bytes, plan.planner) from None
 
 
-def _check_all_good(ranks: Ranks, failure: _Failure | None) -> None:
-    """The last exchange: nobody starts a step that another one will not join."""
-    words = _gathered(ranks, _Word((), Room(0, {}), failure))
-    if failure is None:
-        _raise_first(words)
+def _all_good(ranks: Ranks, make: Callable[[], list[PlannedGraph]]) -> list[PlannedGraph]:
+    """What `make` plans, once every rank has a plan: nobody starts a step that another one will not join."""
+    try:
+        planned = make()
+    except Exception as error:
+        give_up(ranks, error)
+        raise
+    _raise_first(_gathered(ranks, _Word((), (), Room(0, {}), None)))
+    return planned
 
 
-def _words(ranks: Ranks, word: _Word) -> list[_Word]:
-    words = _gathered(ranks, word)
-    _raise_first(words)
-    return words
+def _hash_program(step: StepGraph) -> str:
+    """What a graph does with its parameters, whatever the shapes of the inputs: ops in their order, and parameters."""
+    lines = []
+    for node in step.graph_module.graph.nodes:
+        is_given = node.op == "placeholder" and node.name in step.static_inputs
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(node)] if is_given else ""
+        lines.append(f"{node.op}|{node.target if node.op == 'call_function' else ''}|{shapes}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
 
 
 def _gathered(ranks: Ranks, word: _Word) -> list[_Word]:
