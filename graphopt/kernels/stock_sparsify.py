@@ -11,7 +11,7 @@ from graphopt.kernels.layout import as_laid_out, dense, flat
 from graphopt.kernels.sparse_wire import BLOCK_ELEMENTS, Section, sections
 
 _SAMPLED = 4096
-SMALLEST = 2.0**-149  # the least positive fp32 number: zeros are never sent
+_SMALLEST = 2.0**-149  # the least positive fp32 number: zeros are never sent
 
 
 def sparsify_(
@@ -29,9 +29,7 @@ def sparsify_(
         x = _unscaled(laid_out[index], inverse_scale)
         if residuals:
             x.add_(flat(as_laid_out(residuals[index], laid_out[index])))
-        _note_overflow(overflow, x)
-        indices = largest(x, section.capacity, threshold)
-        _write(wire, section, x, indices)
+        indices = _send(wire, section, x, overflow, threshold)
         x[indices] = 0
     _write_back(laid_out, gradients)
     return wire
@@ -55,9 +53,7 @@ def sparsify_momentum_(
         x, moved = _unscaled(like, inverse_scale), flat(new_momenta[index])
         torch.mul(flat(as_laid_out(momenta[index], like)), momentum, out=moved).add_(x)
         torch.add(flat(as_laid_out(residuals[index], like)), moved, out=x)
-        _note_overflow(overflow, x)
-        indices = largest(x, section.capacity, None)
-        _write(wire, section, x, indices)
+        indices = _send(wire, section, x, overflow, None)
         x[indices] = 0
         moved[indices] = 0
     _write_back(laid_out, gradients)
@@ -77,15 +73,24 @@ def desparsify_(wire: Tensor, gradients: list[Tensor], copies: int, counts: list
     _write_back(laid_out, gradients)
 
 
-def largest(x: Tensor, count: int, threshold: float | None) -> Tensor:
-    """Indices, ascending, of the `count` largest magnitudes from `threshold` on; of equal ones the first are taken.
+def _send(wire: Tensor, section: Section, x: Tensor, overflow: Tensor, threshold: float | None) -> Tensor:
+    """Write one parameter's section; the indices that were sent, ascending."""
+    magnitudes = x.abs()
+    if x.numel():
+        overflow.copy_(torch.maximum(overflow, (~magnitudes.max().isfinite()).to(overflow.dtype)))
+    indices = _largest(magnitudes, section.capacity, threshold)
+    _write(wire, section, x, indices)
+    return indices
+
+
+def _largest(magnitudes: Tensor, count: int, threshold: float | None) -> Tensor:
+    """Indices, ascending, of the `count` largest from `threshold` on; of equal ones the first are taken.
 
     A sample says where to look first, as sorting all is an order of magnitude slower; it changes no result.
     """
     if count == 0:
-        return torch.empty(0, dtype=torch.int64, device=x.device)
-    magnitudes = x.abs()
-    lowest = max(threshold or 0.0, SMALLEST)
+        return torch.empty(0, dtype=torch.int64, device=magnitudes.device)
+    lowest = max(threshold or 0.0, _SMALLEST)
     guess = max(_sampled_magnitude(magnitudes, count), lowest)
     found = _largest_from(magnitudes, count, guess)
     return found if len(found) == count or guess == lowest else _largest_from(magnitudes, count, lowest)
@@ -111,10 +116,6 @@ def _largest_from(magnitudes: Tensor, count: int, lowest: float) -> Tensor:
 
 def _unscaled(gradient: Tensor, inverse_scale: Tensor | None) -> Tensor:
     return flat(gradient) if inverse_scale is None else flat(gradient).mul_(inverse_scale)
-
-
-def _note_overflow(overflow: Tensor, x: Tensor) -> None:
-    overflow.copy_(torch.maximum(overflow, (~x.isfinite()).any().to(overflow.dtype)))
 
 
 def _empty_wire(gradients: list[Tensor], counts: list[int], overflow: Tensor) -> Tensor:
