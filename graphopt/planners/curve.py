@@ -36,11 +36,15 @@ class CurvePoint:
     gone_at: npt.NDArray[np.int64] | None = None
     move: int = 0
 
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """Op ids in the order in which they run."""
+        return self.base if self.gone_at is None else self.base[self.gone_at > self.move]
+
     @cached_property
     def schedule(self) -> Schedule:
-        """Op ids in the order in which they run."""
-        steps = self.base if self.gone_at is None else self.base[self.gone_at > self.move]
-        return tuple(steps.tolist())
+        """The same as a tuple."""
+        return tuple(self.steps.tolist())
 
 
 Curve = tuple[CurvePoint, ...]

@@ -17,7 +17,7 @@ import numpy as np
 from graphopt.planners.curve import CurvePoint
 from graphopt.planners.fill import fill_under
 from graphopt.planners.floor import practical_floor
-from graphopt.planners.spans import Spans, highest
+from graphopt.planners.spans import Ints, Spans, highest
 from graphopt.problem import Problem
 
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
@@ -52,7 +52,7 @@ class Evictor:
     def __init__(self, spans: Spans, target: int, longest: int = LONGEST) -> None:
         self.spans, self.problem, self.target, self.longest = spans, spans.problem, target, longest
         self.memory = spans.memory
-        self.size, self.slot = spans.layout.sizes, spans.layout.slots
+        self.size, self.reads = spans.layout.sizes, spans.layout.reads
         self.last: list[int] = spans.last.tolist()
         self.cell_at: list[int] = spans.cell_at.tolist()
         above = spans.memory > target
@@ -112,10 +112,10 @@ class Evictor:
 
         False if the eviction frees nothing or cannot be undone.
         """
-        ops, producer, size, slot, fits = self.problem.ops, self.problem.producer, self.size, self.slot, self.fits
+        ops, producer, reads, fits = self.problem.ops, self.problem.producer, self.reads, self.fits
         runs, run_at, last_of, cell_at, over = self.runs, self.run_at, self.last, self.cell_at, self.over
         again, stack, start, stop = quote.again, quote.stack, quote.start, quote.stop
-        freed, over_before = size[quote.value], over[start + 1]
+        freed, over_before = self.size[quote.value], over[start + 1]
         while stack:
             if quote.seconds > allowed:
                 return True
@@ -128,20 +128,19 @@ class Evictor:
             again.add(maker)
             quote.seconds += op.seconds
             self.patience -= len(op.inputs)
-            for needed in op.inputs:
-                source = producer[needed]
-                if source < 0 or source in again:
+            for needed, source, slot, size in reads[maker]:
+                if source in again:
                     continue
                 # The last read of `needed` as it was last produced before `stop`.
                 first, end = run_at[source], run_at[source + 1]
                 run = runs[bisect_left(runs, stop, first, end) - 1] if end - first > 1 else runs[first]
-                last = last_of[cell_at[run] + slot[needed]]
+                last = last_of[cell_at[run] + slot]
                 if last >= stop:
                     continue
                 if last < start and over_before > over[last + 1]:
                     stack.append(needed)
-                elif fits(size[needed], last, start, stop, freed):
-                    quote.net_bytes -= size[needed]
+                elif fits(size, last, start, stop, freed):
+                    quote.net_bytes -= size
                 else:
                     stack.append(needed)
         return quote.net_bytes > 0
@@ -157,7 +156,7 @@ class Evictor:
         return not len(inside) or highest(inside) - freed + size <= self.target
 
 
-def lower(line: Spans, target: int, moves: int, longest: int = LONGEST) -> list[int] | None:
+def lower(line: Spans, target: int, moves: int, longest: int = LONGEST) -> Ints | None:
     """The schedule with up to `moves` more evictions; None where none would help."""
     memory = line.memory.copy()
     evictor = Evictor(line, target, longest)
@@ -188,19 +187,14 @@ def lower(line: Spans, target: int, moves: int, longest: int = LONGEST) -> list[
             break
     if not made:
         return None
-    schedule: list[int] = []
-    steps: list[int] = line.op.tolist()
-    done = 0
-    for stop in sorted(before):
-        schedule += steps[done:stop]
-        schedule += sorted(before[stop])
-        done = stop
-    return schedule + steps[done:]
+    stops = sorted(before)
+    again = [op_id for stop in stops for op_id in sorted(before[stop])]
+    return np.insert(line.op, np.repeat(stops, [len(before[stop]) for stop in stops]), again)
 
 
 def descend(
     problem: Problem,
-    schedule: Sequence[int],
+    schedule: Sequence[int] | Ints,
     planner: str,
     ratio: float,
     until: int = 0,

@@ -14,7 +14,7 @@ from graphopt.planners.timeline import Timeline
 from graphopt.problem import Problem
 
 #: A trajectory whose overhead is this many times that of a known curve, and this share of a step more, ends.
-FAR_ABOVE, FAR_ABOVE_STEP = 3.0, 0.01
+FAR_ABOVE, FAR_ABOVE_STEP = 1.5, 0.01
 
 Ints = npt.NDArray[np.int64]
 
@@ -94,7 +94,7 @@ def fill(problem: Problem, seed: CurvePoint, planner: str, batches: int = 96, kn
     curve. A greedy for the unsplittable flow on a path: what fits under the present peak goes first,
     then what saves most seconds for the bytes it takes.
     """
-    rows = _Rows(Spans(problem, np.array(seed.schedule, dtype=np.int64)))
+    rows = _Rows(Spans(problem, seed.steps))
     line = rows.line
     base = np.array(line.steps, dtype=np.int64)
     gone_at = np.full(len(base), np.iinfo(np.int64).max, dtype=np.int64)
@@ -120,7 +120,10 @@ def fill_under(spans: Spans, level: int) -> Spans:
     """`spans` without those recomputations that can go while its peak stays under `level`."""
     while True:
         again, start, size = spans.recomputations()
-        live = np.flatnonzero(range_maxima(spans.memory, start, again) + size <= level)
+        # Most do not fit at the ends of their gaps already.
+        ends = np.maximum(spans.memory[start], spans.memory[again - 1]) * (start < again)
+        live = np.flatnonzero(ends + size <= level)
+        live = live[range_maxima(spans.memory, start[live], again[live]) + size[live] <= level]
         if not len(live):
             return spans
         memory, gone = spans.memory.copy(), []

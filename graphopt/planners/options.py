@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.planners.evict import descend, reach
 from graphopt.planners.fill import fill, fill_under
 from graphopt.planners.regions import Region, Regions
-from graphopt.planners.spans import Spans
+from graphopt.planners.spans import Ints, Spans
 from graphopt.problem import Problem
 
 #: Steps from keeping all to keeping nothing, and the ratio of the peaks of schedules that keep least.
@@ -64,10 +64,10 @@ def _solve(region: Region) -> list[Option]:
             if not reached:
                 break
             line = fill_under(reached[-1], max(target, reached[-1].peak_bytes))
-            found += [_option(region, step.op.tolist()) for step in (*reached, line)]
-    found += [_option(region, p.schedule) for p in fill(line.problem, line.point(""), "")]
-    lower = descend(region.local, line.op.tolist(), "", RATIO)
-    found += [_option(region, p.schedule) for p in lower]
+            found += [_option(region, step.op) for step in (*reached, line)]
+    found += [_option(region, p.steps) for p in fill(line.problem, line.point(""), "")]
+    lower = descend(region.local, line.op, "", RATIO)
+    found += [_option(region, p.steps) for p in lower]
     return _undominated(found)
 
 
@@ -77,7 +77,7 @@ def _with_rest(region: Region, rest_bytes: int) -> Problem:
     return replace(region.local, ops=tuple(ops))
 
 
-def _option(region: Region, schedule: Sequence[int]) -> Option:
+def _option(region: Region, schedule: Sequence[int] | Ints) -> Option:
     problem, turn = region.local, region.turn
     spans = Spans(problem, schedule)
     at = int(np.flatnonzero(spans.op == turn)[0])

@@ -31,7 +31,7 @@ def _lowered(problem: Problem, curve: Curve, budget_bytes: int, most_bytes: floa
     start = [p for p in curve if p.peak_bytes <= most_bytes][-1]
     if start.peak_bytes <= budget_bytes:
         return curve
-    found = reach(Spans(problem, start.schedule), budget_bytes)
+    found = reach(Spans(problem, start.steps), budget_bytes)
     if found and found[-1].peak_bytes <= budget_bytes:
         found.append(fill_under(found[-1], budget_bytes))
     return pareto([*curve, *(step.point(start.planner) for step in found)]) if found else curve

@@ -47,8 +47,9 @@ def search_curve(problem: Problem) -> Curve:
     """Both searches, and what keeping more makes of each of their schedules."""
     walked = pareto(walk_points(problem))
     lowered = pareto(descend(problem, range(len(problem.ops)), "search", effort_for(problem).descent))
-    filled = [*fill_points(problem, walked), *fill_points(problem, lowered)]
-    return pareto([*none_curve(problem), *walked, *lowered, *filled])
+    known = pareto([*none_curve(problem), *walked, *lowered])
+    known = pareto([*known, *fill_points(problem, lowered, known)])
+    return pareto([*known, *fill_points(problem, walked, known)])
 
 
 def plan_search(problem: Problem, budget_bytes: int) -> Schedule:

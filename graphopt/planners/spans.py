@@ -42,7 +42,9 @@ class _Layout:
         self.slot[outputs] = np.arange(len(outputs)) - _starts(self.output_count)[self.producer[outputs]]
         #: The same as lists, which are faster to read one by one.
         self.sizes: list[int] = self.size.tolist()
-        self.slots: list[int] = self.slot.tolist()
+        slots: list[int] = self.slot.tolist()
+        #: For each op what it reads: the value, its producer, its place there, and its bytes.
+        self.reads = [[(v, producer[v], slots[v], self.sizes[v]) for v in read] for read in inputs]
         #: Values that a planner may free, and gains something by it.
         self.free = self.size > 0
         self.free[list(held_values(problem))] = False
@@ -189,7 +191,7 @@ class Spans:
         return Spans(self.problem, self.op[~idle]).without_idle() if idle.any() else self
 
 
-def point(problem: Problem, schedule: Sequence[int], planner: str) -> CurvePoint:
+def point(problem: Problem, schedule: Sequence[int] | Ints, planner: str) -> CurvePoint:
     """The curve point of one schedule."""
     return Spans(problem, schedule).point(planner)
 
