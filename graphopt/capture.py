@@ -17,6 +17,7 @@ from graphopt.nodes import (
     is_random,
     is_tangent,
     is_view,
+    is_wait,
     may_run_again,
     module_path,
     source_line,
@@ -109,13 +110,13 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
         source = node.args[0]
         assert isinstance(source, fx.Node)
         tensors = tensors_of(node)
-        if tensors:
+        if isinstance(node.meta.get("val"), torch.Tensor):
             # A snapshot taken for the tuple and one taken for its item may be two fake tensors.
             item = source.meta["val"][node.args[1]]
             builder.by_storage.setdefault(storage_key(tensors[0]), builder.value_of(item, node, "activations"))
             builder.home[node] = builder.by_storage[storage_key(tensors[0])]
         return
-    inputs = tuple(dict.fromkeys(_input_values(builder, node)))
+    inputs = tuple(dict.fromkeys([*_input_values(builder, node), *_sent_values(builder, node)]))
     known = set(builder.by_storage)
     produced = [t for t in tensors_of(node) if storage_key(t) not in known]
     held = tensors_of(node)
@@ -139,6 +140,11 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
         writes=tuple(v for v in dict.fromkeys(written) if builder.values[v].kind == "resident"),
     )
     builder.ops.append(info)
+
+
+def _sent_values(builder: _Builder, node: fx.Node) -> list[int]:
+    """What a collective sends lives until somebody waits for it."""
+    return _input_values(builder, node.all_input_nodes[0]) if is_wait(node) else []
 
 
 def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
+from graphopt.roles import RUN_ONCE
 from graphopt.stepgraph import allocated_bytes, same_device, storage_key, tensors_of
 
 aten = torch.ops.aten
+_COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "_dtensor")
 
 # With training=True these do not read the running statistics, they only return the new ones:
 # run a second time after the update, every other output is the same.
@@ -28,6 +30,8 @@ def is_view(node: fx.Node) -> bool:
     """True for a node that only looks at a storage of its inputs: a view or `getitem`."""
     if node.target is operator.getitem:
         return True
+    if is_collective(node):
+        return False
     mine = {storage_key(tensor) for tensor in tensors_of(node)}
     theirs = {storage_key(tensor) for source in node.all_input_nodes for tensor in tensors_of(source)}
     return bool(mine) and mine <= theirs and not is_mutating(node)
@@ -93,7 +97,7 @@ def may_run_again(node: fx.Node, mutated_inputs: set[int], home: Mapping[fx.Node
 
     `mutated_inputs` are the values that it reads and that the step writes.
     """
-    if not isinstance(node.target, torch._ops.OpOverload) or has_effect(node):
+    if not isinstance(node.target, torch._ops.OpOverload) or has_effect(node) or node.meta.get(RUN_ONCE):
         return False
     if node.target in _HIDDEN_WRITES and isinstance(node.args[3], fx.Node):
         return False
@@ -111,12 +115,17 @@ def has_effect(node: fx.Node) -> bool:
     """An op that must run once and only once: it writes, communicates, checks or prints."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return not callable(node.target) or not tensors_of(node)
-    namespace = node.target.namespace
-    return (
-        node.target._schema.is_mutable
-        or not tensors_of(node)
-        or namespace in ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "_dtensor")
-    )
+    return node.target._schema.is_mutable or not tensors_of(node) or is_collective(node)
+
+
+def is_collective(node: fx.Node) -> bool:
+    """True for an op that talks to other processes, or waits for them."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in _COLLECTIVES
+
+
+def is_wait(node: fx.Node) -> bool:
+    """True for the wait for what a collective gives."""
+    return is_collective(node) and node.target._opname == "wait_tensor"  # type: ignore[union-attr]
 
 
 def is_mutating(node: fx.Node) -> bool:

@@ -11,6 +11,7 @@ from graphopt.capture import build_step_graph
 from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.errors import InfeasibleError, PlanMismatchError
 from graphopt.infeasible import budget_error
+from graphopt.nodes import is_collective
 from graphopt.passes.free_shapes import free_shapes
 from graphopt.passes.own_gradients import own_gradients
 from graphopt.passes.skip_clones import skip_clones
@@ -84,7 +85,8 @@ def plan_within(
 
 def _warn_of_unmeasured(step: StepGraph, costs: Sequence[OpCost], cost_model: str) -> None:
     """Say so where a plan's bytes are a guess: an op that was not measured may need scratch that nobody counts."""
-    unmeasured = [i for i, cost in enumerate(costs) if cost.storage_bytes is None]
+    nodes = step.compute_nodes
+    unmeasured = [i for i, cost in enumerate(costs) if cost.storage_bytes is None and not is_collective(nodes[i])]
     if not unmeasured or cost_model == "roofline" or len(unmeasured) == len(costs):
         return
     first = [op for op in step.ops if op.node is not None][unmeasured[0]]

@@ -49,6 +49,39 @@ class MicroFirst:
 
 
 @dataclass(frozen=True)
+class MicroKept:
+    """Of a micro-batch that compresses: what is kept under `key` for the gradient of flat input `index`."""
+
+    index: int
+    key: str
+
+
+@dataclass(frozen=True)
+class MicroScale:
+    """Of a micro-batch that compresses: the loss scale, or 1 over it (`inverse`)."""
+
+    inverse: bool
+
+
+@dataclass(frozen=True)
+class Overflow:
+    """1.0 where a gradient of any rank was not finite before it was compressed, else 0.0."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A number that counts steps, from which random numbers are drawn."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a method of compression keeps under `key` for a parameter."""
+
+    parameter: str
+    key: str
+
+
+@dataclass(frozen=True)
 class First:
     """Whether a parameter has no momentum yet."""
 
@@ -138,6 +171,9 @@ class Norm:
 OUTPUTS = ("loss", "norm", "found_inf", "gradients")
 """What a window returns: norm and found_inf are None, and gradients empty, where nobody asks for them."""
 
+RUN_ONCE = "graphopt_run_once"
+"""Key of `node.meta` of a joint graph's nodes that must never run again, whatever their operators allow."""
+
 ROLE = "graphopt_role"
 """Key of `node.meta` under which a window's nodes say what they are."""
 
@@ -162,6 +198,12 @@ def add_input(graph: fx.Graph, name: str, descriptor: object, value: object = No
     node.target = node.name
     node.meta = {DESCRIPTOR: descriptor, "val": value}
     return node
+
+
+def find_input(graph: fx.Graph, descriptor: object) -> fx.Node | None:
+    """The placeholder with that descriptor."""
+    found = (node for node in graph.find_nodes(op="placeholder") if node.meta.get(DESCRIPTOR) == descriptor)
+    return next(found, None)
 
 
 def set_outputs(graph: fx.Graph, **changed: Any) -> None:

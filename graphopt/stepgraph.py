@@ -7,7 +7,7 @@ followed at the level of storages: views and `getitem` are not ops, they belong 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -85,8 +85,9 @@ class StepGraph:
 
     @cached_property
     def late_writers(self) -> tuple[int, ...]:
-        """Ops of the backward that write resident values."""
-        return tuple(i for i, op in enumerate(self.ops) if op.writes)
+        """Ops of the backward that write resident values which a recomputation may read, parameters that is."""
+        read = {value for op in self.ops if op.recomputable for value in op.inputs}
+        return tuple(i for i, op in enumerate(self.ops) if read.intersection(op.writes))
 
     @property
     def compute_nodes(self) -> tuple[fx.Node, ...]:
@@ -131,10 +132,16 @@ def output_args(module: fx.GraphModule) -> tuple[object, ...]:
 
 
 def tensors_of(node: fx.Node) -> tuple[torch.Tensor, ...]:
-    """The (fake) tensors that a node holds, flattened one level."""
-    value = node.meta.get("val")
-    items = value if isinstance(value, (list, tuple)) else (value,)
-    return tuple(item for item in items if isinstance(item, torch.Tensor))
+    """The (fake) tensors that a node holds, flattened."""
+    return tuple(_tensors_in(node.meta.get("val")))
+
+
+def _tensors_in(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_in(item)
 
 
 def storage_key(tensor: torch.Tensor) -> int:

@@ -6,14 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from graphopt.compression.methods import Compression
 from graphopt.errors import UsageError
+from graphopt.parallel.ranks import Ranks, ranks_of
+from graphopt.parallel.start import start_alike
 from graphopt.passes.clip import Clip, ClipNorm
 from graphopt.passes.loss_scale import LossScale
 from graphopt.planned import Choice
 from graphopt.resident import check_devices, device_total_bytes
 from graphopt.step.division import Accumulate
+from graphopt.step.exchange import Exchange
 from graphopt.step.memory import StepMemory
 from graphopt.step.module import LossModule, as_call
 from graphopt.step.optimizer_view import OptimizerView
@@ -35,6 +40,8 @@ def train_step(
     clip: Clip | None = None,
     loss_scale: LossScale | None = None,
     weights: Weights = None,
+    compress: Compression | None = None,
+    group: dist.ProcessGroup | None = None,
     autocast: torch.dtype | None = None,
     masters: bool = False,
     update_in_backward: bool = False,
@@ -60,6 +67,12 @@ def train_step(
     no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds` and `example_inputs` are
     those of `optimize()`.
 
+    Where torch.distributed is initialized with more than one process, they train together: each gives its own part
+    of every global batch, and all call the step (and `train_step`, which takes parameters and buffers from the first
+    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means,
+    norms and skipped steps are those of the global batch; buffers are each rank's own afterwards. `compress` is how
+    gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD.
+
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
     at the first batch; a model that breaks into several graphs is refused.
@@ -71,9 +84,12 @@ def train_step(
     if accumulate != "auto" and (isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1):
         raise UsageError(f"accumulate: expected a whole number of at least 1, or 'auto', got {accumulate!r}")
     options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward)
+    ranks = ranks_of(group)
+    start_alike(ranks, model)
     view = OptimizerView(optimizer, model, masters=masters)
+    exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
     if update_in_backward:
-        _check_update_in_backward(options, view)
+        _check_update_in_backward(options, view, ranks)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_devices(model, (args, kwargs))
     device = next(iter(model.parameters())).device
@@ -85,20 +101,23 @@ def train_step(
         UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total),
         parse_bytes(reserve, total) if reserve else 0,
         tail=TailOptions(scaled=loss_scale is not None, normed=isinstance(clip, ClipNorm)),
+        **({"kept_bytes": exchange.kept_bytes} if exchange else {}),
     )
-    step = TrainStep(model, LossModule(model, loss_fn, device.type, autocast), memory, options, lr_scheduler)
+    module = LossModule(model, loss_fn, device.type, autocast)
+    step = TrainStep(model, module, memory, options, lr_scheduler, exchange)
     if args or kwargs:
         step.plan_for(args, kwargs)
     return step
 
 
-def _check_update_in_backward(options: StepOptions, view: OptimizerView) -> None:
+def _check_update_in_backward(options: StepOptions, view: OptimizerView, ranks: Ranks | None) -> None:
     why = {
         "a loss scale, as it must know first whether any gradient overflowed": options.loss_scale is not None,
         "ClipNorm, as it must know all gradients first": isinstance(options.clip, ClipNorm),
         "accumulate, as gradients are whole only after the last micro-batch": options.accumulate != 1,
         f"{type(view.optimizer).__name__}, whose step() wants all gradients": view.kind == "step",
         "float32 masters": bool(view.masters),
+        "several processes, as it would update before gradients are summed over them": ranks is not None,
     }
     for what, is_so in why.items():
         if is_so:

@@ -16,7 +16,7 @@ from torch import fx
 
 from graphopt import kernels
 from graphopt.errors import UsageError
-from graphopt.roles import ROLE, Norm, Scaling, Tangent, Update, add_input, set_outputs, with_role
+from graphopt.roles import ROLE, Norm, Scaling, Tangent, Update, add_input, find_input, set_outputs, with_role
 
 aten = torch.ops.aten
 
@@ -78,15 +78,12 @@ def loss_scale(window: fx.GraphModule, how: LossScale) -> bool:
     updates = list(with_role(graph, Update))
     if not updates or any("found_inf" in node.kwargs for node in updates):
         return False
-    scale = add_input(graph, "scale", Scaling("scale"))
+    scale = find_input(graph, Scaling("scale")) or add_input(graph, "scale", Scaling("scale"))
     for node in with_role(graph, Tangent):
         _scale_tangent(graph, node, scale)
     with graph.inserting_before(_first_reader(graph, updates)):
         found_inf = _add_check(graph, updates)
-        # in double: the reciprocal of a float32 that is no power of two is rounded once, as GradScaler's is
-        double = graph.call_function(aten._to_copy.default, (scale,), {"dtype": torch.float64})
-        reciprocal = graph.call_function(aten.reciprocal.default, (double,))
-        inverse = graph.call_function(aten._to_copy.default, (reciprocal,), {"dtype": torch.float32})
+        inverse = inverse_of(graph, scale)
         for norm in with_role(graph, Norm):
             _unscale_norm(graph, norm, inverse)
     for node in updates:
@@ -96,6 +93,14 @@ def loss_scale(window: fx.GraphModule, how: LossScale) -> bool:
     set_outputs(graph, found_inf=found_inf)
     window.recompile()
     return True
+
+
+def inverse_of(graph: fx.Graph, scale: fx.Node) -> fx.Node:
+    """1/scale in float32, written where the graph is being written."""
+    # in double: the reciprocal of a float32 that is no power of two is rounded once, as GradScaler's is
+    double = graph.call_function(aten._to_copy.default, (scale,), {"dtype": torch.float64})
+    reciprocal = graph.call_function(aten.reciprocal.default, (double,))
+    return graph.call_function(aten._to_copy.default, (reciprocal,), {"dtype": torch.float32})
 
 
 def _scale_tangent(graph: fx.Graph, tangent: fx.Node, scale: fx.Node) -> None:

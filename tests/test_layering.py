@@ -18,7 +18,7 @@ LAYERS = (
     ("units", "problem", "plan_file"),
     ("schedule", "kept", "plan", "report.data"),
     ("planners",),
-    ("stepgraph", "state", "measure", "kernels", "compression"),
+    ("stepgraph", "state", "measure", "kernels", "compression", "parallel.ranks"),
     ("nodes", "roles", "settle"),
     ("cost_models", "passes"),
     ("capture", "emit", "step.window", "verify", "resident", "report.checkpoints"),

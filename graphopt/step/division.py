@@ -57,20 +57,32 @@ class Trial:
         return micro_seconds * self.rows / self.micro_rows
 
 
-class Division:
-    """Cuts batches and has the graphs of the pieces; `hand_over` is as in `Micros`.
+#: For the last micro-batch of a window or another one: what tells its pass from others, and the pass.
+HandOvers = Callable[[bool], tuple[object, HandOver]]
 
-    Gradients are summed up where a batch is cut at all, which the first batch decides.
+
+class Division:
+    """Cuts batches and has the graphs of the pieces; what `hand_over` gives is as in `Micros`.
+
+    Gradients are summed up where a batch is cut at all, which the first batch decides, and `always_summed`
+    where they go to other processes.
     """
 
     def __init__(
-        self, module: nn.Module, memory: StepMemory, hand_over: HandOver, accumulate: Accumulate, weights: Weights
+        self,
+        module: nn.Module,
+        memory: StepMemory,
+        hand_over: HandOvers,
+        accumulate: Accumulate,
+        weights: Weights,
+        *,
+        always_summed: bool = False,
     ) -> None:
         self.memory, self.accumulate, self.weights = memory, accumulate, weights
         self.micro_rows = 0
-        self._module, self._hand_over = module, hand_over
-        self._captured = False
-        self._micros: dict[tuple[bool, frozenset[str]], Micros] = {}
+        self._module, self._hand_over, self._always_summed = module, hand_over, always_summed
+        self._is_cut = self._captured = False
+        self._micros: dict[tuple[object, ...], Micros] = {}
 
     def cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
         """The micro-batches of a batch; raises BudgetError where no way to cut the first one fits."""
@@ -80,12 +92,17 @@ class Division:
             if self.accumulate == "auto":
                 self._choose(args, kwargs)
             else:
-                self._settle(-(-rows // self.accumulate), self.accumulate > 1)
-        return cut(args, kwargs, self.micro_rows if self.memory.summed else max(rows, 1), self.weights)
+                self.settle(-(-rows // self.accumulate), is_cut=self.accumulate > 1)
+        return cut(args, kwargs, self.micro_rows if self._is_cut else max(rows, 1), self.weights)
 
-    def resolve(self, piece: MicroBatch) -> MicroCall:
-        """The graph of a micro-batch, captured and planned where it is new, and what goes into it."""
-        return self._micros_now().resolve(piece.args, piece.kwargs)
+    def settle(self, micro_rows: int, *, is_cut: bool) -> None:
+        """From now on batches are cut into micro-batches of so many rows, or not cut."""
+        self.micro_rows, self._is_cut = micro_rows, is_cut
+        self.memory.summed = is_cut or self._always_summed
+
+    def resolve(self, piece: MicroBatch, *, is_last: bool = True) -> MicroCall:
+        """The graph of a micro-batch, captured where it is new, and what goes into it."""
+        return self._micros_now(is_last).resolve(piece.args, piece.kwargs)
 
     def trial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], micro_rows: int) -> Trial:
         """Capture and plan the first micro-batch of `micro_rows`, whether it fits or not.
@@ -93,7 +110,7 @@ class Division:
         Raises CaptureError where nothing could be captured before.
         """
         rows, memory = rows_of(args, kwargs), self.memory
-        memory.batch, memory.summed = (args, kwargs), micro_rows < rows
+        memory.batch, memory.summed = (args, kwargs), micro_rows < rows or self._always_summed
         piece = cut(args, kwargs, micro_rows, None)[0]
         start = time.monotonic()
         try:
@@ -120,7 +137,7 @@ class Division:
             raise none_fits(trials)
         if best.accumulate > 1:
             self._warn_of_batch_norm(best)
-        self._settle(best.micro_rows, best.accumulate > 1)
+        self.settle(best.micro_rows, is_cut=best.accumulate > 1)
         self.memory.planned = [best.micro]
         self._micros = {key: micros for key, micros in self._micros.items() if key[0] is self.memory.summed}
 
@@ -133,15 +150,13 @@ class Division:
                 stacklevel=2,
             )
 
-    def _settle(self, micro_rows: int, summed: bool) -> None:
-        self.micro_rows, self.memory.summed = micro_rows, summed
-
-    def _micros_now(self) -> Micros:
+    def _micros_now(self, is_last: bool) -> Micros:
         """Graphs have gradients for what the optimizer held when they were captured."""
         memory = self.memory
-        key = memory.summed, memory.view.trained
+        kind, hand_over = self._hand_over(is_last)
+        key = memory.summed, memory.view.trained, kind
         if key not in self._micros:
-            self._micros[key] = Micros(self._module, memory.choice, memory.plan, memory.view.trains, self._hand_over)
+            self._micros[key] = Micros(self._module, memory.choice, memory.plan, memory.view.trains, hand_over)
         return self._micros[key]
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,14 +14,15 @@ from torch.utils import _pytree as pytree
 from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.errors import UsageError
 from graphopt.infeasible import tail_error
+from graphopt.parallel.agreement import Room, plan_as_one
+from graphopt.parallel.ranks import Ranks
 from graphopt.pipeline import plan_within
 from graphopt.plan import Plan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
-from graphopt.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
+from graphopt.step.micro import Learning
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, tail_bytes
-from graphopt.stepgraph import output_args
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,8 @@ class StepMemory:
     """Plans the micro-batches of one step.
 
     `summed` says whether their gradients are summed up, `batch` what the global batch is: both may
-    change before the next one is planned. `fixed_bytes` are what the last one took whatever its plan.
+    change before the next one is planned. `fixed_bytes` are what the last one took whatever its plan;
+    `kept_bytes` what compression keeps for parameters of these names.
     """
 
     def __init__(
@@ -58,9 +59,12 @@ class StepMemory:
         budget_bytes: int,
         reserve_bytes: int,
         tail: TailOptions,
+        kept_bytes: Callable[[Iterable[str]], int] = lambda _: 0,
     ) -> None:
         self.model, self.view, self.choice, self.tail = model, view, choice, tail
         self.budget_bytes, self.reserve_bytes = budget_bytes, reserve_bytes
+        self.kept_bytes = kept_bytes
+        self.planners: Ranks | None = None
         self.summed = False
         self.batch: object = ()
         self.planned: list[PlannedMicro] = []
@@ -69,17 +73,23 @@ class StepMemory:
         first = next(iter((*model.parameters(), *model.buffers())), None)
         self.device = first.device if first is not None else torch.device("cpu")
 
-    def plan(self, captured: CapturedGraph, inputs: Sequence[Any]) -> PlannedGraph:
-        """Plan a micro-batch graph inside what the budget leaves it; raises BudgetError where it cannot be."""
-        returned, used = _gradients(captured)
-        resident = self.resident([inputs[index] for index in (*returned, *used)])
-        waiting = [inputs[index] for index in (used if self.summed else returned)]
+    def plan(self, captured: CapturedGraph, learning: Learning) -> PlannedGraph:
+        """Plan a micro-batch graph inside what the budget leaves it; raises BudgetError where it cannot be.
+
+        Together with `planners`, a collective call, where there are such.
+        """
+        resident = self.resident((*learning.returned, *learning.used))
+        waiting = learning.used if self.summed else learning.returned
         tail = tail_bytes(self.view, self._dtypes(waiting), summed=self.summed, options=self.tail)
         self.fixed_bytes = sum(resident.values()) + sum(tail.values())
-        if self.fixed_bytes > self.budget_bytes:
-            raise tail_error(captured, self.budget_bytes, resident, tail)
+
+        def make(room: Room) -> list[PlannedGraph]:
+            if sum(room.resident_bytes.values()) + sum(tail.values()) > room.budget_bytes:
+                raise tail_error(captured, room.budget_bytes, room.resident_bytes, tail)
+            return [plan_within(captured, room.budget_bytes, room.resident_bytes, self.choice)]
+
         start = time.monotonic()
-        planned = plan_within(captured, self.budget_bytes, resident, self.choice)
+        (planned,) = plan_as_one(self.planners, [captured], Room(self.budget_bytes, resident), self.choice, make)
         self.plan_seconds += time.monotonic() - start
         self.planned.append(PlannedMicro(planned, resident, tail))
         return planned
@@ -91,6 +101,7 @@ class StepMemory:
         kinds["masters"] = sum(nbytes(master) for master in view.masters.values())
         kinds["optimizer"] = view.state_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["gradients"] = sum(map(float32_bytes, learning)) if self.summed else 0
+        kinds["compression"] = self.kept_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["reserve"] = self.reserve_bytes
         real = [leaf for leaf in pytree.tree_leaves(self.batch) if not isinstance(leaf, FakeTensor)]
         kinds["other"] = other_bytes(self.model, real, view.optimizer, device)
@@ -124,13 +135,3 @@ class StepMemory:
         """Of their gradients, by name: sums of half ones are float32."""
         dtypes = (torch.promote_types(p.dtype, torch.float32) if self.summed else p.dtype for p in parameters)
         return {self.view.names[id(p)]: dtype for p, dtype in zip(parameters, dtypes, strict=True)}
-
-
-def _gradients(captured: CapturedGraph) -> tuple[list[int], list[int]]:
-    """Dynamo's inputs whose gradients the graph returns, and those whose gradients it uses itself."""
-    step = captured.step
-    roles = [node.meta[DESCRIPTOR] for node in step.graph_module.graph.find_nodes(op="placeholder")]
-    outputs = output_args(step.graph_module)[step.num_forward_outputs :]
-    returned = [role.idx for role, node in zip(roles, outputs, strict=False) if node is not None]
-    used = [role.index for role in roles if isinstance(role, (Accumulator, MicroState, MicroFirst))]
-    return returned, list(dict.fromkeys(used))

@@ -23,23 +23,44 @@ from graphopt.dynamo import dynamo_errors, own_frame
 from graphopt.errors import CaptureError, UsageError
 from graphopt.nodes import is_tangent, source_line
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
-from graphopt.roles import DESCRIPTOR, Accumulator
+from graphopt.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
 from graphopt.stepgraph import output_args
 
 #: Captures of one and the same graph after which something is wrong.
 _TOO_OFTEN = 8
 
-#: Plans a captured micro-batch; the second argument is what Dynamo hands to it.
-Plan = Callable[[CapturedGraph, Sequence[Any]], PlannedGraph]
+#: Plans a captured micro-batch in which parameters get gradients: those returned, and those the graph uses up itself.
+Plan = Callable[[CapturedGraph, "Learning"], PlannedGraph]
 #: Edits a joint graph with so many forward outputs; the parameters to train by position among its inputs.
 HandOver = Callable[[fx.GraphModule, int, Mapping[int, Any]], object]
 
 
+@dataclass(frozen=True)
+class Learning:
+    """Parameters that get gradients: whose the graph returns, and whose it uses up itself."""
+
+    returned: tuple[torch.Tensor, ...]
+    used: tuple[torch.Tensor, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Micro:
-    """A planned micro-batch graph. Its inputs are described by `input_roles`: Dynamo's flat inputs, and ours."""
+    """A captured micro-batch graph, planned when that is first asked for.
 
-    planned: PlannedGraph
+    Its inputs are described by `input_roles`: Dynamo's flat inputs, and ours.
+    """
+
+    captured: CapturedGraph
+    plan: Callable[[], PlannedGraph]
+
+    @cached_property
+    def planned(self) -> PlannedGraph:
+        """The graph with its plan; raises BudgetError where it does not fit."""
+        return self.plan()
+
+    @property
+    def is_planned(self) -> bool:
+        return "planned" in self.__dict__
 
     @property
     def module(self) -> fx.GraphModule:
@@ -60,7 +81,7 @@ class Micro:
     @cached_property
     def gradients(self) -> dict[int, int]:
         """Flat input -> position among the graph's outputs of the gradient that is returned for it."""
-        step = self.planned.captured.step
+        step = self.captured.step
         indices = [n.meta[DESCRIPTOR].idx for n in self._placeholders if isinstance(n.meta[DESCRIPTOR], PlainAOTInput)]
         returned = output_args(step.graph_module)[step.num_forward_outputs :]
         return {
@@ -72,13 +93,13 @@ class Micro:
     @property
     def loss(self) -> torch.Tensor:
         """The (fake) loss."""
-        node = self.planned.captured.step.forward_outputs[0]
+        node = self.captured.step.forward_outputs[0]
         assert isinstance(node, fx.Node)
         return node.meta["val"]  # type: ignore[no-any-return]
 
     @property
     def _placeholders(self) -> list[fx.Node]:
-        return list(self.planned.captured.step.graph_module.graph.find_nodes(op="placeholder"))
+        return list(self.captured.step.graph_module.graph.find_nodes(op="placeholder"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +129,7 @@ class Micros:
         )
 
     def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
-        """The graph for these inputs, captured and planned if it is new, and what goes into it.
+        """The graph for these inputs, captured if it is new, and what goes into it.
 
         What the model's forward does in Python (counting its calls, say) is done; no tensor is computed.
         """
@@ -159,16 +180,17 @@ class Micros:
         try:
             compile_graph(module, examples, self._choice, stop, "micro-batch", hand_over)
         except Captured as done:
-            return self._planned(done.graph, inputs)
+            return self._micro(done.graph, inputs)
         raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
 
-    def _planned(self, captured: CapturedGraph, inputs: Sequence[Any]) -> Micro:
-        """The graph, planned; one that was captured before, for another state of the model, is planned already."""
+    def _micro(self, captured: CapturedGraph, inputs: Sequence[Any]) -> Micro:
+        """The graph, to be planned; one that was captured before, for another state of the model, is known."""
         inputs_of_graph = captured.step.graph_module.graph.find_nodes(op="placeholder")
         key = captured.step.graph_hash, tuple(node.meta[DESCRIPTOR] for node in inputs_of_graph)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = Micro(self._plan(captured, inputs))
+            learning = _learning(captured, inputs)
+            known = self._known[key] = Micro(captured, lambda: self._plan(captured, learning))
             return known
         self._again += 1
         if self._again == _TOO_OFTEN:
@@ -179,6 +201,15 @@ class Micros:
                 stacklevel=2,
             )
         return known
+
+
+def _learning(captured: CapturedGraph, inputs: Sequence[Any]) -> Learning:
+    step = captured.step
+    roles = [node.meta[DESCRIPTOR] for node in step.graph_module.graph.find_nodes(op="placeholder")]
+    outputs = output_args(step.graph_module)[step.num_forward_outputs :]
+    returned = [role.idx for role, node in zip(roles, outputs, strict=False) if node is not None]
+    used = [role.index for role in roles if isinstance(role, (Accumulator, MicroState, MicroFirst))]
+    return Learning(tuple(inputs[i] for i in returned), tuple(inputs[i] for i in dict.fromkeys(used)))
 
 
 def _kept_inputs(module: fx.GraphModule) -> list[int]:

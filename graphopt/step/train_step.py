@@ -12,6 +12,7 @@ from torch import fx, nn
 from graphopt.errors import UsageError
 from graphopt.passes.accumulate import accumulate, keep_gradients
 from graphopt.passes.clip import Clip, ClipValue, clip
+from graphopt.passes.heed_overflow import heed_overflow
 from graphopt.passes.loss_scale import LossScale, loss_scale
 from graphopt.passes.own_gradients import own_gradients
 from graphopt.passes.update import GroupUpdate, update
@@ -32,11 +33,13 @@ from graphopt.roles import (
     returned_gradients,
 )
 from graphopt.step.division import Accumulate, Division
+from graphopt.step.exchange import Exchange
+from graphopt.step.lockstep import Lockstep
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro import Micro, MicroCall
+from graphopt.step.micro import HandOver, Micro, MicroCall
 from graphopt.step.module import LossModule
 from graphopt.step.scale_state import ScaleState
-from graphopt.step.window import MicroBatch, Weights
+from graphopt.step.window import MicroBatch, Weights, as_shares, weight_of
 from graphopt.step.window_graph import build_window, given_tensors, window_key
 
 
@@ -81,23 +84,35 @@ class TrainStep:
         memory: StepMemory,
         options: StepOptions,
         scheduler: Any = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.model = model
         self.optimizer = memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
-        self._division = Division(module, memory, self._hand_over, options.accumulate, options.weights)
+        self._exchange = exchange
+        self._division = Division(
+            module,
+            memory,
+            self._hand_over,
+            options.accumulate,
+            options.weights,
+            always_summed=exchange is not None,
+        )
+        self._lockstep = Lockstep(exchange.ranks, self._division, self._view.names) if exchange else None
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         self._last: fx.GraphModule | None = None
         self._last_micros: tuple[Micro, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> StepResult:
-        """One optimizer step on one global batch: `loss_fn(model(*args[:-1], **kwargs), args[-1])`."""
-        pieces = self._division.cut(args, kwargs)
+        """One optimizer step on one global batch: `loss_fn(model(*args[:-1], **kwargs), args[-1])`.
+
+        With several processes each gives its part of the global batch, and all of them call.
+        """
+        pieces, calls = self._prepared(args, kwargs)
         if not pieces:
             return self._nothing_to_learn()
-        calls = [self._division.resolve(piece) for piece in pieces]
         groups = self._view.groups()
         window = self._window(calls, groups)
         feeds = self._feeds(window, calls, pieces)
@@ -105,14 +120,23 @@ class TrainStep:
         with torch.no_grad(), torch._C._DisableAutocast():
             loss, norm, found_inf, gradients = window.forward(feeds)
         result = StepResult(loss, norm, found_inf, used_scale)
+        if self._exchange:
+            self._exchange.steps += 1
         self._finish(result, groups, gradients)
         return result
 
     def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for this batch; nothing is computed."""
-        calls = [self._division.resolve(piece) for piece in self._division.cut(args, kwargs)]
+        _, calls = self._prepared(args, kwargs)
         if calls:
             self._window(calls, self._view.groups())
+
+    def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
+        if self._lockstep:
+            return self._lockstep.prepare(args, kwargs)
+        pieces = self._division.cut(args, kwargs)
+        calls = [self._division.resolve(piece) for piece in pieces]
+        return as_shares(pieces, weight_of(pieces)), calls
 
     @property
     def micro_batch_size(self) -> int:
@@ -152,8 +176,12 @@ class TrainStep:
         return self._last
 
     def state_dict(self) -> dict[str, Any]:
-        """What model.state_dict() and optimizer.state_dict() do not hold: the loss scale and float32 masters."""
-        return {"loss_scale": self._scale.state_dict(), "masters": {**self._view.masters}}
+        """What model.state_dict() and optimizer.state_dict() do not hold.
+
+        The loss scale, float32 masters, and what compression keeps: that is each rank's own.
+        """
+        state = {"loss_scale": self._scale.state_dict(), "masters": {**self._view.masters}}
+        return {**state, "compression": self._exchange.state_dict()} if self._exchange else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; raises UsageError where it is another step's."""
@@ -164,9 +192,22 @@ class TrainStep:
         with torch.no_grad():
             for name, master in self._view.masters.items():
                 master.copy_(masters[name])
+        if self._exchange and "compression" in state:
+            self._exchange.load_state_dict(state["compression"])
 
-    def _hand_over(self, joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any]) -> None:
-        """What becomes of a micro-batch's gradients: they update, are summed up, or are returned."""
+    def _hand_over(self, is_last: bool) -> tuple[object, HandOver]:
+        """What becomes of a micro-batch's gradients; those of a window's last one go to the other ranks."""
+        exchange = self._exchange if is_last else None
+
+        def hand_over(joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any]) -> None:
+            self._keep(joint, num_forward_outputs, trained)
+            if exchange:
+                exchange.hand_over(joint, trained)
+
+        return exchange.kind if exchange else None, hand_over
+
+    def _keep(self, joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any]) -> None:
+        """Gradients update, are summed up, or are returned."""
         if self._options.update_in_backward:
             groups = {name: group for group in self._view.groups() for name in group.parameters}
             updates = {position: groups[self._view.names[id(item)]] for position, item in trained.items()}
@@ -183,12 +224,13 @@ class TrainStep:
         if key not in self._windows:
             view, options = self._view, self._options
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
-            window = build_window(calls, view.names, names)
+            window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
             update(window, groups)
             if options.clip is not None:
                 clip(window, options.clip)
             if options.loss_scale is not None:
                 loss_scale(window, options.loss_scale)
+            heed_overflow(window)
             self._windows[key] = window
         self._last, self._last_micros = self._windows[key], tuple(call.micro for call in calls)
         return self._last
@@ -204,6 +246,8 @@ class TrainStep:
             Master: lambda role: view.masters[role.parameter],
             Scaling: lambda role: self._scale.tensor(role.key),
         }
+        if self._exchange:
+            source |= self._exchange.sources(self._memory.device)
         feeds = []
         for node in window.graph.find_nodes(op="placeholder"):
             role = node.meta[DESCRIPTOR]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,10 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Arguments of one micro-batch, views of the global batch's tensors; `weight` is its share of the mean."""
+    """Arguments of one micro-batch, views of the global batch's tensors.
+
+    `weight` is what it counts, or its share of the mean.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -37,20 +40,26 @@ def rows_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 def cut(args: tuple[Any, ...], kwargs: Mapping[str, Any], micro_rows: int, weights: Weights) -> list[MicroBatch]:
     """Cut a batch along dimension 0 into micro-batches of `micro_rows`, the last one maybe shorter.
 
-    Cut are the tensors whose first dimension is the batch's; everything else goes whole to each. The
-    weights add up to 1. A micro-batch that weighs nothing is left out, as its loss, a mean over
-    nothing, would be NaN; the list is empty where all of them are. Raises UsageError for weights that
-    are no finite numbers of at least 0.
+    Cut are the tensors whose first dimension is the batch's; everything else goes whole to each. A
+    micro-batch that weighs nothing is left out, as its loss, a mean over nothing, would be NaN; the list
+    is empty where all of them are. Raises UsageError for weights that are no finite numbers of at least 0.
     """
     rows = rows_of(args, kwargs)
     parts = [_rows(args, kwargs, rows, first, min(micro_rows, rows - first)) for first in range(0, rows, micro_rows)]
     counts = [_count(part, weights) for part in parts]
-    total = sum(counts)
     return [
-        MicroBatch(args, kwargs, count / total)
-        for (args, kwargs, _), count in zip(parts, counts, strict=True)
-        if count > 0
+        MicroBatch(args, kwargs, count) for (args, kwargs, _), count in zip(parts, counts, strict=True) if count > 0
     ]
+
+
+def weight_of(pieces: Iterable[MicroBatch]) -> float:
+    """What they count together."""
+    return sum((piece.weight for piece in pieces), 0.0)
+
+
+def as_shares(pieces: Sequence[MicroBatch], total: float) -> list[MicroBatch]:
+    """Their weights as shares of `total`."""
+    return [replace(piece, weight=piece.weight / total) for piece in pieces]
 
 
 def _rows(

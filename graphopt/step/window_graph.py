@@ -15,26 +15,37 @@ from torch import fx, nn
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, TangentAOTInput
 from torch.fx.graph import _BoxedCodeGen
 
+from graphopt.passes.loss_scale import inverse_of
 from graphopt.roles import (
     ROLE,
     Accumulator,
+    Beta,
+    Draw,
     First,
     Given,
     Gradient,
+    Kept,
     MicroFirst,
+    MicroKept,
     MicroOption,
+    MicroScale,
     MicroState,
     OptimizerState,
     Option,
+    Overflow,
+    Scaling,
     SummedGradient,
     Tangent,
     Weight,
     add_input,
     as_name,
+    find_input,
 )
 from graphopt.step.micro import Micro, MicroCall
 
 aten = torch.ops.aten
+_c10d = torch.ops._c10d_functional
+SCALE = Scaling("scale")
 
 
 def window_key(calls: Sequence[MicroCall]) -> tuple[object, ...]:
@@ -49,19 +60,28 @@ def given_tensors(calls: Sequence[MicroCall]) -> list[object]:
     return list({id(item): item for call in calls for item in call.flat}.values())
 
 
-def build_window(calls: Sequence[MicroCall], parameters: Mapping[int, str], names: Mapping[int, str]) -> fx.GraphModule:
+def build_window(
+    calls: Sequence[MicroCall], parameters: Mapping[int, str], names: Mapping[int, str], group_name: str | None = None
+) -> fx.GraphModule:
     """The window's graph before any pass.
 
-    `parameters` has the names of those to train, `names` of all parameters and buffers, both by `id`.
+    `parameters` has the names of those to train, `names` of all parameters and buffers, both by `id`. With
+    the name of a process group the loss is the mean over its ranks' batches, of which weights are shares.
     """
-    return _Builder(calls, parameters, names).build()
+    return _Builder(calls, parameters, names, group_name).build()
 
 
 class _Builder:
     """Writes a window, micro-batch by micro-batch."""
 
-    def __init__(self, calls: Sequence[MicroCall], parameters: Mapping[int, str], names: Mapping[int, str]) -> None:
-        self.calls, self.parameters = calls, parameters
+    def __init__(
+        self,
+        calls: Sequence[MicroCall],
+        parameters: Mapping[int, str],
+        names: Mapping[int, str],
+        group_name: str | None,
+    ) -> None:
+        self.calls, self.parameters, self.group_name = calls, parameters, group_name
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.module_names: dict[Micro, str] = {}
@@ -79,6 +99,9 @@ class _Builder:
         loss: fx.Node | None = None
         for number, weight in enumerate(weights):
             loss = self.add_loss(loss, self.add_micro(number, self.calls[number], weight), weight)
+        if self.group_name is not None:
+            sent = self.graph.call_function(_c10d.all_reduce_.default, (loss, "sum", self.group_name))
+            loss = self.graph.call_function(_c10d.wait_tensor.default, (sent,))
         for name, node in self.gradients.items():
             node.meta[ROLE] = Gradient(name)
         self.graph.output((loss, None, None, list(self.gradients.values())))
@@ -130,7 +153,24 @@ class _Builder:
             return add_input(self.graph, f"first_{as_name(name)}", First(name))
         if isinstance(role, MicroOption):
             return add_input(self.graph, f"{role.key}_of_group_{role.group}", Option(role.group, role.key))
-        return float(number > 0)
+        if isinstance(role, Beta):
+            return float(number > 0)
+        return self.exchanged(role, call)
+
+    def exchanged(self, role: object, call: MicroCall) -> fx.Node:
+        """What the last micro-batch needs to compress gradients."""
+        if isinstance(role, MicroKept):
+            name = self.parameters[id(call.flat[role.index])]
+            return add_input(self.graph, f"{role.key}_{as_name(name)}", Kept(name, role.key))
+        if isinstance(role, MicroScale):
+            scale = find_input(self.graph, SCALE) or add_input(self.graph, "scale", SCALE)
+            return inverse_of(self.graph, scale) if role.inverse else scale
+        if isinstance(role, Overflow):
+            flag = add_input(self.graph, "overflow", role)
+            self.graph.call_function(aten.zero_.default, (flag,))
+            return flag
+        assert isinstance(role, Draw)
+        return add_input(self.graph, "draw", role)
 
     def module_name(self, micro: Micro) -> str:
         if micro not in self.module_names:
@@ -144,7 +184,7 @@ class _Builder:
 
     def add_loss(self, mean: fx.Node | None, loss: fx.Node, weight: fx.Node) -> fx.Node:
         """Add a micro-batch's loss to the mean at once: its storage may be as large as its input (`mse_loss`)."""
-        if len(self.calls) == 1:
+        if len(self.calls) == 1 and self.group_name is None:
             return self.graph.call_function(aten.clone.default, (loss,))
         share = self.graph.call_function(aten.mul.Tensor, (loss, weight))
         return share if mean is None else self.graph.call_function(aten.add.Tensor, (mean, share))

@@ -1,0 +1,37 @@
+"""How several processes start from the same model."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from graphopt.errors import UsageError
+from graphopt.parallel.ranks import Ranks
+
+
+def start_alike(ranks: Ranks | None, model: nn.Module) -> None:
+    """Give all ranks the first one's parameters and buffers, in place; a collective call, if there are ranks.
+
+    Raises UsageError for a model that DDP, or FSDP, hands to the other ranks already.
+    """
+    if any(isinstance(module, (DistributedDataParallel, nn.DataParallel)) for module in model.modules()):
+        raise UsageError(
+            "train_step() sends gradients to the other ranks itself: give it the model as it was before "
+            "DistributedDataParallel(...)"
+        )
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise UsageError(
+            "train_step() takes whole parameters, and these are sharded: give it the model as it was before "
+            "fully_shard(...), or shard one that graphopt.optimize() has optimized"
+        )
+    if ranks is None:
+        return
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            whole = tensor.detach().contiguous()
+            dist.broadcast(whole, group=ranks.group, group_src=0)
+            if ranks.rank != 0:
+                tensor.copy_(whole)

@@ -1,0 +1,103 @@
+"""A step's part in the training of several processes: how gradients travel, and what is kept back of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt.compression.methods import DGC, Compression
+from graphopt.compression.protocols import at_step, state_shapes
+from graphopt.compression.residuals import initial_state
+from graphopt.errors import UsageError
+from graphopt.nodes import is_tangent
+from graphopt.parallel.ranks import Ranks
+from graphopt.passes.compress import compress
+from graphopt.roles import DESCRIPTOR, Draw, Kept, Overflow
+from graphopt.step.optimizer_view import OptimizerView
+
+Methods = Mapping[str, Compression | None]
+
+
+class Exchange:
+    """How a step's gradients go to the other ranks.
+
+    `steps` counts those that were taken, skipped ones too; `kept` is what methods keep, by parameter and key.
+    """
+
+    def __init__(self, ranks: Ranks, view: OptimizerView, method: Compression | None, *, scaled: bool) -> None:
+        _check_momentum(method, view)
+        self.ranks, self.view, self.scaled = ranks, view, scaled
+        self.methods: Methods = dict.fromkeys(view.parameters, method)
+        self.steps = 0
+        self.kept: dict[str, dict[str, torch.Tensor]] = {}
+        self.overflow: torch.Tensor | None = None
+
+    @property
+    def kind(self) -> object:
+        """Equal for steps that one graph serves."""
+        return tuple(self._now().items())
+
+    def hand_over(self, joint: fx.GraphModule, trained: Mapping[int, Any]) -> None:
+        """Send the sums of the joint graph's inputs at these positions to the other ranks."""
+        now = self._now()
+        primals = [node for node in joint.graph.find_nodes(op="placeholder") if not is_tangent(node)]
+        methods = {primals[i].meta[DESCRIPTOR].idx: now[self.view.names[id(item)]] for i, item in trained.items()}
+        compress(joint, self.ranks, methods, scaled=self.scaled)
+
+    def kept_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of what is kept for these parameters."""
+        shapes = (
+            shape
+            for name in names
+            for shape in state_shapes(self.methods[name], tuple(self.view.parameters[name].shape)).values()
+        )
+        return sum(4 * torch.Size(shape).numel() for shape in shapes)
+
+    def kept_of(self, name: str, key: str) -> torch.Tensor:
+        """One tensor that is kept; made where there is none."""
+        held = self.kept.setdefault(name, {})
+        if key not in held:
+            held.update(initial_state(self.methods[name], name, self.view.parameters[name].detach()))
+        return held[key]
+
+    def sources(self, device: torch.device) -> dict[type, Callable[[Any], Any]]:
+        """What goes into a window's inputs, by role."""
+        if self.overflow is None:
+            self.overflow = torch.zeros((), device=device)
+        return {
+            Kept: lambda role: self.kept_of(role.parameter, role.key),
+            Overflow: lambda _: self.overflow,
+            Draw: lambda _: self.steps,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps taken, and what is kept, by parameter and key: this rank's own."""
+        return {"steps": self.steps, "kept": {name: {**held} for name, held in self.kept.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; raises UsageError where it is that of another method or model."""
+        for name, held in state["kept"].items():
+            shape = tuple(self.view.parameters[name].shape) if name in self.view.parameters else ()
+            wanted = state_shapes(self.methods.get(name), shape)
+            if {key: tuple(tensor.shape) for key, tensor in held.items()} != wanted:
+                raise UsageError(f"the saved state keeps {sorted(held)} for {name}, this step {sorted(wanted)}")
+        self.steps = state["steps"]
+        with torch.no_grad():
+            for name, held in state["kept"].items():
+                for key, tensor in held.items():
+                    self.kept_of(name, key).copy_(tensor)
+
+    def _now(self) -> Methods:
+        return {name: at_step(method, self.steps) for name, method in self.methods.items()}
+
+
+def _check_momentum(method: Compression | None, view: OptimizerView) -> None:
+    momenta = [group.get("momentum", 0) for group in view.optimizer.param_groups]
+    if isinstance(method, DGC) and any(momenta):
+        raise UsageError(
+            f"compress=DGC(...) has the momentum on each rank, before gradients are sent: give {max(momenta)} to "
+            "DGC(momentum=...) and 0 to the optimizer"
+        )
