@@ -49,7 +49,7 @@ def requantize_(received: Tensor, gradients: list[Tensor], rank: int, parts: int
     levels = (total * inverse_of(step)).round().nan_to_num(0, 0, 0).to(torch.int8)
     wire = torch.empty(received.numel() // parts, dtype=torch.uint8, device=received.device)
     write_wire(wire.view(-1, block_bytes(8)), torch.where(finite, step, math.inf), levels.view(torch.uint8))
-    error = torch.where(finite, total - levels * step, 0)
+    error = torch.where(finite, total - levels * step, -0.0)  # which added changes nothing, not even a -0.0
     first, behind = rank * len(total), (rank + 1) * len(total)
     for gradient, begin, end in block_ranges(gradients):
         if max(begin, first) < min(end, behind):
