@@ -49,7 +49,7 @@ class DdpStep:
 
     def __post_init__(self) -> None:
         self._interleaved = Interleaved(self.ranks)
-        self._computed: list[list[Tensor]] = []
+        self._computed: list[_Computed] = []
         self._unclipped: list[int] = []
 
     @property
@@ -87,8 +87,8 @@ class DdpStep:
         for arrival, computed in zip(self.arrivals, self._computed, strict=True):
             if not is_finite:
                 arrival.buffer.fill_(math.nan)
-            elif computed is not arrival.gradients:
-                torch._foreach_copy_(arrival.gradients, computed)
+            elif computed.flat is not arrival.buffer:
+                arrival.buffer.copy_(computed.flat)
 
     def _method(self, arrival: Arrival) -> Compression | None:
         return at_step(self.method_of(arrival.names), self.index)
@@ -99,32 +99,45 @@ class DdpStep:
             return
         method = self._method(self.arrivals[self._unclipped[0]])
         assert isinstance(method, DGC) and method.max_norm is not None
-        gradients = [gradient for index in self._unclipped for gradient in self._computed[index]]
+        gradients = [gradient for index in self._unclipped for gradient in self._computed[index].gradients]
         norm = kernels.gradient_norm(gradients, 2.0)[0] * self._inverse_scale
         torch._foreach_mul_(
             gradients, torch.clamp(method.max_norm / math.sqrt(self.ranks.world) / (norm + 1e-6), max=1)
         )
 
     def _start(self, index: int) -> None:
-        arrival = self.arrivals[index]
+        arrival, computed = self.arrivals[index], self._computed[index]
         method = self._method(arrival)
-        is_compressed = [compressible(method, shape) for shape in arrival.shapes]
-        for how, wanted in ((method, True), (None, False)):
-            indices = [i for i, is_so in enumerate(is_compressed) if is_so == wanted]
-            if indices:
-                self._interleaved.start(protocol_of(how)(self._bucket(how, index, indices)))
+        if method is None or isinstance(method, HalfCast):
+            self._start_as_is(method, [computed.flat])
+            return
+        small = []
+        large: dict[str, Tensor] = {}
+        for name, gradient in zip(arrival.names, computed.gradients, strict=True):
+            if compressible(method, tuple(gradient.shape)):
+                large[name] = gradient
+            else:
+                small.append(gradient)
+        if large:
+            self._start_compressed(method, large)
+        if small:
+            self._start_as_is(None, small)
 
-    def _bucket(self, method: Compression | None, index: int, indices: list[int]) -> Bucket:
-        names, shapes = self.arrivals[index].names, self.arrivals[index].shapes
-        gradients = [self._computed[index][i] for i in indices]
-        if method is None or isinstance(method, HalfCast):  # these travel with their loss scale
-            torch._foreach_div_(gradients, self.ranks.world)
+    def _start_as_is(self, method: HalfCast | None, gradients: list[Tensor]) -> None:
+        """With their loss scale, and no state."""
+        torch._foreach_div_(gradients, self.ranks.world)
+        self._interleaved.start(protocol_of(method)(self._bucket(gradients, {})))
+
+    def _start_compressed(self, method: Compression, gradients: dict[str, Tensor]) -> None:
         state: dict[str, list[Tensor]] = {}
-        for i in indices:
-            for key, tensor in self._kept(method, names[i], self._computed[index][i]).items():
+        for name, gradient in gradients.items():
+            for key, tensor in self._kept(method, name, gradient).items():
                 state.setdefault(key, []).append(tensor)
+        self._interleaved.start(protocol_of(method)(self._bucket(list(gradients.values()), state)))
+
+    def _bucket(self, gradients: list[Tensor], state: dict[str, list[Tensor]]) -> Bucket:
         return Bucket(
-            shapes=tuple(shapes[i] for i in indices),
+            shapes=tuple(tuple(gradient.shape) for gradient in gradients),
             gradients=gradients,
             overflow=self._overflow,
             rank=self.ranks.rank,
@@ -145,7 +158,18 @@ class DdpStep:
         return self.state[name]
 
 
-def _in_float32(arrival: Arrival) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Computed:
+    """A bucket in fp32: DDP's own memory where that is fp32."""
+
+    flat: Tensor
+    gradients: list[Tensor]
+
+
+def _in_float32(arrival: Arrival) -> _Computed:
     if arrival.buffer.dtype == torch.float32:
-        return arrival.gradients
-    return [gradient.float() for gradient in arrival.gradients]
+        return _Computed(arrival.buffer, arrival.gradients)
+    flat = arrival.buffer.float()
+    first = arrival.buffer.storage_offset()
+    views = [flat.as_strided(g.shape, g.stride(), g.storage_offset() - first) for g in arrival.gradients]
+    return _Computed(flat, views)
