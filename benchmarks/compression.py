@@ -1,14 +1,14 @@
 """Compression over slow networks: bytes on the wire, seconds of a step, and what is learned, beside torch's own hooks.
 
 python benchmarks/compression.py speed [--worlds 2 4] [--rates 100mbit 1gbit] [--ways "ddp" "ddp top-k 1 %" ...]
-python benchmarks/compression.py learning [--seeds 1 2 3] [--steps 400] [--worlds 2] [--ways ...]
+python benchmarks/compression.py learning [--seeds 1 2 3] [--steps 3000] [--worlds 2] [--ways ...]
 python benchmarks/compression.py show
 
 Ranks are processes in network namespaces, joined by links of 100 Mbit/s or 1 Gbit/s (benchmarks/network.py;
 needs root). `speed` is a step of 25.2 M parameters (24 matrices of 1024 × 1024, 4 rows a rank): forward, backward,
 exchange, SGD; the median over steps of the slowest rank's seconds, and the bytes that rank 0 sent, counted at its
-interface, beside what the method says. `learning` trains a small transformer on the Python manual with SGD and
-momentum, three seeds, loss on held-out text. Each run adds its rows to the JSON file and replaces those of the same
+interface, beside what the method says. `learning` trains a small language model on the Python manual with SGD and
+momentum; the loss is that on held-out text. Each run adds its rows to the JSON file and replaces those of the same
 set-up; `show` prints the tables.
 """
 
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--worlds", type=int, nargs="+", default=[2])
     parser.add_argument("--rates", nargs="+", default=list(BITS_PER_SECOND), choices=list(BITS_PER_SECOND))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--ways", nargs="+", choices=WAYS)
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="PATH")
     args = parser.parse_args()

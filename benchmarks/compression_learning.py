@@ -1,9 +1,8 @@
-"""Loss after some hundred steps on a real small task: the next byte of the Python manual, guessed by a transformer."""
+"""What is learned on a real small task: the next byte of the Python manual, guessed by a neural language model."""
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from pydoc_data.topics import topics
@@ -14,8 +13,9 @@ from compression_ways import is_dgc, make
 from network import run_ranks
 from torch import Tensor, nn
 
-WIDTH, BLOCKS, HEADS, LENGTH, ROWS = 64, 2, 4, 64, 8
-WARM_UP_STEPS, PEAK_RATE, MOMENTUM = 20, 0.2, 0.9
+SEEN_BYTES, BYTE_WIDTH, WIDTH, LENGTH, ROWS = 16, 32, 256, 64, 8
+#: Of the peaks 0.2, 0.5 and 1, with plain DDP: 0.5 learned more than 0.2 in 1,000 steps, and 1 broke loose in 3,000.
+WARM_UP_STEPS, PEAK_RATE, MOMENTUM = 20, 0.5, 0.9
 HELD_OUT_BYTES, HELD_OUT_ROWS = 40_000, 256
 
 
@@ -40,22 +40,17 @@ def learn(way: str, world: int, seed: int, steps: int) -> Learned:
 
 
 class Guesser(nn.Module):
-    """A causal transformer over bytes."""
+    """Bengio et al., A neural probabilistic language model (JMLR 2003), over bytes: the last 16 tell the next."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.byte = nn.Embedding(256, WIDTH)
-        self.place = nn.Embedding(LENGTH, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(layer, BLOCKS, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(WIDTH)
+        self.byte = nn.Embedding(256, BYTE_WIDTH)
+        self.hidden = nn.Linear(SEEN_BYTES * BYTE_WIDTH, WIDTH)
         self.guess = nn.Linear(WIDTH, 256)
-        self.register_buffer("future", torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1))
 
     def forward(self, text: Tensor) -> Tensor:
-        places = torch.arange(text.shape[1], device=text.device)
-        hidden = self.blocks(self.byte(text) + self.place(places), mask=self.future, is_causal=True)
-        return self.guess(self.norm(hidden))
+        seen = nn.functional.pad(self.byte(text), (0, 0, SEEN_BYTES - 1, 0)).unfold(1, SEEN_BYTES, 1)
+        return self.guess(torch.tanh(self.hidden(seen.flatten(2))))
 
 
 def loss_of(guesses: Tensor, following: Tensor) -> Tensor:
@@ -93,9 +88,3 @@ def _rows(text: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     starts = torch.randint(len(text) - LENGTH - 1, (rows, 1))
     pieces = text[starts + torch.arange(LENGTH + 1)]
     return pieces[:, :-1], pieces[:, 1:].contiguous()
-
-
-def losses_over(rows: list[Learned]) -> dict[tuple[str, int], float]:
-    """Mean held-out loss over seeds of each way and number of ranks."""
-    kinds = dict.fromkeys((row.way, row.world) for row in rows)
-    return {kind: statistics.mean(row.held_out_loss for row in rows if (row.way, row.world) == kind) for kind in kinds}

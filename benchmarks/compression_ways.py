@@ -30,7 +30,6 @@ METHODS: dict[str, Any] = {
     "QSGD 4": QSGD(4),
     "top-k 1 %": TopK(0.01),
     "DGC 1 %": DGC(0.01),
-    "DGC 1 %, warm-up": DGC(0.01, warmup_steps=100),
     "DGC 0.1 %": DGC(0.001),
     "PowerSGD 1": PowerSGD(1),
     "PowerSGD 4": PowerSGD(4),
@@ -47,7 +46,7 @@ SPEED_WAYS = (
 )
 LEARNING_WAYS = (
     *TORCH,
-    *(f"ddp {name}" for name in ("fp16", "8-bit", "QSGD 8", "top-k 1 %", "DGC 1 %", "PowerSGD 4")),
+    *(f"ddp {name}" for name in ("8-bit", "QSGD 8", "top-k 1 %", "DGC 1 %", "PowerSGD 4")),
     *("step 8-bit", "step DGC 1 %"),
 )
 
