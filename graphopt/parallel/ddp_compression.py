@@ -23,6 +23,7 @@ from graphopt.compression.residuals import State, reshard
 from graphopt.errors import UsageError
 from graphopt.parallel.auto import choose_methods
 from graphopt.parallel.ddp_step import Arrival, DdpStep
+from graphopt.parallel.failure import naming_failures
 from graphopt.parallel.ranks import Ranks
 
 #: What DDP waits for: a bucket's buffer, or what went wrong.
@@ -140,11 +141,12 @@ class DdpCompression:
         try:
             if self._step is None:
                 self._step = DdpStep(self._ranks, self._method_of, self._state, scale, self.steps)
-            self._step.add(arrival)
-            if arrival.is_last:
-                self._step.finish()
-                self._choose(self._ranks, self._step)
-                self._finish(self._step)
+            with naming_failures(self._ranks):
+                self._step.add(arrival)
+                if arrival.is_last:
+                    self._step.finish()
+                    self._choose(self._ranks, self._step)
+                    self._finish(self._step)
         except BaseException as error:
             for waiting in self._futures:
                 waiting.set_result(error)

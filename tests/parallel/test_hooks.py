@@ -372,6 +372,26 @@ def test_mistakes_are_named_and_nothing_hangs() -> None:
         assert "sparse gradients are not compressed" in sparse
 
 
+def _left_alone() -> str:
+    model, compression = _hooked(TopK(0.05))
+    for index in range(2):  # in the second DDP itself exchanges what its buckets are
+        _backward(model, dist.get_rank(), index)
+    if dist.get_rank() == 1:
+        return ""  # and ends
+    before = copy.deepcopy(compression.state_dict())
+    with pytest.raises(RuntimeError) as error:
+        _backward(model, dist.get_rank(), 2)
+    after = compression.state_dict()
+    assert all(same_bits(list(before["state"][n].values()), list(kept.values())) for n, kept in after["state"].items())
+    assert before["steps"] == after["steps"]
+    return str(error.value)
+
+
+def test_a_rank_that_ends_is_an_error_for_the_others_and_no_hang() -> None:
+    message, _ = run_ranks(2, _left_alone, timeout=120.0)
+    assert "RankError: rank 0 lost the other 1 in the middle of a training step" in message
+
+
 def _threads_after() -> tuple[int, int]:
     def ours() -> int:
         gc.collect()
