@@ -32,6 +32,8 @@ def plain_execution(device: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch._C.DisableTorchFunction())
+        # It would hold Python's lock all through an op: a collective that waits for a thread then waits for ever.
+        stack.enter_context(torch._C._DisablePythonDispatcher())
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))

@@ -56,7 +56,8 @@ def device_of(ranks: Ranks) -> torch.device:
 
 
 def _tensor(message: bytes, ranks: Ranks) -> torch.Tensor:
-    return torch.frombuffer(bytearray(message or b"\0"), dtype=torch.uint8)[: len(message)].to(device_of(ranks))
+    # a copy: Python's own memory can be given back only by a thread that has Python's lock
+    return torch.frombuffer(bytearray(message or b"\0"), dtype=torch.uint8)[: len(message)].clone().to(device_of(ranks))
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
