@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import torch
+
 from graphopt.compression.methods import Compression, EightBit, HalfCast
 from graphopt.errors import UsageError
 
@@ -20,9 +22,10 @@ class Auto:
     Candidates stand in the order of trust: a later one replaces an earlier one, and the first one uncompressed
     gradients, only where the step becomes at least 10 % shorter. By default only methods that send every element at
     every step may be picked; name sparse or low-rank ones (TopK, DGC, PowerSGD) where training was seen to bear them.
+    fp16 is none of them: what lies below its 6e-8 would be lost for good.
     """
 
-    candidates: tuple[Compression, ...] = (HalfCast(), EightBit())
+    candidates: tuple[Compression, ...] = (HalfCast(torch.bfloat16), EightBit())
 
     def __post_init__(self) -> None:
         if not self.candidates:

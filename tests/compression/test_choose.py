@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from graphopt.compression.choose import LEAST_GAIN, Auto, Price, choose, step_se
 from graphopt.compression.methods import EightBit, HalfCast, TopK
 from graphopt.errors import UsageError
 
-HALF, EIGHT = HalfCast(), EightBit()
+HALF, EIGHT = HalfCast(torch.bfloat16), EightBit()
 _seconds = st.integers(0, 20).map(float)
 _bucket = st.tuples(_seconds, _seconds, _seconds)
 
