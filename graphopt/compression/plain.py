@@ -18,7 +18,7 @@ def whole(bucket: Bucket) -> Protocol:
     """The only gradient of the bucket is summed where it is."""
     (gradient,) = bucket.gradients
     total = yield AllReduce(gradient)
-    _check(bucket, total)
+    check(bucket, total)
     yield Agree()
 
 
@@ -27,14 +27,14 @@ def packed(dtype: torch.dtype) -> Callable[[Bucket], Protocol]:
 
     def protocol(bucket: Bucket) -> Protocol:
         total = yield AllReduce(_ops.pack.default(bucket.gradients, dtype))
-        _check(bucket, total)
+        check(bucket, total)
         yield Agree()
         _ops.unpack_.default(total, bucket.gradients)
 
     return protocol
 
 
-def _check(bucket: Bucket, total: TensorLike) -> None:
+def check(bucket: Bucket, total: TensorLike) -> None:
     """State of other buckets must not go on without this one; nobody asks where nothing is kept."""
     if bucket.overflow is not None:
         _aten.clamp_min_.Tensor(bucket.overflow, _ops.gradient_norm.default([total], math.inf)[1])

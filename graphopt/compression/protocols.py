@@ -8,12 +8,13 @@ since the sum of many is no longer sparse.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
 import graphopt.kernels  # noqa: F401  the ops of all others
+from graphopt.compression import plain
 from graphopt.compression.bucket import Agree, AllGather, AllReduce, AllToAll, Bucket, Protocol, Request, TensorLike
 from graphopt.compression.methods import DGC, QSGD, Compression, EightBit, HalfCast, PowerSGD, Threshold, TopK
 from graphopt.compression.power import columns, matrix_shape
@@ -30,7 +31,10 @@ def protocol_of(method: Compression | None) -> Callable[[Bucket], Protocol]:
     """How a bucket travels that holds only what `compressible`; None is uncompressed, in fp32."""
     if isinstance(method, HalfCast):
         dtype = method.dtype
-        return lambda bucket: _cast(bucket, dtype)
+        # two bf16 numbers are rounded once wherever they are added
+        return lambda bucket: (
+            _bf16(bucket) if dtype == torch.bfloat16 and bucket.world > 2 else plain.packed(dtype)(bucket)
+        )
     if isinstance(method, EightBit):
         return _eight_bit
     if isinstance(method, QSGD):
@@ -48,7 +52,7 @@ def protocol_of(method: Compression | None) -> Callable[[Bucket], Protocol]:
     if isinstance(method, PowerSGD):
         rank = method.rank
         return lambda bucket: _power(bucket, rank)
-    return lambda bucket: _cast(bucket, torch.float32)
+    return plain.packed(torch.float32)
 
 
 def at_step(method: Compression | None, step: int) -> Compression | None:
@@ -142,27 +146,19 @@ def _received(request: Request, world: int) -> TensorLike:
     return request.tensor
 
 
-def _cast(bucket: Bucket, dtype: torch.dtype) -> Protocol:
-    flat = _ops.pack.default(bucket.gradients, dtype)
-    if dtype == torch.bfloat16 and bucket.world > 2:
-        total = yield from _sum_in_parts(flat, sum(map(math.prod, bucket.shapes)), bucket.world)
-    else:  # two bf16 numbers are rounded once wherever they are added
-        total = yield AllReduce(flat)
-    # also what only the sum, or only the cast, made infinite: other buckets' state must not go on without this one
-    found_inf = _ops.gradient_norm.default([total], math.inf)[1]
-    _aten.clamp_min_.Tensor(bucket.overflow, found_inf)
-    yield Agree()
-    _ops.unpack_.default(total, bucket.gradients)
-
-
-def _sum_in_parts(flat: TensorLike, elements: int, world: int) -> Generator[Request, TensorLike, TensorLike]:
+def _bf16(bucket: Bucket) -> Protocol:
     """The sum of half wires, each element added up in fp32 and rounded once."""
-    padding = -elements % world
+    world, elements = bucket.world, sum(map(math.prod, bucket.shapes))
+    flat, padding = _ops.pack.default(bucket.gradients, torch.bfloat16), -elements % world
     if padding:
         flat = _aten.constant_pad_nd.default(flat, [0, padding])
     received = yield AllToAll(flat)
     total = yield AllGather(_ops.sum_parts.default(received, world))
-    return _aten.slice.Tensor(total, 0, 0, elements) if padding else total
+    if padding:
+        total = _aten.slice.Tensor(total, 0, 0, elements)
+    plain.check(bucket, total)
+    yield Agree()
+    _ops.unpack_.default(total, bucket.gradients)
 
 
 def _eight_bit(bucket: Bucket) -> Protocol:

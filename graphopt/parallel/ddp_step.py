@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from graphopt import kernels
-from graphopt.compression.bucket import Bucket
+from graphopt.compression import plain
+from graphopt.compression.bucket import Bucket, Protocol
 from graphopt.compression.methods import DGC, Compression, HalfCast
 from graphopt.compression.protocols import at_step, compressible, protocol_of, state_shapes
 from graphopt.compression.residuals import State, initial_state
@@ -109,7 +110,7 @@ class DdpStep:
         arrival, computed = self.arrivals[index], self._computed[index]
         method = self._method(arrival)
         if method is None or isinstance(method, HalfCast):
-            self._start_as_is(method, [computed.flat])
+            self._start_as_is(protocol_of(method) if method else plain.whole, [computed.flat])
             return
         small = []
         large: dict[str, Tensor] = {}
@@ -121,12 +122,12 @@ class DdpStep:
         if large:
             self._start_compressed(method, large)
         if small:
-            self._start_as_is(None, small)
+            self._start_as_is(plain.packed(torch.float32), small)
 
-    def _start_as_is(self, method: HalfCast | None, gradients: list[Tensor]) -> None:
+    def _start_as_is(self, protocol: Callable[[Bucket], Protocol], gradients: list[Tensor]) -> None:
         """With their loss scale, and no state."""
         torch._foreach_div_(gradients, self.ranks.world)
-        self._interleaved.start(protocol_of(method)(self._bucket(gradients, {})))
+        self._interleaved.start(protocol(self._bucket(gradients, {})))
 
     def _start_compressed(self, method: Compression, gradients: dict[str, Tensor]) -> None:
         state: dict[str, list[Tensor]] = {}
