@@ -12,8 +12,10 @@ from graphopt.planners.effort import effort_for
 from graphopt.planners.mincut import mincut_curve
 from graphopt.planners.polish import crumb_points, lowest_points, polish_points
 from graphopt.planners.refine import refined
-from graphopt.planners.reorder_order import in_lower_order, in_own_ids
+from graphopt.planners.reorder_order import in_lower_order, in_own_ids, slightly_lower
+from graphopt.planners.retouch import retouched
 from graphopt.planners.search import fill_points, search_curve
+from graphopt.planners.spans import point
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
@@ -33,26 +35,42 @@ def _lowest(problem: Problem, members: list[Curve], best: Curve) -> list[CurvePo
 
 @once_per_problem
 def auto_curve(problem: Problem) -> Curve:
-    """The curve of the problem's own order, and that of another one where its peak is clearly lower."""
+    """The curve of the problem's own order, and that of another one where its peak is clearly lower, made better."""
+    curve = pareto([*_in_both_orders(problem), point(problem, slightly_lower(problem), "reorder")])
+    curve = refined(problem, curve)
+    curve = pareto([*curve, *crumb_points(problem, curve)])
+    return retouched(problem, curve)
+
+
+def _in_both_orders(problem: Problem) -> Curve:
     other = in_lower_order(problem)
     if other.ops == problem.ops:
         return in_order_curve(problem)
-    return pareto([*in_order_curve(problem), *in_own_ids(problem, in_order_curve(other))])
+    own = in_order_curve(problem) if effort_for(problem).both else members_curve(problem)
+    return pareto([*own, *in_own_ids(problem, in_order_curve(other))])
+
+
+@once_per_problem
+def members_curve(problem: Problem) -> Curve:
+    """All planners' points with more kept."""
+    best = search_curve(problem)
+    for member in (chain_curve(problem), mincut_curve(problem)):
+        best = pareto([*best, *member, *fill_points(problem, member, best)])
+    segments = sqrt_n_curve(problem)
+    # In a large problem nothing came of keeping more of these.
+    more = fill_points(problem, segments, best) if effort_for(problem).patient else []
+    return pareto([*best, *segments, *more])
 
 
 @once_per_problem
 def in_order_curve(problem: Problem) -> Curve:
-    """All planners' points with more kept, what lies just below them, and below the lowest."""
-    best = search_curve(problem)
-    members = [best]
-    for member in (chain_curve, mincut_curve, sqrt_n_curve):
-        members.append(member(problem))
-        best = pareto([*best, *members[-1], *fill_points(problem, members[-1], best)])
+    """All planners' points, what lies just below them, and below the lowest."""
+    best = members_curve(problem)
     polished = pareto(polish_points(problem, best))
     best = pareto([*best, *polished, *fill_points(problem, polished, best)])
+    members = [curve(problem) for curve in (search_curve, chain_curve, mincut_curve, sqrt_n_curve)]
     lowest = pareto(_lowest(problem, members, best))
-    best = refined(problem, pareto([*best, *lowest, *fill_points(problem, lowest, best)]))
-    return pareto([*best, *crumb_points(problem, best)])
+    return pareto([*best, *lowest, *fill_points(problem, lowest, best)])
 
 
 def plan_auto(problem: Problem, budget_bytes: int) -> Schedule:

@@ -46,8 +46,29 @@ class Effort:
     crumbs: int
     #: Passes over the curve at which points are lowered to budgets.
     passes: tuple[Pass, ...] = ()
+    #: Budgets for which cuts and local moves are made.
+    retouches: int = 0
+    #: Whether of two orders the one with the higher peak is polished and brought down too.
+    both: bool = False
 
 
+_TINY = Effort(
+    descent=0.95,
+    polish=0.95,
+    price_ratio=1.3,
+    price_alone=True,
+    walks=tuple(0.55**k for k in range(1, 7)),
+    apart=0.95,
+    batches=48,
+    patient=True,
+    polished=(0.0,),
+    read_outs=6,
+    lowest=3,
+    crumbs=16,
+    passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
+    retouches=6,
+    both=True,
+)
 _SMALL = Effort(
     descent=0.95,
     polish=0.95,
@@ -58,10 +79,11 @@ _SMALL = Effort(
     batches=48,
     patient=True,
     polished=(0.0,),
-    read_outs=16,
+    read_outs=8,
     lowest=3,
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
+    retouches=3,
 )
 _MEDIUM = Effort(
     0.7, 0.9, 1.5, False, (0.4, 0.18, 0.04, 0.0225), 0.7, 40, False, (0.0,), 7, 1, 8, (Pass(0.97, 0.97, 1.05),)
@@ -71,7 +93,7 @@ _HUGE = Effort(0.7, 0.7, 1.5, False, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
 #: A walk looks at all values for each one that goes, so it is what grows fastest.
 _VAST = Effort(0.5, 0.7, 1.5, False, (), 0.5, 20, False, (), 10, 0, 0)
 #: The most ops for each.
-_TABLE = ((500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (20_000, _HUGE), (math.inf, _VAST))
+_TABLE = ((130, _TINY), (500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (20_000, _HUGE), (math.inf, _VAST))
 
 
 def effort_for(problem: Problem) -> Effort:

@@ -17,6 +17,7 @@ import numpy as np
 from graphopt.planners.local_moves import Search
 from graphopt.planners.mincut import Cutter
 from graphopt.planners.mincut_prices import schedules_under
+from graphopt.planners.reorder_order import in_lower_order, reordered
 from graphopt.planners.spans import Spans
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule, simulate
@@ -27,6 +28,8 @@ FIRST_ROUND, MOVES_PER_SECOND, OPS_HALVE = 400, 4000, 1500
 PATIENCE = 4.0
 #: Cuts before each round, the moves that one counts as, and the range of their rates.
 CUTS, MOVES_PER_CUT, RATES = 12, 25, (3.0, 12.0)
+#: Moves of a search that is one short round.
+BRIEF = 150
 #: First and last temperature, in what one recomputation of the start takes.
 HOT, COLD = 0.5, 0.01
 #: A schedule is better if it is faster by more than rounding.
@@ -56,6 +59,11 @@ def improve(problem: Problem, schedule: Schedule, budget_bytes: int, seconds: fl
     return improve_by(problem, schedule, budget_bytes, moves, seed, lambda: time.monotonic() > end)
 
 
+def improve_briefly(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule:
+    """The same, by one short round."""
+    return improve_by(problem, schedule, budget_bytes, CUTS * MOVES_PER_CUT + BRIEF)
+
+
 def improve_by(
     problem: Problem,
     schedule: Schedule,
@@ -69,7 +77,9 @@ def improve_by(
     if order != tuple(range(len(problem.ops))):
         # Cuts are made in the order in which the ops first run here.
         place = {op_id: at for at, op_id in enumerate(order)}
-        there = replace(problem, ops=tuple(problem.ops[op_id] for op_id in order))
+        there = in_lower_order(problem)
+        if order != reordered(problem):
+            there = replace(problem, ops=tuple(problem.ops[op_id] for op_id in order))
         found = improve_by(there, tuple(place[op_id] for op_id in schedule), budget_bytes, moves, seed, late)
         return tuple(order[op_id] for op_id in found)
     best = _Best(tuple(schedule), simulate(problem, schedule).seconds)
@@ -80,7 +90,8 @@ def improve_by(
     if not over or len(schedule) == len(problem.ops):
         return best.schedule
     rng = random.Random(seed)
-    split, rate, length, turn = int(alive.argmax()), RATES[1] / 2, FIRST_ROUND, 0
+    length = min(FIRST_ROUND, max(1, moves - CUTS * MOVES_PER_CUT))
+    split, rate, turn = int(alive.argmax()), RATES[1] / 2, 0
     while moves > 0 and not late():
         cut = min(schedules_under(Cutter(problem, split), budget_bytes, CUTS, rate), default=None)
         if cut is not None:

@@ -20,6 +20,8 @@ from graphopt.schedule import Schedule
 FIRST = 0.1
 #: The factor on the rate from cut to cut; more than this share over or under the budget counts as this;
 #: a step that is this share under the budget or less has some price, this share of the highest.
+#: What is this many times the budget is not brought under it: that takes long, and no such schedule was the best.
+TOO_FAR = 1.1
 COOLING, MOST_OVER, NEARLY, SOME = 0.93, 0.15, 0.03, 1e-3
 
 
@@ -59,7 +61,9 @@ def _stage_bytes(spans: Spans) -> Floats:
 
 
 def _fitted(spans: Spans, budget_bytes: int) -> tuple[float, Schedule] | None:
-    """The schedule brought under the budget, with what fits again kept again."""
+    """The schedule brought under the budget, with what fits again kept again; None where it is too far above."""
+    if spans.peak_bytes > TOO_FAR * budget_bytes:
+        return None
     if spans.peak_bytes <= budget_bytes:
         found = fill_under(spans, budget_bytes).point("mincut")
     else:

@@ -19,14 +19,11 @@ PEAKS, PASSES = 8, 4
 
 
 @once_per_problem
-def reordered(problem: Problem) -> tuple[int, ...]:
-    """Op ids in an order of which the peak is clearly lower; the problem's own order where none was found.
-
-    Ops that are pinned, or cannot be recomputed, keep their order among themselves; forward ops stay
-    before the first backward op, the others behind it.
-    """
+def _orders(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """An order of a lower peak, be it by a byte, and one of a clearly lower peak; the own one where none was found."""
+    own = tuple(range(len(problem.ops)))
     if len(problem.ops) > MOST_OPS:
-        return tuple(range(len(problem.ops)))
+        return own, own
     ordering = Ordering(problem)
     first, at = ordering.highest()
     seen: set[int] = set()
@@ -35,10 +32,25 @@ def reordered(problem: Problem) -> tuple[int, ...]:
         seen.add(at)
         settle(ordering, able_to_pass(ordering, at), 1)
         at = ordering.highest()[1]
+    lower = tuple(ordering.order) if ordering.highest()[0] < first else own
     if ordering.highest()[0] > (1 - LEAST_GAIN) * first:
-        return tuple(range(len(problem.ops)))
+        return lower, own
     settle(ordering, range(len(problem.ops)), PASSES)
-    return tuple(ordering.order)
+    return lower, tuple(ordering.order)
+
+
+def slightly_lower(problem: Problem) -> tuple[int, ...]:
+    """Op ids in an order of which the peak is lower, be it by a byte: good for one schedule, not for a whole curve."""
+    return _orders(problem)[0]
+
+
+def reordered(problem: Problem) -> tuple[int, ...]:
+    """Op ids in an order of which the peak is clearly lower; the problem's own order where none was found.
+
+    Ops that are pinned, or cannot be recomputed, keep their order among themselves; forward ops stay
+    before the first backward op, the others behind it.
+    """
+    return _orders(problem)[1]
 
 
 @once_per_problem

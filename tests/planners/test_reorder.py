@@ -1,15 +1,17 @@
 """Another order of the ops: legal, exactly accounted for, and of lower peak where there is something to gain."""
 
+import dataclasses
 import itertools
 import random
 
 import pytest
 from hypothesis import given, settings
 
+from graphopt.planners import PLANNERS, reorder_moves, reorder_order
 from graphopt.planners.auto import auto_curve, in_order_curve
 from graphopt.planners.reorder import reorder_curve
-from graphopt.planners.reorder_moves import Ordering, settle, unrelated
-from graphopt.planners.reorder_order import reordered
+from graphopt.planners.reorder_moves import Ordering, able_to_pass, settle, unrelated
+from graphopt.planners.reorder_order import reordered, slightly_lower
 from graphopt.problem import Op, Problem, Value, check_problem
 from graphopt.schedule import check_schedule, simulate
 from planners.graphs import problems, random_problem
@@ -104,3 +106,34 @@ def test_the_curve_is_what_the_simulator_says(problem: Problem) -> None:
         result = simulate(problem, point.schedule)
         assert (result.peak_bytes, result.seconds) == (point.peak_bytes, pytest.approx(point.seconds))
         assert tuple(dict.fromkeys(point.schedule)) == reordered(problem)
+
+
+def test_an_order_that_saves_a_byte_is_worth_one_schedule_and_no_curve() -> None:
+    """`small` may run after `work`; the peak is then lower by its byte."""
+    ops = (
+        Op("small", 1.0, 0, (), (0,)),
+        Op("large", 1.0, 0, (), (1,)),
+        Op("work", 1.0, 1000, (1,), (2,)),
+        Op("end", 1.0, 0, (0, 2), (3,)),
+    )
+    problem = check_problem(Problem((Value(1), Value(500), Value(1), Value(1)), ops, (3,)))
+    assert slightly_lower(problem) == (1, 2, 0, 3)
+    assert reordered(problem) == (0, 1, 2, 3)
+    assert PLANNERS["auto"](problem, 1501) == (1, 2, 0, 3)
+    pytest.importorskip("ortools")
+    assert PLANNERS["exact"](problem, 1501) == (1, 2, 0, 3)
+
+
+def test_large_problems_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = random_problem(4, 40, training=False)
+    assert reordered(dataclasses.replace(problem)) != tuple(range(40))
+    monkeypatch.setattr(reorder_order, "MOST_OPS", 39)
+    assert reordered(dataclasses.replace(problem)) == slightly_lower(problem) == tuple(range(40))
+
+
+def test_only_what_is_near_is_asked_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    ordering = Ordering(random_problem(4, 40, training=False))
+    everywhere = unrelated(ordering, 20)
+    assert able_to_pass(ordering, 20) == everywhere
+    monkeypatch.setattr(reorder_moves, "FARTHEST", 5)
+    assert able_to_pass(ordering, 20) == [op for op in everywhere if 16 <= op <= 24] != everywhere

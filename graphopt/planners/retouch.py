@@ -1,0 +1,47 @@
+"""A small problem's curve made better where it is steepest: cuts and local moves for single budgets.
+
+What the searches leave is a staircase, and just under a step's edge a budget pays for the whole step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+from graphopt.planners.curve import Curve, CurvePoint, pareto
+from graphopt.planners.effort import effort_for
+from graphopt.planners.local import improve_briefly
+from graphopt.planners.spans import point
+from graphopt.problem import Problem
+
+#: Steps of a staircase count as wider than they are by this much (logarithm of bytes), or no narrow one is looked at.
+WIDER = 0.02
+
+
+def retouched(problem: Problem, known: Curve) -> Curve:
+    """The curve, at least as good everywhere: better at its lowest point, then where its steps are largest."""
+    curve, tried = known, set[int]()
+    for turn in range(effort_for(problem).retouches):
+        steps = _steps(curve, tried) if turn else iter([(0.0, curve[0].peak_bytes, curve[0])])
+        _, budget, start = min(steps, key=lambda step: step[:2], default=(0.0, 0, None))
+        if start is None:
+            break
+        tried.add(budget)
+        found = point(problem, improve_briefly(problem, start.schedule, budget), start.planner)
+        curve = pareto([*curve, found])
+    return curve
+
+
+def _steps(curve: Curve, tried: set[int]) -> Iterator[tuple[float, int, CurvePoint]]:
+    """For each step of the staircase minus its area, a budget on it, and where to start.
+
+    The budget is right under the edge or, where that was tried, in the middle.
+    """
+    for low, high in pairwise(curve):
+        width = math.log(high.peak_bytes / max(1, low.peak_bytes)) + WIDER
+        middle = math.isqrt(low.peak_bytes * high.peak_bytes)
+        for budget in (high.peak_bytes - 1, middle):
+            if budget not in tried and budget >= low.peak_bytes:
+                yield (high.seconds - low.seconds) * width, budget, low
+                break
