@@ -40,8 +40,9 @@ class Effort:
     polished: tuple[float, ...]
     #: Memories at which the chain's programme is read out.
     read_outs: int
-    #: Planners from whose lowest schedules the lowest of all is sought.
+    #: Planners from whose lowest schedules the lowest of all is sought, and rounds of hoisting there.
     lowest: int
+    hoists: int
     #: How many of a curve's drops are tried to be had for less.
     crumbs: int
     #: Passes over the curve at which points are lowered to budgets.
@@ -64,6 +65,7 @@ _TINY = Effort(
     polished=(0.0,),
     read_outs=6,
     lowest=3,
+    hoists=5,
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
     retouches=6,
@@ -81,17 +83,18 @@ _SMALL = Effort(
     polished=(0.0,),
     read_outs=8,
     lowest=3,
+    hoists=5,
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
     retouches=3,
 )
 _MEDIUM = Effort(
-    0.7, 0.9, 1.5, False, (0.4, 0.18, 0.04, 0.0225), 0.7, 40, False, (0.0,), 7, 1, 8, (Pass(0.97, 0.97, 1.05),)
+    0.7, 0.9, 1.5, False, (0.4, 0.18, 0.04, 0.0225), 0.7, 40, False, (0.0,), 7, 1, 1, 8, (Pass(0.97, 0.97, 1.05),)
 )
-_LARGE = Effort(0.8, 0.8, 1.5, False, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0)
-_HUGE = Effort(0.7, 0.7, 1.5, False, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0)
+_LARGE = Effort(0.8, 0.8, 1.5, False, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0, 0)
+_HUGE = Effort(0.7, 0.7, 1.5, False, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0, 0)
 #: A walk looks at all values for each one that goes, so it is what grows fastest.
-_VAST = Effort(0.5, 0.7, 1.5, False, (), 0.5, 20, False, (), 10, 0, 0)
+_VAST = Effort(0.5, 0.7, 1.5, False, (), 0.5, 20, False, (), 10, 0, 0, 0)
 #: The most ops for each.
 _TABLE = ((130, _TINY), (500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (20_000, _HUGE), (math.inf, _VAST))
 

@@ -13,8 +13,6 @@ from graphopt.problem import Problem
 
 #: How far under a point to look for crumbs, as a share of its peak, and how many evictions they may take.
 CRUMBS, FEW = (0.0, 1e-4, 2e-3), 8
-#: Rounds of hoisting.
-HOISTS = 5
 
 
 def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
@@ -27,7 +25,7 @@ def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
         start = max(lowest, lowest * (highest / lowest) ** share)
         seed = [p for p in curve if p.peak_bytes <= start][-1]
         if seed.peak_bytes * effort.polish >= until:
-            points.extend(descend(problem, seed.schedule, seed.planner, effort.polish, until, nearer=0 if until else 1))
+            points.extend(descend(problem, seed.steps, seed.planner, effort.polish, until, nearer=0 if until else 1))
             until = seed.peak_bytes
     return points
 
@@ -35,12 +33,12 @@ def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
 def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
     """From a low point down: hoist and lower in turn, until neither helps."""
     points: list[CurvePoint] = []
-    ratio = effort_for(problem).polish
-    for _ in range(HOISTS):
+    effort = effort_for(problem)
+    for _ in range(effort.hoists):
         hoisted = point(problem, hoist(problem, lowest.schedule), lowest.planner)
         found = [hoisted]
         for longest in LONGEST_AT_LOWEST:
-            found += descend(problem, hoisted.schedule, lowest.planner, ratio, nearer=2, longest=longest)
+            found += descend(problem, hoisted.schedule, lowest.planner, effort.polish, nearer=2, longest=longest)
         points.extend(found)
         least = min(found, key=lambda p: (p.peak_bytes, p.seconds))
         if least.peak_bytes >= lowest.peak_bytes:
@@ -54,7 +52,7 @@ def crumb_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
     drops = sorted(pairwise(curve), key=lambda pair: pair[1].seconds - pair[0].seconds)
     points: list[CurvePoint] = []
     for _, upper in drops[: effort_for(problem).crumbs]:
-        line = Spans(problem, upper.schedule)
+        line = Spans(problem, upper.steps)
         for crumb in CRUMBS:
             lowered = lower(line, int(upper.peak_bytes * (1 - crumb)) - 1, FEW)
             if lowered is not None:

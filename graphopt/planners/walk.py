@@ -6,6 +6,8 @@ distance to the next use, which is known here, in the place of staleness.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from graphopt.planners.replay import held_values, missing_ops, pinned_values
@@ -22,9 +24,8 @@ class _Walk:
 
     def __init__(self, problem: Problem, limit: int, patience: float) -> None:
         self.problem, self.limit, self.patience = problem, limit, patience
-        count = len(problem.values)
+        count, made = len(problem.values), problem.producer
         self.size = [value.bytes for value in problem.values]
-        self.bytes = np.array(self.size, dtype=np.float64)
         self.uses = [list(reversed(readers)) for readers in problem.readers]
         for value in problem.outputs:
             self.uses[value].insert(0, len(problem.ops))
@@ -37,23 +38,26 @@ class _Walk:
         self.now = -1
         self.locked = [0] * count
         self.cost = [0.0 if maker < 0 else problem.ops[maker].seconds for maker in problem.producer]
+        #: What each value adds to the price of those computed from it: nothing while it is alive.
+        self.owed = self.cost.copy()
+        self.table = [(op.seconds, tuple(v for v in op.inputs if made[v] >= 0), op.outputs) for op in problem.ops]
         #: Seconds per byte, and infinity where a value cannot go.
         self.rate = np.full(count, np.inf)
         self.schedule: list[int] = []
-        self.extra = 0.0
 
     def run(self, op_id: int) -> None:
         op = self.problem.ops[op_id]
         born = [v for v in op.outputs if v not in self.alive]
+        made = sum([self.size[v] for v in born])
         for value in op.inputs:
             self.rate[value] = np.inf
-        self.make_room(sum(self.size[v] for v in born) + op.workspace_bytes)
+        self.make_room(made + op.workspace_bytes)
         self.schedule.append(op_id)
-        self.live += sum(self.size[v] for v in born)
+        self.live += made
         cost = self.price(op_id)
         for value in born:
             self.alive.add(value)
-            self.cost[value] = cost
+            self.cost[value], self.owed[value] = cost, 0.0
             self.reprice_readers(value)
         for value in op.inputs:
             self.locked[value] -= 1
@@ -85,6 +89,7 @@ class _Walk:
     def free(self, value: int) -> None:
         if value not in self.pinned:
             self.alive.discard(value)
+            self.owed[value] = self.cost[value]
             self.live -= self.size[value]
         elif value not in self.let_go:
             # What cannot be made again stays within reach; a recomputation that reads it makes it live longer.
@@ -95,35 +100,33 @@ class _Walk:
 
     def price(self, op_id: int) -> float:
         """Seconds to have an op's outputs again: the op and what is missing of its inputs, all the way up."""
-        problem = self.problem
-        total = problem.ops[op_id].seconds
-        for value in problem.ops[op_id].inputs:
-            if value not in self.alive:
-                total += self.cost[value]
-        return min(total, problem.seconds)
+        total, inputs, _ = self.table[op_id]
+        for value in inputs:
+            total += self.owed[value]
+        return min(total, self.problem.seconds)
 
     def reprice_readers(self, changed: int) -> None:
         """Carry a change of what is alive to the prices of all that was computed from it."""
-        ops, readers, alive, costs = self.problem.ops, self.problem.readers, self.alive, self.cost
+        readers, table, alive, costs, owed = self.problem.readers, self.table, self.alive, self.cost, self.owed
         now, most, stack = self.now, self.problem.seconds, [changed]
         while stack:
             for reader in readers[stack.pop()]:
                 if reader > now:
                     break
                 # What `price` says, written out: most of a walk's time is spent here.
-                op = ops[reader]
-                cost = op.seconds
-                for value in op.inputs:
-                    if value not in alive:
-                        cost += costs[value]
+                cost, inputs, outputs = table[reader]
+                for value in inputs:
+                    cost += owed[value]
                 cost = cost if cost < most else most
-                for value in op.outputs:
-                    if -TOLERANCE * cost <= cost - costs[value] <= TOLERANCE * cost:
+                slack = TOLERANCE * cost
+                for value in outputs:
+                    if -slack <= cost - costs[value] <= slack:
                         continue
                     costs[value] = cost
                     if value not in alive:
+                        owed[value] = cost
                         stack.append(value)
-                    elif self.rate[value] < np.inf:
+                    elif self.rate.item(value) < math.inf:
                         self.rate[value] = cost / self.size[value]
 
 
@@ -135,7 +138,7 @@ def walk(problem: Problem, limit: int, patience: float) -> list[int] | None:
     state = _Walk(problem, limit, patience)
     allowance = GIVE_UP * problem.seconds
     for op_id, op in enumerate(problem.ops):
-        missing = missing_ops(problem, op.inputs, state.alive)
+        missing = [] if state.alive.issuperset(op.inputs) else missing_ops(problem, op.inputs, state.alive)
         for needed in (*missing, op_id):
             for value in problem.ops[needed].inputs:
                 state.locked[value] += 1
