@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -171,6 +174,14 @@ def test_own_wires_are_the_stock_ones_bit_for_bit_for_any_number_of_threads(valu
             torch.set_num_threads(threads)
         wires.append([wire, *gradients])
     assert all(same_bits(wires[0], others) for others in wires[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_on_processors_without_wide_vectors(capability: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "own and (largest or stock or misleads)", __file__]
+    done = subprocess.run(command, env=os.environ | {"ATEN_CPU_CAPABILITY": capability}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_sample_that_misleads_changes_nothing(kind: str) -> None:
