@@ -20,13 +20,14 @@ import torch
 from common import write_json
 from kernels_quantize import quantizing
 from kernels_rows import Comparison, Gradients
+from kernels_sparsify import sparsifying
 from rich.console import Console
 from rich.table import Table
 
 from graphopt import kernels
 
 #: What gives the rows of a kind of compression.
-ROWS: Sequence[Callable[[Gradients], list[Comparison]]] = (quantizing,)
+ROWS: Sequence[Callable[[Gradients], list[Comparison]]] = (quantizing, sparsifying)
 
 
 @dataclass(frozen=True)
