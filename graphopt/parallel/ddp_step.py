@@ -18,6 +18,9 @@ from graphopt.compression.residuals import State, initial_state
 from graphopt.parallel.interleaved import Interleaved
 from graphopt.parallel.ranks import Ranks
 
+#: Parameters too small to be compressed wait for each other, over buckets, until a message is worth its latency.
+_MESSAGE_BYTES = 2**20
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -52,6 +55,7 @@ class DdpStep:
         self._interleaved = Interleaved(self.ranks)
         self._computed: list[_Computed] = []
         self._unclipped: list[int] = []
+        self._small: list[Tensor] = []
 
     @property
     def sent_bytes(self) -> int:
@@ -83,6 +87,7 @@ class DdpStep:
         self._clip()
         for index in self._unclipped:
             self._start(index)
+        self._start_small()
         self._interleaved.finish(self._overflow)
         is_finite = self._overflow.item() == 0
         for arrival, computed in zip(self.arrivals, self._computed, strict=True):
@@ -112,17 +117,21 @@ class DdpStep:
         if method is None or isinstance(method, HalfCast):
             self._start_as_is(protocol_of(method) if method else plain.whole, [computed.flat])
             return
-        small = []
         large: dict[str, Tensor] = {}
         for name, gradient in zip(arrival.names, computed.gradients, strict=True):
             if compressible(method, tuple(gradient.shape)):
                 large[name] = gradient
             else:
-                small.append(gradient)
+                self._small.append(gradient)
         if large:
             self._start_compressed(method, large)
-        if small:
-            self._start_as_is(plain.packed(torch.float32), small)
+        if sum(gradient.nbytes for gradient in self._small) >= _MESSAGE_BYTES:
+            self._start_small()
+
+    def _start_small(self) -> None:
+        if self._small:
+            self._start_as_is(plain.packed(torch.float32), self._small)
+            self._small = []
 
     def _start_as_is(self, protocol: Callable[[Bucket], Protocol], gradients: list[Tensor]) -> None:
         """With their loss scale, and no state."""
