@@ -162,7 +162,6 @@ class Session:
         self._ranks = ranks_of(self.request.group or group_of(wrapping))
         self.slots, self.planned, self._known_calls = [], [], set()
         if is_sharded(self.model):
-            check_sharded_whole(self.model)
             # its hooks gather parameters and scatter gradients, which no graph may hold
             self._compiled = self._compile(self.model.forward)
         else:
@@ -186,7 +185,10 @@ class Session:
 
     def _planned_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = _signature(args, kwargs)
-        before = None if call in self._known_calls else snapshot(self.model)
+        before = None
+        if call not in self._known_calls:
+            check_sharded_whole(self.model)
+            before = snapshot(self.model)
         self._inputs, self._planned_alone = (args, kwargs), None
         try:
             try:
