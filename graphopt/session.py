@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from graphopt.backend import Captured, break_reason, compile_graph
+from graphopt.backend import break_reason
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.dynamo import dynamo_errors, graphopt_errors, own_frame
 from graphopt.errors import CaptureError, InfeasibleError
@@ -41,9 +41,8 @@ from graphopt.pipeline import plan_graph, plan_within
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
 from graphopt.shares import share_budget
+from graphopt.slot import Compiled, MeetGraphs, OnlyPlan, Slot
 from graphopt.state import State, restore, snapshot, training_mode
-
-Compiled = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -62,62 +61,14 @@ class Request:
         return optimizer_bytes(self.optimizer) if self.optimizer is not None else 0
 
 
-class _MeetGraphs(Exception):
-    """A graph was reached that cannot be planned before the others are known."""
-
-
-class _OnlyPlan(Exception):
-    """The graph is planned, and running it was not asked for."""
-
-
-@dataclass(eq=False)
-class _Slot:
-    """One of Dynamo's graphs: first met, then planned and compiled."""
-
-    session: Session
-    module: fx.GraphModule
-    example_inputs: Sequence[Any]
-    tracing: Any
-    name: str
-    compiled: Compiled | None = None
-
-    def __call__(self, *args: Any) -> Any:
-        if self.session.meeting:
-            self.session.met.append(self)
-            return _run_without_gradients(self.module, args)
-        if self.compiled is None:
-            raise _MeetGraphs
-        if self.session.only_plan:
-            raise _OnlyPlan
-        return self.compiled(*args)
-
-    def compile(self, decide: Callable[[CapturedGraph], PlannedGraph]) -> None:
-        with torch._guards.tracing(self.tracing):
-            self.compiled = compile_graph(
-                self.module, self.example_inputs, self.session.request.choice, decide, self.name
-            )
-
-    def capture(self) -> CapturedGraph | None:
-        """The joint graph, not yet planned; None where the graph needs no gradient."""
-
-        def stop(captured: CapturedGraph) -> PlannedGraph:
-            raise Captured(captured)
-
-        try:
-            self.compile(stop)
-        except Captured as done:
-            return done.graph
-        return None
-
-
 class Session:
     """The planned graphs of one model, and the call that runs them."""
 
     def __init__(self, model: nn.Module, request: Request) -> None:
         self.model = model
         self.request = request
-        self.slots: list[_Slot] = []
-        self.met: list[_Slot] = []
+        self.slots: list[Slot] = []
+        self.met: list[Slot] = []
         self.planned: list[PlannedGraph] = []
         self.resident_bytes: Mapping[str, int] = {}
         self.plan_seconds = 0.0
@@ -125,7 +76,7 @@ class Session:
         self.only_plan = False
         self._inputs: object = ()
         self._known_calls: set[object] = set()
-        self._planned_alone: _Slot | None = None
+        self._planned_alone: Slot | None = None
         self._wrapping: Wrapping | None = None
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
@@ -148,7 +99,7 @@ class Session:
         try:
             with training_mode(self.model), torch.enable_grad():
                 self._call(*args, **kwargs)
-        except _OnlyPlan:
+        except OnlyPlan:
             pass
         finally:
             self.only_plan = False
@@ -176,7 +127,7 @@ class Session:
             if self._ranks:  # the others have something to plan where this one has not
                 self._agreed([], lambda _room: [], torch.device("cpu"))
             return result
-        except _OnlyPlan:
+        except OnlyPlan:
             raise
         except Exception as error:
             ranks, self._ranks = self._ranks, None
@@ -193,7 +144,7 @@ class Session:
         try:
             try:
                 result = self._run(args, kwargs)
-            except _MeetGraphs:
+            except MeetGraphs:
                 if before is None:
                     raise CaptureError(
                         "a model that breaks into several graphs was captured anew in the middle of a call with inputs "
@@ -219,7 +170,7 @@ class Session:
         """torch.compile's backend: plan the graph now if it is the whole model, else wait for the others."""
         # the fake inputs: a slot outlives the batch, and must not hold it
         examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
-        slot = _Slot(self, module, examples, torch._guards.TracingContext.get(), "model")
+        slot = Slot(self, module, examples, torch._guards.TracingContext.get(), "model")
         self.slots.append(slot)
         # a second graph in one call means that the first was not the whole model either
         if not (self.meeting or self._planned_alone or break_reason(module)):
@@ -259,7 +210,7 @@ class Session:
         with graphopt_errors():
             self._plan_together(self.met)
 
-    def _plan_together(self, met: Sequence[_Slot]) -> None:
+    def _plan_together(self, met: Sequence[Slot]) -> None:
         """Divide the budget over the graphs of one call, in the order in which they ran; one may run twice."""
         slots = list(dict.fromkeys(met))
         for number, slot in enumerate(slots, start=1):
@@ -292,12 +243,12 @@ class Session:
 
 
 def _shares(
-    sequence: Sequence[_Slot], captured: Mapping[_Slot, CapturedGraph], room: Room, choice: Choice
-) -> dict[_Slot, int]:
+    sequence: Sequence[Slot], captured: Mapping[Slot, CapturedGraph], room: Room, choice: Choice
+) -> dict[Slot, int]:
     """What each graph may use of the room, the least of its shares where it runs more than once."""
     graphs = [captured[slot] for slot in sequence]
     try:
-        shares: dict[_Slot, int] = {}
+        shares: dict[Slot, int] = {}
         for slot, share in zip(sequence, share_budget(graphs, room.own_bytes), strict=True):
             shares[slot] = min(share, shares.get(slot, share))
         return shares
@@ -313,16 +264,3 @@ def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in leaves
     )
     return kinds, tree
-
-
-def _run_without_gradients(module: fx.GraphModule, args: Sequence[Any]) -> Any:
-    """Run one of Dynamo's graphs; its outputs say that they need gradients where they would."""
-    with torch.no_grad():
-        results = module(*args)
-    (returned,) = module.graph.output_node().args
-    marked = []
-    for node, result in zip(returned, results, strict=True):  # type: ignore[arg-type]
-        example = node.meta.get("example_value") if isinstance(node, fx.Node) else None
-        needs = isinstance(example, torch.Tensor) and example.requires_grad
-        marked.append(result.detach().requires_grad_() if needs and isinstance(result, torch.Tensor) else result)
-    return tuple(marked)

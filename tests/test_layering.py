@@ -24,7 +24,7 @@ LAYERS = (
     ("capture", "emit", "step.window", "verify", "resident", "report.checkpoints"),
     ("planned", "infeasible", "shares", "parallel"),
     ("pipeline", "report", "parallel.agreement"),
-    ("backend", "dynamo", "session", "step.micro", "divergence"),
+    ("backend", "dynamo", "slot", "session", "step.micro", "divergence"),
     ("step",),
     ("api", "estimates", "fit", "training", "parallel.hooks"),
     ("",),  # graphopt/__init__.py
