@@ -20,6 +20,7 @@ def quantize_(
     gradients: list[Tensor], residuals: list[Tensor], overflow: Tensor, inverse_scale: Tensor | None, parts: int
 ) -> Tensor:
     """See `graphopt.kernels.quantize`."""
+    assert all(tensor.dtype == torch.float32 for tensor in (*gradients, *residuals))
     sizes = _sizes(gradients)
     wire = empty_wire(overflow, sizes, 8, parts)
     rows = _rows(gradients, residuals)
@@ -32,6 +33,7 @@ def quantize_(
 
 def requantize_(received: Tensor, gradients: list[Tensor], rank: int, parts: int) -> Tensor:
     """See `graphopt.kernels.quantize`."""
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
     blocks = block_count(_sizes(gradients), parts) // parts
     assert received.numel() == parts * blocks * block_bytes(8)
     wire = torch.empty(received.numel() // parts, dtype=torch.uint8)

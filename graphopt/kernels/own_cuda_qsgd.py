@@ -9,7 +9,6 @@ from torch import Tensor
 
 from graphopt.kernels.blocks import BLOCK_ELEMENTS, STEP_BYTES, block_bytes
 from graphopt.kernels.own_cuda_quantize import (
-    addresses,
     dequantize_bits_,
     in_steps,
     is_finite,
@@ -19,6 +18,7 @@ from graphopt.kernels.own_cuda_quantize import (
     step_of,
     wire_of,
 )
+from graphopt.kernels.pieces import addresses
 
 _LEVELS = tl.constexpr(STEP_BYTES)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from graphopt.kernels.blocks import BLOCK_ELEMENTS, STEP_BYTES, block_bytes, block_count, blocks_of, empty_wire
 from graphopt.kernels.layout import is_dense, same_order
+from graphopt.kernels.pieces import addresses
 
 KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _LARGEST_BITS = tl.constexpr(0x7F000000)  # of 2^127: as integers magnitudes are in order, and NaN is above all
@@ -166,6 +167,7 @@ def quantize_(
     gradients: list[Tensor], residuals: list[Tensor], overflow: Tensor, inverse_scale: Tensor | None, parts: int
 ) -> Tensor:
     """See `graphopt.kernels.quantize`."""
+    assert all(tensor.dtype == torch.float32 for tensor in (*gradients, *residuals))
     assert all(map(same_order, residuals, gradients))
     wire = wire_of(gradients, overflow, 8, parts)
     for table, count, _ in launches(gradients):
@@ -246,14 +248,6 @@ def _table(
     pieces = [(block, row) for block, row in pieces if blocks[0] <= block < blocks[1]]
     columns = zip(*((block, row, (block - firsts[row]) * BLOCK_ELEMENTS) for block, row in pieces), strict=True)
     return torch.tensor(sizes, device=device), *(torch.tensor(column, device=device) for column in columns)
-
-
-def addresses(tensors: list[Tensor]) -> Tensor:
-    """One a tensor, on their device."""
-    table = torch.tensor([tensor.data_ptr() for tensor in tensors])
-    if tensors[0].is_cuda:
-        return table.pin_memory().to(tensors[0].device, non_blocking=True)
-    return table
 
 
 def one_of(scalar: Tensor | None, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphopt.kernels.blocks import BLOCK_ELEMENTS, block_bytes, block_ranges, empty_wire
-from graphopt.kernels.layout import flat
+from graphopt.kernels.layout import flat, same_order
 from graphopt.kernels.stock_blocks import (
     in_blocks,
     inverse_of,
@@ -28,6 +28,8 @@ def quantize_(
     gradients: list[Tensor], residuals: list[Tensor], overflow: Tensor, inverse_scale: Tensor | None, parts: int
 ) -> Tensor:
     """See `graphopt.kernels.quantize`."""
+    assert all(tensor.dtype == torch.float32 for tensor in (*gradients, *residuals))
+    assert all(map(same_order, residuals, gradients))
     wire = empty_wire(overflow, [g.numel() for g in gradients], 8, parts)
     rows = wire.view(-1, block_bytes(8))
     end = 0

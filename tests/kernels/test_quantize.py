@@ -216,9 +216,15 @@ def test_elements_travel_in_the_order_of_memory(kind: str) -> None:
     assert torch.equal(sent.permute(0, 2, 3, 1).reshape(-1), flat_sent)
 
 
-def test_gradients_with_gaps_are_refused(kind: str) -> None:
+def test_residuals_in_another_order_are_refused(kind: str) -> None:
     with kernels.use(kind), pytest.raises(AssertionError):
-        kernels.quantize_([torch.ones(4, 4)[:, :2]], [], torch.zeros(()), None, 1)
+        kernels.quantize_([torch.ones(3, 4)], [torch.ones(4, 3).t()], torch.zeros(()), None, 1)
+
+
+@pytest.mark.parametrize("gradient", [torch.ones(4, 4)[:, :2], torch.ones(4).half()])
+def test_gradients_with_gaps_and_half_ones_are_refused(kind: str, gradient: Tensor) -> None:
+    with kernels.use(kind), pytest.raises(AssertionError):
+        kernels.quantize_([gradient], [], torch.zeros(()), None, 1)
 
 
 def test_a_parameter_is_sent_the_same_in_any_company(kind: str) -> None:
