@@ -147,6 +147,17 @@ def test_bf16_is_summed_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_a_threshold_is_of_a_ranks_own_gradient(world: int) -> None:
+    """Which is `world` times its share of the mean."""
+    gradients = [{name: gradient * world for name, gradient in share.items()} for share in shares_of(world)]
+    ranks, method = start(Threshold(2.0, capacity=1.0), gradients[0], world), Threshold(2.0, capacity=1.0)
+    step(method, ranks, shares_of(world))
+    for rank, gradient in zip(ranks, gradients, strict=True):
+        for name, own in gradient.items():
+            assert torch.equal(rank.state[name]["residual"] != 0, (own.abs() < 2.0) & (own != 0))
+
+
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("method", (None, *METHODS), ids=str)
 def test_bytes_are_what_is_said(method: Compression | None, world: int) -> None:
     ranks = start(method, shares_of(1)[0], world)

@@ -24,7 +24,7 @@ import graphopt
 from graphopt import kernels
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import DGC, QSGD, Compression, EightBit, HalfCast, PowerSGD, Threshold, TopK
-from graphopt.compression.protocols import at_step, compressible
+from graphopt.compression.protocols import at_step, compressible, wire_bytes
 from graphopt.errors import UsageError
 from graphopt.parallel import ddp_step
 from graphopt.parallel.ddp_compression import DdpCompression
@@ -180,6 +180,19 @@ def test_what_ddp_does_with_its_buckets_changes_nothing() -> None:
         for options, trained in zip(every, rank, strict=True):
             for method, got, wanted in zip(SOME, trained, rank[0], strict=True):
                 assert _same(got, wanted), (method, options)
+
+
+def _sent_bytes() -> list[int]:
+    hooked = [_hooked(method) for method in METHODS]
+    for model, _ in hooked:
+        _backward(model, dist.get_rank(), 0)
+    return [compression.sent_bytes for _, compression in hooked]
+
+
+def test_as_many_bytes_are_sent_as_said() -> None:
+    shapes = [tuple(parameter.shape) for parameter in _model().parameters()]
+    said = [wire_bytes(at_step(method, 0), shapes, 2) for method in METHODS]
+    assert run_ranks(2, _sent_bytes) == [said, said]
 
 
 def _halves() -> list[dict[str, Tensor]]:
