@@ -14,16 +14,29 @@ from graphopt.planners.search import fill_points
 from graphopt.planners.spans import Spans
 from graphopt.problem import Problem
 
+#: So many budgets in a row at which less than this share of a step was gained.
+QUIET, LEAST_GAIN = 3, 1e-4
+
 
 def refined(problem: Problem, known: Curve) -> Curve:
     """The curve, at least as good everywhere."""
-    curve = known
-    for sweep in effort_for(problem).passes:
-        budget = curve[-1].peak_bytes * sweep.first
+    curve, effort = known, effort_for(problem)
+    for sweep in effort.passes:
+        budget, in_vain = curve[-1].peak_bytes * sweep.first, 0
         while budget > curve[0].peak_bytes:
-            curve = _lowered(problem, curve, int(budget), budget * sweep.above)
+            # Where nothing was gained for a while every other budget will do.
+            if effort.patient or in_vain < QUIET or in_vain % 2:
+                before, curve = curve, _lowered(problem, curve, int(budget), budget * sweep.above)
+                gained = _seconds(before, int(budget)) - _seconds(curve, int(budget))
+                in_vain = 0 if gained > LEAST_GAIN * problem.seconds else in_vain + 1
+            else:
+                in_vain += 1
             budget *= sweep.ratio
     return known if curve is known else pareto([*curve, *fill_points(problem, curve, known)])
+
+
+def _seconds(curve: Curve, budget_bytes: int) -> float:
+    return [p.seconds for p in curve if p.peak_bytes <= budget_bytes][-1]
 
 
 def _lowered(problem: Problem, curve: Curve, budget_bytes: int, most_bytes: float) -> Curve:
