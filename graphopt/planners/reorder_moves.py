@@ -29,6 +29,10 @@ class Ordering:
         #: Bytes beside those alive before it while an op runs.
         self.own = [self.made[i] + op.workspace_bytes for i, op in enumerate(ops)]
         self.kept = frozenset(problem.outputs)
+        #: What can be gone once an op has run: of what it reads, and bytes that it makes and nobody reads.
+        self.lost = [tuple(read - self.kept) for read in self.inputs]
+        unread = [[v for v in made - self.kept if not problem.readers[v]] for made in self.outputs]
+        self.unread = [sum(self.size[v] for v in made) for made in unread]
         first = problem.first_backward
         # The first backward op stays where it is: it stands for what happens between the two halves.
         self.half = [(i > first) - (i < first) for i in range(len(ops))]
@@ -40,10 +44,9 @@ class Ordering:
 
     def _freed(self, op: int) -> int:
         """Bytes that are gone once `op` has run."""
-        where, readers, at = self.where, self.problem.readers, self.where[op]
-        dead = [v for v in self.inputs[op] - self.kept if all(where[r] <= at for r in readers[v])]
-        dead += [v for v in self.outputs[op] - self.kept if not readers[v]]
-        return sum(self.size[v] for v in dead)
+        where, readers, size, at = self.where, self.problem.readers, self.size, self.where[op]
+        freed = sum([size[v] for v in self.lost[op] if max([where[r] for r in readers[v]]) <= at])
+        return freed + self.unread[op]
 
     def _fill(self, start: int, stop: int) -> None:
         """Bytes alive before each place from `start` on."""
@@ -71,6 +74,8 @@ class Ordering:
 
     def dying(self, first: int, second: int) -> list[int]:
         """Values that both read and that die with `second`, the later one."""
+        if self.inputs[first].isdisjoint(self.inputs[second]):
+            return []
         common = (self.inputs[first] & self.inputs[second]) - self.kept
         where, readers, last = self.where, self.problem.readers, self.where[second]
         return [v for v in common if all(where[r] <= last for r in readers[v])]
@@ -85,7 +90,7 @@ class Ordering:
             other = self.order[there]
             if not self.may_pass(op, other):
                 break
-            shared = sum(self.size[v] for v in self.dying(op, other))
+            shared = sum([self.size[v] for v in self.dying(op, other)])
             old = here + self.cost(self.before[there], other)
             passed = self.cost(alive, other)
             alive += self.made[other] - self.freed[other] + shared
