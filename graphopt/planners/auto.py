@@ -37,9 +37,13 @@ def _lowest(problem: Problem, members: list[Curve], best: Curve) -> list[CurvePo
 def auto_curve(problem: Problem) -> Curve:
     """The curve of the problem's own order, and that of another one where its peak is clearly lower, made better."""
     curve = pareto([*_in_both_orders(problem), point(problem, slightly_lower(problem), "reorder")])
-    curve = refined(problem, curve)
-    curve = pareto([*curve, *crumb_points(problem, curve)])
-    return retouched(problem, curve)
+    curve = _with_crumbs(problem, refined(problem, curve))
+    better = retouched(problem, curve)
+    return curve if better is curve else _with_crumbs(problem, better)
+
+
+def _with_crumbs(problem: Problem, curve: Curve) -> Curve:
+    return pareto([*curve, *crumb_points(problem, curve)])
 
 
 def _in_both_orders(problem: Problem) -> Curve:

@@ -43,7 +43,7 @@ class Effort:
     #: Planners from whose lowest schedules the lowest of all is sought, and rounds of hoisting there.
     lowest: int
     hoists: int
-    #: How many of a curve's drops are tried to be had for less.
+    #: How many of a curve's drops are tried hard to be had for less.
     crumbs: int
     #: Passes over the curve at which points are lowered to budgets.
     passes: tuple[Pass, ...] = ()
@@ -51,6 +51,8 @@ class Effort:
     retouches: int = 0
     #: Whether of two orders the one with the higher peak is polished and brought down too.
     both: bool = False
+    #: Other drops, of at least this share of a step's seconds, are tried too, to be had for a byte less.
+    least_drop: float = math.inf
 
 
 _TINY = Effort(
@@ -68,8 +70,9 @@ _TINY = Effort(
     hoists=5,
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
-    retouches=6,
+    retouches=10,
     both=True,
+    least_drop=5e-4,
 )
 _SMALL = Effort(
     descent=0.95,
@@ -87,9 +90,24 @@ _SMALL = Effort(
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
     retouches=3,
+    least_drop=5e-4,
 )
 _MEDIUM = Effort(
-    0.7, 0.9, 1.5, False, (0.4, 0.18, 0.04, 0.0225), 0.7, 40, False, (0.0,), 7, 1, 1, 8, (Pass(0.97, 0.97, 1.05),)
+    0.7,
+    0.9,
+    1.5,
+    False,
+    (0.4, 0.18, 0.04, 0.0225),
+    0.7,
+    40,
+    False,
+    (0.0,),
+    7,
+    1,
+    1,
+    8,
+    (Pass(0.97, 0.97, 1.05),),
+    least_drop=1e-3,
 )
 _LARGE = Effort(0.8, 0.8, 1.5, False, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0, 0)
 _HUGE = Effort(0.7, 0.7, 1.5, False, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0, 0)

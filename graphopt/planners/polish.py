@@ -48,13 +48,17 @@ def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
 
 
 def crumb_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
-    """Points just under those before a curve's largest drops: crumbs given up in place of a whole block."""
+    """Points just under those before a curve's drops: crumbs given up in place of a whole block."""
+    effort = effort_for(problem)
     drops = sorted(pairwise(curve), key=lambda pair: pair[1].seconds - pair[0].seconds)
     points: list[CurvePoint] = []
-    for _, upper in drops[: effort_for(problem).crumbs]:
-        line = Spans(problem, upper.steps)
-        for crumb in CRUMBS:
-            lowered = lower(line, int(upper.peak_bytes * (1 - crumb)) - 1, FEW)
+    for rank, (low, high) in enumerate(drops):
+        large = rank < effort.crumbs
+        if not large and low.seconds - high.seconds < effort.least_drop * problem.seconds:
+            break
+        line = Spans(problem, high.steps)
+        for crumb in CRUMBS if large else CRUMBS[:1]:
+            lowered = lower(line, int(high.peak_bytes * (1 - crumb)) - 1, FEW)
             if lowered is not None:
-                points.append(point(problem, lowered, upper.planner))
+                points.append(point(problem, lowered, high.planner))
     return points

@@ -16,7 +16,7 @@ from graphopt.planners.spans import point
 from graphopt.problem import Problem
 
 #: Steps of a staircase count as wider than they are by this much (logarithm of bytes), or no narrow one is looked at.
-WIDER = 0.02
+WIDER = 0.1
 
 
 def retouched(problem: Problem, known: Curve) -> Curve:
@@ -34,14 +34,9 @@ def retouched(problem: Problem, known: Curve) -> Curve:
 
 
 def _steps(curve: Curve, tried: set[int]) -> Iterator[tuple[float, int, CurvePoint]]:
-    """For each step of the staircase minus its area, a budget on it, and where to start.
-
-    The budget is right under the edge or, where that was tried, in the middle.
-    """
+    """For each step of the staircase minus its area, the budget right under its edge, and where to start."""
     for low, high in pairwise(curve):
-        width = math.log(high.peak_bytes / max(1, low.peak_bytes)) + WIDER
-        middle = math.isqrt(low.peak_bytes * high.peak_bytes)
-        for budget in (high.peak_bytes - 1, middle):
-            if budget not in tried and budget >= low.peak_bytes:
-                yield (high.seconds - low.seconds) * width, budget, low
-                break
+        budget = high.peak_bytes - 1
+        if budget not in tried and budget >= low.peak_bytes:
+            width = math.log(high.peak_bytes / max(1, low.peak_bytes)) + WIDER
+            yield (high.seconds - low.seconds) * width, budget, low
