@@ -17,7 +17,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-#: Half as many would send 0.8 % more for an error 6 % (normal) to 20 % (heavy-tailed gradients) smaller, and none faster.
+#: Half as many would send 0.8 % more for an error that is 6 % (normal gradients) to 20 % (heavy-tailed) smaller.
 BLOCK_ELEMENTS = 512
 STEP_BYTES = 4
 #: Blocks with no element as large send zeros: their steps could not be divided by.
