@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.errors import UsageError
 from graphopt.parallel.ranks import Ranks, ranks_of
@@ -40,7 +41,7 @@ def train_step(
     clip: Clip | None = None,
     loss_scale: LossScale | None = None,
     weights: Weights = None,
-    compress: Compression | None = None,
+    compress: Compression | Auto | Literal["auto"] | None = None,
     group: dist.ProcessGroup | None = None,
     autocast: torch.dtype | None = None,
     masters: bool = False,
@@ -71,7 +72,8 @@ def train_step(
     of every global batch, and all call the step (and `train_step`, which takes parameters and buffers from the first
     rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means,
     norms and skipped steps are those of the global batch; buffers are each rank's own afterwards. `compress` is how
-    gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD.
+    gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD; "auto", or Auto, lets measurements
+    choose.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
@@ -83,7 +85,10 @@ def train_step(
         raise UsageError(f"train_step() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if accumulate != "auto" and (isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1):
         raise UsageError(f"accumulate: expected a whole number of at least 1, or 'auto', got {accumulate!r}")
-    options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward)
+    compress = Auto() if compress == "auto" else compress
+    if not isinstance(compress, (Compression, Auto, type(None))):
+        raise UsageError(f"compress: expected a method such as TopK(0.01), Auto(...), 'auto' or None, got {compress!r}")
+    options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress)
     ranks = ranks_of(group)
     start_alike(ranks, model)
     view = OptimizerView(optimizer, model, masters=masters)

@@ -20,7 +20,7 @@ from graphopt import kernels
 from graphopt.compression.bucket import Agree, AllGather, AllReduce, Bucket, Protocol, Request
 from graphopt.compression.methods import DGC, Compression
 from graphopt.compression.protocols import state_shapes
-from graphopt.nodes import is_collective, is_view
+from graphopt.nodes import is_collective, is_view, is_wait
 from graphopt.parallel.ranks import Ranks
 from graphopt.passes.buckets import Parcel, Shape, parcels
 from graphopt.roles import DESCRIPTOR, RUN_ONCE, Accumulator, Draw, MicroKept, MicroScale, Overflow, add_input
@@ -53,6 +53,22 @@ def compress(
     return True
 
 
+def in_order_of_readiness(graph: fx.Graph) -> list[tuple[int, Shape]]:
+    """Flat input and shape of each gradient that the graph sums up, in the order in which they are complete."""
+    return [(each.index, each.shape) for each in _sums(graph)]
+
+
+def sent_bytes(graph: fx.Graph, world: int) -> int:
+    """What a rank sends in a graph with collectives, if rings carry them; what few bytes agree is left out."""
+    total = 0
+    for node in graph.nodes:
+        if is_collective(node) and not is_wait(node) and "max" not in node.args:
+            (value,) = tensors_of(node.all_input_nodes[0])
+            times = {"all_reduce_": 2 * (world - 1) / world, "all_to_all_single": (world - 1) / world}
+            total += int(value.numel() * value.itemsize * times.get(node.target._opname, world - 1))
+    return total
+
+
 @dataclass(frozen=True)
 class _Sum:
     """An accumulator of the graph, and the node after which it holds its gradient."""
@@ -77,12 +93,12 @@ def _sums(graph: fx.Graph) -> list[_Sum]:
     """In the order in which the backward has them ready."""
     position = {node: i for i, node in enumerate(graph.nodes)}
 
-    def last_user(node: fx.Node) -> fx.Node:
-        users = [last_user(user) if is_view(user) else user for user in node.users]
-        return max(users, key=position.__getitem__)
+    def written(node: fx.Node) -> fx.Node:
+        users = [written(user) if is_view(user) else user for user in node.users]
+        return min(users, key=position.__getitem__)
 
     inputs = graph.find_nodes(op="placeholder")
-    found = [_Sum(node, last_user(node)) for node in inputs if isinstance(node.meta.get(DESCRIPTOR), Accumulator)]
+    found = [_Sum(node, written(node)) for node in inputs if isinstance(node.meta.get(DESCRIPTOR), Accumulator)]
     return sorted(found, key=lambda each: position[each.written])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.errors import UsageError
-from graphopt.step.window import cut, rows_of
+from graphopt.step.window import as_shares, cut, rows_of, weight_of
 
 
 @given(rows=st.integers(1, 20), size=st.integers(1, 25))
@@ -20,13 +20,15 @@ def test_the_pieces_are_the_batch(rows: int, size: int) -> None:
     assert torch.equal(torch.cat([piece.kwargs["z"][0] for piece in pieces]), y)
     assert all(piece.kwargs["z"][1] == "word" for piece in pieces)
     assert [len(piece.args[0]) for piece in pieces[:-1]] == [size] * (len(pieces) - 1)
-    assert [piece.weight * rows for piece in pieces] == pytest.approx([len(piece.args[0]) for piece in pieces])
+    assert [piece.weight for piece in pieces] == [len(piece.args[0]) for piece in pieces]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
 def test_weights_are_shares_of_what_is_there(counts: list[int]) -> None:
     x = torch.tensor(counts)
-    pieces = cut((x,), {}, 1, lambda part: part.item())
+    whole = cut((x,), {}, 1, lambda part: part.item())
+    assert weight_of(whole) == sum(counts)
+    pieces = as_shares(whole, weight_of(whole))
     assert [int(piece.args[0]) for piece in pieces] == [count for count in counts if count]
     assert sum(piece.weight for piece in pieces) == pytest.approx(1.0 if any(counts) else 0.0)
     for piece in pieces:
@@ -41,7 +43,7 @@ def test_pieces_are_views() -> None:
 def test_a_batch_that_fits_is_handed_on_as_it_is() -> None:
     x = torch.randn(4, 2)
     (piece,) = cut((x,), {}, 4, None)
-    assert piece.args[0] is x and piece.weight == 1.0
+    assert piece.args[0] is x and piece.weight == 4
 
 
 def test_single_numbers_and_other_first_dimensions_are_not_cut() -> None:
@@ -62,8 +64,8 @@ def test_no_tensor_no_rows() -> None:
 
 def test_tokens_are_targets_that_are_not_ignored() -> None:
     ids, labels = torch.zeros(2, 4), torch.tensor([[1, 2, -100, 3], [-100, -100, -100, 0]])
-    assert [p.weight for p in cut((ids, labels), {}, 1, "tokens")] == [0.75, 0.25]
-    assert [p.weight for p in cut((ids,), {"labels": labels}, 1, "tokens")] == [0.75, 0.25]
+    assert [p.weight for p in cut((ids, labels), {}, 1, "tokens")] == [3, 1]
+    assert [p.weight for p in cut((ids,), {"labels": labels}, 1, "tokens")] == [3, 1]
 
 
 @pytest.mark.parametrize("target", [torch.zeros(2, 3), "word"])

@@ -59,13 +59,17 @@ class Measured:
 class StepFigures:
     """What a training step adds: its last batch's micro-batches, and their predicted seconds.
 
-    `tail_bytes` says what is alive, by kind, while the optimizer updates, beside what is resident.
+    `tail_bytes` says what is alive, by kind, while the optimizer updates, beside what is resident. With several
+    `ranks`, `sent_bytes` is what each sends in a step; `exchange` says how gradients travel, and why.
     """
 
     micro_batches: int
     micro_rows: int
     seconds: float
     tail_bytes: Mapping[str, int]
+    ranks: int = 1
+    sent_bytes: int = 0
+    exchange: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,9 @@ def summary(report: Report) -> list[tuple[str, str]]:
         step = report.step
         rows.append(("micro-batches", f"{step.micro_batches} of {step.micro_rows} rows"))
         rows.append(("predicted seconds a step", seconds_text(step.seconds)))
+        if step.ranks > 1:
+            rows.append(("sent by each of the ranks", f"{format_bytes(step.sent_bytes)} a step, {step.ranks} ranks"))
+        rows += [("gradients", line) for line in step.exchange]
     return rows
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from graphopt.compression.choose import Auto
 from graphopt.compression.methods import DGC, Compression
 from graphopt.compression.protocols import at_step, state_shapes
 from graphopt.compression.residuals import initial_state
 from graphopt.errors import UsageError
 from graphopt.nodes import is_tangent
+from graphopt.parallel.auto import choose_methods
 from graphopt.parallel.ranks import Ranks
-from graphopt.passes.compress import compress
+from graphopt.passes.buckets import COMPRESSED_BYTES, Shape
+from graphopt.passes.compress import compress, in_order_of_readiness
 from graphopt.roles import DESCRIPTOR, Draw, Kept, Overflow
+from graphopt.step.micro import MicroCall
 from graphopt.step.optimizer_view import OptimizerView
 
 Methods = Mapping[str, Compression | None]
@@ -24,16 +30,32 @@ Methods = Mapping[str, Compression | None]
 class Exchange:
     """How a step's gradients go to the other ranks.
 
-    `steps` counts those that were taken, skipped ones too; `kept` is what methods keep, by parameter and key.
+    `methods` are by parameter; with `Auto` they are chosen when the backward is known. `steps` counts those
+    that were taken, skipped ones too; `kept` is what methods keep, by parameter and key.
     """
 
-    def __init__(self, ranks: Ranks, view: OptimizerView, method: Compression | None, *, scaled: bool) -> None:
-        _check_momentum(method, view)
+    def __init__(self, ranks: Ranks, view: OptimizerView, how: Compression | Auto | None, *, scaled: bool) -> None:
+        _check_momentum(how, view)
         self.ranks, self.view, self.scaled = ranks, view, scaled
-        self.methods: Methods = dict.fromkeys(view.parameters, method)
+        self.auto = how if isinstance(how, Auto) else None
+        self.methods: Methods = dict.fromkeys(view.parameters, None if isinstance(how, Auto) else how)
+        self.reasons: tuple[str, ...] = ()
         self.steps = 0
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
         self.overflow: torch.Tensor | None = None
+
+    def choose(self, call: MicroCall) -> None:
+        """Let "auto" choose for the gradients of a captured micro-batch; a collective call."""
+        assert self.auto is not None
+        step, problem = call.micro.captured.step, call.micro.captured.problem
+        ready = in_order_of_readiness(step.graph_module.graph)
+        buckets = _buckets(ready)
+        backward_seconds = sum(op.seconds for op in problem.ops[step.boundary :])
+        choice = choose_methods(self.ranks, self.auto, [[s for _, s in some] for some in buckets], backward_seconds)
+        names = {index: self.view.names[id(call.flat[index])] for index, _ in ready}
+        chosen = {names[i]: how for some, how in zip(buckets, choice.methods, strict=True) for i, _ in some}
+        self.methods = {**self.methods, **chosen}
+        self.auto, self.reasons = None, choice.reasons
 
     @property
     def kind(self) -> object:
@@ -79,6 +101,8 @@ class Exchange:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; raises UsageError where it is that of another method or model."""
+        if self.auto is not None:
+            raise UsageError('compress="auto" has chosen nothing yet: give train_step() example_inputs, then load')
         for name, held in state["kept"].items():
             shape = tuple(self.view.parameters[name].shape) if name in self.view.parameters else ()
             wanted = state_shapes(self.methods.get(name), shape)
@@ -90,13 +114,29 @@ class Exchange:
                 for key, tensor in held.items():
                     self.kept_of(name, key).copy_(tensor)
 
+    def lines(self) -> tuple[str, ...]:
+        """What a report says of it."""
+        held = Counter(str(method) if method else "none" for method in self.methods.values())
+        return (*self.reasons, *(f"compression {method}: {count} parameters" for method, count in held.items()))
+
     def _now(self) -> Methods:
         return {name: at_step(method, self.steps) for name, method in self.methods.items()}
 
 
-def _check_momentum(method: Compression | None, view: OptimizerView) -> None:
+def _buckets(ready: Sequence[tuple[int, Shape]]) -> list[list[tuple[int, Shape]]]:
+    """As many gradients in each as a compressed message stands for."""
+    found: list[list[tuple[int, Shape]]] = [[]]
+    for item in ready:
+        if sum(4 * math.prod(shape) for _, shape in found[-1]) >= COMPRESSED_BYTES:
+            found.append([])
+        found[-1].append(item)
+    return found
+
+
+def _check_momentum(how: Compression | Auto | None, view: OptimizerView) -> None:
     momenta = [group.get("momentum", 0) for group in view.optimizer.param_groups]
-    if isinstance(method, DGC) and any(momenta):
+    methods = how.candidates if isinstance(how, Auto) else (how,)
+    if any(isinstance(method, DGC) for method in methods) and any(momenta):
         raise UsageError(
             f"compress=DGC(...) has the momentum on each rank, before gradients are sent: give {max(momenta)} to "
             "DGC(momentum=...) and 0 to the optimizer"

@@ -30,7 +30,7 @@ class Header:
     is_planned: bool = False
 
 
-def exchange(ranks: Ranks, header: Header, device: torch.device) -> list[Header]:
+def exchange_headers(ranks: Ranks, header: Header, device: torch.device) -> list[Header]:
     """All ranks' headers, in rank order. A collective call; raises RuntimeError where a rank does not come."""
     where = device if "nccl" in ranks.backend and "gloo" not in ranks.backend else torch.device("cpu")
     mine = torch.frombuffer(bytearray(_FORMAT.pack(*astuple(header))), dtype=torch.uint8).to(where)

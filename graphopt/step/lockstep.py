@@ -16,10 +16,10 @@ from graphopt.errors import UsageError
 from graphopt.nodes import is_collective, is_wait
 from graphopt.parallel.agreement import raise_together
 from graphopt.parallel.messages import gather
-from graphopt.parallel.ranks import Ranks
 from graphopt.roles import DESCRIPTOR, Accumulator
 from graphopt.step.division import Division
-from graphopt.step.header import Header, exchange, number_of
+from graphopt.step.exchange import Exchange
+from graphopt.step.header import Header, exchange_headers, number_of
 from graphopt.step.micro import Micro, MicroCall
 from graphopt.step.window import MicroBatch, as_shares, weight_of
 from graphopt.stepgraph import tensors_of
@@ -44,10 +44,11 @@ class Prepared:
 
 
 class Lockstep:
-    """Prepares steps on all ranks of a group at once; `names` are those of parameters, by `id`."""
+    """Prepares steps on all ranks of a group at once."""
 
-    def __init__(self, ranks: Ranks, division: Division, names: Mapping[int, str]) -> None:
-        self.ranks, self.division, self.names = ranks, division, names
+    def __init__(self, exchange: Exchange, division: Division) -> None:
+        self.exchange, self.ranks, self.division = exchange, exchange.ranks, division
+        self.names = exchange.view.names
 
     def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
         """The pieces of a batch, weights as shares of all ranks' batches, and their planned graphs.
@@ -56,20 +57,23 @@ class Lockstep:
         """
         prepared = self._attempt(lambda: self._resolved(args, kwargs))
         while True:
-            headers = exchange(self.ranks, self._header(prepared), self.division.memory.device)
+            headers = exchange_headers(self.ranks, self._header(prepared), self.division.memory.device)
             if any(header.failed for header in headers):
                 raise_together(self.ranks, prepared.error)
             _check_weights(headers)
+            if len({header.messages for header in headers}) > 1:
+                self._raise_mismatch(prepared)
             rows = {header.micro_rows for header in headers}
             if self.division.accumulate == "auto" and len(rows) > 1:
                 self.division.settle(min(rows), is_cut=True)
+                prepared = self._attempt(lambda: self._resolved(args, kwargs))
+            elif self.exchange.auto is not None:
+                self.exchange.choose(prepared.calls[-1])
                 prepared = self._attempt(lambda: self._resolved(args, kwargs))
             elif not all(header.is_planned for header in headers):
                 self._plan(prepared, headers)
             else:
                 break
-        if len({header.messages for header in headers}) > 1:
-            self._raise_mismatch(prepared)
         total = sum(header.weight for header in headers)
         return as_shares(prepared.pieces, total), list(prepared.calls)
 
@@ -111,7 +115,7 @@ class Lockstep:
             error = caught
         finally:
             memory.planners = None
-        answers = exchange(self.ranks, Header(failed=error is not None), memory.device)
+        answers = exchange_headers(self.ranks, Header(failed=error is not None), memory.device)
         if any(answer.failed for answer in answers):
             raise_together(self.ranks, error)
 

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphopt.compression.choose import Auto
+from graphopt.compression.methods import Compression
 from graphopt.errors import UsageError
+from graphopt.parallel.failure import naming_failures
 from graphopt.passes.accumulate import accumulate, keep_gradients
 from graphopt.passes.clip import Clip, ClipValue, clip
+from graphopt.passes.compress import sent_bytes
 from graphopt.passes.heed_overflow import heed_overflow
 from graphopt.passes.loss_scale import LossScale, loss_scale
 from graphopt.passes.own_gradients import own_gradients
@@ -52,6 +56,7 @@ class StepOptions:
     loss_scale: LossScale | None = None
     weights: Weights = None
     update_in_backward: bool = False
+    compress: Compression | Auto | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class TrainStep:
             options.weights,
             always_summed=exchange is not None,
         )
-        self._lockstep = Lockstep(exchange.ranks, self._division, self._view.names) if exchange else None
+        self._lockstep = Lockstep(exchange, self._division) if exchange else None
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         self._last: fx.GraphModule | None = None
@@ -110,6 +115,10 @@ class TrainStep:
 
         With several processes each gives its part of the global batch, and all of them call.
         """
+        with naming_failures(self._exchange.ranks if self._exchange else None):
+            return self._step(args, kwargs)
+
+    def _step(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> StepResult:
         pieces, calls = self._prepared(args, kwargs)
         if not pieces:
             return self._nothing_to_learn()
@@ -165,8 +174,17 @@ class TrainStep:
         report = build_report(self.plan, planned, self._memory.plan_seconds)
         seconds = sum(micro.planned.simulation.seconds for micro in self._last_micros)
         tail_bytes = self._memory.highest().tail_bytes
-        figures = StepFigures(len(self._last_micros), self._division.micro_rows, seconds, tail_bytes)
+        figures = StepFigures(
+            len(self._last_micros), self._division.micro_rows, seconds, tail_bytes, *self._exchange_figures()
+        )
         return replace(report, step=figures)
+
+    def _exchange_figures(self) -> tuple[int, int, tuple[str, ...]]:
+        exchange = self._exchange
+        if exchange is None:
+            return 1, 0, (f"{self._options.compress}: no effect in a single process",) * bool(self._options.compress)
+        graphs = [micro.captured.step.graph_module.graph for micro in self._last_micros]
+        return exchange.ranks.world, sum(sent_bytes(graph, exchange.ranks.world) for graph in graphs), exchange.lines()
 
     @property
     def graph_module(self) -> fx.GraphModule:

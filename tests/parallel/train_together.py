@@ -20,7 +20,7 @@ from graphopt.measure import peak_bytes
 class Deep(nn.Module):
     """Layers that are worth recomputing: each keeps more than its parameters."""
 
-    def __init__(self, width: int = 32, layers: int = 4, classes: int = 11) -> None:
+    def __init__(self, width: int = 32, layers: int = 2, classes: int = 11) -> None:
         super().__init__()
         self.embedding = nn.Embedding(classes, width)
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(layers)])
@@ -36,13 +36,12 @@ class Deep(nn.Module):
 
 @dataclass(frozen=True)
 class Training:
-    """Options of `train_step()`, and the rows of every global batch that each rank gets."""
+    """Options of `train_step()`, the rows of every global batch that each rank gets, and the ranks' budgets."""
 
     options: dict[str, Any] = field(default_factory=dict)
     rows: tuple[int, ...] = (4, 4)
     steps: int = 3
-    share: float | None = None
-    """Of the peak without a budget: the budget."""
+    budgets: tuple[int | None, ...] = (None,) * 4
     build: Callable[[], nn.Module] = Deep
     optimizer: Callable[..., optim.Optimizer] = optim.AdamW
 
@@ -80,12 +79,7 @@ def run(training: Training) -> Ran:
     """This process's part of it; all of it where it trains alone."""
     rank = dist.get_rank() if dist.is_initialized() else None
     parts = [part_of(batch, training.rows, rank) for batch in training.batches()]
-    budget_bytes = None
-    if training.share is not None:
-        free = training.step()
-        free.plan_for(*parts[0])
-        budget_bytes = int(training.share * free.plan.peak_bytes)
-    step = training.step(budget_bytes)
+    step = training.step(None if rank is None else training.budgets[rank])
     step.plan_for(*parts[0])
     losses, norms, peaks = [], [], []
     for args, kwargs in parts:

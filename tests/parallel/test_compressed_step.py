@@ -1,0 +1,184 @@
+"""The graph's compression is the protocols run by hand, to the bit; an overflow anywhere is everybody's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from torch import Tensor, nn, optim
+from torch.nn import functional as F
+
+import graphopt
+from graphopt.compression.bucket import Bucket
+from graphopt.compression.methods import Compression
+from graphopt.compression.protocols import at_step, compressible, protocol_of
+from graphopt.compression.residuals import initial_state
+from graphopt.parallel.interleaved import Interleaved
+from graphopt.parallel.ranks import ranks_of
+
+METHODS: dict[str, Compression] = {
+    "half": graphopt.HalfCast(torch.float16),
+    "bf16": graphopt.HalfCast(torch.bfloat16),
+    "8-bit": graphopt.EightBit(),
+    "qsgd": graphopt.QSGD(bits=4),
+    "top-k": graphopt.TopK(0.05),
+    "dgc": graphopt.DGC(0.02, max_norm=0.05, warmup_steps=1),
+    "threshold": graphopt.Threshold(1e-3),
+    "power": graphopt.PowerSGD(2),
+}
+STEPS = 3
+
+
+class Small(nn.Module):
+    """Two parameters that are worth compressing, two that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(40, 50), nn.Linear(50, 40)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(self.second(torch.tanh(self.first(x))), y)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Small()
+
+
+def batches(rank: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(rank)
+    return [(x, y) for x, y in torch.randn(STEPS, 2, 8, 40, generator=generator)]
+
+
+def sgd(parameters: Any) -> optim.Optimizer:
+    return optim.SGD(parameters, 0.1, fused=True)
+
+
+def in_the_graph(method: Compression) -> list[Any]:
+    net = model()
+    with graphopt.kernels.use("stock"):
+        step = graphopt.train_step(net, None, sgd(net.parameters()), compress=method, cost_model="roofline")
+        for x, y in batches(dist.get_rank()):
+            step(x, y)
+    kept = step.state_dict()["compression"]["kept"]
+    return [
+        {name: p.detach().numpy() for name, p in net.named_parameters()},
+        {f"{n}: {k}": tensor.numpy() for n, held in kept.items() for k, tensor in held.items()},
+    ]
+
+
+def by_hand(method: Compression) -> list[Any]:
+    """The protocols on real tensors, one parameter at a time: what travels together makes no difference."""
+    net = model()
+    optimizer, ranks = sgd(net.parameters()), ranks_of()
+    assert ranks is not None
+    kept = {name: initial_state(method, name, p.detach()) for name, p in net.named_parameters()}
+    with graphopt.kernels.use("stock"):
+        for number, (x, y) in enumerate(batches(ranks.rank)):
+            optimizer.zero_grad()
+            (net(x, y) / ranks.world).backward()
+            now = at_step(method, number)
+            gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+            clip_locally(method, list(gradients.values()), ranks.world)
+            running, overflow = Interleaved(ranks), torch.zeros(())
+            for name, gradient in gradients.items():
+                shape = tuple(gradient.shape)
+                how = now if compressible(now, shape) else None
+                state = {key: [tensor] for key, tensor in kept[name].items()}
+                where = (ranks.rank, ranks.world, ranks.backend, state)
+                running.start(protocol_of(how)(Bucket((shape,), [gradient], overflow, *where, draw=number)))
+            running.finish(overflow)
+            optimizer.step()
+    return [
+        {name: p.detach().numpy() for name, p in net.named_parameters()},
+        {f"{n}: {k}": tensor.numpy() for n, held in kept.items() for k, tensor in held.items()},
+    ]
+
+
+def clip_locally(method: Compression, gradients: list[Tensor], world: int) -> None:
+    if isinstance(method, graphopt.DGC) and method.max_norm is not None:
+        norm = graphopt.kernels.gradient_norm(gradients, 2.0)[0]
+        torch._foreach_mul_(gradients, ((norm + 1e-6).reciprocal() * (method.max_norm / math.sqrt(world))).clamp(max=1))
+
+
+def both_ways() -> dict[str, tuple[list[Any], list[Any]]]:
+    return {name: (in_the_graph(method), by_hand(method)) for name, method in METHODS.items()}
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_graph_does_what_the_protocols_do_by_hand(world: int) -> None:
+    for found in run_ranks(world, both_ways):
+        for name, (graph, hand) in found.items():
+            for ours, theirs in zip(graph, hand, strict=True):
+                assert ours.keys() == theirs.keys(), name
+                different = [key for key in ours if ours[key].tobytes() != theirs[key].tobytes()]
+                assert different == [], name
+
+
+def overflowing() -> dict[str, list[bool]]:
+    """For each method, with a loss scale or without: a step with a NaN on one rank, and whether it left no trace."""
+    scale = graphopt.DynamicLossScale(2.0**8, interval=100)
+    return {
+        name: one_overflow(method, scale if number % 2 else None, dist.get_rank())
+        for number, (name, method) in enumerate(METHODS.items())
+    }
+
+
+def one_overflow(method: Compression, scale: Any, rank: int) -> list[bool]:
+    late, clean = ((net := model(), trained(net, method, scale)) for _ in range(2))
+    first, second, bad = batches(rank)
+    poison = bad[0].clone()
+    poison[3, 3] = float("nan") if rank == 1 else 0.0
+    late[1](*first), clean[1](*first)
+    before = everything(*late)
+    out = late[1](poison, bad[1])
+    same = [out.skipped, everything(*late) == before]
+    if scale is not None:
+        same.append(late[1].loss_scale == 2.0**7)
+        late[1]._scale.tensor("scale").fill_(2.0**8)
+    assert late[1]._exchange is not None
+    late[1]._exchange.steps = 1
+    late[1](*second), clean[1](*second)
+    return [*same, everything(*late) == everything(*clean)]
+
+
+def trained(net: nn.Module, method: Compression, scale: Any) -> graphopt.TrainStep:
+    options = {"compress": method, "loss_scale": scale, "cost_model": "roofline"}
+    return graphopt.train_step(net, None, sgd(net.parameters()), **options)
+
+
+def everything(net: nn.Module, step: graphopt.TrainStep) -> list[bytes]:
+    kept = step.state_dict()["compression"]["kept"]
+    tensors = [*net.parameters(), *(tensor for held in kept.values() for tensor in held.values())]
+    return [tensor.detach().numpy().tobytes() for tensor in tensors]
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_all_and_poisons_nothing() -> None:
+    for found in run_ranks(2, overflowing, timeout=400):
+        assert {name: checks for name, checks in found.items() if not all(checks)} == {}
+
+
+def restarted() -> dict[str, bool]:
+    """Whether a training that is saved in the middle goes on as if nothing had been."""
+    found = {}
+    for name in ("dgc", "power"):
+        through, saved = model(), model()
+        whole, first = trained(through, METHODS[name], None), trained(saved, METHODS[name], None)
+        given = batches(dist.get_rank())
+        for number, (x, y) in enumerate(given):
+            whole(x, y)
+            if number == 1:
+                first.load_state_dict(whole.state_dict())
+                saved.load_state_dict(through.state_dict())
+            elif number > 1:
+                first(x, y)
+        found[name] = everything(through, whole) == everything(saved, first)
+    return found
+
+
+def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
+    assert run_ranks(2, restarted) == [dict.fromkeys(("dgc", "power"), True)] * 2
