@@ -72,15 +72,16 @@ def make(way: str, model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: 
     kind, _, name = way.partition(" ")
     if kind == "step":
         whole = graphopt.train_step(model, loss_of, optimizer, compress=METHODS[name] if name else None)
-        return Training(lambda *batch: whole(*batch).loss, lambda: str(whole.report))
+        return Training(lambda *batch: whole(*batch).loss, lambda: "; ".join(whole.report.step.exchange))
     is_torch = name.startswith("torch")
     wrapped = DistributedDataParallel(
         model, bucket_cap_mb=ONE_BUCKET_MEGABYTES if name == "torch PowerSGD 1" else 25, gradient_as_bucket_view=True
     )
+    compression = None
     if is_torch:
         _hook_of_torch(wrapped, name)
     elif name:
-        graphopt.compress_ddp(wrapped, METHODS[name])
+        compression = graphopt.compress_ddp(wrapped, METHODS[name])
 
     def step(inputs: Tensor, targets: Tensor) -> Tensor:
         loss = loss_of(wrapped(inputs), targets)
@@ -89,7 +90,7 @@ def make(way: str, model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: 
         optimizer.zero_grad(set_to_none=False)
         return loss.detach()
 
-    return Training(step, lambda: "")
+    return Training(step, lambda: "; ".join(compression.reasons) if compression else "")
 
 
 def _hook_of_torch(wrapped: DistributedDataParallel, name: str) -> None:
