@@ -37,13 +37,10 @@ def _lowest(problem: Problem, members: list[Curve], best: Curve) -> list[CurvePo
 def auto_curve(problem: Problem) -> Curve:
     """The curve of the problem's own order, and that of another one where its peak is clearly lower, made better."""
     curve = pareto([*_in_both_orders(problem), point(problem, slightly_lower(problem), "reorder")])
-    curve = _with_crumbs(problem, refined(problem, curve))
+    curve = refined(problem, curve)
+    curve = pareto([*curve, *crumb_points(problem, curve)])
     better = retouched(problem, curve)
-    return curve if better is curve else _with_crumbs(problem, better)
-
-
-def _with_crumbs(problem: Problem, curve: Curve) -> Curve:
-    return pareto([*curve, *crumb_points(problem, curve)])
+    return pareto([*better, *crumb_points(problem, better, known=curve)])
 
 
 def _in_both_orders(problem: Problem) -> Curve:

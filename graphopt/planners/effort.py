@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.problem import Problem
 
@@ -114,7 +114,15 @@ _HUGE = Effort(0.7, 0.7, 1.5, False, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0, 0
 #: A walk looks at all values for each one that goes, so it is what grows fastest.
 _VAST = Effort(0.5, 0.7, 1.5, False, (), 0.5, 20, False, (), 10, 0, 0, 0)
 #: The most ops for each.
-_TABLE = ((130, _TINY), (500, _SMALL), (1500, _MEDIUM), (6000, _LARGE), (20_000, _HUGE), (math.inf, _VAST))
+_TABLE = (
+    (130, _TINY),
+    (300, _SMALL),
+    (500, replace(_SMALL, retouches=1)),
+    (1500, _MEDIUM),
+    (6000, _LARGE),
+    (20_000, _HUGE),
+    (math.inf, _VAST),
+)
 
 
 def effort_for(problem: Problem) -> Effort:

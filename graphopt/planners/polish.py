@@ -47,10 +47,14 @@ def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
     return points
 
 
-def crumb_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
-    """Points just under those before a curve's drops: crumbs given up in place of a whole block."""
-    effort = effort_for(problem)
-    drops = sorted(pairwise(curve), key=lambda pair: pair[1].seconds - pair[0].seconds)
+def crumb_points(problem: Problem, curve: Curve, known: Curve = ()) -> list[CurvePoint]:
+    """Points just under those before a curve's drops: crumbs given up in place of a whole block.
+
+    Under points of a `known` curve that was done before.
+    """
+    effort, done = effort_for(problem), frozenset(known)
+    steps = (pair for pair in pairwise(curve) if pair[1] not in done)
+    drops = sorted(steps, key=lambda pair: pair[1].seconds - pair[0].seconds)
     points: list[CurvePoint] = []
     for rank, (low, high) in enumerate(drops):
         large = rank < effort.crumbs
