@@ -55,12 +55,9 @@ def _in_both_orders(problem: Problem) -> Curve:
 def members_curve(problem: Problem) -> Curve:
     """All planners' points with more kept."""
     best = search_curve(problem)
-    for member in (chain_curve(problem), mincut_curve(problem)):
+    for member in (chain_curve(problem), mincut_curve(problem), sqrt_n_curve(problem)):
         best = pareto([*best, *member, *fill_points(problem, member, best)])
-    segments = sqrt_n_curve(problem)
-    # In a large problem nothing came of keeping more of these.
-    more = fill_points(problem, segments, best) if effort_for(problem).patient else []
-    return pareto([*best, *segments, *more])
+    return best
 
 
 @once_per_problem

@@ -1,10 +1,14 @@
 """Regions: equal blocks are of one kind, and the chain chooses among what they can keep."""
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.planners.chain import chain_curve
+from graphopt.planners.chain_programme import Chain
 from graphopt.planners.options import options_of
 from graphopt.planners.regions import Regions, regions_of
 from graphopt.planners.sqrt_n import sqrt_n_curve
@@ -83,6 +87,31 @@ def test_options_keep_a_part_of_a_block() -> None:
     less = [p for p in chain_curve(problem) if p.peak_bytes <= 0.7 * peak][-1]
     # All or nothing would take three whole blocks again, of twelve seconds each.
     assert less.seconds - problem.seconds < 2 * 12
+
+
+@pytest.mark.parametrize("room", [1.0, 0.0])
+def test_the_choices_of_the_programme_take_the_seconds_that_it_says(room: float) -> None:
+    problem = blocks(7, skip=True)
+    found = regions(problem)
+    chain = Chain(problem, found, options_of(found), room)
+
+    def seconds(i: int, j: int, slots: int) -> float:
+        if slots < 0:
+            return math.inf
+        option, after = chain.choice(i, j, slots)
+        if option < 0:
+            below = seconds(after, j, slots - int(chain.more[i, after]))
+            return float(seconds(i, after - 1, slots) + below + chain.passed[after] - chain.passed[i])
+        rest = slots - int(chain.kept[i][option])
+        own = float(chain.extra[i][option])
+        return own if i == j else own + seconds(i + 1, j, rest - int(chain.more[i, i + 1]))
+
+    last = chain.count - 1
+    least = chain.seconds[0, last, chain.PAD :]
+    feasible = np.flatnonzero(np.isfinite(least))
+    assert len(set(least[feasible].tolist())) > 3
+    for slots in feasible[::7].tolist():
+        assert seconds(0, last, slots) == pytest.approx(least[slots])
 
 
 @pytest.mark.parametrize("count", [6, 24])

@@ -5,7 +5,7 @@ import pytest
 
 from graphopt.planners import pareto_curve
 from graphopt.planners.fill import fill, hopeless
-from graphopt.planners.spans import Spans, range_maxima
+from graphopt.planners.spans import Spans, highest, range_maxima, stable_order
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.planners.timeline import Timeline
 from graphopt.schedule import simulate
@@ -38,6 +38,16 @@ def test_range_maxima_are_those_of_each_range() -> None:
     start, stop = rng.integers(0, 50, 200), rng.integers(0, 51, 200)
     expected = [max(memory[a:b].tolist(), default=0) for a, b in zip(start, stop, strict=True)]
     assert range_maxima(memory, start, stop).tolist() == expected
+
+
+@pytest.mark.parametrize("bound", [1 << 16, (1 << 16) + 1])
+def test_equal_keys_stay_in_order_however_they_are_sorted(bound: int) -> None:
+    keys = np.random.default_rng(0).choice([0, 7, bound // 2, bound - 1], 300)
+    assert stable_order(keys, bound).tolist() == sorted(range(300), key=lambda at: keys[at])
+
+
+def test_the_highest_of_nothing_is_nothing() -> None:
+    assert (highest(np.array([3, 9, 4])), highest(np.array([], dtype=np.int64))) == (9, 0)
 
 
 def test_a_trajectory_far_above_a_known_curve_ends() -> None:
