@@ -13,6 +13,8 @@ from graphopt.problem import Problem
 
 #: How far under a point to look for crumbs, as a share of its peak, and how many evictions they may take.
 CRUMBS, FEW = (0.0, 1e-4, 2e-3), 8
+#: Where a step takes more than this many times its seconds, only the largest drops are worth a look.
+DEAR = 1.1
 
 
 def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
@@ -60,6 +62,8 @@ def crumb_points(problem: Problem, curve: Curve, known: Curve = ()) -> list[Curv
         large = rank < effort.crumbs
         if not large and low.seconds - high.seconds < effort.least_drop * problem.seconds:
             break
+        if not large and high.seconds > DEAR * problem.seconds:
+            continue
         line = Spans(problem, high.steps)
         for crumb in CRUMBS if large else CRUMBS[:1]:
             lowered = lower(line, int(high.peak_bytes * (1 - crumb)) - 1, FEW)
