@@ -20,7 +20,7 @@ from graphopt.passes.specialize import specialize
 from graphopt.passes.split_dropout import split_dropout
 from graphopt.plan import GraphPlan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
-from graphopt.planners import PLANNERS
+from graphopt.planners import PLANNERS, local
 from graphopt.schedule import Schedule, simulate
 from graphopt.settle import settle
 from graphopt.stepgraph import StepGraph, to_problem, with_storage_bytes
@@ -122,10 +122,8 @@ def _fastest(captured: CapturedGraph, budget_bytes: int) -> Schedule:
 
 def _improved(captured: CapturedGraph, schedule: Schedule, budget_bytes: int, seconds: float) -> Schedule:
     """What a local search makes of a schedule that fits; generator states that it adds may not take it over."""
-    from graphopt.planners.local import improve
-
     own_bytes = max(simulate(captured.problem, schedule).peak_bytes, budget_bytes - captured.most_state_bytes)
-    better = settle(captured.step, improve(captured.problem, schedule, own_bytes, seconds))
+    better = settle(captured.step, local.improve(captured.problem, schedule, own_bytes, seconds))
     return better if captured.peak_bytes(better) <= budget_bytes else schedule
 
 
