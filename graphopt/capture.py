@@ -14,6 +14,7 @@ from graphopt.errors import CaptureError
 from graphopt.nodes import (
     copied_bytes,
     has_effect,
+    is_gather,
     is_random,
     is_tangent,
     is_view,
@@ -48,6 +49,7 @@ class _Builder:
     by_storage: dict[int, int] = field(default_factory=dict)
     home: dict[fx.Node, int] = field(default_factory=dict)
     ops: list[OpInfo] = field(default_factory=list)
+    received: dict[fx.Node, int] = field(default_factory=dict)
 
     def value_of(self, tensor: torch.Tensor, node: fx.Node, kind: str) -> int:
         key = storage_key(tensor)
@@ -121,6 +123,7 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
     produced = [t for t in tensors_of(node) if storage_key(t) not in known]
     held = tensors_of(node)
     outputs = tuple(dict.fromkeys(builder.value_of(tensor, node, "activations") for tensor in produced))
+    outputs += _room_to_receive(builder, node)
     if len(held) == 1:
         builder.home[node] = builder.by_storage[storage_key(held[0])]
     if is_view(node) or (not held and not has_effect(node)):
@@ -143,8 +146,21 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
 
 
 def _sent_values(builder: _Builder, node: fx.Node) -> list[int]:
-    """What a collective sends lives until somebody waits for it."""
-    return _input_values(builder, node.all_input_nodes[0]) if is_wait(node) else []
+    """What a collective sends, and receives into, lives until somebody waits for it."""
+    if not is_wait(node):
+        return []
+    sent = node.all_input_nodes[0]
+    return [*_input_values(builder, sent), *([builder.received[sent]] if sent in builder.received else [])]
+
+
+def _room_to_receive(builder: _Builder, node: fx.Node) -> tuple[int, ...]:
+    """gloo gathers into memory of its own, as large as the result, and copies it from there."""
+    if not is_gather(node) or builder.device.type != "cpu":
+        return ()
+    size = sum(storage_bytes(tensor, builder.device) for tensor in tensors_of(node))
+    builder.received[node] = len(builder.values)
+    builder.values.append(ValueInfo(f"{node.name}_received", node, "activations", size, (size,), "uint8"))
+    return (builder.received[node],)
 
 
 def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> None:

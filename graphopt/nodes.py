@@ -123,6 +123,11 @@ def is_collective(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in _COLLECTIVES
 
 
+def is_gather(node: fx.Node) -> bool:
+    """True for a collective that hands every process all others' tensors."""
+    return is_collective(node) and node.target._opname == "all_gather_into_tensor"  # type: ignore[union-attr]
+
+
 def is_wait(node: fx.Node) -> bool:
     """True for the wait for what a collective gives."""
     return is_collective(node) and node.target._opname == "wait_tensor"  # type: ignore[union-attr]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from graphopt.errors import UsageError
 from graphopt.parallel.ranks import Ranks
@@ -17,16 +15,8 @@ def start_alike(ranks: Ranks | None, model: nn.Module) -> None:
 
     Raises UsageError for a model that DDP, or FSDP, hands to the other ranks already.
     """
-    if any(isinstance(module, (DistributedDataParallel, nn.DataParallel)) for module in model.modules()):
-        raise UsageError(
-            "train_step() sends gradients to the other ranks itself: give it the model as it was before "
-            "DistributedDataParallel(...)"
-        )
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        raise UsageError(
-            "train_step() takes whole parameters, and these are sharded: give it the model as it was before "
-            "fully_shard(...), or shard one that graphopt.optimize() has optimized"
-        )
+    if dist.is_available():
+        _check_unwrapped(model)
     if ranks is None:
         return
     with torch.no_grad():
@@ -35,3 +25,20 @@ def start_alike(ranks: Ranks | None, model: nn.Module) -> None:
             dist.broadcast(whole, group=ranks.group, group_src=0)
             if ranks.rank != 0:
                 tensor.copy_(whole)
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    # here, as loading DTensor takes longer than many a small model's capture
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, FullyShardedDataParallel)
+    if any(isinstance(module, wrappers) for module in model.modules()):
+        raise UsageError(
+            "train_step() sends gradients to the other ranks itself: give it the model as it was before "
+            "DistributedDataParallel(...) or FullyShardedDataParallel(...)"
+        )
+    if any(isinstance(module, FSDPModule) for module in model.modules()):
+        raise UsageError(
+            "train_step() takes whole parameters, and these are sharded: give it the model as it was before "
+            "fully_shard(...), or use graphopt.optimize(), which goes with fully_shard, and your own loop"
+        )

@@ -38,7 +38,8 @@ class Exchange:
         _check_momentum(how, view)
         self.ranks, self.view, self.scaled = ranks, view, scaled
         self.auto = how if isinstance(how, Auto) else None
-        self.methods: Methods = dict.fromkeys(view.parameters, None if isinstance(how, Auto) else how)
+        method = None if isinstance(how, Auto) else how
+        self.methods: Methods = {name: method if _is_single(p) else None for name, p in view.parameters.items()}
         self.reasons: tuple[str, ...] = ()
         self.steps = 0
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
@@ -54,7 +55,8 @@ class Exchange:
         choice = choose_methods(self.ranks, self.auto, [[s for _, s in some] for some in buckets], backward_seconds)
         names = {index: self.view.names[id(call.flat[index])] for index, _ in ready}
         chosen = {names[i]: how for some, how in zip(buckets, choice.methods, strict=True) for i, _ in some}
-        self.methods = {**self.methods, **chosen}
+        parameters = self.view.parameters
+        self.methods = {name: chosen.get(name) if _is_single(p) else None for name, p in parameters.items()}
         self.auto, self.reasons = None, choice.reasons
 
     @property
@@ -121,6 +123,11 @@ class Exchange:
 
     def _now(self) -> Methods:
         return {name: at_step(method, self.steps) for name, method in self.methods.items()}
+
+
+def _is_single(parameter: torch.Tensor) -> bool:
+    """Whether gradients are summed up in float32, which is what methods compress."""
+    return torch.promote_types(parameter.dtype, torch.float32) == torch.float32
 
 
 def _buckets(ready: Sequence[tuple[int, Shape]]) -> list[list[tuple[int, Shape]]]:

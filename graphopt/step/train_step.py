@@ -136,7 +136,8 @@ class TrainStep:
 
     def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for this batch; nothing is computed."""
-        _, calls = self._prepared(args, kwargs)
+        with naming_failures(self._exchange.ranks if self._exchange else None):
+            _, calls = self._prepared(args, kwargs)
         if calls:
             self._window(calls, self._view.groups())
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from parallel.train_together import resident
 from ranks import run_ranks
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
@@ -17,6 +18,7 @@ from graphopt.compression.bucket import Bucket
 from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import at_step, compressible, protocol_of
 from graphopt.compression.residuals import initial_state
+from graphopt.measure import peak_bytes
 from graphopt.parallel.interleaved import Interleaved
 from graphopt.parallel.ranks import ranks_of
 
@@ -122,13 +124,14 @@ def test_the_graph_does_what_the_protocols_do_by_hand(world: int) -> None:
 def overflowing() -> dict[str, list[bool]]:
     """For each method, with a loss scale or without: a step with a NaN on one rank, and whether it left no trace."""
     scale = graphopt.DynamicLossScale(2.0**8, interval=100)
-    return {
-        name: one_overflow(method, scale if number % 2 else None, dist.get_rank())
-        for number, (name, method) in enumerate(METHODS.items())
+    every = {
+        "none": (None, scale),
+        **{name: (how, (None, scale)[i % 2]) for i, (name, how) in enumerate(METHODS.items())},
     }
+    return {name: one_overflow(method, given, dist.get_rank()) for name, (method, given) in every.items()}
 
 
-def one_overflow(method: Compression, scale: Any, rank: int) -> list[bool]:
+def one_overflow(method: Compression | None, scale: Any, rank: int) -> list[bool]:
     late, clean = ((net := model(), trained(net, method, scale)) for _ in range(2))
     first, second, bad = batches(rank)
     poison = bad[0].clone()
@@ -146,7 +149,7 @@ def one_overflow(method: Compression, scale: Any, rank: int) -> list[bool]:
     return [*same, everything(*late) == everything(*clean)]
 
 
-def trained(net: nn.Module, method: Compression, scale: Any) -> graphopt.TrainStep:
+def trained(net: nn.Module, method: Compression | None, scale: Any) -> graphopt.TrainStep:
     options = {"compress": method, "loss_scale": scale, "cost_model": "roofline"}
     return graphopt.train_step(net, None, sgd(net.parameters()), **options)
 
@@ -182,3 +185,26 @@ def restarted() -> dict[str, bool]:
 
 def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
     assert run_ranks(2, restarted) == [dict.fromkeys(("dgc", "power"), True)] * 2
+
+
+def peaks() -> dict[str, tuple[int, int]]:
+    """Of each method: bytes predicted and measured."""
+    found = {}
+    for name, method in METHODS.items():
+        net = model()
+        (x, y), *_ = batches(dist.get_rank())
+        step = graphopt.train_step(net, None, sgd(net.parameters()), compress=method, example_inputs=(x, y))
+        step(x, y), step(x, y)  # the second one after DGC's warm-up has a graph of its own
+        found[name] = step.plan.peak_bytes, measured_bytes(step, (x, y))
+    return found
+
+
+def measured_bytes(step: graphopt.TrainStep, batch: tuple[Tensor, Tensor]) -> int:
+    return peak_bytes(lambda: step(*batch), resident(step, (batch, {})), "cpu")
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_what_methods_take_is_in_the_plan(world: int) -> None:
+    for found in run_ranks(world, peaks):
+        print(found)
+        assert {name: both for name, both in found.items() if both[1] > both[0]} == {}
