@@ -6,7 +6,7 @@ What the searches leave is a staircase, and just under a step's edge a budget pa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from graphopt.planners.curve import Curve, CurvePoint, pareto
@@ -17,26 +17,28 @@ from graphopt.problem import Problem
 
 #: Steps of a staircase count as wider than they are by this much (logarithm of bytes), or no narrow one is looked at.
 WIDER = 0.1
+#: Budgets that are tried lie this share of their bytes apart.
+APART = 0.005
 
 
 def retouched(problem: Problem, known: Curve) -> Curve:
     """The curve, at least as good everywhere: better at its lowest point, then where its steps are largest."""
-    curve, tried = known, set[int]()
+    curve, tried = known, list[int]()
     for turn in range(effort_for(problem).retouches):
         steps = _steps(curve, tried) if turn else iter([(0.0, curve[0].peak_bytes, curve[0])])
         _, budget, start = min(steps, key=lambda step: step[:2], default=(0.0, 0, None))
         if start is None:
             break
-        tried.add(budget)
+        tried.append(budget)
         found = point(problem, improve_briefly(problem, start.schedule, budget), start.planner)
         curve = pareto([*curve, found])
     return curve
 
 
-def _steps(curve: Curve, tried: set[int]) -> Iterator[tuple[float, int, CurvePoint]]:
+def _steps(curve: Curve, tried: Sequence[int]) -> Iterator[tuple[float, int, CurvePoint]]:
     """For each step of the staircase minus its area, the budget right under its edge, and where to start."""
     for low, high in pairwise(curve):
         budget = high.peak_bytes - 1
-        if budget not in tried and budget >= low.peak_bytes:
+        if budget >= low.peak_bytes and all(abs(budget - other) > APART * other for other in tried):
             width = math.log(high.peak_bytes / max(1, low.peak_bytes)) + WIDER
             yield (high.seconds - low.seconds) * width, budget, low
