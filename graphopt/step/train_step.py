@@ -96,14 +96,8 @@ class TrainStep:
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange = exchange
-        self._division = Division(
-            module,
-            memory,
-            self._hand_over,
-            options.accumulate,
-            options.weights,
-            always_summed=exchange is not None,
-        )
+        how = options.accumulate, options.weights
+        self._division = Division(module, memory, self._hand_over, *how, always_summed=exchange is not None)
         self._lockstep = Lockstep(exchange, self._division) if exchange else None
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
