@@ -38,6 +38,14 @@ def test_commands_run_one_after_the_other(
         assert cli.main(words[1:]) == 0, capsys.readouterr().err
 
 
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    (tmp_path / "train_together.py").write_text(FILES["train_together.py"])
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*start, tmp_path / "train_together.py"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("uncompressed") >= 2 or done.stdout.count("compression") >= 2
+
+
 def test_the_two_commands_are_there() -> None:
     """They would run this test again, so only their being known is checked; CI runs them."""
     others = [line for line in COMMANDS if not line.startswith("graphopt ")]

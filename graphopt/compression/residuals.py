@@ -6,13 +6,15 @@ Every state tensor is one rank's share in true units, so that the sum over ranks
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from graphopt.compression.methods import Compression, PowerSGD
 from graphopt.compression.protocols import state_shapes
+from graphopt.errors import UsageError
 
 #: state[name of the parameter][key of `state_shapes`]
 State = dict[str, dict[str, Tensor]]
@@ -47,6 +49,26 @@ def reshard(states: Sequence[State], world: int) -> list[State]:
         for name, kept in states[0].items()
     }
     return [{name: {key: t.clone() for key, t in kept.items()} for name, kept in shared.items()} for _ in range(world)]
+
+
+def own_state(saved: Mapping[str, Any] | Sequence[Mapping[str, Any]], rank: int, world: int) -> State:
+    """What a rank goes on with: its own saved state's `"state"`, or its part of all ranks' of then, `reshard`ed.
+
+    Each of `saved` says its `"rank"` and `"world"`. Raises UsageError where one rank's state is of another number
+    of ranks, or where not all of them are given.
+    """
+    if isinstance(saved, Mapping):
+        if saved["world"] != world:
+            raise UsageError(
+                f"compression state of {saved['world']} ranks, and now there are {world}: "
+                "pass the list of all ranks' state_dict() of then"
+            )
+        return dict(saved["state"])
+    every = sorted(saved, key=lambda one: int(one["rank"]))
+    if not every or [one["rank"] for one in every] != list(range(every[0]["world"])):
+        then, given = every[0]["world"] if every else 0, [one["rank"] for one in every]
+        raise UsageError(f"compression state of {then} ranks was saved, but what is given is of ranks {given}")
+    return reshard([one["state"] for one in every], world)[rank]
 
 
 def _share(tensors: list[Tensor], key: str, world: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import state_shapes
-from graphopt.compression.residuals import State, reshard
+from graphopt.compression.residuals import State, own_state
 from graphopt.errors import UsageError
 from graphopt.parallel.auto import choose_methods
 from graphopt.parallel.ddp_step import Arrival, DdpStep
@@ -84,23 +84,10 @@ class DdpCompression:
         where it was saved with another method, for other parameters or of another number of ranks.
         """
         rank, world = (self._ranks.rank, self._ranks.world) if self._ranks is not None else (0, 1)
-        every = sorted([saved] if isinstance(saved, Mapping) else saved, key=lambda one: int(one["rank"]))
+        every = [saved] if isinstance(saved, Mapping) else list(saved)
         for one in every:
             self._check(one)
-        if isinstance(saved, Mapping):
-            if saved["world"] != world:
-                raise UsageError(
-                    f"compression state of {saved['world']} ranks, and now there are {world}: "
-                    "pass the list of all ranks' state_dict() of then"
-                )
-            mine = saved["state"]
-        else:
-            if [one["rank"] for one in every] != list(range(every[0]["world"])):
-                raise UsageError(
-                    f"compression state of {every[0]['world']} ranks was saved, "
-                    f"but what is given is of ranks {[one['rank'] for one in every]}"
-                )
-            mine = reshard([one["state"] for one in every], world)[rank]
+        mine = own_state(saved, rank, world)
         devices = {name: parameter.device for parameter, name in self.names.items()}
         self._state = {
             name: {key: tensor.to(devices[name], copy=True) for key, tensor in kept.items()}

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from graphopt.compression.choose import Auto
-from graphopt.compression.methods import DGC, Compression
+from graphopt.compression.methods import DGC, Compression, from_spelled, spelled
 from graphopt.compression.protocols import at_step, state_shapes
-from graphopt.compression.residuals import initial_state
+from graphopt.compression.residuals import initial_state, own_state
 from graphopt.errors import UsageError
 from graphopt.nodes import is_tangent
 from graphopt.parallel.auto import choose_methods
@@ -38,6 +38,7 @@ class Exchange:
         _check_momentum(how, view)
         self.ranks, self.view, self.scaled = ranks, view, scaled
         self.auto = how if isinstance(how, Auto) else None
+        self.chooses = self.auto is not None
         method = None if isinstance(how, Auto) else how
         self.methods: Methods = {name: method if _is_single(p) else None for name, p in view.parameters.items()}
         self.reasons: tuple[str, ...] = ()
@@ -98,21 +99,34 @@ class Exchange:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps taken, and what is kept, by parameter and key: this rank's own."""
-        return {"steps": self.steps, "kept": {name: {**held} for name, held in self.kept.items()}}
+        """Steps taken, how each parameter's gradient travels, and what is kept of it by key: this rank's own."""
+        return {
+            "rank": self.ranks.rank,
+            "world": self.ranks.world,
+            "steps": self.steps,
+            "methods": {name: spelled(method) for name, method in self.methods.items()},
+            "state": {name: {**held} for name, held in self.kept.items()},
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`; raises UsageError where it is that of another method or model."""
-        if self.auto is not None:
-            raise UsageError('compress="auto" has chosen nothing yet: give train_step() example_inputs, then load')
-        for name, held in state["kept"].items():
+    def load_state_dict(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on from this rank's own `state_dict()`, or, with another number of ranks, from all ranks' of then.
+
+        With "auto" the methods that it had chosen then stay. Raises UsageError where it was saved with other methods,
+        or for another model.
+        """
+        first = saved if isinstance(saved, Mapping) else saved[0]
+        methods = {name: from_spelled(data) for name, data in first["methods"].items()}
+        if not self.chooses and methods != self.methods:
+            raise UsageError("the saved state was compressed in other ways, or is another model's")
+        mine = own_state(saved, self.ranks.rank, self.ranks.world)
+        for name, held in mine.items():
             shape = tuple(self.view.parameters[name].shape) if name in self.view.parameters else ()
-            wanted = state_shapes(self.methods.get(name), shape)
+            wanted = state_shapes(methods.get(name), shape)
             if {key: tuple(tensor.shape) for key, tensor in held.items()} != wanted:
                 raise UsageError(f"the saved state keeps {sorted(held)} for {name}, this step {sorted(wanted)}")
-        self.steps = state["steps"]
+        self.steps, self.methods, self.auto = first["steps"], methods, None
         with torch.no_grad():
-            for name, held in state["kept"].items():
+            for name, held in mine.items():
                 for key, tensor in held.items():
                     self.kept_of(name, key).copy_(tensor)
 

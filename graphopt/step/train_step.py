@@ -196,17 +196,22 @@ class TrainStep:
         state = {"loss_scale": self._scale.state_dict(), "masters": {**self._view.masters}}
         return {**state, "compression": self._exchange.state_dict()} if self._exchange else state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`; raises UsageError where it is another step's."""
-        masters = state["masters"]
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on from `state_dict()`, or, with another number of processes, from the list of all ranks' of then.
+
+        Raises UsageError where it is another step's.
+        """
+        every = [state] if isinstance(state, Mapping) else list(state)
+        masters = every[0]["masters"]
         if set(masters) != set(self._view.masters):
             raise UsageError("the saved state has masters for other parameters than this step")
-        self._scale.load_state_dict(state["loss_scale"])
+        if self._exchange and all("compression" in one for one in every):
+            compression = [one["compression"] for one in every]
+            self._exchange.load_state_dict(compression[0] if isinstance(state, Mapping) else compression)
+        self._scale.load_state_dict(every[0]["loss_scale"])
         with torch.no_grad():
             for name, master in self._view.masters.items():
                 master.copy_(masters[name])
-        if self._exchange and "compression" in state:
-            self._exchange.load_state_dict(state["compression"])
 
     def _hand_over(self, is_last: bool) -> tuple[object, HandOver]:
         """What becomes of a micro-batch's gradients; those of a window's last one go to the other ranks."""

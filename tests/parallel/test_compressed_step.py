@@ -68,7 +68,7 @@ def in_the_graph(method: Compression) -> list[Any]:
         step = graphopt.train_step(net, None, sgd(net.parameters()), compress=method, cost_model="roofline")
         for x, y in batches(dist.get_rank()):
             step(x, y)
-    kept = step.state_dict()["compression"]["kept"]
+    kept = step.state_dict()["compression"]["state"]
     return [
         {name: p.detach().numpy() for name, p in net.named_parameters()},
         {f"{n}: {k}": tensor.numpy() for n, held in kept.items() for k, tensor in held.items()},
@@ -163,7 +163,7 @@ def trained(net: nn.Module, method: Compression | None, scale: Any) -> graphopt.
 
 
 def everything(net: nn.Module, step: graphopt.TrainStep) -> list[bytes]:
-    kept = step.state_dict()["compression"]["kept"]
+    kept = step.state_dict()["compression"]["state"]
     tensors = [*net.parameters(), *(tensor for held in kept.values() for tensor in held.values())]
     return [tensor.detach().numpy().tobytes() for tensor in tensors]
 
@@ -193,6 +193,56 @@ def restarted() -> dict[str, bool]:
 
 def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
     assert run_ranks(2, restarted) == [dict.fromkeys(("dgc", "power"), True)] * 2
+
+
+def resharded(saved: list[dict[str, Any]]) -> dict[str, Any]:
+    """What three ranks go on with that two ranks saved, after two steps of their own."""
+    net = model()
+    step = trained(net, METHODS["dgc"], None)
+    step.load_state_dict(saved)
+    loaded = step.state_dict()["compression"]
+    kept = {f"{n}: {k}": t.double() for n, held in loaded["state"].items() for k, t in held.items()}
+    x, y = batches(dist.get_rank())[0]
+    step(x, y)
+    return {"steps": loaded["steps"], "kept": kept, "goes on": all(p.isfinite().all() for p in net.parameters())}
+
+
+def saved_after_two_steps() -> dict[str, Any]:
+    step = trained(model(), METHODS["dgc"], None)
+    for x, y in batches(dist.get_rank())[:2]:
+        step(x, y)
+    return step.state_dict()
+
+
+def test_another_number_of_ranks_shares_out_what_was_kept_back() -> None:
+    two = run_ranks(2, saved_after_two_steps)
+    three = run_ranks(3, resharded, two)
+    assert all(each["goes on"] and each["steps"] == 2 for each in three)
+    for key in three[0]["kept"]:
+        name, _, kind = key.partition(": ")
+        before = sum(one["compression"]["state"][name][kind].double() for one in two)
+        after = sum(each["kept"][key] for each in three)
+        assert before.any() and torch.allclose(after, before, rtol=0, atol=1e-6 * float(before.abs().max()))
+
+
+def goes_on_as_chosen() -> tuple[list[str], str]:
+    """The methods that "auto" goes on with are those that were saved, whatever it would choose now; others refuse."""
+    step = trained(model(), METHODS["8-bit"], None)
+    step(*batches(dist.get_rank())[0])
+    state = step.state_dict()
+    again = graphopt.train_step(net := model(), None, sgd(net.parameters()), compress="auto", cost_model="roofline")
+    again.load_state_dict(state)
+    again(*batches(dist.get_rank())[1])
+    methods = again.state_dict()["compression"]["methods"]
+    assert methods == state["compression"]["methods"]
+    with pytest.raises(graphopt.UsageError) as error:
+        trained(model(), METHODS["power"], None).load_state_dict(state)
+    return sorted({str(m and m["method"]) for m in methods.values()}), str(error.value)
+
+
+def test_auto_goes_on_with_what_was_saved() -> None:
+    for methods, error in run_ranks(2, goes_on_as_chosen):
+        assert methods == ["EightBit"] and "compressed in other ways" in error
 
 
 def peaks() -> dict[str, tuple[int, int]]:
