@@ -11,7 +11,7 @@ import torch
 from graphopt.compression import plain
 from graphopt.compression.bucket import Bucket, Protocol
 from graphopt.compression.methods import Compression
-from graphopt.compression.protocols import compressible, protocol_of
+from graphopt.compression.protocols import protocol_of, travels_by
 
 #: A gradient of so many bytes goes alone, uncompressed, in place; smaller ones are packed to about as many.
 WHOLE_BYTES = 2**20
@@ -40,7 +40,7 @@ def parcels(
     found: list[Parcel] = []
     open_places: dict[tuple[Compression | None, torch.dtype], list[int]] = {}
     for place, (shape, dtype, wanted) in enumerate(zip(shapes, dtypes, methods, strict=True)):
-        method = wanted if dtype == torch.float32 and compressible(wanted, shape) else None
+        method = travels_by(wanted, shape) if dtype == torch.float32 else None
         size = math.prod(shape) * dtype.itemsize
         if method is None and size >= WHOLE_BYTES:
             found.append(Parcel((place,), None, plain.whole))

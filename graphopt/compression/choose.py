@@ -8,7 +8,7 @@ from itertools import product
 
 import torch
 
-from graphopt.compression.methods import Compression, EightBit, HalfCast
+from graphopt.compression.methods import DGC, Compression, EightBit, HalfCast
 from graphopt.errors import UsageError
 
 #: A method is taken only where the step becomes shorter by at least this part: predictions are not better than that.
@@ -21,7 +21,7 @@ class Auto:
 
     Candidates stand in the order of trust: a later one replaces an earlier one, and the first one uncompressed
     gradients, only where the step becomes at least 10 % shorter. By default only methods that send every element at
-    every step may be picked; name sparse or low-rank ones (TopK, DGC, PowerSGD) where training was seen to bear them.
+    every step may be picked; name sparse or low-rank ones (TopK, PowerSGD) where training was seen to bear them.
     fp16 is none of them: what lies below its 6e-8 would be lost for good.
     """
 
@@ -30,6 +30,8 @@ class Auto:
     def __post_init__(self) -> None:
         if not self.candidates:
             raise UsageError("Auto: candidates must name at least one method")
+        if any(isinstance(method, DGC) for method in self.candidates):
+            raise UsageError("Auto: DGC takes the optimizer's place in momentum, for all gradients or none; name TopK")
 
 
 @dataclass(frozen=True)

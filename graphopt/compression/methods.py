@@ -56,7 +56,8 @@ class TopK:
 class DGC:
     """Deep Gradient Compression (Lin et al., ICLR 2018, sections 3.1-3.3): TopK with the momentum on each rank.
 
-    Replaces the optimizer's momentum, which must be 0. `max_norm` clips each rank's gradient to
+    Replaces the optimizer's momentum, which must be 0; parameters too small to be compressed travel whole, with
+    theirs. `max_norm` clips each rank's gradient to
     max_norm / sqrt(ranks) before the momentum. In the first `warmup_steps` the ratio falls from 25 %
     to `ratio`, exponentially, in four stages.
     """
@@ -81,6 +82,16 @@ class DGC:
             return self.ratio
         stage = 4 * step // self.warmup_steps
         return float(0.25 * (self.ratio / 0.25) ** (stage / 4))
+
+
+@dataclass(frozen=True)
+class WholeMomentum:
+    """What DGC does to parameters that are too small to be compressed: they travel whole, with their momentum.
+
+    Nobody asks for it by itself: the optimizer has the momentum of gradients that are not compressed.
+    """
+
+    momentum: float
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ class PowerSGD:
             raise UsageError(f"PowerSGD: rank must be at least 1, got {self.rank!r}")
 
 
-Compression = HalfCast | EightBit | QSGD | TopK | DGC | Threshold | PowerSGD
+Compression = HalfCast | EightBit | QSGD | TopK | DGC | WholeMomentum | Threshold | PowerSGD
 _KINDS: dict[str, type[Compression]] = {
     kind.__name__: kind for kind in (HalfCast, EightBit, QSGD, TopK, DGC, Threshold, PowerSGD)
 }

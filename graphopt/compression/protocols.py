@@ -16,7 +16,17 @@ import torch
 import graphopt.kernels  # noqa: F401  the ops of all others
 from graphopt.compression import plain
 from graphopt.compression.bucket import Agree, AllGather, AllReduce, AllToAll, Bucket, Protocol, Request, TensorLike
-from graphopt.compression.methods import DGC, QSGD, Compression, EightBit, HalfCast, PowerSGD, Threshold, TopK
+from graphopt.compression.methods import (
+    DGC,
+    QSGD,
+    Compression,
+    EightBit,
+    HalfCast,
+    PowerSGD,
+    Threshold,
+    TopK,
+    WholeMomentum,
+)
 from graphopt.compression.power import columns, matrix_shape
 
 _ops = torch.ops.graphopt
@@ -49,6 +59,9 @@ def protocol_of(method: Compression | None) -> Callable[[Bucket], Protocol]:
     if isinstance(method, DGC):
         ratio, momentum = method.ratio, method.momentum
         return lambda bucket: _with_momentum(bucket, ratio, momentum)
+    if isinstance(method, WholeMomentum):
+        factor = method.momentum
+        return lambda bucket: _whole_with_momentum(bucket, factor)
     if isinstance(method, PowerSGD):
         rank = method.rank
         return lambda bucket: _power(bucket, rank)
@@ -62,10 +75,17 @@ def at_step(method: Compression | None, step: int) -> Compression | None:
     return method
 
 
+def travels_by(method: Compression | None, shape: Shape) -> Compression | None:
+    """The method by which a parameter of this shape really travels; None where it travels as it is."""
+    if compressible(method, shape):
+        return method
+    return WholeMomentum(method.momentum) if isinstance(method, DGC) else None
+
+
 def compressible(method: Compression | None, shape: Shape) -> bool:
     """Whether a parameter of this shape goes through the method's protocol; all others go uncompressed."""
     elements = math.prod(shape)
-    if isinstance(method, HalfCast):
+    if isinstance(method, HalfCast | WholeMomentum):
         return True
     if method is None or elements < SMALLEST_ELEMENTS:
         return False
@@ -83,6 +103,8 @@ def state_shapes(method: Compression | None, shape: Shape) -> dict[str, Shape]:
     `residual` is what was not sent yet, `momentum` DGC's, `query` the right factor of PowerSGD's last step, which
     all ranks have alike. All but `query` are laid out like the gradient.
     """
+    if isinstance(travels_by(method, shape), WholeMomentum):
+        return {"momentum": shape}
     if not compressible(method, shape) or isinstance(method, HalfCast | QSGD):
         return {}
     if isinstance(method, DGC):
@@ -208,6 +230,21 @@ def _with_momentum(bucket: Bucket, ratio: float, momentum: float) -> Protocol:
     _ops.commit_.default(residuals, bucket.gradients, bucket.overflow)
     _ops.commit_.default(momenta, pending, bucket.overflow)
     _ops.desparsify_.default(wires, bucket.gradients, bucket.world, counts, bucket.scale)
+
+
+def _whole_with_momentum(bucket: Bucket, momentum: float) -> Protocol:
+    """The sum of the ranks' momenta is the momentum of their sum."""
+    gradients, momenta = bucket.gradients, bucket.state["momentum"]
+    if bucket.inverse_scale is not None:
+        _aten._foreach_mul_.Tensor(gradients, bucket.inverse_scale)
+    _aten._foreach_add_.List(gradients, momenta, alpha=momentum)
+    total = yield AllReduce(_ops.pack.default(gradients, torch.float32))
+    plain.check(bucket, total)
+    yield Agree()
+    _ops.commit_.default(momenta, gradients, bucket.overflow)
+    _ops.unpack_.default(total, gradients)
+    if bucket.scale is not None:
+        _aten._foreach_mul_.Tensor(gradients, bucket.scale)
 
 
 def _power(bucket: Bucket, rank: int) -> Protocol:

@@ -13,7 +13,7 @@ from graphopt import kernels
 from graphopt.compression import plain
 from graphopt.compression.bucket import Bucket, Protocol
 from graphopt.compression.methods import DGC, Compression, HalfCast
-from graphopt.compression.protocols import at_step, compressible, protocol_of, state_shapes
+from graphopt.compression.protocols import at_step, protocol_of, state_shapes, travels_by
 from graphopt.compression.residuals import State, initial_state
 from graphopt.parallel.interleaved import Interleaved
 from graphopt.parallel.ranks import Ranks
@@ -55,7 +55,7 @@ class DdpStep:
         self._interleaved = Interleaved(self.ranks)
         self._computed: list[_Computed] = []
         self._unclipped: list[int] = []
-        self._small: list[Tensor] = []
+        self._small: dict[Compression | None, dict[str, Tensor]] = {}
 
     @property
     def sent_bytes(self) -> int:
@@ -119,19 +119,20 @@ class DdpStep:
             return
         large: dict[str, Tensor] = {}
         for name, gradient in zip(arrival.names, computed.gradients, strict=True):
-            if compressible(method, tuple(gradient.shape)):
-                large[name] = gradient
-            else:
-                self._small.append(gradient)
+            how = travels_by(method, tuple(gradient.shape))
+            (large if how == method else self._small.setdefault(how, {}))[name] = gradient
         if large:
             self._start_compressed(method, large)
-        if sum(gradient.nbytes for gradient in self._small) >= _MESSAGE_BYTES:
+        if sum(gradient.nbytes for some in self._small.values() for gradient in some.values()) >= _MESSAGE_BYTES:
             self._start_small()
 
     def _start_small(self) -> None:
-        if self._small:
-            self._start_as_is(plain.packed(torch.float32), self._small)
-            self._small = []
+        for how, gradients in self._small.items():
+            if how is None:
+                self._start_as_is(plain.packed(torch.float32), list(gradients.values()))
+            else:
+                self._start_compressed(how, gradients)
+        self._small = {}
 
     def _start_as_is(self, protocol: Callable[[Bucket], Protocol], gradients: list[Tensor]) -> None:
         """With their loss scale, and no state."""

@@ -155,9 +155,12 @@ def _buckets(ready: Sequence[tuple[int, Shape]]) -> list[list[tuple[int, Shape]]
 
 
 def _check_momentum(how: Compression | Auto | None, view: OptimizerView) -> None:
+    if not isinstance(how, DGC):
+        return
+    if not all(_is_single(parameter) for parameter in view.parameters.values()):
+        raise UsageError("compress=DGC(...) sums gradients up in float32: it is not for float64 parameters")
     momenta = [group.get("momentum", 0) for group in view.optimizer.param_groups]
-    methods = how.candidates if isinstance(how, Auto) else (how,)
-    if any(isinstance(method, DGC) for method in methods) and any(momenta):
+    if any(momenta):
         raise UsageError(
             f"compress=DGC(...) has the momentum on each rank, before gradients are sent: give {max(momenta)} to "
             "DGC(momentum=...) and 0 to the optimizer"

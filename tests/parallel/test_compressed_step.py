@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import graphopt
 from graphopt.compression.bucket import Bucket
 from graphopt.compression.methods import Compression
-from graphopt.compression.protocols import at_step, compressible, protocol_of
+from graphopt.compression.protocols import at_step, protocol_of, travels_by
 from graphopt.compression.residuals import initial_state
 from graphopt.measure import peak_bytes
 from graphopt.parallel.interleaved import Interleaved
@@ -95,7 +95,7 @@ def by_hand(method: Compression) -> list[Any]:
             running, overflow = Interleaved(ranks), torch.zeros(())
             for names in TOGETHER if ranks.world > 2 else [[name] for name in gradients]:
                 shapes = tuple(tuple(gradients[name].shape) for name in names)
-                how = now if compressible(now, shapes[0]) else None
+                how = travels_by(now, shapes[0])
                 state = {key: [kept[name][key] for name in names] for key in kept[names[0]]}
                 where = (overflow, ranks.rank, ranks.world, ranks.backend, state)
                 running.start(protocol_of(how)(Bucket(shapes, [gradients[n] for n in names], *where, draw=number)))

@@ -112,6 +112,8 @@ def _expected(method: Compression, world: int, steps: int = STEPS) -> dict[str, 
     """The last gradients, from all ranks' batches in one process."""
     model = _model()
     ranks = start(method, dict(model.named_parameters()), world)
+    whole: list[dict[str, Tensor]] = [{} for _ in range(world)]
+    zero = torch.zeros(())
     for index in range(steps):
         shares = [_backward(model, rank, index) for rank in range(world)]
         method_now, inverse_scale = at_step(method, index), 1 / world
@@ -122,6 +124,11 @@ def _expected(method: Compression, world: int, steps: int = STEPS) -> dict[str, 
             shares = [_clipped(share, method.max_norm, world) for share in shares]
         step(method_now, ranks, shares, draw=index, inverse_scale=inverse_scale)
         gradients = {name: sum(share[name] / world for share in shares) for name in shares[0]}
+        if isinstance(method, DGC):
+            small = [name for name in gradients if name not in ranks[0].gradients]
+            for momenta, share in zip(whole, shares, strict=True):
+                momenta |= {n: torch.add(share[n] / world, momenta.get(n, zero), alpha=method.momentum) for n in small}
+            gradients |= {name: sum(momenta[name] for momenta in whole) for name in small}
         gradients |= ranks[0].gradients
         _moved(model, gradients)
     return gradients
