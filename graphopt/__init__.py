@@ -12,6 +12,7 @@ from graphopt.errors import (
     GraphoptError,
     NonFiniteGradientError,
     PlanMismatchError,
+    RankError,
     UsageError,
     VerificationError,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Plan",
     "PlanMismatchError",
     "PowerSGD",
+    "RankError",
     "StepResult",
     "Threshold",
     "TopK",
