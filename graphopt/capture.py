@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
@@ -50,6 +50,7 @@ class _Builder:
     home: dict[fx.Node, int] = field(default_factory=dict)
     ops: list[OpInfo] = field(default_factory=list)
     received: dict[fx.Node, int] = field(default_factory=dict)
+    lingering: list[int] = field(default_factory=list)
 
     def value_of(self, tensor: torch.Tensor, node: fx.Node, kind: str) -> int:
         key = storage_key(tensor)
@@ -82,6 +83,7 @@ def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inp
     _add_boundary(builder, joint, num_forward_outputs)
     for node in backward:
         _add_node(builder, node, backward=True, mutated=mutated)
+    _hold_to_the_end(builder)
     outputs = _kept_outputs(builder, joint, boundary)
     return StepGraph(
         graph_module=joint,
@@ -146,11 +148,23 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
 
 
 def _sent_values(builder: _Builder, node: fx.Node) -> list[int]:
-    """What a collective sends, and receives into, lives until somebody waits for it."""
+    """What a collective sends, and receives into, lives until somebody waits for it.
+
+    And somewhat longer, as the backend's thread lets go of it after it has said that it is done: here until the next
+    wait is over.
+    """
     if not is_wait(node):
         return []
     sent = node.all_input_nodes[0]
-    return [*_input_values(builder, sent), *([builder.received[sent]] if sent in builder.received else [])]
+    held = [*_input_values(builder, sent), *([builder.received[sent]] if sent in builder.received else [])]
+    before, builder.lingering = builder.lingering, held
+    return held + before
+
+
+def _hold_to_the_end(builder: _Builder) -> None:
+    """What the last collective held is there while the last op runs."""
+    last = builder.ops[-1]
+    builder.ops[-1] = replace(last, inputs=tuple(dict.fromkeys([*last.inputs, *builder.lingering])))
 
 
 def _room_to_receive(builder: _Builder, node: fx.Node) -> tuple[int, ...]:

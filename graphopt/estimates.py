@@ -64,6 +64,8 @@ class Estimate:
 
     def _at(self, mem_budget: Budget) -> tuple[int, float, str]:
         budget_bytes = self._bytes(mem_budget)
+        if budget_bytes >= self.eager_peak_bytes:  # as it was captured, though another order may save a few bytes
+            return self.eager_peak_bytes, 0.0, "none"
         fitting = [point for point in self.points if point[0] <= budget_bytes]
         if not fitting:
             raise BudgetError(

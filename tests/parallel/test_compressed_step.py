@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from parallel.train_together import resident
+from parallel.train_together import resident, settled_peak_bytes
 from ranks import run_ranks
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
@@ -18,7 +18,6 @@ from graphopt.compression.bucket import Bucket
 from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import at_step, protocol_of, travels_by
 from graphopt.compression.residuals import initial_state
-from graphopt.measure import peak_bytes
 from graphopt.parallel.interleaved import Interleaved
 from graphopt.parallel.ranks import ranks_of
 
@@ -258,7 +257,7 @@ def peaks() -> dict[str, tuple[int, int]]:
 
 
 def measured_bytes(step: graphopt.TrainStep, batch: tuple[Tensor, Tensor]) -> int:
-    return peak_bytes(lambda: step(*batch), resident(step, (batch, {})), "cpu")
+    return settled_peak_bytes(lambda: step(*batch), resident(step, (batch, {})))
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])

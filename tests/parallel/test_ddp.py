@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from parallel.train_together import settled_peak_bytes
 from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import graphopt
 from graphopt.api import plan_model
-from graphopt.measure import peak_bytes
 
 WIDTH, ROWS = 64, 256
 
@@ -108,7 +108,12 @@ def _measured(budget_bytes: int, options: dict[str, Any]) -> tuple[int, int, int
         ddp(x).backward()
         ddp.zero_grad()
     buckets = torch.empty(bucket_bytes(model), dtype=torch.uint8)  # they were there before the step, unseen
-    peak = peak_bytes(lambda: ddp(x).backward(), [*ddp.parameters(), *ddp.buffers(), x, buckets], "cpu")
+
+    def run() -> None:
+        ddp.zero_grad()
+        ddp(x).backward()
+
+    peak = settled_peak_bytes(run, [*ddp.parameters(), *ddp.buffers(), x, buckets])
     return model.graphopt.plan.peak_bytes, peak, before
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from parallel.train_together import settled_peak_bytes
 from ranks import run_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,7 +16,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import graphopt
 from graphopt.api import plan_model
-from graphopt.measure import peak_bytes
 
 WIDTH, ROWS = 32, 256
 HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -142,7 +142,12 @@ def _measured(budget_bytes: int) -> tuple[int, int]:
         model(x).backward()
         model.zero_grad()
     shards = [parameter.to_local() for parameter in model.parameters()]
-    return model.graphopt.plan.peak_bytes, peak_bytes(lambda: model(x).backward(), [*shards, x], "cpu")
+
+    def run() -> None:
+        model.zero_grad()
+        model(x).backward()
+
+    return model.graphopt.plan.peak_bytes, settled_peak_bytes(run, [*shards, x])
 
 
 def test_a_step_stays_inside_its_bytes() -> None:
