@@ -16,7 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 import graphopt
-from graphopt.compression.methods import DGC, QSGD, EightBit, HalfCast, PowerSGD, TopK
+from graphopt.compression.methods import DGC, QSGD, EightBit, HalfCast, PowerSGD, Threshold, TopK
 from graphopt.compression.protocols import wire_bytes
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -31,6 +31,7 @@ METHODS: dict[str, Any] = {
     "top-k 1 %": TopK(0.01),
     "DGC 1 %": DGC(0.01),
     "DGC 0.1 %": DGC(0.001),
+    "threshold": Threshold(1e-3, capacity=0.01),
     "PowerSGD 1": PowerSGD(1),
     "PowerSGD 4": PowerSGD(4),
     "auto": "auto",
