@@ -88,7 +88,7 @@ def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Te
 
 @triton.jit
 def _adam_kernel(
-    params,
+    parameters,  # not `params`, a name that Triton's launcher takes for itself
     gradients,
     firsts,
     seconds,
@@ -122,7 +122,7 @@ def _adam_kernel(
         row = tl.load(rows + piece)
         start = tl.load(starts + piece)
         size = tl.load(sizes + row)
-        param = tl.load(params + row).to(tl.pointer_type(tl.float32))
+        param = tl.load(parameters + row).to(tl.pointer_type(tl.float32))
         gradient = tl.load(gradients + row).to(tl.pointer_type(kind))
         first = tl.load(firsts + row).to(tl.pointer_type(tl.float32))
         second = tl.load(seconds + row).to(tl.pointer_type(tl.float32))
