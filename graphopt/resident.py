@@ -20,13 +20,19 @@ from graphopt.stepgraph import (
     unique_storage_bytes,
 )
 
-#: Room for the few numbers around a graph; one block of CUDA's allocator.
+#: Room for the few numbers around a graph, the loss and what it is multiplied by; a block each on CUDA.
 LOOSE_BYTES = 512
+CUDA_LOOSE_BYTES = 16 * 512
+
+
+def loose_bytes(device: torch.device) -> int:
+    """Room for the few numbers that a training loop makes around a graph."""
+    return CUDA_LOOSE_BYTES if device.type == "cuda" else LOOSE_BYTES
 
 
 def resident_of_graph(step: StepGraph) -> dict[str, int]:
-    """Parameters, buffers and inputs, as far as the graph's own inputs show them."""
-    kinds: dict[str, int] = {"parameters": 0, "buffers": 0, "inputs": 0, "other": LOOSE_BYTES}
+    """Parameters, buffers and inputs, as far as the graph's own inputs show them; on CUDA all that is there besides."""
+    kinds: dict[str, int] = {"parameters": 0, "buffers": 0, "inputs": 0, "other": 0}
     seen: set[int] = set()
     primals = [n for n in step.graph_module.graph.find_nodes(op="placeholder") if not is_tangent(n)]
     gradients = output_args(step.graph_module)[step.num_forward_outputs :]
@@ -38,7 +44,8 @@ def resident_of_graph(step: StepGraph) -> dict[str, int]:
             trained = position < len(gradients) and gradients[position] is not None
             static = "parameters" if trained else "buffers"
             kinds[static if node.name in step.static_inputs else "inputs"] += storage_bytes(tensor, step.device)
-    return kinds
+    beside = _allocated_bytes(step.device) - sum(kinds.values())
+    return {**kinds, "other": max(0, beside) + loose_bytes(step.device)}
 
 
 def resident_of_model(model: torch.nn.Module, inputs: object, device: torch.device) -> dict[str, int]:
@@ -60,26 +67,40 @@ def resident_of_model(model: torch.nn.Module, inputs: object, device: torch.devi
 
 
 def other_bytes(
-    model: torch.nn.Module, inputs: object, optimizer: torch.optim.Optimizer | None, device: torch.device
+    model: torch.nn.Module,
+    inputs: object,
+    optimizer: torch.optim.Optimizer | None,
+    device: torch.device,
+    held: Iterable[torch.Tensor] = (),
 ) -> int:
     """On CUDA, what is allocated beside all that is counted by name: workspaces of libraries, the user's own.
 
-    cuBLAS keeps a workspace for each thread that multiplies, so both the caller's and autograd's
-    multiply once first. Gradients that are there do not count: the plan has them. Elsewhere only the
-    single numbers that a training loop makes around the graph: its loss, and the gradient of that.
+    Gradients that are there do not count: the plan has them; nor do tensors of our own that are `held`.
+    Elsewhere only the single numbers that a training loop makes around the graph: its loss, and the gradient of that.
     """
     if device.type != "cuda":
         return LOOSE_BYTES
+    state = [] if optimizer is None else [value for entry in optimizer.state.values() for value in entry.values()]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs), *state, *gradients, *held]
+    known = unique_storage_bytes((t for t in tensors if isinstance(t, torch.Tensor)), device)
+    return max(0, _allocated_bytes(device) - known) + CUDA_LOOSE_BYTES
+
+
+def _allocated_bytes(device: torch.device) -> int:
+    """What is allocated on a CUDA device now, 0 elsewhere.
+
+    cuBLAS keeps a workspace for each thread that multiplies, so both the caller's and autograd's
+    multiply once first.
+    """
+    if device.type != "cuda":
+        return 0
     with plain_execution(device), torch.enable_grad():
         small = torch.ones(16, 16, device=device, requires_grad=True)
         (small @ small).sum().backward()
         del small
     torch.cuda.synchronize(device)
-    state = [] if optimizer is None else [value for entry in optimizer.state.values() for value in entry.values()]
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs), *state, *gradients]
-    known = unique_storage_bytes((t for t in tensors if isinstance(t, torch.Tensor)), device)
-    return max(0, torch.cuda.memory_allocated(device) - known) + LOOSE_BYTES
+    return torch.cuda.memory_allocated(device)
 
 
 def check_devices(model: torch.nn.Module, inputs: object) -> None:

@@ -366,5 +366,8 @@ def test_on_cuda_what_others_hold_is_counted(model: Blocks, monkeypatch: pytest.
     monkeypatch.setattr(torch, "ones", ones)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: known + 12345)
-    assert resident.other_bytes(model, BATCH, None, torch.device("cuda", 0)) == 12345 + resident.LOOSE_BYTES
+    assert resident.other_bytes(model, BATCH, None, torch.device("cuda", 0)) == 12345 + resident.CUDA_LOOSE_BYTES
+    ours = torch.empty(1000)
+    held = resident.other_bytes(model, BATCH, None, torch.device("cuda", 0), [ours])
+    assert held == 12345 - 4000 + resident.CUDA_LOOSE_BYTES
     assert resident.other_bytes(model, BATCH, None, torch.device("cpu")) == resident.LOOSE_BYTES

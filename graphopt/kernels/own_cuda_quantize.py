@@ -1,8 +1,8 @@
 # mypy: disable-error-code="misc,untyped-decorator,no-untyped-def"
 """8-bit gradients on CUDA, in Triton: a program a block, and nothing that waits for the device.
 
-The bits are those of torch's ops, but where the compiler fuses gradient × inverse_scale + residual, which counts only
-where that product is not exact. Products of steps and levels are, so that it may fuse those as it likes.
+The bits are those of torch's ops: gradient × inverse_scale and its residual are rounded one by one. Products of steps
+and levels are exact, so that the compiler may fuse those as it likes.
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ def quantize_(
             with_residual=bool(residuals),
             BYTES=block_bytes(8),
             BLOCK=BLOCK_ELEMENTS,
+            enable_fp_fusion=False,
         )
     return wire
 

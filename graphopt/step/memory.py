@@ -48,7 +48,8 @@ class StepMemory:
 
     `summed` says whether their gradients are summed up, `batch` what the global batch is: both may
     change before the next one is planned. `fixed_bytes` are what the last one took whatever its plan;
-    `kept_bytes` what compression keeps for parameters of these names.
+    `kept_bytes` what compression keeps for parameters of these names. `held` gives tensors of the step's own that
+    are there already and counted by name, such as the sums of gradients when a second size of batch comes.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class StepMemory:
         self.model, self.view, self.choice, self.tail = model, view, choice, tail
         self.budget_bytes, self.reserve_bytes = budget_bytes, reserve_bytes
         self.kept_bytes = kept_bytes
+        self.held: Callable[[], Iterable[torch.Tensor]] = tuple
         self.planners: Ranks | None = None
         self.summed = False
         self.batch: object = ()
@@ -104,7 +106,8 @@ class StepMemory:
         kinds["compression"] = self.kept_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["reserve"] = self.reserve_bytes
         real = [leaf for leaf in pytree.tree_leaves(self.batch) if not isinstance(leaf, FakeTensor)]
-        kinds["other"] = other_bytes(self.model, real, view.optimizer, device)
+        held = (*view.masters.values(), *view.unpublished_state, *self.held())
+        kinds["other"] = other_bytes(self.model, real, view.optimizer, device, held)
         return {kind: size for kind, size in kinds.items() if size or kind in ("parameters", "inputs")}
 
     def build_plan(self, name: str) -> Plan:

@@ -15,6 +15,7 @@ from torch import nn
 from graphopt.cost_models.model_state import HALF, optimizer_bytes
 from graphopt.errors import UsageError
 from graphopt.passes.update import GroupUpdate
+from graphopt.stepgraph import allocated_bytes
 
 
 class OptimizerView:
@@ -90,6 +91,11 @@ class OptimizerView:
         """Whether state was made that is not yet the optimizer's."""
         return bool(self._pending)
 
+    @property
+    def unpublished_state(self) -> tuple[torch.Tensor, ...]:
+        """State that was made and is not yet the optimizer's."""
+        return tuple(tensor for tensors in self._pending.values() for tensor in tensors.values())
+
     def publish(self) -> None:
         """A step was taken: what was made for it is the optimizer's state now.
 
@@ -120,8 +126,22 @@ class OptimizerView:
 
     def state_bytes(self, names: Iterable[str]) -> int:
         """Bytes of the optimizer's state: real where it is there, else what it will be for parameters `names`."""
-        stepped = {id(self.stepped(name)) for name in names}
-        return optimizer_bytes(self.optimizer, learns=lambda parameter: id(parameter) in stepped)
+        stepped = {id(parameter): parameter for parameter in map(self.stepped, names)}
+        known = optimizer_bytes(self.optimizer, learns=lambda parameter: id(parameter) in stepped)
+        return known + self._count_bytes(stepped.values())
+
+    def _count_bytes(self, stepped: Iterable[torch.Tensor]) -> int:
+        """Step counts that are made on the device, where the optimizer's own would be on the CPU."""
+        if self.kind != "adam":
+            return 0
+        elsewhere = {
+            id(parameter)
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.device.type != "cpu" and not (group.get("fused") or group.get("capturable"))
+        }
+        made = [p for p in stepped if id(p) in elsewhere and "step" not in self.optimizer.state.get(p, {})]
+        return sum(allocated_bytes(4, parameter.device) for parameter in made)
 
     @property
     def trained(self) -> frozenset[str]:

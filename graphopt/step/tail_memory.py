@@ -16,8 +16,11 @@ from graphopt.kernels.build import own_cpu_kernels
 from graphopt.kernels.layout import is_dense
 from graphopt.passes.update import NUMBERS, STATE, GroupUpdate
 from graphopt.step.optimizer_view import OptimizerView
+from graphopt.stepgraph import allocated_bytes
 
 Dtypes = Mapping[str, torch.dtype]
+_NORM_CHUNK = 65536
+"""Elements of which `torch._foreach_norm` on CUDA keeps one sum (ATen/native/cuda/ForeachReduceOp.cu)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,16 @@ def tail_bytes(view: OptimizerView, gradients: Dtypes, *, summed: bool, options:
 
 
 def _norm_bytes(view: OptimizerView, gradients: Dtypes) -> int:
-    """torch's norm in float32 of a half tensor on a CPU converts it first; one at a time."""
+    """What torch's norms take: on CUDA a number a tensor and one a chunk of the largest, for each tensor.
+
+    On a CPU a half tensor is converted to float32 first; one at a time.
+    """
+    parameters = [view.parameters[name] for name in gradients]
+    device = parameters[0].device
+    if device.type == "cuda":
+        chunks = max(-(-p.numel() // _NORM_CHUNK) for p in parameters)
+        count = len(parameters)
+        return allocated_bytes(4 * count * chunks, device) + (count + 1) * allocated_bytes(4, device) + 4 * count
     half = [view.parameters[name] for name, dtype in gradients.items() if dtype in HALF]
     return max((float32_bytes(p) for p in half if p.device.type == "cpu" and not own_cpu_kernels(p.device)), default=0)
 

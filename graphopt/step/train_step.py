@@ -101,6 +101,7 @@ class TrainStep:
         self._lockstep = Lockstep(exchange, self._division) if exchange else None
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
+        memory.held = self._held
         self._last: fx.GraphModule | None = None
         self._last_micros: tuple[Micro, ...] = ()
 
@@ -274,6 +275,11 @@ class TrainStep:
             else:
                 feeds.append(source[type(role)](role))
         return feeds
+
+    def _held(self) -> list[torch.Tensor]:
+        """Tensors of our own that stay between steps, and are counted by name."""
+        kept = self._exchange.kept.values() if self._exchange else ()
+        return [*self._accumulators.values(), *(tensor for held in kept for tensor in held.values())]
 
     def _accumulator(self, name: str, like: torch.Tensor) -> torch.Tensor:
         if name not in self._accumulators:
