@@ -39,6 +39,8 @@ def dynamo_errors() -> Iterator[None]:
         "accumulated_recompile_limit": _PLANS_PER_MODEL,
         "fail_on_recompile_limit_hit": True,
         "suppress_errors": False,
+        # torch 2.11 would not look again at parameters of a module that has no new ones: freezing would go unnoticed
+        "skip_tensor_guards_with_matching_dict_tags": False,
         # inside of DDP, Dynamo would cut the graph at the borders of DDP's buckets
         "optimize_ddp": False,
     }
