@@ -6,22 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-
-def cache_directory() -> Path:
-    """`$GRAPHOPT_CACHE_DIR`, or `graphopt` in the platform's directory for caches."""
-    chosen = os.environ.get("GRAPHOPT_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "graphopt"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "graphopt"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graphopt"
+from graphopt.folders import cache_directory
 
 
 def cache_path(kind: str, key: str) -> Path:

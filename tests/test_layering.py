@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: it in the tree ("planners" for "planners.chain"), and the longest name that fits counts.
 LAYERS = (
     ("errors",),
-    ("units", "problem", "plan_file"),
+    ("units", "folders", "problem", "plan_file"),
     ("schedule", "kept", "plan", "report.data"),
     ("planners",),
     ("stepgraph", "state", "measure", "kernels", "compression", "parallel.ranks"),
@@ -35,7 +35,19 @@ EXCEPTIONS = {("report.data", "graphopt.report.text")}  # str(report) is the tex
 SIBLINGS = {"cost_models", "passes"}
 #: These, and what is below them in the tree, need no torch.
 WITHOUT_TORCH = (
-    *("errors", "units", "problem", "plan_file", "schedule", "plan", "planners", "cli", "commands", "__main__"),
+    *(
+        "errors",
+        "units",
+        "folders",
+        "problem",
+        "plan_file",
+        "schedule",
+        "plan",
+        "planners",
+        "cli",
+        "commands",
+        "__main__",
+    ),
     *("report.data", "report.text", "report.html", "report.json"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from graphopt.planners.mincut_flow import SINK, SOURCE, Network
 from graphopt.problem import Problem
 
-#: Whole numbers into which the seconds of a step are cut, and more than any cut is worth.
-PARTS, ENDLESS = 1 << 40, 1 << 62
+#: Whole numbers into which the seconds of a step are cut, more than any cut is worth, and most of all prices together.
+PARTS, ENDLESS, MOST = 1 << 40, 1 << 62, 1 << 61
 #: Cuts that looking for the best price may take.
 CUTS = 12
 
@@ -80,16 +82,19 @@ class StepModel:
                     if needed not in seen:
                         seen.add(needed)
                         stack.append(needed)
+        self.edges = np.array(list(self.keep), dtype=np.int64)
+        self.sizes = np.array(list(self.keep.values()), dtype=np.float64)
 
     def cut(self, price: float) -> Cut:
         """The bound at one price. Whole numbers are rounded down, so that it stays one."""
         network, parts = self.network, price / self.part_seconds
-        network.price({edge: int(parts * size) for edge, size in self.keep.items()})
+        prices = np.minimum(parts * self.sizes, MOST / max(1, len(self.edges)))
+        network.price(self.edges, prices.astype(np.int64))
         side = network.source_side()
         kept = sum(
             size for edge, size in self.keep.items() if side[network.to[edge ^ 1]] and not side[network.to[edge]]
         )
-        flow = sum(network.capacity[edge] - network.room[edge] for edge in self.sources)
+        flow = int((network.capacity[self.sources] - network.room[self.sources]).sum())
         return Cut(price, self.part_seconds * flow - price * self.room_bytes, float(kept - self.room_bytes))
 
     def best(self, price: float, enough_seconds: float) -> Cut:

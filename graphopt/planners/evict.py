@@ -17,7 +17,9 @@ import numpy as np
 from graphopt.planners.curve import CurvePoint
 from graphopt.planners.fill import fill_under
 from graphopt.planners.floor import practical_floor
-from graphopt.planners.spans import Ints, Spans, highest
+from graphopt.planners.layout import Ints
+from graphopt.planners.native import native_for
+from graphopt.planners.spans import Spans, highest
 from graphopt.problem import Problem
 
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
@@ -53,8 +55,8 @@ class Evictor:
         self.spans, self.problem, self.target, self.longest = spans, spans.problem, target, longest
         self.memory = spans.memory
         self.size, self.reads = spans.layout.sizes, spans.layout.reads
-        self.last: list[int] = spans.last.tolist()
-        self.cell_at: list[int] = spans.cell_at.tolist()
+        self.last: list[int] = spans.cells.last.tolist()
+        self.cell_at: list[int] = spans.cells.at.tolist()
         above = spans.memory > target
         #: The steps over the target, and for each step how many before it are.
         self.steps_over: list[int] = np.flatnonzero(above).tolist()
@@ -158,6 +160,9 @@ class Evictor:
 
 def lower(line: Spans, target: int, moves: int, longest: int = LONGEST) -> Ints | None:
     """The schedule with up to `moves` more evictions; None where none would help."""
+    native = native_for(line.problem)
+    if native is not None:
+        return native.lower(line.op, target, moves, longest)
     memory = line.memory.copy()
     evictor = Evictor(line, target, longest)
     steps_over, over = evictor.steps_over, evictor.over

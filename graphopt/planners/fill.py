@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.planners.curve import Curve, CurvePoint
+from graphopt.planners.native import native_for
 from graphopt.planners.spans import Spans, highest, range_maxima
 from graphopt.planners.timeline import Timeline
 from graphopt.problem import Problem
@@ -94,6 +95,14 @@ def fill(problem: Problem, seed: CurvePoint, planner: str, batches: int = 96, kn
     curve. A greedy for the unsplittable flow on a path: what fits under the present peak goes first,
     then what saves most seconds for the bytes it takes.
     """
+    native = native_for(problem)
+    if native is not None:
+        base = seed.steps
+        known_peaks = np.array([p.peak_bytes for p in known], dtype=np.int64)
+        known_seconds = np.array([p.seconds for p in known])
+        peaks, seconds, gone_at = native.fill(base, batches, known_peaks, known_seconds)
+        moves = zip(peaks.tolist(), seconds.tolist(), strict=True)
+        return [CurvePoint(peak, taken, planner, base, gone_at, at) for at, (peak, taken) in enumerate(moves)]
     rows = _Rows(Spans(problem, seed.steps))
     line = rows.line
     base = np.array(line.steps, dtype=np.int64)
@@ -118,6 +127,10 @@ def fill(problem: Problem, seed: CurvePoint, planner: str, batches: int = 96, kn
 
 def fill_under(spans: Spans, level: int) -> Spans:
     """`spans` without those recomputations that can go while its peak stays under `level`."""
+    native = native_for(spans.problem)
+    if native is not None:
+        filled = native.fill_under(spans.op, level)
+        return spans if filled is None else Spans(spans.problem, filled)
     while True:
         again, start, size = spans.recomputations()
         # Most do not fit at the ends of their gaps already.

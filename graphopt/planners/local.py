@@ -7,9 +7,9 @@ or from a new one that minimum cuts give for the budget.
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from graphopt.planners.local_moves import Search
 from graphopt.planners.mincut import Cutter
 from graphopt.planners.mincut_prices import schedules_under
+from graphopt.planners.native import native_for
 from graphopt.planners.reorder_order import in_lower_order, reordered
 from graphopt.planners.spans import Spans
 from graphopt.problem import Problem
@@ -55,8 +56,7 @@ def improve(problem: Problem, schedule: Schedule, budget_bytes: int, seconds: fl
     schedule; only where the clock says that it takes several times as long does it end early.
     """
     moves = int(seconds * MOVES_PER_SECOND / (1 + len(problem.ops) / OPS_HALVE))
-    end = time.monotonic() + PATIENCE * seconds
-    return improve_by(problem, schedule, budget_bytes, moves, seed, lambda: time.monotonic() > end)
+    return improve_by(problem, schedule, budget_bytes, moves, seed, time.monotonic() + PATIENCE * seconds)
 
 
 def improve_briefly(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule:
@@ -70,9 +70,9 @@ def improve_by(
     budget_bytes: int,
     moves: int,
     seed: int = 0,
-    late: Callable[[], bool] = lambda: False,
+    end: float = math.inf,
 ) -> Schedule:
-    """The same, by a number of moves."""
+    """The same, by a number of moves, until `end` on the monotonic clock."""
     order = tuple(dict.fromkeys(schedule))
     if order != tuple(range(len(problem.ops))):
         # Cuts are made in the order in which the ops first run here.
@@ -80,7 +80,7 @@ def improve_by(
         there = in_lower_order(problem)
         if order != reordered(problem):
             there = replace(problem, ops=tuple(problem.ops[op_id] for op_id in order))
-        found = improve_by(there, tuple(place[op_id] for op_id in schedule), budget_bytes, moves, seed, late)
+        found = improve_by(there, tuple(place[op_id] for op_id in schedule), budget_bytes, moves, seed, end)
         return tuple(order[op_id] for op_id in found)
     best = _Best(tuple(schedule), simulate(problem, schedule).seconds)
     alive = Spans(problem, range(len(problem.ops))).memory
@@ -92,13 +92,13 @@ def improve_by(
     rng = random.Random(seed)
     length = min(FIRST_ROUND, max(1, moves - CUTS * MOVES_PER_CUT))
     split, rate, turn = int(alive.argmax()), RATES[1] / 2, 0
-    while moves > 0 and not late():
+    while moves > 0 and time.monotonic() < end:
         cut = min(schedules_under(Cutter(problem, split), budget_bytes, CUTS, rate), default=None)
         if cut is not None:
             best.offer(cut[1], cut[0])
         start = cut[1] if turn % 2 and cut is not None else best.schedule
         moves -= CUTS * MOVES_PER_CUT
-        _anneal(Search(problem, start, budget_bytes, rng), best, length, min(moves, length), late)
+        _anneal(problem, start, budget_bytes, rng, best, length, min(moves, length), end)
         moves -= length
         split, rate = rng.choice(over), RATES[0] * (RATES[1] / RATES[0]) ** rng.random()
         length, turn = 2 * length, turn + 1
@@ -106,8 +106,26 @@ def improve_by(
     return best.schedule
 
 
-def _anneal(search: Search, best: _Best, length: int, moves: int, late: Callable[[], bool]) -> None:
+def _anneal(
+    problem: Problem,
+    start: Schedule,
+    budget_bytes: int,
+    rng: random.Random,
+    best: _Best,
+    length: int,
+    moves: int,
+    end: float,
+) -> None:
     """The first `moves` moves of a round of `length`."""
+    native = native_for(problem)
+    if native is not None:
+        begin = np.array(start, dtype=np.int64)
+        left = end - time.monotonic()
+        found = native.anneal(begin, budget_bytes, rng, length, moves, best.seconds, left)
+        if found is not None:
+            best.offer(tuple(found[0].tolist()), found[1])
+        return
+    search = Search(problem, start, budget_bytes, rng)
     if not search.again:
         return
     extra = search.track.seconds - search.problem.seconds
@@ -116,5 +134,5 @@ def _anneal(search: Search, best: _Best, length: int, moves: int, late: Callable
         temperature = hot * (COLD / HOT) ** (move / length)
         if search.try_move(temperature):
             best.offer(tuple(search.track.schedule), search.track.seconds)
-        if not search.again or (move % 64 == 0 and late()):
+        if not search.again or (move % 64 == 0 and time.monotonic() > end):
             return

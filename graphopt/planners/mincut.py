@@ -26,7 +26,7 @@ from graphopt.schedule import Schedule
 
 Floats = npt.NDArray[np.float64]
 
-#: Seconds are whole numbers of this share of a step's, so that flows are exact; a price that no op is worth.
+#: Seconds are whole numbers of this share of a step's, so that flows are exact; a price that not all ops are worth.
 GRAIN, TOO_DEAR = 1e-12, 10**15
 #: The first price (of keeping all that can be kept, as a share of a step), and how many there are at most.
 FIRST_PRICE, MOST_PRICES = 1e-3, 60
@@ -58,6 +58,7 @@ class Cutter:
         self.priced: dict[int, int] = {}
         for op_id in reversed(range(split)):
             self._add(op_id)
+        self.edges = np.array(list(self.priced), dtype=np.int64)
         self.values = np.array(list(self.priced.values()), dtype=np.int64)
         self.size = np.array([problem.values[v].bytes for v in self.priced.values()], dtype=np.float64)
 
@@ -78,15 +79,14 @@ class Cutter:
         for value in op.inputs:
             if problem.producer[value] >= 0 and value not in held and value not in late:
                 need[value] = min(int(need[value]), soonest)
-                network.edge(2 + op_id, 2 + split + value, TOO_DEAR * len(problem.ops))
+                network.edge(2 + op_id, 2 + split + value, TOO_DEAR)
 
     def cut(self, prices: Floats) -> frozenset[int]:
         """What to keep, at a price for each op's step in (shares of the problem's seconds) per byte."""
         total = np.concatenate([[0.0], np.cumsum(prices)])
         stop = np.maximum(self.need[self.values], self.split + 1)
         cost = self.size * (total[stop] - total[self.last[self.values] + 1]) / GRAIN
-        capacities = np.minimum(cost, TOO_DEAR).astype(np.int64).tolist()
-        self.network.price(dict(zip(self.priced, capacities, strict=True)))
+        self.network.price(self.edges, np.minimum(cost, TOO_DEAR).astype(np.int64))
         again = self.network.source_side()
         made = [op_id for op_id in range(self.split) if not again[2 + op_id]]
         outputs = (v for op_id in made for v in self.problem.ops[op_id].outputs)

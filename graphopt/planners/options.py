@@ -9,8 +9,9 @@ import numpy as np
 
 from graphopt.planners.evict import descend, reach
 from graphopt.planners.fill import fill, fill_under
+from graphopt.planners.layout import Ints
 from graphopt.planners.regions import Region, Regions
-from graphopt.planners.spans import Ints, Spans
+from graphopt.planners.spans import Spans
 from graphopt.problem import Problem
 
 #: Steps from keeping all to keeping nothing, and the ratio of the peaks of schedules that keep least.
@@ -81,7 +82,7 @@ def _option(region: Region, schedule: Sequence[int] | Ints) -> Option:
     problem, turn = region.local, region.turn
     spans = Spans(problem, schedule)
     at = int(np.flatnonzero(spans.op == turn)[0])
-    alive = spans.cell_value[(spans.cell_step < at) & (spans.last > at)]
+    alive = spans.cells.value[(spans.cells.step < at) & (spans.cells.last > at)]
     kept = frozenset(alive[spans.layout.producer[alive] < turn].tolist())
     return Option(
         kept,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from graphopt.planners.native import Native, native_for
 from graphopt.problem import Problem
 
 #: What a step costs is its share of the peak to this power: high steps count most.
@@ -135,9 +138,21 @@ class Ordering:
             self.freed[self.order[index]] = self._freed(self.order[index])
         self._fill(low, high)
 
+    def settle_by(self, native: Native, movable: Sequence[int], passes: int) -> None:
+        """See `settle`."""
+        fixed = [np.array(self.half, dtype=np.int8), np.array(self.pinned, dtype=np.uint8)]
+        fixed += [np.array(numbers, dtype=np.int64) for numbers in (self.made, self.own, self.unread)]
+        state = [np.array(numbers, dtype=np.int64) for numbers in (self.order, self.where, self.freed, self.before)]
+        native.settle(fixed, self.peak, state, np.array(movable, dtype=np.int64), passes)
+        self.order, self.where, self.freed, self.before = (numbers.tolist() for numbers in state)
+
 
 def settle(ordering: Ordering, movable: Sequence[int], passes: int) -> None:
     """Move ops one by one, until no move gains anything or all were looked at so many times."""
+    native = native_for(ordering.problem)
+    if native is not None:
+        ordering.settle_by(native, movable, passes)
+        return
     for _ in range(passes):
         moved = False
         for op in movable:

@@ -23,7 +23,7 @@ def walk_points(problem: Problem) -> list[CurvePoint]:
     peak, floor = none_curve(problem)[0].peak_bytes, practical_floor(problem)
     points: list[CurvePoint] = []
     for share in effort_for(problem).walks:
-        schedule = walk(problem, floor + int((peak - floor) * share), 0.5)
+        schedule = walk(problem, floor + int((peak - floor) * share))
         if schedule is None:
             break
         points.append(point(problem, schedule, "search"))

@@ -30,15 +30,15 @@ class Timeline:
         #: Number of reads of all of a step's outputs.
         self.reads: list[int] = np.bincount(spans.source, minlength=len(self.steps)).tolist()
         #: The cells of step `i`, each one output, are `cell_at[i]` to `cell_at[i + 1]`; for each its step and bytes.
-        self.cell_at: list[int] = spans.cell_at.tolist()
-        self.step_of: list[int] = spans.cell_step.tolist()
-        self.size: list[int] = spans.layout.size[spans.cell_value].tolist()
+        self.cell_at: list[int] = spans.cells.at.tolist()
+        self.step_of: list[int] = spans.cells.step.tolist()
+        self.size: list[int] = spans.layout.size[spans.cells.value].tolist()
         #: For each cell its readers, in order.
-        reader: list[int] = spans.read_step[spans.by_cell].tolist()
-        ends = np.cumsum(np.bincount(spans.read_cell, minlength=len(self.size))).tolist()
+        reader: list[int] = spans.cells.read_step[spans.by_cell].tolist()
+        ends = np.cumsum(np.bincount(spans.cells.read_cell, minlength=len(self.size))).tolist()
         self.readers = [reader[a:b] for a, b in pairwise([0, *ends])]
         #: For each recomputation the cells that it reads; no one asks for those of first runs.
-        cells, at = spans.read_cell.tolist(), spans.read_at.tolist()
+        cells, at = spans.cells.read_cell.tolist(), spans.read_at.tolist()
         self.sources: dict[int, list[int]] = {step: cells[at[step] : at[step + 1]] for step in again}
 
     @property

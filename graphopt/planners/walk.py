@@ -1,7 +1,7 @@
 """Offline eviction: walk the ops under a limit, evict what costs least to have again.
 
 The score is that of Kirisame et al., Dynamic Tensor Rematerialization (2021), section 2, with the
-distance to the next use, which is known here, in the place of staleness.
+root of the distance to the next use, which is known here, in the place of staleness.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
+from graphopt.planners.native import native_for
 from graphopt.planners.replay import held_values, missing_ops, pinned_values
 from graphopt.problem import Problem
 
@@ -22,8 +24,8 @@ TOLERANCE = 0.2
 class _Walk:
     """State of one walk: what is alive, what it would cost to have again, when it is read next."""
 
-    def __init__(self, problem: Problem, limit: int, patience: float) -> None:
-        self.problem, self.limit, self.patience = problem, limit, patience
+    def __init__(self, problem: Problem, limit: int) -> None:
+        self.problem, self.limit = problem, limit
         count, made = len(problem.values), problem.producer
         self.size = [value.bytes for value in problem.values]
         self.uses = [list(reversed(readers)) for readers in problem.readers]
@@ -66,7 +68,7 @@ class _Walk:
 
     def make_room(self, needed: int) -> None:
         while self.live + needed > self.limit:
-            score = self.rate / (self.next_use - self.now) ** self.patience
+            score = self.rate / np.sqrt(self.next_use - self.now)
             victim = int(score.argmin())
             if score[victim] == np.inf:
                 return
@@ -130,12 +132,15 @@ class _Walk:
                         self.rate[value] = cost / self.size[value]
 
 
-def walk(problem: Problem, limit: int, patience: float) -> list[int] | None:
+def walk(problem: Problem, limit: int) -> npt.NDArray[np.int64] | None:
     """A schedule that tries to stay under `limit` bytes; the simulator says whether it does.
 
-    `patience` is the weight of the distance to the next use; None where it recomputes without end.
+    None where it recomputes without end.
     """
-    state = _Walk(problem, limit, patience)
+    native = native_for(problem)
+    if native is not None:
+        return native.walk(limit)
+    state = _Walk(problem, limit)
     allowance = GIVE_UP * problem.seconds
     for op_id, op in enumerate(problem.ops):
         missing = [] if state.alive.issuperset(op.inputs) else missing_ops(problem, op.inputs, state.alive)
@@ -150,4 +155,4 @@ def walk(problem: Problem, limit: int, patience: float) -> list[int] | None:
         state.run(op_id)
         if allowance < 0:
             return None
-    return state.schedule
+    return np.array(state.schedule, dtype=np.int64)

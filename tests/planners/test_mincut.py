@@ -28,7 +28,7 @@ def test_cut_is_the_least_of_all_also_after_capacities_change(seed: int) -> None
         others = chain.from_iterable(combinations(range(2, 7), k) for k in range(6))
         assert cut_value(edges, side) == min(cut_value(edges, {0, *extra}) for extra in others)
         edges = [(a, b, c + rng.randrange(-c, 9)) for a, b, c in edges]
-        network.price({number: c for number, (_, _, c) in zip(numbers, edges, strict=True)})
+        network.price(np.array(numbers), np.array([capacity for *_, capacity in edges]))
 
 
 def cost(cutter: Cutter, kept: set[int], price: float) -> float:

@@ -5,7 +5,8 @@ import pytest
 
 from graphopt.planners import pareto_curve
 from graphopt.planners.fill import fill, hopeless
-from graphopt.planners.spans import Spans, highest, range_maxima, stable_order
+from graphopt.planners.layout import stable_order
+from graphopt.planners.spans import Spans, highest, range_maxima
 from graphopt.planners.sqrt_n import sqrt_n_curve
 from graphopt.planners.timeline import Timeline
 from graphopt.schedule import simulate
