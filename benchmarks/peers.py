@@ -10,21 +10,14 @@ Generator states that a recomputed random op needs are left out on all sides (5 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from peer_schedules import checkpoint_every_block, pytorch_budget
+from subjects import Peer, Subject
 
-from graphopt.errors import ScheduleError
-from graphopt.planned import CapturedGraph
 from graphopt.planners import pareto_curve
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule, simulate
-
-RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0)
+from graphopt.schedule import simulate
 
 EQUAL_SECONDS = 5e-4
 """Overheads nearer than this share of eager's time count as equal: the cost model knows no better."""
@@ -50,23 +43,24 @@ class Row:
         return "equal" if abs(gap) <= EQUAL_SECONDS else "better" if gap < 0 else "WORSE"
 
 
-def auto_points(captured: CapturedGraph, problem: Problem) -> list[tuple[int, float]]:
+def auto_points(subject: Subject) -> list[tuple[int, float]]:
     """(peak bytes, seconds) of `auto`, smallest peak first; the captured order is always one."""
-    eager = simulate(problem, captured.captured_schedule)
-    points = [(p.peak_bytes, p.seconds) for p in pareto_curve(problem)]
+    eager = simulate(subject.problem, subject.captured_schedule)
+    points = [(p.peak_bytes, p.seconds) for p in pareto_curve(subject.problem)]
     return sorted([*points, (eager.peak_bytes, eager.seconds)])
 
 
-def compare(captured: CapturedGraph, model: str, peer: str, setting: str, schedule: Schedule) -> Row:
+def compare(subject: Subject, peer: Peer) -> Row:
     """One peer's schedule against `auto` at the same peak, and at the same time."""
-    theirs, eager = simulate(captured.problem, schedule), captured.eager
-    points = auto_points(captured, captured.problem)
+    theirs = simulate(subject.problem, peer.schedule)
+    eager = simulate(subject.problem, subject.captured_schedule)
+    points = auto_points(subject)
     seconds = min((s for peak, s in points if peak <= theirs.peak_bytes), default=math.inf)
     allowed = theirs.seconds + EQUAL_SECONDS * eager.seconds
     return Row(
-        model=model,
-        peer=peer,
-        setting=setting,
+        model=subject.name,
+        peer=peer.peer,
+        setting=peer.setting,
         eager_peak_bytes=eager.peak_bytes,
         peer_peak_bytes=theirs.peak_bytes,
         peer_overhead=theirs.seconds / eager.seconds - 1,
@@ -75,22 +69,6 @@ def compare(captured: CapturedGraph, model: str, peer: str, setting: str, schedu
     )
 
 
-def compare_all(captured: CapturedGraph, model: str) -> Iterator[Row]:
-    """Every peer's points on one captured model; checkpointing only where the model has repeated blocks."""
-    by_block = checkpoint_every_block(captured)
-    if len(by_block) > len(captured.problem.ops):
-        yield compare(captured, model, "checkpoint", "every block", by_block)
-    for ratio in RATIOS:
-        try:
-            yield compare(captured, model, "PyTorch budget", f"{ratio:g}", pytorch_budget(captured, ratio))
-        except (ScheduleError, AssertionError) as error:  # an assertion is PyTorch's own, in its partitioner
-            print(
-                f"{model}: left out, PyTorch's plan at {ratio:g} is none of a training step: {error}", file=sys.stderr
-            )
-
-
-def without_gradients(captured: CapturedGraph) -> Problem:
-    """The problem where every gradient was allocated beforehand: one just made is added to it and gone."""
-    step = captured.step
-    kept = tuple(value for value in captured.problem.outputs if step.values[value].kind != "gradients")
-    return dataclasses.replace(captured.problem, outputs=kept)
+def compare_all(subject: Subject) -> Iterator[Row]:
+    """Every peer's points on one model."""
+    return (compare(subject, peer) for peer in subject.peers)

@@ -1,6 +1,6 @@
 """The planner `auto` against its peers, the literature and the optimum, on instances and on real models.
 
-python benchmarks/planners.py [name ...] [--instances FOLDER] [--cost-model roofline] [--exact SECONDS] [--json PATH]
+python benchmarks/planners.py [name ...] [--instances FOLDER] [--captures FOLDER] [--exact SECONDS] [--json PATH]
 
 Names are those of the models of tests/zoo, of instance files, or "layered"; without any, all of them.
 Instances are `graphopt.problem/1` files; what is not there is left out. `planner_tables.py` makes the
@@ -19,9 +19,10 @@ from typing import Any
 
 import peers
 import published
-from common import capture, write_json
+from common import write_json
 from layered_graphs import layered_graph
 from planner_tables import print_tables, verdicts
+from subjects import subject
 from zoo import ANCHORS, ZOO
 
 from graphopt.errors import GraphoptError
@@ -133,17 +134,16 @@ def exact_rows(name: str, curve: Curve, limit_seconds: float) -> Iterator[dict[s
         }
 
 
-def add_model(results: Results, name: str, cost_model: str, exact_seconds: float) -> None:
+def add_model(results: Results, name: str, args: argparse.Namespace) -> None:
     """One captured model: by itself, against its peers and the optimum, and beside what is published of it."""
-    captured = capture(name, cost_model)
-    curve = plan(captured.problem)
+    model = subject(name, args.cost_model, args.captures)
+    curve = plan(model.problem)
     results.problems.append(problem_row(name, "model", curve))
-    results.optima += exact_rows(name, curve, exact_seconds)
-    for row in peers.compare_all(captured, name):
+    results.optima += exact_rows(name, curve, args.exact)
+    for row in peers.compare_all(model):
         results.peers.append({**asdict(row), "verdict": row.verdict})
     if any(figure.problem == name for figure in published.WITHOUT_GRADIENTS):
-        bare = plan(peers.without_gradients(captured))
-        results.published += published_rows(published.WITHOUT_GRADIENTS, name, bare)
+        results.published += published_rows(published.WITHOUT_GRADIENTS, name, plan(model.bare))
 
 
 def add_problem(results: Results, name: str, group: str, problem: Problem, exact_seconds: float) -> None:
@@ -161,6 +161,9 @@ def main() -> int:
     parser.add_argument("--instances", type=Path, default=INSTANCES, metavar="FOLDER")
     parser.add_argument("--cost-model", default="auto")
     parser.add_argument(
+        "--captures", type=Path, metavar="FOLDER", help="captured models are kept there, and taken from there"
+    )
+    parser.add_argument(
         "--exact", type=float, default=5.0, metavar="SECONDS", help="for a budget of a small problem (default 5)"
     )
     parser.add_argument("--json", type=Path, metavar="PATH")
@@ -171,7 +174,7 @@ def main() -> int:
     for name in args.names or [*files, "layered", *models]:
         started = time.process_time()
         if name in models:
-            add_model(results, name, args.cost_model, args.exact)
+            add_model(results, name, args)
         elif name == "layered":
             for nodes, seed in LAYERED:
                 add_problem(results, f"layered {nodes}", "generated", layered_graph(nodes, seed), args.exact)

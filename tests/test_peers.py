@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import common
 import peer_schedules
 import peers
+import subjects
 
 MODELS = ("gpt2", "bert")
 RATIOS = (0.0, 0.1, 0.3, 0.5, 0.9)
@@ -23,6 +24,11 @@ RATIOS = (0.0, 0.1, 0.3, 0.5, 0.9)
 @cache
 def captured(model: str) -> CapturedGraph:
     return common.capture(model, "roofline")
+
+
+@cache
+def subject_of(model: str) -> subjects.Subject:
+    return subjects.subject_of(captured(model), model)
 
 
 @pytest.mark.parametrize("model", MODELS)

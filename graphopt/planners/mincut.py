@@ -19,7 +19,8 @@ from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto,
 from graphopt.planners.effort import effort_for
 from graphopt.planners.mincut_flow import Network
 from graphopt.planners.none import none_curve
-from graphopt.planners.replay import held_values, recompute_once
+from graphopt.planners.replay import held_values
+from graphopt.planners.replay_once import recompute_once
 from graphopt.planners.spans import Spans, point
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
@@ -123,7 +124,7 @@ def shapes(problem: Problem, split: int) -> list[Floats]:
 
 def keeping(problem: Problem, split: int, kept: frozenset[int]) -> CurvePoint:
     """The schedule that keeps these values, and computes all else again when it is first read."""
-    return point(problem, recompute_once(problem, split, set(kept)), "mincut")
+    return point(problem, recompute_once(problem, split, kept), "mincut")
 
 
 @once_per_problem

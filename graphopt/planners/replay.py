@@ -1,24 +1,30 @@
-"""Schedules from a choice of what to keep: all else is computed again just before it is read."""
+"""What must run so that values are there, and which values are never freed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from graphopt.planners.curve import once_per_problem
 from graphopt.problem import Problem
 
 
 def missing_ops(problem: Problem, wanted: Iterable[int], alive: set[int]) -> list[int]:
     """Ops to run, in order, so that all `wanted` values are there, given those that are `alive`."""
-    ops, producer = problem.ops, problem.producer
+    producer, reads = problem.producer, _reads(problem)
     needed: set[int] = set()
     stack = [v for v in wanted if producer[v] >= 0 and v not in alive]
     while stack:
         maker = producer[stack.pop()]
-        if maker in needed:
-            continue
-        needed.add(maker)
-        stack.extend(v for v in ops[maker].inputs if v not in alive and producer[v] >= 0)
+        if maker not in needed:
+            needed.add(maker)
+            stack.extend(reads[maker] - alive)
     return sorted(needed)
+
+
+@once_per_problem
+def _reads(problem: Problem) -> list[frozenset[int]]:
+    """For each op what it reads of what others make."""
+    return [frozenset(v for v in op.inputs if problem.producer[v] >= 0) for op in problem.ops]
 
 
 def pinned_values(problem: Problem) -> set[int]:
@@ -36,22 +42,3 @@ def held_values(problem: Problem) -> set[int]:
     if problem.first_backward < len(problem.ops):
         held.update(v for v in problem.outputs if problem.producer[v] >= 0)
     return held
-
-
-def recompute_once(problem: Problem, end: int, kept: set[int]) -> list[int]:
-    """Run the forward up to op `end`, keep `kept`, then compute what is missing once, when it is first read.
-
-    This is what segment checkpointing (Chen et al. 2016) and PyTorch's partitioner both emit; they
-    differ in how `kept` is chosen.
-    """
-    alive = kept | held_values(problem)
-    schedule = list(range(end))
-    for op_id in range(end, len(problem.ops)):
-        op = problem.ops[op_id]
-        if not alive.issuperset(op.inputs):
-            for again in missing_ops(problem, op.inputs, alive):
-                schedule.append(again)
-                alive.update(problem.ops[again].outputs)
-        schedule.append(op_id)
-        alive.update(op.outputs)
-    return schedule

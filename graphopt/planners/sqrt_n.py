@@ -8,7 +8,7 @@ from __future__ import annotations
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
 from graphopt.planners.cutpoints import border_values, cuts, forward_part
 from graphopt.planners.none import none_curve
-from graphopt.planners.replay import recompute_once
+from graphopt.planners.replay_once import recompute_once
 from graphopt.planners.spans import point
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule

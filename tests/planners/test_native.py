@@ -22,6 +22,7 @@ from graphopt.planners.local import improve_by
 from graphopt.planners.mincut_flow import Network
 from graphopt.planners.native import build, native_for, without_native
 from graphopt.planners.reorder_order import reordered, slightly_lower
+from graphopt.planners.replay_once import recompute_once
 from graphopt.planners.spans import Spans, point
 from graphopt.planners.walk import walk
 from graphopt.problem import Problem, Value, load_problem
@@ -101,6 +102,15 @@ def test_walks(problem: Problem, share: float) -> None:
         return None if found is None else found.tolist()
 
     own, expected = both(find, problem)
+    assert own == expected
+
+
+@given(problem=problems, seed=seeds)
+def test_what_was_not_kept_runs_once_more(problem: Problem, seed: int) -> None:
+    rng = random.Random(seed)
+    end = rng.randint(0, len(problem.ops))
+    kept = {v for v, maker in enumerate(problem.producer) if maker < 0 or rng.random() < 0.5}
+    own, expected = both(lambda p: recompute_once(p, end, kept).tolist(), problem)
     assert own == expected
 
 

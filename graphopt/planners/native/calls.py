@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Native:
         assert loaded is not None
         self._library, self._tables = loaded, Tables(problem)
         self._problem = ctypes.c_void_p(self._tables.address)
+        self._values = len(problem.values)
 
     def profile(self, schedule: Ints) -> tuple[Ints, int, float]:
         """Bytes at each step, the peak, and the seconds."""
@@ -74,6 +75,14 @@ class Native:
     def walk(self, limit: int) -> Ints | None:
         """See `walk.walk`."""
         return self._taken(self._call("walk", _whole(limit)))
+
+    def recompute_once(self, end: int, alive: Iterable[int]) -> Ints:
+        """See `replay_once.recompute_once`; those that are `alive` at the `end` of the forward."""
+        flags = np.zeros(self._values, dtype=np.uint8)
+        flags[list(alive)] = 1
+        found = self._taken(self._call("recompute_once", _whole(end), _at(flags)))
+        assert found is not None
+        return found
 
     def settle(self, fixed: Sequence[Array], peak: int, state: Sequence[Ints], movable: Ints, passes: int) -> None:
         """See `reorder_moves.settle`: what does not change of an ordering, and its state, which does."""
