@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -59,6 +60,27 @@ def pareto(points: Iterable[CurvePoint]) -> Curve:
             best.append(candidate)
             fastest = candidate.seconds
     return tuple(best)
+
+
+def at_most(curve: Curve, most_bytes: float) -> CurvePoint:
+    """The fastest point of a curve at so many bytes, of which there must be one."""
+    return curve[bisect_right(curve, most_bytes, key=lambda p: p.peak_bytes) - 1]
+
+
+def with_points(curve: Curve, points: Iterable[CurvePoint]) -> Curve:
+    """`pareto` of a Pareto curve and a few more points, in less time; the same curve where it beats them all."""
+    best, changed = list(curve), False
+    for new in points:
+        place = bisect_right(best, new.peak_bytes, key=lambda p: p.peak_bytes)
+        if place and new.seconds >= best[place - 1].seconds * (1 - LEAST_GAIN):
+            continue
+        first = place - 1 if place and best[place - 1].peak_bytes == new.peak_bytes else place
+        end = place
+        while end < len(best) and best[end].seconds >= new.seconds * (1 - LEAST_GAIN):
+            end += 1
+        best[first:end] = [new]
+        changed = True
+    return tuple(best) if changed else curve
 
 
 def pick(curve: Curve, budget_bytes: int) -> Schedule:

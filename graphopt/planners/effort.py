@@ -92,32 +92,31 @@ _SMALL = Effort(
     retouches=3,
     least_drop=5e-4,
 )
-_MEDIUM = Effort(
-    0.7,
-    0.9,
-    1.5,
-    False,
-    (0.4, 0.18, 0.04, 0.0225),
-    0.7,
-    40,
-    False,
-    (0.0,),
-    7,
-    1,
-    1,
-    8,
-    (Pass(0.97, 0.97, 1.05),),
+_MEDIUM = replace(_SMALL, lowest=2, hoists=2, crumbs=8)
+_LARGE = Effort(
+    descent=0.7,
+    polish=0.9,
+    price_ratio=1.5,
+    price_alone=False,
+    walks=(0.4, 0.18, 0.04, 0.0225),
+    apart=0.7,
+    batches=40,
+    patient=False,
+    polished=(0.0,),
+    read_outs=7,
+    lowest=1,
+    hoists=1,
+    crumbs=8,
+    passes=(Pass(0.97, 0.97, 1.05),),
     least_drop=1e-3,
 )
-_LARGE = Effort(0.8, 0.8, 1.5, False, (0.3, 0.06), 0.7, 40, False, (0.0,), 10, 0, 0, 0)
-_HUGE = Effort(0.7, 0.7, 1.5, False, (0.1,), 0.5, 40, False, (0.0,), 10, 0, 0, 0)
+_HUGE = replace(_LARGE, descent=0.8, polish=0.8, walks=(0.3, 0.06), read_outs=10, lowest=0, hoists=0)
 #: A walk looks at all values for each one that goes, so it is what grows fastest.
-_VAST = Effort(0.5, 0.7, 1.5, False, (), 0.5, 20, False, (), 10, 0, 0, 0)
+_VAST = replace(_HUGE, descent=0.7, polish=0.7, walks=(), apart=0.5, batches=20, crumbs=0, passes=())
 #: The most ops for each.
 _TABLE = (
     (130, _TINY),
-    (300, _SMALL),
-    (500, replace(_SMALL, retouches=1)),
+    (500, _SMALL),
     (1500, _MEDIUM),
     (6000, _LARGE),
     (20_000, _HUGE),

@@ -30,7 +30,7 @@ PATIENCE = 4.0
 #: Cuts before each round, the moves that one counts as, and the range of their rates.
 CUTS, MOVES_PER_CUT, RATES = 12, 25, (3.0, 12.0)
 #: Moves of a search that is one short round.
-BRIEF = 150
+BRIEF = 600
 #: First and last temperature, in what one recomputation of the start takes.
 HOT, COLD = 0.5, 0.01
 #: A schedule is better if it is faster by more than rounding.

@@ -6,7 +6,7 @@ somebody looks. Each budget starts from the best there is by then, so that gains
 
 from __future__ import annotations
 
-from graphopt.planners.curve import Curve, pareto
+from graphopt.planners.curve import Curve, at_most, pareto, with_points
 from graphopt.planners.effort import effort_for
 from graphopt.planners.evict import reach
 from graphopt.planners.fill import fill_under
@@ -36,15 +36,15 @@ def refined(problem: Problem, known: Curve) -> Curve:
 
 
 def _seconds(curve: Curve, budget_bytes: int) -> float:
-    return [p.seconds for p in curve if p.peak_bytes <= budget_bytes][-1]
+    return at_most(curve, budget_bytes).seconds
 
 
 def _lowered(problem: Problem, curve: Curve, budget_bytes: int, most_bytes: float) -> Curve:
     """With the best schedule of at most `most_bytes` lowered to the budget, and more kept again there."""
-    start = [p for p in curve if p.peak_bytes <= most_bytes][-1]
+    start = at_most(curve, most_bytes)
     if start.peak_bytes <= budget_bytes:
         return curve
     found = reach(Spans(problem, start.steps), budget_bytes)
     if found and found[-1].peak_bytes <= budget_bytes:
         found.append(fill_under(found[-1], budget_bytes))
-    return pareto([*curve, *(step.point(start.planner) for step in found)]) if found else curve
+    return with_points(curve, (step.point(start.planner) for step in found))

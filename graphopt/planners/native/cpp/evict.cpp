@@ -55,11 +55,11 @@ class Evictor {
     Ints runs_, run_at_;
     std::vector<Gap> gaps_;
     std::vector<Quote> quotes_;
-    Ints order_;
+    // The gaps that were not looked at yet by their bounds, as a heap: the least in front.
+    using Entry = std::pair<double, i64>;
+    std::vector<Entry> fresh_;
     Ints memory_;
     std::vector<char> relied_on_;
-
-    using Entry = std::pair<double, i64>;
 
     void sort_runs();
     void find_gaps();
@@ -79,7 +79,7 @@ void Evictor::sort_runs() {
     for (i64 step = 0; step < spans_.length; ++step) runs_[next[spans_.op[step]]++] = step;
 }
 
-// All stretches over steps that are over the target, those first that cost least per byte and step at best.
+// All stretches over steps that are over the target, by what they cost per byte and step at best.
 void Evictor::find_gaps() {
     Ints reader_at, reader;
     spans_.sort_reads(reader_at, reader);
@@ -101,11 +101,9 @@ void Evictor::find_gaps() {
             start = stop;
         }
     }
-    order_.resize(gaps_.size());
-    for (std::size_t at = 0; at < order_.size(); ++at) order_[at] = static_cast<i64>(at);
-    std::sort(order_.begin(), order_.end(), [this](i64 a, i64 b) {
-        return gaps_[a].bound != gaps_[b].bound ? gaps_[a].bound < gaps_[b].bound : a < b;
-    });
+    fresh_.reserve(gaps_.size());
+    for (std::size_t at = 0; at < gaps_.size(); ++at) fresh_.emplace_back(gaps_[at].bound, static_cast<i64>(at));
+    std::make_heap(fresh_.begin(), fresh_.end(), std::greater<Entry>());
 }
 
 bool Evictor::wanted(const Gap &gap) const {
@@ -168,9 +166,12 @@ bool Evictor::lower(i64 moves, Ints &schedule) {
     relied_on_.assign(problem_.values, 0);
     const i64 excess = spans_.peak - target_;
     std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> heap;
-    std::size_t fresh = 0, reached = 0;
+    std::size_t reached = 0;
     const auto next_gap = [&] {
-        if (fresh < order_.size()) heap.emplace(gaps_[order_[fresh]].bound, order_[fresh]), ++fresh;
+        if (fresh_.empty()) return;
+        std::pop_heap(fresh_.begin(), fresh_.end(), std::greater<Entry>());
+        heap.push(fresh_.back());
+        fresh_.pop_back();
     };
     next_gap();
     std::vector<std::pair<i64, i64>> made;

@@ -1,6 +1,5 @@
 // graphopt/planners/fill.py: recomputations that can go while the peak stays under a level.
 #include <algorithm>
-#include <cstring>
 
 #include "profile.h"
 #include "result.h"
@@ -72,13 +71,4 @@ extern "C" i64 graphopt_fill_under(const Problem *problem, const i64 *schedule, 
         spans = without_idle(*problem, std::move(left));
     }
     return keep(std::move(spans.op));
-}
-
-// Bytes at each step into `memory`, and the seconds; the peak.
-extern "C" i64 graphopt_profile(
-    const Problem *problem, const i64 *schedule, i64 length, i64 *memory, double *seconds) {
-    const Spans spans(*problem, Ints(schedule, schedule + length));
-    std::memcpy(memory, spans.memory.data(), spans.memory.size() * sizeof(i64));
-    *seconds = spans.seconds;
-    return spans.peak;
 }
