@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,30 @@ def capture(name: str, cost_model: str = "auto") -> CapturedGraph:
     )
     (planned,) = module.graphopt._session.planned  # type: ignore[union-attr]
     return planned.captured
+
+
+def about(device: torch.device | str) -> dict[str, str]:
+    """Where and when something is measured."""
+    device = torch.device(device)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"device": card, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
+
+
+def clock_of(device: torch.device | str, threads: int) -> Callable[[], float]:
+    """Seconds: real ones, with what is queued on a GPU; on a CPU the process's own where it has one thread."""
+    if torch.device(device).type == "cpu":
+        return time.process_time if threads == 1 else time.perf_counter
+
+    def synchronized() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return synchronized
+
+
+def write_results(path: Path | None, device: torch.device | str, rows: Any) -> None:
+    """Write rows with what they were measured on."""
+    write_json(path, {**about(device), "rows": rows})
 
 
 def write_json(path: Path | None, rows: Any) -> None:

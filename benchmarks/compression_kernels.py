@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import write_json
+from common import clock_of, write_results
 from kernels_quantize import quantizing
 from kernels_rows import Comparison, Gradients
 from kernels_sparsify import sparsifying
@@ -85,17 +84,20 @@ def show(rows: list[Row]) -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="PATH")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = time.process_time if args.threads == 1 else time.perf_counter
+    clock = clock_of(args.device, args.threads)
     rows: list[Row] = []
     for rows_of in ROWS:
-        for comparison in rows_of(Gradients()):
+        with torch.device(args.device):
+            comparisons = rows_of(Gradients())
+        for comparison in comparisons:
             rows += compare(comparison, args.rounds, clock)
-            write_json(args.json, [asdict(row) for row in rows])
+            write_results(args.json, args.device, [asdict(row) for row in rows])
     Console(width=None if sys.stdout.isatty() else 140).print(show(rows))
     return 0
 

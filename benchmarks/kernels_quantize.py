@@ -102,7 +102,7 @@ def total(wires: list[Wire], result: Tensor) -> Tensor:
 def requantize(wire: Wire, gradient: Tensor) -> Wire:
     """Half of a wire, summed with the same of another rank; the error joins what is kept."""
     levels, step = (part[: len(part) // 2] for part in wire)
-    x = total([(levels, step)] * 2, torch.empty(levels.shape))
+    x = total([(levels, step)] * 2, torch.empty(levels.shape, device=levels.device))
     result = quantize(x, x)
     gradient.view(-1, BLOCK)[: len(x)] += x
     return result

@@ -21,15 +21,22 @@ class Training:
 
     shapes: list[tuple[int, ...]]
     half: torch.dtype | None = None
+    device: str = "cpu"
     masters: list[nn.Parameter] = field(init=False)
     params: list[nn.Parameter] = field(init=False)
     given: list[Tensor] = field(init=False)
     fused: torch.optim.AdamW = field(init=False)
     foreach: torch.optim.AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
+    inverse_scale: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
+        with torch.device(self.device):
+            self.build()
+
+    def build(self) -> None:
+        """All of it on the default device."""
         self.masters = [nn.Parameter(torch.randn(shape) * 0.02) for shape in self.shapes]
         self.params = self.masters if self.half is None else [nn.Parameter(p.to(self.half)) for p in self.masters]
         self.given = [torch.randn_like(p) for p in self.params]
@@ -42,8 +49,9 @@ class Training:
             averages = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
             self.fused.state[master] = {"step": torch.zeros(()), **averages}
         self.foreach.state = self.fused.state
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+        self.scaler = torch.amp.GradScaler(self.device, init_scale=SCALE)
         self.scaler.scale(torch.ones(()))
+        self.inverse_scale = torch.tensor(1 / SCALE)
 
     @property
     def elements(self) -> int:
@@ -99,7 +107,7 @@ def _take_masters(training: Training) -> None:
 def tail(training: Training) -> None:
     """Ours: the same meaning, in two ops and two scalars."""
     gradients = [p.grad for p in training.params]
-    inverse_scale = torch.tensor(1 / SCALE)
+    inverse_scale = training.inverse_scale
     norm, found_inf = kernels.gradient_norm(gradients, 2.0)
     factor = (MAX_NORM / (norm * inverse_scale + 1e-6)).clamp(max=1.0)
     states = [training.state(name) for name in ("exp_avg", "exp_avg_sq")]

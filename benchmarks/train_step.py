@@ -1,6 +1,6 @@
 """What the end of a training step costs, beside the best that is written with torch's own tools.
 
-python benchmarks/train_step.py [--parameters 50e6] [--rounds 9] [--threads 1] [--json out.json]
+python benchmarks/train_step.py [--device cuda] [--parameters 50e6] [--rounds 9] [--threads 1] [--json out.json]
 
 Unscale, check, norm, clip and AdamW, on GPT-2-like shapes (148 + 2 tensors), gradients in fp32 and, with fp32 masters,
 in fp16. Every round runs every recipe once, in an order that turns; gradients are put back in between, outside
@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import write_json
+from common import clock_of, write_results
 from rich.console import Console
 from rich.table import Table
 from tail_bytes import moved_bytes
@@ -113,19 +112,21 @@ def show(rows: list[Row]) -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=float, default=52e6)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parameters", type=float, help="default: 52e6, on a GPU 500e6")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="PATH")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = time.process_time if args.threads == 1 else time.perf_counter
+    clock = clock_of(args.device, args.threads)
+    parameters = args.parameters or (52e6 if args.device == "cpu" else 500e6)
     rows: list[Row] = []
     for setting, half in {"fp32": None, "fp16": torch.float16}.items():
-        training = Training(shapes_of(args.parameters), half)
+        training = Training(shapes_of(parameters), half, args.device)
         title = f"{setting}, {training.elements / 1e6:.1f} M in {len(training.shapes)} tensors"
         rows += compare(title, contenders_of(training), training.refresh, args.rounds, clock)
-        write_json(args.json, [asdict(row) for row in rows])
+        write_results(args.json, args.device, [asdict(row) for row in rows])
         del training
     Console(width=None if sys.stdout.isatty() else 170).print(show(rows))
     return 0

@@ -50,7 +50,8 @@ class EagerLoop:
                 "growth_interval": how.interval,
             }
         initial = how.initial if how else 1.0
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=initial, enabled=how is not None, **moves)
+        kind = next(self.model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(kind, init_scale=initial, enabled=how is not None, **moves)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """One optimizer step on one global batch: the mean loss, and the norm before clipping."""
@@ -116,11 +117,11 @@ class Pair:
         for number, (args, kwargs) in enumerate(batches):
             torch.manual_seed(number)
             loss, norm = self.loop(*args, **kwargs)
-            after = torch.get_rng_state()
+            after = generators()
             torch.manual_seed(number)
             with graphopt.kernels.use(self.kernels):
                 out = self.step(*args, **kwargs)
-            assert torch.equal(torch.get_rng_state(), after), "the generator was left elsewhere"
+            assert all(map(torch.equal, generators(), after)), "a generator was left elsewhere"
             self.skipped += out.skipped
             if self.loop.loss_scale is not None:
                 assert self.step.loss_scale == self.loop.scaler.get_scale()
@@ -133,6 +134,11 @@ class Pair:
         """Parameters, buffers and optimizer state that are not bitwise equal, with the largest difference."""
         ours = state_of(self.step.model, self.step.optimizer)
         return differences(ours, state_of(self.loop.model, self.loop.optimizer))
+
+
+def generators() -> list[Tensor]:
+    """The states of the CPU's and all CUDA devices' generators."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
 
 
 def make_pair(build: Callable[[], nn.Module], optimizer: MakeOptimizer, **options: Any) -> Pair:

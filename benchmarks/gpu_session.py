@@ -1,0 +1,198 @@
+"""A visit to a GPU machine: tests and short benchmarks, each with its own time limit, most valuable first.
+
+python3 benchmarks/gpu_session.py OUT [--limit 230] [--only NAME ...] [--device cuda]
+
+Runs in the checkout's root with PYTHONPATH=. ; nothing need be installed but torch, triton, transformers, pytest and
+pytest-xdist. What measures no time runs side by side first, then what does, one after the other. Whole outputs go to
+files under OUT, and the end of this one's says what matters: failures, figures, tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "2",
+}
+MATRIX = "gpt2 llama_sdpa resnet50 lstm unet mixture_of_experts autocast in_place"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, the file of its output, its time limit, and what of the output is shown."""
+
+    name: str
+    command: Sequence[str]
+    limit_seconds: float
+    shown: Callable[[str], Iterable[str]]
+    alone: bool = False
+
+
+def jobs_of(out: Path, device: str) -> list[Job]:
+    """All jobs, in order of value."""
+    python = [sys.executable, "-W", "ignore"]
+    tests = ["tests/gpu/test_gpu_kernels.py", "tests/gpu/test_gpu_optimize.py", "tests/gpu/test_gpu_train_step.py"]
+    options = ["-n", "7", "-q", "--tb=short", "--show-capture=no", "-p", "no:cacheprovider", "--durations=8"]
+    matrix = [*MATRIX.split(), "--limit", "125", "--workers", "5", "--rounds", "0", "--json", f"{out}/matrix.json"]
+    tail = ["--device", device, "--rounds", "7", "--json", f"{out}/tail.json"]
+    kernels = ["--device", device, "--rounds", "7", "--json", f"{out}/kernels.json"]
+    headline = ["--device", device, "--limit", "45", "--json", f"{out}/headline.json"]
+    return [
+        Job("tests", [*python, "-m", "pytest", *tests, *options], 135, failures),
+        Job("matrix", [*python, "benchmarks/gpu.py", *matrix, "--device", device], 135, bad_cells),
+        Job("headline", [*python, "benchmarks/gpu_headline.py", *headline], 65, last(14), alone=True),
+        Job("tail", [*python, "benchmarks/train_step.py", *tail], 35, last(14), alone=True),
+        Job("kernels", [*python, "benchmarks/compression_kernels.py", *kernels], 35, last(34), alone=True),
+    ]
+
+
+def last(count: int) -> Callable[[str], list[str]]:
+    return lambda text: [line[:190] for line in text.splitlines() if line.strip()][-count:]
+
+
+def failures(text: str) -> list[str]:
+    """The lines of pytest that say what failed and why, and its last ones."""
+    lines = text.splitlines()
+    kept = [line[:230] for line in lines if line.startswith(("E  ", "____"))]
+    return [*kept[:70], *(line[:200] for line in lines[-12:])]
+
+
+def bad_cells(text: str) -> list[str]:
+    """What is not good, how long each model took, and the last line."""
+    lines = text.splitlines()
+    return [line[:330] for line in lines if line.startswith("BAD") or "done in" in line][:30] + lines[-1:]
+
+
+class Visit:
+    """Runs jobs until the time is up."""
+
+    def __init__(self, out: Path, limit_seconds: float, device: str) -> None:
+        self.out, self.end = out, time.monotonic() + limit_seconds
+        self.started = time.monotonic()
+        root = Path(__file__).resolve().parent.parent
+        self.environment = {
+            **ENVIRONMENT,
+            **os.environ,
+            "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}",
+            "GRAPHOPT_FIGURES": str(out / "figures.jsonl"),
+            "GRAPHOPT_GPU_TESTS_ON": device,
+        }
+        self.root = root
+        self.shown: dict[str, list[str]] = {}
+
+    def run(self, jobs: list[Job]) -> None:
+        together = [job for job in jobs if not job.alone]
+        threads = [threading.Thread(target=self.run_one, args=(job,)) for job in together]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for job in jobs:
+            if job.alone:
+                self.run_one(job)
+
+    def run_one(self, job: Job) -> None:
+        """Run a job to its end or its limit; its whole process group is ended then."""
+        path = self.out / f"{job.name}.txt"
+        seconds = min(job.limit_seconds, self.end - time.monotonic())
+        begun = time.monotonic() - self.started
+        if seconds < 8:
+            self.shown[job.name] = ["no time left"]
+            return
+        with path.open("w") as file:
+            process = subprocess.Popen(
+                job.command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=self.root,
+                env=self.environment,
+                start_new_session=True,
+            )
+            try:
+                code: Any = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                code = f"stopped after {seconds:.0f} s"
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(3)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+        text = path.read_text(errors="replace")
+        taken = time.monotonic() - self.started
+        header = f"=== {job.name}: exit {code}, from {begun:.0f} to {taken:.0f} s"
+        self.shown[job.name] = [header, *job.shown(text)]
+        print(header, flush=True)
+
+    def show(self) -> None:
+        """Everything, in at most 11,500 characters: the first jobs' failures, then figures, then tables."""
+        figures = self.figures()
+        parts = ["\n".join(lines) for lines in self.shown.values()]
+        room = 11500 - sum(map(len, parts))
+        print("\n".join([*parts, figures[: max(room, 1500)]]))
+
+    def figures(self) -> str:
+        """What the tests measured, a line each."""
+        path = self.out / "figures.jsonl"
+        if not path.exists():
+            return "no figures"
+        lines = []
+        for line in path.read_text().splitlines():
+            figure = json.loads(line)
+            name = str(figure.pop("test")).partition("::test_")[2].partition(" (")[0]
+            figure.pop("resident", None)
+            figure.pop("verify", None)
+            lines.append(f"{name[:60]} " + ", ".join(f"{key} {_short(value)}" for key, value in figure.items()))
+        return "\n".join(sorted(lines))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)[:90]
+
+
+def versions() -> str:
+    code = (
+        "import torch, transformers, triton; p = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else "
+        "None; print(torch.__version__, transformers.__version__, triton.__version__, p and p.name, p and "
+        "p.total_memory, torch.backends.cudnn.version(), torch.cuda.mem_get_info() if p else '')"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    return (done.stdout or done.stderr[-300:]).strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--limit", type=float, default=230, help="seconds for everything")
+    parser.add_argument("--only", nargs="*", help="names of jobs")
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    visit = Visit(args.out, args.limit, args.device)
+    print(versions(), flush=True)
+    jobs = jobs_of(args.out, args.device)
+    visit.run([job for job in jobs if not args.only or job.name in args.only])
+    visit.show()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

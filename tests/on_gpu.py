@@ -1,0 +1,61 @@
+"""What tests on a GPU share: the device, its settings, and a file for what they measure."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# read when CUDA is first used: blocks are cut to what was asked for, and cuBLAS repeats itself
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+
+import graphopt
+
+#: "cpu" runs the same tests where there is no GPU, to see that they are right themselves.
+DEVICE = os.environ.get("GRAPHOPT_GPU_TESTS_ON", "cuda")
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs CUDA"),
+]
+
+
+def deterministic() -> None:
+    """Make two runs of the same kernels the same, so that a difference is ours."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def forget() -> None:
+    """Let go of every graph and model of earlier tests: what is allocated counts as somebody's."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def note(**figures: Any) -> None:
+    """Append a line of JSON to the file that GRAPHOPT_FIGURES names."""
+    path = os.environ.get("GRAPHOPT_FIGURES")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"test": os.environ.get("PYTEST_CURRENT_TEST", ""), **figures}) + "\n")
+
+
+def at_least(budget_bytes: int, plan: Callable[[int], Any]) -> Any:
+    """`plan(budget)`, at the smallest budget that there is where that is larger."""
+    try:
+        return plan(budget_bytes)
+    except graphopt.BudgetError as error:
+        forget()
+        return plan(error.minimum_bytes)
