@@ -10,6 +10,7 @@ files under OUT, and the end of this one's says what matters: failures, figures,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -57,13 +58,35 @@ def jobs_of(out: Path, device: str) -> list[Job]:
         Job("tests", [*python, "-m", "pytest", *tests, *options], 135, failures),
         Job("matrix", [*python, "benchmarks/gpu.py", *matrix, "--device", device], 135, bad_cells),
         Job("headline", [*python, "benchmarks/gpu_headline.py", *headline], 65, last(14), alone=True),
-        Job("tail", [*python, "benchmarks/train_step.py", *tail], 35, last(14), alone=True),
-        Job("kernels", [*python, "benchmarks/compression_kernels.py", *kernels], 35, last(34), alone=True),
+        Job("tail", [*python, "benchmarks/train_step.py", *tail], 35, rows_of(out / "tail.json"), alone=True),
+        Job(
+            "kernels",
+            [*python, "benchmarks/compression_kernels.py", *kernels],
+            35,
+            rows_of(out / "kernels.json"),
+            alone=True,
+        ),
     ]
 
 
 def last(count: int) -> Callable[[str], list[str]]:
     return lambda text: [line[:190] for line in text.splitlines() if line.strip()][-count:]
+
+
+def rows_of(path: Path) -> Callable[[str], list[str]]:
+    """The rows that are in a file, and the end of the output where there are none."""
+
+    def shown(text: str) -> list[str]:
+        if not path.exists():
+            return last(12)(text)
+        lines = []
+        for row in json.loads(path.read_text())["rows"]:
+            what = row.get("setting") or row.get("work")
+            ratio = row.get("speedup") or row.get("ratio")
+            lines.append(f"{what[:42]:42} {row['contender'][:45]:45} {row['seconds'] * 1e3:9.3f} ms ×{ratio:.2f}")
+        return [*lines, *last(2)(text)]
+
+    return shown
 
 
 def failures(text: str) -> list[str]:
@@ -109,13 +132,14 @@ class Visit:
 
     def run_one(self, job: Job) -> None:
         """Run a job to its end or its limit; its whole process group is ended then."""
-        path = self.out / f"{job.name}.txt"
+        path = self.out / ("times.txt" if job.alone else f"{job.name}.txt")
         seconds = min(job.limit_seconds, self.end - time.monotonic())
         begun = time.monotonic() - self.started
         if seconds < 8:
             self.shown[job.name] = ["no time left"]
             return
-        with path.open("w") as file:
+        before = path.stat().st_size if path.exists() else 0
+        with path.open("a") as file:
             process = subprocess.Popen(
                 job.command,
                 stdout=file,
@@ -128,12 +152,8 @@ class Visit:
                 code: Any = process.wait(seconds)
             except subprocess.TimeoutExpired:
                 code = f"stopped after {seconds:.0f} s"
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    process.wait(3)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-        text = path.read_text(errors="replace")
+                _end(process)
+        text = path.read_bytes()[before:].decode(errors="replace")
         taken = time.monotonic() - self.started
         header = f"=== {job.name}: exit {code}, from {begun:.0f} to {taken:.0f} s"
         self.shown[job.name] = [header, *job.shown(text)]
@@ -157,8 +177,19 @@ class Visit:
             name = str(figure.pop("test")).partition("::test_")[2].partition(" (")[0]
             figure.pop("resident", None)
             figure.pop("verify", None)
-            lines.append(f"{name[:60]} " + ", ".join(f"{key} {_short(value)}" for key, value in figure.items()))
+            name = name.replace("_", " ")
+            lines.append(f"{name[:70]} " + ", ".join(f"{key} {_short(value)}" for key, value in figure.items()))
         return "\n".join(sorted(lines))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let it say what it has (pytest its failures), then end it and all that it started."""
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(6)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _short(value: Any) -> str:

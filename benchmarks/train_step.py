@@ -106,7 +106,7 @@ def show(rows: list[Row]) -> Table:
     for row in rows:
         spread = f"{row.lower_quartile:.2f}–{row.upper_quartile:.2f}"
         counted = f"{row.bytes_per_element:.1f}", f"{row.bytes_per_element - 24:.1f}"
-        table.add_row(row.setting, row.contender, f"{row.seconds:.4f}", f"{row.speedup:.2f}", spread, *counted)
+        table.add_row(row.setting, row.contender, f"{row.seconds:.4g}", f"{row.speedup:.2f}", spread, *counted)
     return table
 
 

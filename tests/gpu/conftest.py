@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
-from on_gpu import deterministic, forget
+from on_gpu import deterministic, forget, note
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +15,12 @@ def clean_device() -> Iterator[None]:
     forget()
     yield
     forget()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What failed is told at once: time on a GPU may end before the summary comes."""
+    report = yield
+    if report.failed:
+        note(failed=item.name, why=str(call.excinfo.value)[:600] if call.excinfo else "")
+    return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -176,18 +175,19 @@ def test_a_second_size_of_batch_is_predicted_too() -> None:
     model = layers()
     step = graphopt.train_step(model, nn.functional.mse_loss, optim.AdamW(model.parameters(), 1e-3), accumulate=2)
     found = []
-    for count in (256, 2048):
+    for count in (256, 300):  # of which 44 are a micro-batch of their own
         step(*pieces(count))
         found.append((step.plan.peak_bytes, peak_of(step, pieces(count))))
     note(found=found, resident=dict(step.plan.resident_bytes))
     assert all(abs(predicted / measured - 1) <= 0.02 for predicted, measured in found)
 
 
-@pytest.mark.parametrize("make", [lambda p: optim.AdamW(p, 1e-3), lambda p: optim.AdamW(p, 1e-3, capturable=True)])
-def test_state_goes_back_and_forth_between_step_and_optimizer(make: Callable[..., optim.Optimizer]) -> None:
+@pytest.mark.parametrize("how", ["fused", "foreach", *(["capturable"] if DEVICE == "cuda" else [])])
+def test_state_goes_back_and_forth_between_step_and_optimizer(how: str) -> None:
     """Counts of steps are on the device here, and on the CPU in an optimizer that is neither fused nor capturable."""
     twins = [layers() for _ in range(2)]
-    optimizers = [make(twin.parameters()) for twin in twins]
+    options: dict[str, Any] = {how: True}
+    optimizers = [optim.AdamW(twin.parameters(), 1e-3, **options) for twin in twins]
     batch = pieces(64)
     step = graphopt.train_step(twins[0], nn.functional.mse_loss, optimizers[0])
 
