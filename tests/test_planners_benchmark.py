@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import layered_graphs
 import planner_tables
 import published
+import subjects
 
 
 def _load_benchmark() -> Any:
@@ -93,7 +94,7 @@ def test_published_figures_are_of_problems_that_there_are() -> None:
 def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     save_problem(layered_graphs.layered_graph(40, 0), tmp_path / "small.json")
     monkeypatch.setattr(benchmark, "INSTANCES", tmp_path)
-    monkeypatch.setattr(benchmark.peers, "RATIOS", (0.3, 0.7))
+    monkeypatch.setattr(subjects, "RATIOS", (0.3, 0.7))
     out = tmp_path / "out.json"
     words = ["planners.py", "small", "unet", "--instances", str(tmp_path), "--cost-model", "roofline"]
     monkeypatch.setattr(sys, "argv", [*words, "--exact", "0", "--json", str(out)])

@@ -10,7 +10,7 @@ from graphopt.planners.chain import chain_curve
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
 from graphopt.planners.effort import effort_for
 from graphopt.planners.mincut import mincut_curve
-from graphopt.planners.polish import crumb_points, lowest_points, polish_points
+from graphopt.planners.polish import lowest_points, polish_points, with_crumbs
 from graphopt.planners.refine import refined
 from graphopt.planners.reorder_order import in_lower_order, in_own_ids, slightly_lower
 from graphopt.planners.retouch import retouched
@@ -37,10 +37,9 @@ def _lowest(problem: Problem, members: list[Curve], best: Curve) -> list[CurvePo
 def auto_curve(problem: Problem) -> Curve:
     """The curve of the problem's own order, and that of another one where its peak is clearly lower, made better."""
     curve = pareto([*_in_both_orders(problem), point(problem, slightly_lower(problem), "reorder")])
-    curve = refined(problem, curve)
-    curve = pareto([*curve, *crumb_points(problem, curve)])
-    better = retouched(problem, curve)
-    return pareto([*better, *crumb_points(problem, better, known=curve)])
+    done: set[CurvePoint] = set()
+    curve = with_crumbs(problem, refined(problem, curve), done)
+    return with_crumbs(problem, retouched(problem, curve), done)
 
 
 def _in_both_orders(problem: Problem) -> Curve:

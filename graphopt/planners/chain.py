@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphopt.planners.chain_actions import Action, performed
 from graphopt.planners.chain_programme import SLOTS, Chain
 from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
 from graphopt.planners.effort import effort_for
 from graphopt.planners.none import none_curve
 from graphopt.planners.options import options_of
-from graphopt.planners.regions import regions_of
-from graphopt.planners.replay import missing_ops
+from graphopt.planners.regions import Regions, regions_of
 from graphopt.planners.spans import point
 from graphopt.problem import Problem
 from graphopt.schedule import Schedule
@@ -22,15 +22,14 @@ ROOMS = (1.0, 0.0)
 
 
 class _Writer:
-    """Turns the programme's choices into a schedule of the problem's ops."""
+    """Turns the dynamic programme's choices into what to do, one thing after the other."""
 
-    def __init__(self, problem: Problem, chain: Chain) -> None:
-        self.problem, self.chain, self.regions = problem, chain, chain.regions
-        self.alive = set(self.regions.held)
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self.regions = chain, chain.regions
         self.pending: list[frozenset[int]] = []
-        self.schedule: list[int] = []
+        self.done: list[Action] = []
 
-    def write(self, slots: int) -> list[int]:
+    def write(self, slots: int) -> list[Action]:
         # An explicit stack: a chain of many regions nests deep.
         stack: list[tuple[str, int, int, int]] = [("run", 0, self.chain.count - 1, slots)]
         while stack:
@@ -41,8 +40,8 @@ class _Writer:
                 self.backward(i, number)
             else:
                 border = self.regions.border
-                self.alive -= border[i] - border[j] - self.kept(j, number) - self.regions.held
-        return self.schedule
+                self.forget(border[i] - border[j] - self.kept(j, number))
+        return self.done
 
     def run(self, stack: list[tuple[str, int, int, int]], i: int, j: int, slots: int) -> None:
         option, after = self.chain.choice(i, j, slots)
@@ -57,42 +56,23 @@ class _Writer:
             stack.append(("forget", after, i, option))
             stack.append(("run", after, j, slots - int(self.chain.more[i, after])))
         else:
-            self.pass_through()
+            # One pass over the forward leaves behind what is pending.
+            self.done.append(Action("reach", list(frozenset().union(*self.pending))))
+            self.pending.clear()
 
     def kept(self, region: int, option: int) -> frozenset[int]:
         """The values that an option keeps; none where -1 stands for no option."""
         values = self.regions.parts[region].values
         return frozenset(values[v] for v in self.chain.options[region][option].kept) if option >= 0 else frozenset()
 
-    def pass_through(self) -> None:
-        """One pass over the forward that leaves behind what is pending."""
-        wanted: set[int] = set().union(*self.pending)
-        if self.schedule:
-            self.schedule.extend(missing_ops(self.problem, wanted, self.alive))
-        else:
-            self.schedule.extend(range(self.regions.end))
-        self.alive |= wanted
-        self.pending.clear()
-
     def backward(self, region: int, option: int) -> None:
-        """The backward of a region as its option has it; what it misses all the same is computed before it is read."""
-        ops, part, alive = self.problem.ops, self.regions.parts[region], self.alive
-        here: set[int] = set()
+        """The backward of a region as its option has it."""
+        ops = self.regions.parts[region].ops
+        self.done.append(Action("run", [ops[local] for local in self.chain.options[region][option].steps]))
+        self.forget(self.kept(region, option) - self.regions.border[region])
 
-        def run(op_id: int) -> None:
-            self.schedule.append(op_id)
-            if op_id < self.regions.end:
-                here.update([v for v in ops[op_id].outputs if v not in alive])
-            alive.update(ops[op_id].outputs)
-
-        for local in self.chain.options[region][option].steps:
-            op_id = part.ops[local]
-            if not alive.issuperset(ops[op_id].inputs):
-                for again in missing_ops(self.problem, ops[op_id].inputs, alive):
-                    run(again)
-            run(op_id)
-        alive -= here
-        alive -= self.kept(region, option) - self.regions.held - self.regions.border[region]
+    def forget(self, values: frozenset[int]) -> None:
+        self.done.append(Action("forget", list(values - self.regions.held)))
 
 
 def chain_points(problem: Problem) -> list[CurvePoint]:
@@ -101,10 +81,10 @@ def chain_points(problem: Problem) -> list[CurvePoint]:
     if regions is None:
         return []
     options = options_of(regions)
-    return [found for room in ROOMS for found in _points(problem, Chain(problem, regions, options, room))]
+    return [found for room in ROOMS for found in _points(problem, regions, Chain(problem, regions, options, room))]
 
 
-def _points(problem: Problem, chain: Chain) -> list[CurvePoint]:
+def _points(problem: Problem, regions: Regions, chain: Chain) -> list[CurvePoint]:
     cost = chain.seconds[0, -1, chain.PAD :]
     reachable = np.flatnonzero(np.isfinite(cost))
     if not len(reachable):
@@ -112,7 +92,7 @@ def _points(problem: Problem, chain: Chain) -> list[CurvePoint]:
     first = int(reachable[0])
     wanted = np.geomspace(max(1, first), SLOTS, effort_for(problem).read_outs).astype(np.int64)
     memories = sorted({int(np.flatnonzero(cost == cost[max(m, first)])[0]) for m in wanted.tolist()})
-    return [point(problem, _Writer(problem, chain).write(m), "chain") for m in memories]
+    return [point(problem, performed(problem, regions, _Writer(chain).write(m)), "chain") for m in memories]
 
 
 @once_per_problem

@@ -43,11 +43,7 @@ class Chain:
         #: Time of the forward before each region.
         self.passed = np.array([0.0, *accumulate(own)])
         self.extra = [own[i] + np.array([o.seconds for o in options[i]]) for i in range(count)]
-        size = problem.values
-        more = np.zeros((count, count))
-        for i in range(count):
-            for k in range(i + 1, count):
-                more[i, k] = sum(size[v].bytes for v in regions.border[k] - regions.border[i])
+        more = _beside(problem, regions)
         backward = [[o.backward_bytes + base for o in options[i]] for i, base in enumerate(regions.backward_base)]
         widest = max(max(each) for each in backward)
         kept = sum(max(o.kept_bytes for o in each) for each in options)
@@ -120,6 +116,19 @@ class Chain:
             if split[at] < keep[option]:
                 return -1, i + 1 + at
         return option, i + 1
+
+
+def _beside(problem: Problem, regions: Regions) -> Ints:
+    """Bytes of what enters region k and does not enter region i < k; 0 elsewhere."""
+    entering = sorted(frozenset().union(*regions.border))
+    place = {value: at for at, value in enumerate(entering)}
+    # Whole numbers: for others numpy wakes threads, which take longer than the product.
+    enters = np.zeros((len(regions.border), len(entering)), dtype=np.int64)
+    for number, border in enumerate(regions.border):
+        enters[number, [place[value] for value in border]] = 1
+    both = enters * np.array([problem.values[value].bytes for value in entering], dtype=np.int64) @ enters.T
+    beside: Ints = np.triu(both.diagonal()[None, :] - both, 1)
+    return beside
 
 
 def _padded(rows: list[Number], most: int, filler: float) -> Number:

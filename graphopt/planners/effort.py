@@ -43,6 +43,8 @@ class Effort:
     #: Planners from whose lowest schedules the lowest of all is sought, and rounds of hoisting there.
     lowest: int
     hoists: int
+    #: Ratios of one target to the one above it on the way down from there.
+    bottom: tuple[float, ...]
     #: How many of a curve's drops are tried hard to be had for less.
     crumbs: int
     #: Passes over the curve at which points are lowered to budgets.
@@ -68,9 +70,10 @@ _TINY = Effort(
     read_outs=6,
     lowest=3,
     hoists=5,
+    bottom=(0.95, 0.9),
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
-    retouches=10,
+    retouches=30,
     both=True,
     least_drop=5e-4,
 )
@@ -87,36 +90,50 @@ _SMALL = Effort(
     read_outs=8,
     lowest=3,
     hoists=5,
+    bottom=(0.95, 0.9),
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
-    retouches=3,
+    retouches=20,
     least_drop=5e-4,
 )
-_MEDIUM = replace(_SMALL, lowest=2, hoists=2, crumbs=8)
-_LARGE = Effort(
-    descent=0.7,
-    polish=0.9,
+_MEDIUM = replace(_SMALL, bottom=(0.95,), crumbs=8, retouches=4)
+_LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0)
+_HUGE = replace(
+    _LARGE,
+    descent=0.8,
+    polish=0.8,
     price_ratio=1.5,
     price_alone=False,
-    walks=(0.4, 0.18, 0.04, 0.0225),
+    walks=(0.3, 0.06),
     apart=0.7,
     batches=40,
     patient=False,
-    polished=(0.0,),
-    read_outs=7,
     lowest=1,
     hoists=1,
-    crumbs=8,
+    bottom=(0.9,),
     passes=(Pass(0.97, 0.97, 1.05),),
     least_drop=1e-3,
 )
-_HUGE = replace(_LARGE, descent=0.8, polish=0.8, walks=(0.3, 0.06), read_outs=10, lowest=0, hoists=0)
 #: A walk looks at all values for each one that goes, so it is what grows fastest.
-_VAST = replace(_HUGE, descent=0.7, polish=0.7, walks=(), apart=0.5, batches=20, crumbs=0, passes=())
+_VAST = replace(
+    _HUGE,
+    descent=0.7,
+    polish=0.7,
+    walks=(),
+    apart=0.5,
+    batches=20,
+    read_outs=10,
+    lowest=0,
+    hoists=0,
+    crumbs=0,
+    passes=(),
+    least_drop=math.inf,
+)
 #: The most ops for each.
 _TABLE = (
     (130, _TINY),
-    (500, _SMALL),
+    (300, _SMALL),
+    (500, replace(_SMALL, retouches=10)),
     (1500, _MEDIUM),
     (6000, _LARGE),
     (20_000, _HUGE),

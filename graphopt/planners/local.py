@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from graphopt.planners.local_moves import Search
-from graphopt.planners.mincut import Cutter
+from graphopt.planners.mincut import cutter_at
 from graphopt.planners.mincut_prices import schedules_under
 from graphopt.planners.native import native_for
 from graphopt.planners.reorder_order import in_lower_order, reordered
@@ -24,13 +24,13 @@ from graphopt.problem import Problem
 from graphopt.schedule import Schedule, simulate
 
 #: Moves of the first round; moves in a second, for small problems and less for each so many ops.
-FIRST_ROUND, MOVES_PER_SECOND, OPS_HALVE = 400, 4000, 1500
+FIRST_ROUND, MOVES_PER_SECOND, OPS_HALVE = 400, 40_000, 1500
 #: The clock ends a search that takes this many times as long as it should.
 PATIENCE = 4.0
 #: Cuts before each round, the moves that one counts as, and the range of their rates.
 CUTS, MOVES_PER_CUT, RATES = 12, 25, (3.0, 12.0)
 #: Moves of a search that is one short round.
-BRIEF = 600
+BRIEF = 400
 #: First and last temperature, in what one recomputation of the start takes.
 HOT, COLD = 0.5, 0.01
 #: A schedule is better if it is faster by more than rounding.
@@ -93,7 +93,7 @@ def improve_by(
     length = min(FIRST_ROUND, max(1, moves - CUTS * MOVES_PER_CUT))
     split, rate, turn = int(alive.argmax()), RATES[1] / 2, 0
     while moves > 0 and time.monotonic() < end:
-        cut = min(schedules_under(Cutter(problem, split), budget_bytes, CUTS, rate), default=None)
+        cut = min(schedules_under(cutter_at(problem, split), budget_bytes, CUTS, rate), default=None)
         if cut is not None:
             best.offer(cut[1], cut[0])
         start = cut[1] if turn % 2 and cut is not None else best.schedule

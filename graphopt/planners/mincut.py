@@ -94,6 +94,19 @@ class Cutter:
         return frozenset(v for v in outputs if v in self.late or again[2 + self.split + v])
 
 
+@once_per_problem
+def _cutters(_: Problem) -> dict[int, Cutter]:
+    return {}
+
+
+def cutter_at(problem: Problem, split: int) -> Cutter:
+    """The problem's cutter at a step; building one takes as long as some cuts."""
+    known = _cutters(problem)
+    if split not in known:
+        known[split] = Cutter(problem, split)
+    return known[split]
+
+
 def sweep(cutter: Cutter, shape: Floats) -> Iterator[frozenset[int]]:
     """What is kept at ever higher prices in the proportions of `shape`, each choice once."""
     sizes = cutter.problem.values
@@ -131,7 +144,7 @@ def keeping(problem: Problem, split: int, kept: frozenset[int]) -> CurvePoint:
 def mincut_curve(problem: Problem) -> Curve:
     """Cuts at the highest step of the problem's own order."""
     split = Spans(problem, range(len(problem.ops))).memory.argmax()
-    cutter = Cutter(problem, int(split))
+    cutter = cutter_at(problem, int(split))
     points = [keeping(problem, cutter.split, kept) for s in shapes(problem, cutter.split) for kept in sweep(cutter, s)]
     return pareto([*points, *none_curve(problem)])
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
-from graphopt.planners.curve import Curve, CurvePoint
+from graphopt.planners.curve import Curve, CurvePoint, with_points
 from graphopt.planners.effort import effort_for
 from graphopt.planners.evict import LONGEST_AT_LOWEST, descend, lower
 from graphopt.planners.hoist import hoist
@@ -15,6 +15,8 @@ from graphopt.problem import Problem
 CRUMBS, FEW = (0.0, 1e-4, 2e-3), 8
 #: Where a step takes more than this many times its seconds, only the largest drops are worth a look.
 DEAR = 1.1
+#: How often crumbs are looked for under what came of crumbs.
+ROUNDS = 2
 
 
 def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
@@ -39,8 +41,8 @@ def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
     for _ in range(effort.hoists):
         hoisted = point(problem, hoist(problem, lowest.schedule), lowest.planner)
         found = [hoisted]
-        for longest in LONGEST_AT_LOWEST:
-            found += descend(problem, hoisted.schedule, lowest.planner, effort.polish, nearer=2, longest=longest)
+        for ratio, longest in product(effort.bottom, LONGEST_AT_LOWEST):
+            found += descend(problem, hoisted.schedule, lowest.planner, ratio, nearer=2, longest=longest)
         points.extend(found)
         least = min(found, key=lambda p: (p.peak_bytes, p.seconds))
         if least.peak_bytes >= lowest.peak_bytes:
@@ -49,12 +51,21 @@ def lowest_points(problem: Problem, lowest: CurvePoint) -> list[CurvePoint]:
     return points
 
 
-def crumb_points(problem: Problem, curve: Curve, known: Curve = ()) -> list[CurvePoint]:
-    """Points just under those before a curve's drops: crumbs given up in place of a whole block.
+def with_crumbs(problem: Problem, curve: Curve, done: set[CurvePoint]) -> Curve:
+    """The curve with points just under those before its drops: crumbs given up in place of a whole block.
 
-    Under points of a `known` curve that was done before.
+    What comes of it has drops of its own. Under points that are `done` that was looked for before; those that are
+    looked at now join them.
     """
-    effort, done = effort_for(problem), frozenset(known)
+    for _ in range(ROUNDS):
+        before, curve = curve, with_points(curve, _crumb_points(problem, curve, done))
+        if curve is before:
+            break
+    return curve
+
+
+def _crumb_points(problem: Problem, curve: Curve, done: set[CurvePoint]) -> list[CurvePoint]:
+    effort = effort_for(problem)
     steps = (pair for pair in pairwise(curve) if pair[1] not in done)
     drops = sorted(steps, key=lambda pair: pair[1].seconds - pair[0].seconds)
     points: list[CurvePoint] = []
@@ -64,6 +75,7 @@ def crumb_points(problem: Problem, curve: Curve, known: Curve = ()) -> list[Curv
             break
         if not large and high.seconds > DEAR * problem.seconds:
             continue
+        done.add(high)
         line = Spans(problem, high.steps)
         for crumb in CRUMBS if large else CRUMBS[:1]:
             lowered = lower(line, int(high.peak_bytes * (1 - crumb)) - 1, FEW)

@@ -78,9 +78,16 @@ class Native:
 
     def recompute_once(self, end: int, alive: Iterable[int]) -> Ints:
         """See `replay_once.recompute_once`; those that are `alive` at the `end` of the forward."""
+        return self._replayed("recompute_once", end, alive)
+
+    def perform(self, end: int, alive: Iterable[int], actions: Ints) -> Ints:
+        """See `chain_actions.performed`."""
+        return self._replayed("perform", end, alive, *_row(actions))
+
+    def _replayed(self, name: str, end: int, alive: Iterable[int], *arguments: object) -> Ints:
         flags = np.zeros(self._values, dtype=np.uint8)
         flags[list(alive)] = 1
-        found = self._taken(self._call("recompute_once", _whole(end), _at(flags)))
+        found = self._taken(self._call(name, _whole(end), _at(flags), *arguments))
         assert found is not None
         return found
 
@@ -128,6 +135,7 @@ def cut(out_at: Ints, out: Ints, to: Ints, room: Ints) -> list[bool] | None:
 
 
 def _at(array: Array) -> ctypes.c_void_p:
+    """Good as long as somebody else holds the array."""
     return ctypes.c_void_p(array.ctypes.data)
 
 
