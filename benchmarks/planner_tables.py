@@ -24,6 +24,7 @@ Data = dict[str, list[dict[str, Any]]]
 SHOWN = {"model": ("0.7", "0.5", "0.35", "0.25"), "instance": ("0.9", "0.8", "0.6", "0.4")}
 """Shares of eager's peak in the tables; the JSON has more."""
 NEAR_OPTIMUM = 0.01
+MOST_OPS, MOST_SECONDS = 1000, 0.5
 BEGIN, END, VERDICTS = "<!-- planners -->", "<!-- end of planners -->", "Verdicts"
 """Where the tables stand in a page, and the one that a README has."""
 
@@ -45,6 +46,7 @@ def verdicts(data: Data) -> list[dict[str, Any]]:
             *_against_peers(data),
             *_against_published(data["published"]),
             *_against_optima(data["optima"]),
+            *_in_time(data),
         )
     ]
 
@@ -91,6 +93,26 @@ def _against_optima(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, bool,
     yield "auto is within 1% of every proven optimum", above[worst] <= NEAR_OPTIMUM, detail
 
 
+def _in_time(data: Data) -> Iterator[tuple[str, bool, str]]:
+    """Processor seconds of whole curves: against those of a solver for one budget, and of all up to 1,000 ops."""
+    theirs = [row for row in data["optima"] if row["peer"] == "Moccasin"]
+    if theirs:
+        ratios = {f"{r['problem']} at {r['share']:.0%}": r["solver_seconds"] / r["auto_seconds"] for r in theirs}
+        least = min(ratios, key=lambda name: ratios[name])
+        detail = f"{statistics.median(ratios.values()):,.0f}th in the median, {ratios[least]:,.0f}th at most ({least})"
+        claim = "auto plans all budgets in a hundredth of the time in which Moccasin proves one"
+        yield claim, ratios[least] >= 100, detail
+    small = {row["name"]: row["plan_seconds"] for row in data["problems"] if row["ops"] <= MOST_OPS}
+    if small:
+        slowest = max(small, key=lambda name: small[name])
+        detail = f"{len(small)} problems, {statistics.median(small.values()):.2f} s in the median, "
+        yield (
+            f"up to {MOST_OPS:,} ops, auto plans all budgets in {MOST_SECONDS} s",
+            small[slowest] < MOST_SECONDS,
+            f"{detail}{small[slowest]:.2f} s at most ({slowest})",
+        )
+
+
 def _above(row: dict[str, Any]) -> float:
     if row["auto_overhead"] is None:
         return float("inf")
@@ -127,7 +149,8 @@ def _models(data: Data) -> Grid:
         "their lowest",
     )
     return Grid(
-        "Models: extra time at shares of eager's peak (no plan can be below); every block in torch.utils.checkpoint; "
+        "Models: extra time at shares of eager's peak (no plan can be below); smallest budget, and a floor under it: "
+        "the largest op with what must be kept; every block in torch.utils.checkpoint; "
         "PyTorch's activation_memory_budget: auto better / equal / worse, and by how many points in the median",
         columns,
         rows,
@@ -137,20 +160,21 @@ def _models(data: Data) -> Grid:
 def _instances(data: Data) -> Grid:
     rows = [_figures(row, SHOWN["instance"]) for row in data["problems"] if row["group"] != "model"]
     return Grid(
-        "Instances of the literature, and generated ones: extra time at shares of the peak (no plan can be below)",
+        "Instances of the literature, and generated ones: the same, at shares of the peak",
         _columns(SHOWN["instance"]),
         rows,
     )
 
 
 def _columns(shares: Sequence[str]) -> tuple[str, ...]:
-    return ("", "ops", "planned in", *(f"{float(share):.0%}" for share in shares), "smallest budget")
+    return ("", "ops", "planned in", *(f"{float(share):.0%}" for share in shares), "smallest budget", "floor")
 
 
 def _figures(row: dict[str, Any], shares: Sequence[str]) -> tuple[str, ...]:
     cells = (_with_bound(row["shares"].get(share)) for share in shares)
     least = f"{row['minimum_bytes'] / row['eager_peak_bytes']:.0%}: {_percent(row['minimum_overhead'])}"
-    return (row["name"], f"{row['ops']:,}", f"{row['plan_seconds']:.2f} s", *cells, least)
+    floor = f"{row['floor_bytes'] / row['eager_peak_bytes']:.0%}"
+    return (row["name"], f"{row['ops']:,}", f"{row['plan_seconds']:.2f} s", *cells, least, floor)
 
 
 def _with_bound(at_share: dict[str, float] | None) -> str:

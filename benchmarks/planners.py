@@ -103,7 +103,8 @@ def published_rows(figures: Sequence[published.Figure], name: str, curve: Curve)
     """What others are said to reach on this problem, with `auto` at the same share."""
     for figure in figures:
         if figure.problem == name:
-            yield {**asdict(figure), "auto_overhead": curve.overhead_at(figure.share)}
+            ours = {"auto_overhead": curve.overhead_at(figure.share), "auto_seconds": curve.plan_seconds}
+            yield {**asdict(figure), **ours}
 
 
 def exact_rows(name: str, curve: Curve, limit_seconds: float) -> Iterator[dict[str, Any]]:
@@ -131,6 +132,7 @@ def exact_rows(name: str, curve: Curve, limit_seconds: float) -> Iterator[dict[s
             "note": "proven" if found.proven else "not proven",
             "auto_overhead": curve.overhead_at(share),
             "solver_seconds": time.monotonic() - started,
+            "auto_seconds": curve.plan_seconds,
         }
 
 

@@ -56,11 +56,12 @@ def test_layered_graphs_are_as_dense_as_the_published_ones(nodes: int, edges: fl
 
 
 def data(**changes: Any) -> planner_tables.Data:
-    problem = {"name": "m", "group": "model", "minimum_bytes": 40}
+    problem = {"name": "m", "group": "model", "minimum_bytes": 40, "ops": 900, "plan_seconds": 0.4}
     peer = {"model": "m", "peer": "checkpoint", "setting": "every block", "eager_peak_bytes": 100, "verdict": "better"}
     peer |= {"peer_peak_bytes": 50, "peer_overhead": 0.3, "auto_overhead": 0.1}
     figure = {"problem": "i", "peer": "DTR", "share": 0.8, "overhead": 0.02, "auto_overhead": 0.01, "note": ""}
-    return {"problems": [problem], "peers": [peer | changes], "published": [figure | changes], "optima": [figure]}
+    optimum = figure | {"peer": "Moccasin", "solver_seconds": 50.0, "auto_seconds": 0.4}
+    return {"problems": [problem], "peers": [peer | changes], "published": [figure | changes], "optima": [optimum]}
 
 
 def holding(found: planner_tables.Data) -> list[bool]:
@@ -68,10 +69,14 @@ def holding(found: planner_tables.Data) -> list[bool]:
 
 
 def test_verdicts_hold_only_where_they_do() -> None:
-    assert holding(data()) == [True] * 5
-    assert holding(data(auto_overhead=0.4, verdict="WORSE")) == [False, False, True, False, True]
-    assert holding(data(peer_peak_bytes=39)) == [True, True, False, True, True]
-    assert holding(data() | {"optima": [data()["optima"][0] | {"auto_overhead": 0.04}]})[-1] is False
+    assert holding(data()) == [True] * 7
+    assert holding(data(auto_overhead=0.4, verdict="WORSE")) == [False, False, True, False, True, True, True]
+    assert holding(data(peer_peak_bytes=39)) == [True, True, False, True, True, True, True]
+    for change, place in (({"auto_overhead": 0.04}, 4), ({"auto_seconds": 0.6}, 5)):
+        found = holding(data() | {"optima": [data()["optima"][0] | change]})
+        assert [at for at, holds in enumerate(found) if not holds] == [place]
+    for change, last in (({"plan_seconds": 0.6}, False), ({"plan_seconds": 0.6, "ops": 1001}, True)):
+        assert all(holding(data() | {"problems": [data()["problems"][0] | change]})) is last
     assert holding({"problems": [], "peers": [], "published": [], "optima": []}) == []
 
 

@@ -96,7 +96,7 @@ _SMALL = Effort(
     retouches=20,
     least_drop=5e-4,
 )
-_MEDIUM = replace(_SMALL, bottom=(0.95,), crumbs=8, retouches=4)
+_MEDIUM = replace(_SMALL, bottom=(0.95,), crumbs=8, retouches=2)
 _LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0)
 _HUGE = replace(
     _LARGE,

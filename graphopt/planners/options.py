@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
@@ -45,8 +46,8 @@ def options_of(regions: Regions) -> list[list[Option]]:
 
 
 def _at_median(parts: Sequence[Region]) -> Region:
-    seconds = np.median([[op.seconds for op in part.local.ops] for part in parts], axis=0).tolist()
-    ops = tuple(replace(op, seconds=s) for op, s in zip(parts[0].local.ops, seconds, strict=True))
+    seconds = zip(*([op.seconds for op in part.local.ops] for part in parts), strict=True)
+    ops = tuple(replace(op, seconds=median(s)) for op, s in zip(parts[0].local.ops, seconds, strict=True))
     return replace(parts[0], local=replace(parts[0].local, ops=ops))
 
 

@@ -136,7 +136,7 @@ def cut(out_at: Ints, out: Ints, to: Ints, room: Ints) -> list[bool] | None:
 
 def _at(array: Array) -> ctypes.c_void_p:
     """Good as long as somebody else holds the array."""
-    return ctypes.c_void_p(array.ctypes.data)
+    return ctypes.c_void_p(array.__array_interface__["data"][0])
 
 
 def _row(array: Array) -> tuple[ctypes.c_void_p, ctypes.c_int64]:

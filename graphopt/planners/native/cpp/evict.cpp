@@ -53,6 +53,8 @@ class Evictor {
     Ints steps_over_, over_;
     // Steps by op; those of op i begin at run_at_[i].
     Ints runs_, run_at_;
+    // By value, where its op runs once: the last read; -1 elsewhere.
+    Ints only_last_;
     std::vector<Gap> gaps_;
     std::vector<Quote> quotes_;
     // The gaps that were not looked at yet by their bounds, as a heap: the least in front.
@@ -66,7 +68,7 @@ class Evictor {
     bool wanted(const Gap &gap) const;
     bool price(i64 number, double allowed);
     bool fits(i64 size, i64 last, i64 start, i64 stop, i64 freed) const;
-    i64 last_before(i64 source, i64 slot, i64 stop) const;
+    i64 last_before(i64 value, i64 source, i64 stop) const;
     void insert_into(Ints &schedule, std::vector<std::pair<i64, i64>> &made) const;
 };
 
@@ -77,6 +79,11 @@ void Evictor::sort_runs() {
     Ints next(run_at_.begin(), run_at_.end() - 1);
     runs_.resize(spans_.length);
     for (i64 step = 0; step < spans_.length; ++step) runs_[next[spans_.op[step]]++] = step;
+    only_last_.assign(problem_.values, -1);
+    for (std::size_t cell = 0; cell < spans_.cell_value.size(); ++cell) {
+        const i64 value = spans_.cell_value[cell], maker = problem_.producer[value];
+        if (run_at_[maker + 1] - run_at_[maker] == 1) only_last_[value] = spans_.last[cell];
+    }
 }
 
 // All stretches over steps that are over the target, by what they cost per byte and step at best.
@@ -112,11 +119,11 @@ bool Evictor::wanted(const Gap &gap) const {
     return any_above(memory_.data(), gap.start + 1, gap.stop, target_);
 }
 
-// The last read of what an op makes, as it was last produced before `stop`.
-i64 Evictor::last_before(i64 source, i64 slot, i64 stop) const {
+// The last read of a value, as its op last produced it before `stop`.
+i64 Evictor::last_before(i64 value, i64 source, i64 stop) const {
+    if (only_last_[value] >= 0) return only_last_[value];
     const i64 *first = runs_.data() + run_at_[source], *end = runs_.data() + run_at_[source + 1];
-    const i64 run = end - first > 1 ? *(std::lower_bound(first, end, stop) - 1) : *first;
-    return spans_.last[spans_.cell_at[run] + slot];
+    return spans_.last[spans_.cell_at[*(std::lower_bound(first, end, stop) - 1)] + problem_.slot[value]];
 }
 
 bool Evictor::fits(i64 size, i64 last, i64 start, i64 stop, i64 freed) const {
@@ -146,7 +153,7 @@ bool Evictor::price(i64 number, double allowed) {
         for (i64 needed : row(problem_.inputs, maker)) {
             const i64 source = problem_.producer[needed];
             if (in_again_[source] == number) continue;
-            const i64 last = last_before(source, problem_.slot[needed], gap.stop);
+            const i64 last = last_before(needed, source, gap.stop);
             if (last >= gap.stop) continue;
             if (last < gap.start && over_before > over_[last + 1])
                 quote.stack.push_back(needed);
