@@ -88,7 +88,13 @@ def _compile(compiler: str, sources: Sequence[Path], folder: Path) -> Path:
     for process, text in zip(running, printed, strict=True):
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, compiler, stderr=text)
-    library = folder / "library.so"
+    return _link(compiler, objects, folder / "library.so")
+
+
+def _link(compiler: str, objects: Sequence[Path], library: Path) -> Path:
+    """With the compiler's own library of C++ inside where it has one: a process may have loaded an older one."""
     command = [compiler, "-shared", *map(str, objects), "-o", str(library)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    alone = subprocess.run([*command, "-static-libstdc++", "-static-libgcc"], capture_output=True)
+    if alone.returncode:
+        subprocess.run(command, check=True, capture_output=True, text=True)
     return library
