@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -38,17 +39,20 @@ def make_arguments(call: Signature, integer: int = 0) -> tuple[list[Any], dict[s
     are true, so that a mask selects everything; indices are spread over their range where it is known, and
     other integers are `integer`.
     """
-    bounds = _index_bounds(call)
-    tensors = [_make_tensor(spec, bounds.get(slot), integer) for slot, spec in enumerate(call.tensors)]
+    bounds, on_host = _index_bounds(call), _read_by_host(call)
+    specs = [replace(s, device=torch.device("cpu")) if i in on_host else s for i, s in enumerate(call.tensors)]
+    tensors = [_make_tensor(spec, bounds.get(slot), integer) for slot, spec in enumerate(specs)]
+    args = [_filled(argument, tensors) for argument in call.args]
+    return args, {name: _filled(value, tensors) for name, value in call.kwargs.items()}
 
-    def fill(argument: Any) -> Any:
-        if isinstance(argument, Slot):
-            return tensors[argument.index]
-        if isinstance(argument, (list, tuple)):
-            return type(argument)(fill(item) for item in argument)
-        return argument
 
-    return [fill(argument) for argument in call.args], {name: fill(value) for name, value in call.kwargs.items()}
+def _filled(argument: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    # No function inside another that calls itself: such a circle would keep the tensors until garbage is collected.
+    if isinstance(argument, Slot):
+        return tensors[argument.index]
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_filled(item, tensors) for item in argument)
+    return argument
 
 
 def _make_tensor(spec: TensorSpec, bound: int | None, integer: int) -> torch.Tensor:
@@ -76,6 +80,19 @@ def _tile(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 def _spread(numel: int, bound: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(max(bound, 1), (numel,), generator=generator)
+
+
+#: Numbers that an op's host code reads: their meta kernels say that they are on the device, where reading them crashes.
+_HOST_NUMBERS = {
+    "aten._scaled_dot_product_efficient_attention_backward": (7, 8),
+    "aten._efficient_attention_backward": (12, 13),
+}
+
+
+def _read_by_host(call: Signature) -> set[int]:
+    """Slots of the seed and the offset of dropout inside attention, which are on the CPU outside of CUDA graphs."""
+    positions = _HOST_NUMBERS.get(str(getattr(call.target, "overloadpacket", "")), ())
+    return {slot.index for slot in (call.args[p] for p in positions if p < len(call.args)) if isinstance(slot, Slot)}
 
 
 def _index_bounds(call: Signature) -> dict[int, int]:

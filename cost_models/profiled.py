@@ -22,7 +22,7 @@ from graphopt.cost_models.scratch import scratch_bytes
 from graphopt.cost_models.signature import Signature, signature
 from graphopt.cost_models.timing import least_seconds, plain_execution
 
-_KIND = "graphopt.op-costs/1"
+_KIND = "graphopt.op-costs/2"  # in the first, CUDA scratch counted what garbage collection freed meanwhile
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def trace_allocations(step: Callable[[], object]) -> AllocatorTrace:
     if profiler_is_running():
         raise UsageError("a profiler is already running: stop it before measuring memory")
     _quiet_kineto()
-    with _collected_garbage(), profiler.profile(profile_memory=True, use_kineto=True) as session:
+    with collected_garbage(), profiler.profile(profile_memory=True, use_kineto=True) as session:
         step()
     return _read_trace(session)
 
@@ -86,7 +86,7 @@ def peak_bytes(step: Callable[[], object], resident: Iterable[torch.Tensor], dev
     """
     device = torch.device(device)
     if device.type == "cuda":
-        with _collected_garbage():
+        with collected_garbage():
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
             step()
@@ -140,7 +140,7 @@ def ratio(a: Callable[[], object], b: Callable[[], object], rounds: int = 9) -> 
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    with _collected_garbage():
+    with collected_garbage():
         _synchronize()
         start = time.perf_counter()
         run()
@@ -181,7 +181,7 @@ def _read_trace(session: profiler.profile) -> AllocatorTrace:
 
 
 @contextmanager
-def _collected_garbage() -> Iterator[None]:
+def collected_garbage() -> Iterator[None]:
     """Collect now and not again inside: a collection at some moment would move the peak."""
     gc.collect()
     enabled = gc.isenabled()

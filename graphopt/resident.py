@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable
 
 import torch
 from torch.utils import _pytree as pytree
 
-from graphopt.cost_models.timing import plain_execution
 from graphopt.errors import CaptureError
 from graphopt.nodes import is_tangent
 from graphopt.stepgraph import (
@@ -19,6 +19,7 @@ from graphopt.stepgraph import (
     tensors_of,
     unique_storage_bytes,
 )
+from graphopt.workspaces import take_workspaces
 
 #: Room for the few numbers around a graph, the loss and what it is multiplied by; a block each on CUDA.
 LOOSE_BYTES = 512
@@ -44,6 +45,7 @@ def resident_of_graph(step: StepGraph) -> dict[str, int]:
             trained = position < len(gradients) and gradients[position] is not None
             static = "parameters" if trained else "buffers"
             kinds[static if node.name in step.static_inputs else "inputs"] += storage_bytes(tensor, step.device)
+    take_workspaces([step], step.device, in_autograd=True)
     beside = _allocated_bytes(step.device) - sum(kinds.values())
     return {**kinds, "other": max(0, beside) + loose_bytes(step.device)}
 
@@ -75,7 +77,8 @@ def other_bytes(
 ) -> int:
     """On CUDA, what is allocated beside all that is counted by name: workspaces of libraries, the user's own.
 
-    Gradients that are there do not count: the plan has them; nor do tensors of our own that are `held`.
+    Those must be there already (`take_workspaces`). Gradients do not count: the plan has them; nor do tensors of our
+    own that are `held`.
     Elsewhere only the single numbers that a training loop makes around the graph: its loss, and the gradient of that.
     """
     if device.type != "cuda":
@@ -88,17 +91,10 @@ def other_bytes(
 
 
 def _allocated_bytes(device: torch.device) -> int:
-    """What is allocated on a CUDA device now, 0 elsewhere.
-
-    cuBLAS keeps a workspace for each thread that multiplies, so both the caller's and autograd's
-    multiply once first.
-    """
+    """What is allocated on a CUDA device now and not garbage, 0 elsewhere."""
     if device.type != "cuda":
         return 0
-    with plain_execution(device), torch.enable_grad():
-        small = torch.ones(16, 16, device=device, requires_grad=True)
-        (small @ small).sum().backward()
-        del small
+    gc.collect()
     torch.cuda.synchronize(device)
     return torch.cuda.memory_allocated(device)
 

@@ -43,6 +43,7 @@ from graphopt.resident import other_bytes, resident_of_model
 from graphopt.shares import share_budget
 from graphopt.slot import Compiled, MeetGraphs, OnlyPlan, Slot
 from graphopt.state import State, restore, snapshot, training_mode
+from graphopt.workspaces import take_workspaces
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class Session:
         """What `make` plans, together with the other processes where that is due."""
         started = time.perf_counter()
         ranks, self._ranks = self._ranks, None
+        take_workspaces((graph.step for graph in graphs), device, in_autograd=True)
         self.resident_bytes = self._resident(device)
         room = Room(self.request.budget_bytes, self.resident_bytes)
         # in a loop, each process has data of its own; examples are the same for all

@@ -33,9 +33,12 @@ def training_mode(model: nn.Module) -> Iterator[None]:
 
 
 def snapshot(model: nn.Module) -> State:
-    """Copy the buffers and the states of the CPU's and every CUDA device's generator."""
+    """Copy the buffers and the states of the CPU's and every CUDA device's generator.
+
+    Into host memory: the copies live while a step is planned and run, and the device's memory is what is planned.
+    """
     return State(
-        {name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+        {name: buffer.detach().to("cpu", copy=True) for name, buffer in model.named_buffers()},
         torch.get_rng_state(),
         tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else (),
     )

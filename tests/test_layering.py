@@ -21,7 +21,7 @@ LAYERS = (
     ("stepgraph", "state", "measure", "kernels", "compression", "parallel.ranks"),
     ("nodes", "roles", "settle"),
     ("cost_models", "passes"),
-    ("capture", "emit", "step.window", "verify", "resident", "report.checkpoints"),
+    ("capture", "emit", "step.window", "verify", "workspaces", "resident", "report.checkpoints"),
     ("planned", "infeasible", "shares", "parallel"),
     ("pipeline", "report", "parallel.agreement"),
     ("backend", "dynamo", "slot", "session", "step.micro", "divergence"),

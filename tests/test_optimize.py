@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import io
@@ -353,17 +352,11 @@ def test_views_of_a_value_made_again_do_not_keep_its_first_copy() -> None:
 def test_on_cuda_what_others_hold_is_counted(model: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure, with the device's allocator played by the test; the real one is in tests/gpu."""
 
-    def ones(*size: int, device: torch.device, requires_grad: bool) -> torch.Tensor:
-        assert device.type == "cuda"
-        return torch.rand(*size, requires_grad=requires_grad)
-
     def all_bytes(tensors: Iterable[torch.Tensor], _device: torch.device) -> int:
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     known = all_bytes((*model.parameters(), *model.buffers(), *BATCH), torch.device("cpu"))
-    monkeypatch.setattr(resident, "plain_execution", lambda _device: contextlib.nullcontext())
     monkeypatch.setattr(resident, "unique_storage_bytes", all_bytes)
-    monkeypatch.setattr(torch, "ones", ones)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: known + 12345)
     assert resident.other_bytes(model, BATCH, None, torch.device("cuda", 0)) == 12345 + resident.CUDA_LOOSE_BYTES

@@ -23,6 +23,7 @@ from graphopt.resident import other_bytes, resident_of_model
 from graphopt.step.micro import Learning
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, tail_bytes
+from graphopt.workspaces import take_workspaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ class StepMemory:
 
         Together with `planners`, a collective call, where there are such.
         """
+        take_workspaces([captured.step], self.device, in_autograd=False)  # the window's backward is a part of its graph
         resident = self.resident((*learning.returned, *learning.used))
         waiting = learning.used if self.summed else learning.returned
         tail = tail_bytes(self.view, self._dtypes(waiting), summed=self.summed, options=self.tail)

@@ -1,0 +1,47 @@
+"""What libraries keep for good on a CUDA device; the real thing is in tests/gpu."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt
+from graphopt import session, workspaces
+from graphopt.stepgraph import StepGraph
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("aten.mm.default", True),
+        ("aten.addmm.default", True),
+        ("graphopt.accumulate_mm_.default", True),
+        ("somebodys.op.default", True),
+        ("aten.convolution.default", False),
+        ("aten.relu_.default", False),
+        ("graphopt.accumulate_.default", False),
+    ],
+)
+def test_products_are_told_by_their_names(name: str, expected: bool) -> None:
+    assert workspaces._multiplies(name) is expected
+
+
+def test_the_products_run_in_the_middle_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, in real numbers, while Dynamo and AOTAutograd are at work."""
+    runs = []
+
+    def take(graphs: list[StepGraph], device: torch.device, *, in_autograd: bool) -> None:
+        assert list(graphs) and in_autograd
+        workspaces.multiply(device, biased=True, in_autograd=True)
+        runs.append(device)
+
+    seen: list[torch.Tensor] = []
+    products = workspaces._products
+    monkeypatch.setattr(workspaces, "_products", lambda *given: seen.append(products(*given)) or seen[-1])
+    monkeypatch.setattr(session, "take_workspaces", take)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    graphopt.optimize(model, "1GiB", example_inputs=torch.randn(4, 8))
+    assert runs == [torch.device("cpu")]
+    assert [type(result) for result in seen] == [torch.Tensor] * 2
+    assert float(seen[0].detach().sum()) == 257 * 256
