@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ def deterministic() -> None:
 
 
 def forget() -> None:
-    """Let go of every graph and model of earlier tests: what is allocated counts as somebody's."""
+    """Let go of every graph and model of earlier tests: what is allocated counts as somebody's.
+
+    A test that failed has its frames, and what these hold, in what pytest keeps for a debugger.
+    """
+    for name in ("last_exc", "last_value", "last_traceback", "last_type"):
+        sys.__dict__.pop(name, None)
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():
@@ -57,5 +63,6 @@ def at_least(budget_bytes: int, plan: Callable[[int], Any]) -> Any:
     try:
         return plan(budget_bytes)
     except graphopt.BudgetError as error:
-        forget()
-        return plan(error.minimum_bytes)
+        least_bytes = error.minimum_bytes
+    forget()
+    return plan(least_bytes)

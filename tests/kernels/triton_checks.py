@@ -53,7 +53,10 @@ def norm(device: str) -> None:
 
 
 def adam(device: str) -> None:
-    """Adam and AdamW with scalars, masters and a skipped step, within two units of the last place."""
+    """Adam and AdamW with scalars, masters and a skipped step, within some units of the last place.
+
+    torch's kernel for CUDA does most of it in fp64, that for CPU in fp32 as ours: 2.4 units apart on an H200.
+    """
     for dtype, *flags in (
         (FLOATS[0], False, False, True),
         (FLOATS[1], True, False, False),
@@ -61,7 +64,7 @@ def adam(device: str) -> None:
     ):
         (own, half), (stock, expected) = (_adam_steps(m, device, dtype, *flags) for m in (own_cuda, stock_update))
         worst = max(map(ulps, own, stock))
-        assert worst <= 2, (dtype, flags, worst)
+        assert worst <= (2 if device == "cpu" else 4), (dtype, flags, worst)
         gaps = [float((a - b).abs().max()) for a, b in zip(half, expected, strict=True) if a.numel()]
         assert max(gaps, default=0) <= 0.02
 
