@@ -2,7 +2,7 @@
 
 A gradient that is returned lives to the end of the backward: a full set of them beside the
 accumulators. Here each one is added as soon as it exists, and is gone; the gradient of a matrix
-product never exists, its product goes into the accumulator (`addmm_`).
+product need not exist at all, its product can go into the accumulator (`addmm_`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def accumulate(joint: fx.GraphModule, num_forward_outputs: int, wanted: Iterable[int]) -> bool:
+def accumulate(
+    joint: fx.GraphModule, num_forward_outputs: int, wanted: Iterable[int], *, fuse_products: bool = True
+) -> bool:
     """Add the gradients of the inputs at positions `wanted` to accumulators; True where there was one.
+
+    With `fuse_products` a gradient that is a product never exists. Where such a sum is rounded is the BLAS's affair,
+    another one on each CPU; without, each gradient is made and then added, which has eager's bits everywhere.
 
     The graph gets an accumulator as a new input for each gradient, float32 for half ones, laid out
     like its parameter, and `beta`, 0.0 in the first micro-batch and 1.0 after: the first one is
@@ -44,7 +49,7 @@ def accumulate(joint: fx.GraphModule, num_forward_outputs: int, wanted: Iterable
     for position in sorted(found):
         if position in wanted:
             accumulator = _add_accumulator(joint.graph, primals[position], position)
-            _insert_sum(joint.graph, found[position], accumulator, beta)
+            _insert_sum(joint.graph, found[position], accumulator, beta, fuse_products)
     joint.graph.eliminate_dead_code()
     joint.recompile()
     return True
@@ -72,8 +77,10 @@ def _add_accumulator(graph: fx.Graph, primal: fx.Node, position: int) -> fx.Node
     return add_input(graph, f"accumulator_{primal.name}", Accumulator(index), value)
 
 
-def _insert_sum(graph: fx.Graph, gradient: fx.Node, accumulator: fx.Node, beta: fx.Node) -> None:
-    product, transposed = _as_product(gradient, accumulator)
+def _insert_sum(
+    graph: fx.Graph, gradient: fx.Node, accumulator: fx.Node, beta: fx.Node, fuse_products: bool
+) -> None:
+    product, transposed = _as_product(gradient, accumulator) if fuse_products else (None, False)
     if product is None:
         _call(graph, gradient, kernels.accumulate_, (accumulator, gradient, beta))
         return

@@ -29,8 +29,8 @@ FIRST_ROUND, MOVES_PER_SECOND, OPS_HALVE = 400, 40_000, 1500
 PATIENCE = 4.0
 #: Cuts before each round, the moves that one counts as, and the range of their rates.
 CUTS, MOVES_PER_CUT, RATES = 12, 25, (3.0, 12.0)
-#: Moves of a search that is one short round.
-BRIEF = 400
+#: Moves of a search of two short rounds.
+BRIEF = 1800
 #: First and last temperature, in what one recomputation of the start takes.
 HOT, COLD = 0.5, 0.01
 #: A schedule is better if it is faster by more than rounding.
@@ -60,8 +60,8 @@ def improve(problem: Problem, schedule: Schedule, budget_bytes: int, seconds: fl
 
 
 def improve_briefly(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule:
-    """The same, by one short round."""
-    return improve_by(problem, schedule, budget_bytes, CUTS * MOVES_PER_CUT + BRIEF)
+    """The same, by two short rounds."""
+    return improve_by(problem, schedule, budget_bytes, BRIEF)
 
 
 def improve_by(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from graphopt.planners.curve import Curve, CurvePoint, pareto
+from graphopt.planners.curve import Curve, CurvePoint, with_points
 from graphopt.planners.effort import effort_for
 from graphopt.planners.local import improve_briefly
 from graphopt.planners.spans import point
@@ -19,19 +19,22 @@ from graphopt.problem import Problem
 WIDER = 0.1
 #: Budgets that are tried lie this share of their bytes apart.
 APART = 0.005
+#: After so many budgets in a row for which nothing better was found there is nothing to find.
+IN_VAIN = 6
 
 
 def retouched(problem: Problem, known: Curve) -> Curve:
     """The curve, at least as good everywhere: better at its lowest point, then where its steps are largest."""
-    curve, tried = known, list[int]()
+    curve, tried, in_vain = known, list[int](), 0
     for turn in range(effort_for(problem).retouches):
         steps = _steps(curve, tried) if turn else iter([(0.0, curve[0].peak_bytes, curve[0])])
         _, budget, start = min(steps, key=lambda step: step[:2], default=(0.0, 0, None))
-        if start is None:
+        if start is None or in_vain == IN_VAIN:
             break
         tried.append(budget)
         found = point(problem, improve_briefly(problem, start.schedule, budget), start.planner)
-        curve = pareto([*curve, found])
+        before, curve = curve, with_points(curve, [found])
+        in_vain = in_vain + 1 if curve is before else 0
     return curve
 
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.errors import UsageError
+from graphopt.kernels.choice import chosen
 from graphopt.parallel.failure import naming_failures
 from graphopt.passes.accumulate import accumulate, keep_gradients
 from graphopt.passes.clip import Clip, ClipValue, clip
@@ -217,15 +218,17 @@ class TrainStep:
     def _hand_over(self, is_last: bool) -> tuple[object, HandOver]:
         """What becomes of a micro-batch's gradients; those of a window's last one go to the other ranks."""
         exchange = self._exchange if is_last else None
+        # stock kernels promise eager's bits, so their products are made first; the plan has to know of them
+        fuse = self._memory.summed and chosen() != "stock"
 
         def hand_over(joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any]) -> None:
-            self._keep(joint, num_forward_outputs, trained)
+            self._keep(joint, num_forward_outputs, trained, fuse)
             if exchange:
                 exchange.hand_over(joint, trained)
 
-        return exchange.kind if exchange else None, hand_over
+        return (exchange.kind if exchange else None, fuse), hand_over
 
-    def _keep(self, joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any]) -> None:
+    def _keep(self, joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any], fuse: bool) -> None:
         """Gradients update, are summed up, or are returned."""
         if self._options.update_in_backward:
             groups = {name: group for group in self._view.groups() for name in group.parameters}
@@ -233,7 +236,7 @@ class TrainStep:
             limit = self._options.clip.value if isinstance(self._options.clip, ClipValue) else None
             update_in_backward(joint, num_forward_outputs, updates, limit)
         elif self._memory.summed:
-            accumulate(joint, num_forward_outputs, trained)
+            accumulate(joint, num_forward_outputs, trained, fuse_products=fuse)
         else:
             keep_gradients(joint, num_forward_outputs, trained)
             own_gradients(joint, num_forward_outputs)

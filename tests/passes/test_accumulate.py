@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from joint import joint_graph, text_of
+from kernels.tensors import ulps
 from torch import Tensor, fx, nn
 
 from graphopt.passes.accumulate import accumulate, keep_gradients
@@ -72,6 +73,14 @@ def test_a_product_is_added_into_the_sum_and_never_exists() -> None:
     assert not accumulate(joint, outputs, [WEIGHT, BIAS])
 
 
+def test_a_product_that_is_made_first_is_a_gradient_like_others() -> None:
+    joint, outputs, _ = joint_graph(Linear(), torch.randn(2, 3))
+    assert accumulate(joint, outputs, [WEIGHT, BIAS], fuse_products=False)
+    text = text_of(joint.graph)
+    assert "mm_1 = mm.default(t_1, primals_2)\n" in text and "accumulate_mm_" not in text
+    assert "accumulate_.default(accumulator_primals_1, t_3, beta)\n" in text
+
+
 class Turned(nn.Module):
     """A weight laid out column by column: autograd makes its gradient turned over, and turns it back."""
 
@@ -133,11 +142,13 @@ class Loss(nn.Module):
         return self.model(x).sum()  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "build", [Linear, Read, Turned, lambda: nn.Conv1d(3, 4, 2)], ids=["linear", "read twice", "turned", "conv"]
 )
-def test_sums_are_eagers(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+def test_sums_are_eagers(build: Callable[[], nn.Module], dtype: torch.dtype, fuse: bool) -> None:
+    """To the bit, but for products that the CPU's BLAS adds up in another order: 0.6 ulps were measured."""
     model = Loss(build()).to(dtype)
     inputs = torch.randn(3, 2, 3, 3).to(dtype)
     joint, outputs, _ = joint_graph(model, inputs[0])
@@ -145,7 +156,7 @@ def test_sums_are_eagers(build: Callable[[], nn.Module], dtype: torch.dtype) -> 
     trained = [position for position, node in enumerate(returned) if node is not None]
     shapes = [node.meta["val"].shape for node in joint.graph.find_nodes(op="placeholder")]
     parameters = {shape: p for p in model.parameters() for shape in (p.shape,)}
-    assert accumulate(joint, outputs, trained)
+    assert accumulate(joint, outputs, trained, fuse_products=fuse)
     # what a sum held before is never read
     sums = [torch.full(shapes[position], float("nan")) for position in trained]
     expected = [torch.zeros(shapes[position]) for position in trained]
@@ -156,4 +167,5 @@ def test_sums_are_eagers(build: Callable[[], nn.Module], dtype: torch.dtype) -> 
         gradients = torch.autograd.grad(model(x), [parameters[shapes[position]] for position in trained])
         for total, gradient in zip(expected, gradients, strict=True):
             total += gradient
-    assert all(torch.equal(found, other) for found, other in zip(sums, expected, strict=True))
+    fused = "accumulate_mm_" in text_of(joint.graph) and dtype == torch.float32
+    assert max(map(ulps, sums, expected)) <= (4 if fused else 0)

@@ -66,6 +66,14 @@ def test_a_gradient_that_comes_and_goes(make: Any, options: dict[str, Any]) -> N
     assert max(pair.differences().values(), default=0.0) < (1e-300 if make is adamw else 1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_over_many_rows(dtype: torch.dtype) -> None:
+    """More than any BLAS adds up in one go, into matrices as narrow as some round otherwise."""
+    pair = make_pair(lambda: seeded(Perceptron)().to(dtype), momentum, accumulate=3)
+    pair.run(vectors(3, rows=3000, dtype=dtype))
+    assert pair.differences() == {}
+
+
 @pytest.mark.parametrize("least", [1, 4])
 def test_a_gradient_in_some_micro_batches(least: int) -> None:
     # 7 rows are 4 and 3: with `least` 4 the second micro-batch has no gradient for the extra layer
