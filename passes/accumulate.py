@@ -77,9 +77,7 @@ def _add_accumulator(graph: fx.Graph, primal: fx.Node, position: int) -> fx.Node
     return add_input(graph, f"accumulator_{primal.name}", Accumulator(index), value)
 
 
-def _insert_sum(
-    graph: fx.Graph, gradient: fx.Node, accumulator: fx.Node, beta: fx.Node, fuse_products: bool
-) -> None:
+def _insert_sum(graph: fx.Graph, gradient: fx.Node, accumulator: fx.Node, beta: fx.Node, fuse_products: bool) -> None:
     product, transposed = _as_product(gradient, accumulator) if fuse_products else (None, False)
     if product is None:
         _call(graph, gradient, kernels.accumulate_, (accumulator, gradient, beta))

@@ -21,7 +21,7 @@ no more than `highest` and only where that is finite, and fill the hysteresis ag
 accumulator = beta × accumulator + a @ b with no temporary where all three are of one dtype; with beta 0 what the
 accumulator held is not read, and the bits are those of `mm`. Else the BLAS rounds where it likes. MKL gives a matrix
 (not a single row) the bits of `mm` and `add_` on Intel where it sums 2 to 384 terms, with 2 ulps of the largest element
-between beyond; on AMD only in fp32, to 192 terms and from 12 columns on, with 2 to 5 ulps between beyond (1,024 to
+between beyond; on AMD only in fp32, to 192 terms and from 12 columns on, with 2 to 6 ulps between beyond (1,024 to
 8,192 terms), while narrow products are summed term by term (42 ulps). Steps with stock kernels do without it.
 """
 

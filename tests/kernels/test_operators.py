@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -53,3 +56,7 @@ def test_the_schemas_say_what_is_written(kernel: str) -> None:
 def test_an_unknown_choice_names_the_choices() -> None:
     with pytest.raises(UsageError, match="auto, stock, own, not 'fast'"), kernels.use("fast"):  # type: ignore[arg-type]
         pass
+
+
+def test_kernels_can_be_chosen_before_anything_else_is_imported() -> None:
+    subprocess.run([sys.executable, "-c", "import graphopt; graphopt.kernels.use('stock')"], check=True)
