@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 import subprocess
 import warnings
@@ -167,6 +169,15 @@ def test_numbers_that_are_not_exact_in_floating_point_are_left_to_python() -> No
     problem = random_problem(5)
     assert native_for(problem) is not None
     assert native_for(replace(problem, values=(Value(1 << 53), *problem.values[1:]))) is None
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda problem: pickle.loads(pickle.dumps(problem))])
+def test_a_problem_that_was_planned_can_be_copied(copied: Callable[[Problem], Problem]) -> None:
+    problem = random_problem(9, 20, training=True)
+    curve = pareto_curve(problem)
+    again = copied(problem)
+    assert again == problem and "native" not in again.__dict__
+    assert [p.schedule for p in pareto_curve(again)] == [p.schedule for p in curve]
 
 
 def test_without_a_compiler_it_is_said_and_plans_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,9 @@ def native_for(problem: Problem) -> Native | None:
         return None
     kept = problem.__dict__
     if "native" not in kept:
-        total = sum(value.bytes for value in problem.values) + max(op.workspace_bytes for op in problem.ops)
-        # A schedule of many recomputations never has more alive than all values at once.
+        # However often it recomputes, a schedule never has more alive than all values at once.
+        workspace_bytes = max((op.workspace_bytes for op in problem.ops), default=0)
+        total = sum(value.bytes for value in problem.values) + workspace_bytes
         kept["native"] = Native(problem) if total < MOST_BYTES else None
     native: Native | None = kept["native"]
     return native
