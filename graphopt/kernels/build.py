@@ -1,6 +1,6 @@
-"""The CPU kernels' machine code: compiled once, by the machine's own compiler, and kept on disk.
+"""Where our own kernels can run. The CPU's machine code: compiled once, by the machine's own compiler, kept on disk.
 
-It is plain C++ with a C interface, so that it compiles in seconds and knows nothing of torch's; torch's
+That is plain C++ with a C interface, so that it compiles in seconds and knows nothing of torch's; torch's
 extension loader finds the compiler and the cache (`TORCH_EXTENSIONS_DIR`).
 """
 
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from graphopt.errors import GraphoptError
 from graphopt.kernels.choice import chosen
@@ -45,6 +46,30 @@ def cpu_builds() -> bool:
 def own_cpu_kernels(device: torch.device) -> bool:
     """Whether our compiled kernels are what runs on a device."""
     return device.type == "cpu" and (chosen() == "own" or (chosen() == "auto" and cpu_builds()))
+
+
+@cache
+def triton_builds(device: torch.device) -> bool:
+    """Whether Triton is there and compiles a kernel for a CUDA device; where not, it is said once, in a warning."""
+    try:
+        from graphopt.kernels import own_cuda
+
+        with _disable_current_modes():
+            norm, _ = own_cuda.gradient_norm([torch.ones(4, device=device)], 2.0)
+            return float(norm) == 2.0
+    except Exception as error:  # whatever a compiler or a driver may raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"Triton's kernels cannot be built here: {reason}; torch's own ops stand in", stacklevel=2)
+        return False
+
+
+def own_cuda_kernels(device: torch.device) -> bool:
+    """Whether our Triton kernels are what runs on a device.
+
+    Where they can be built, as torch's ops with the same result took 2.5 to 49 times as long for compression on an
+    H200, and twice as long for the end of a step in half precision.
+    """
+    return device.type == "cuda" and (chosen() == "own" or (chosen() == "auto" and triton_builds(device)))
 
 
 @cache

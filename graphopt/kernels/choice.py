@@ -15,7 +15,7 @@ _chosen: Kernels = "auto"
 @contextmanager
 def use(kernels: Kernels) -> Iterator[None]:
     """Inside, `"stock"` runs torch's ops alone; `"own"` ours, and raises where they cannot be built;
-    `"auto"`, the default, ours on a CPU where they can be. Holds for the whole process, not for a thread.
+    `"auto"`, the default, ours where they can be. Holds for the whole process, not for a thread.
     """
     global _chosen
     if kernels not in get_args(Kernels):

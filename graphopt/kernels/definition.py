@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.kernels.build import own_cpu_kernels
-from graphopt.kernels.choice import chosen
+from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 
 _LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
 
@@ -45,9 +44,6 @@ def fitting(stock: Callable[..., Any], own_cpu: ModuleType, own_cuda: str) -> Ca
 
 
 def _own_kernels(device: torch.device, own_cpu: ModuleType, own_cuda: str) -> ModuleType | None:
-    """Our own kernels for a device; on CUDA only where asked for, as none has been timed there yet."""
     if own_cpu_kernels(device):
         return own_cpu
-    if device.type == "cuda" and chosen() == "own":
-        return import_module(own_cuda)
-    return None
+    return import_module(own_cuda) if own_cuda_kernels(device) else None

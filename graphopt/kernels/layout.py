@@ -24,6 +24,8 @@ def is_dense(tensor: Tensor) -> bool:
 
 def same_order(tensor: Tensor, dense: Tensor) -> bool:
     """Whether a tensor has its elements in the same order in memory as a dense one of its shape, without gaps."""
+    if tensor.is_contiguous() and dense.is_contiguous():
+        return True  # found without making any tuple: this is asked of every tensor of a step
     if tensor.stride() == dense.stride():
         return True
     strides = zip(tensor.shape, tensor.stride(), dense.stride(), strict=True)

@@ -17,12 +17,27 @@ import triton.language as tl
 from torch import Tensor
 
 from graphopt.kernels import stock_norm, stock_update
+from graphopt.kernels.cuda_adam import adam_kernel
 from graphopt.kernels.layout import as_laid_out, is_dense, same_order
-from graphopt.kernels.pieces import addresses, pieces
+from graphopt.kernels.pieces import PIECE_ELEMENTS, addresses, are_aligned, pieces
 
-PIECE_ELEMENTS = 8192
 BLOCK_ELEMENTS = 1024
 _KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+@triton.jit
+def _added(total, bad, x, power: tl.constexpr):
+    x = tl.abs(x.to(tl.float64))
+    if power == 0:
+        total = tl.maximum(total, x)
+        bad += x - x  # which is NaN where x is not finite
+    elif power == 1:
+        total += x
+    elif power == 2:
+        total += x * x
+    else:
+        total += x * x * x
+    return total, bad
 
 
 @triton.jit
@@ -34,28 +49,28 @@ def _sum_kernel(
     sums,
     power: tl.constexpr,
     kind: tl.constexpr,
+    aligned: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
-    start = tl.load(starts + piece)
+    start = tl.multiple_of(tl.load(starts + piece), BLOCK)
     size = tl.load(sizes + row)
     gradient = tl.load(addresses + row).to(tl.pointer_type(kind))
+    if aligned:
+        gradient = tl.multiple_of(gradient, 16)
     total = tl.zeros([BLOCK], tl.float64)
     bad = tl.zeros([BLOCK], tl.float64)
-    for offset in range(0, PIECE, BLOCK):
-        index = start + offset + tl.arange(0, BLOCK)
-        x = tl.abs(tl.load(gradient + index, mask=index < size, other=0.0).to(tl.float64))
-        if power == 0:
-            total = tl.maximum(total, x)
-            bad += x - x  # which is NaN where x is not finite
-        elif power == 1:
-            total += x
-        elif power == 2:
-            total += x * x
-        else:
-            total += x * x * x
+    if start + PIECE <= size:  # a mask would keep the compiler from reading 16 bytes at once
+        for offset in range(0, PIECE, BLOCK):
+            x = tl.load(gradient + start + offset + tl.arange(0, BLOCK))
+            total, bad = _added(total, bad, x, power)
+    else:
+        for offset in range(0, PIECE, BLOCK):
+            index = start + offset + tl.arange(0, BLOCK)
+            x = tl.load(gradient + index, mask=index < size, other=0.0)
+            total, bad = _added(total, bad, x, power)
     if power == 0:
         tl.store(sums + piece, tl.max(total) + tl.sum(bad))
     else:
@@ -78,82 +93,13 @@ def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Te
             *(addresses(some), rows, starts, sizes, sums[-1]),
             power=power,
             kind=kind,
+            aligned=are_aligned(some),
             PIECE=PIECE_ELEMENTS,
             BLOCK=BLOCK_ELEMENTS,
         )
     every = torch.cat(sums)
     total = every.sum() if power else every.max()
     return (total ** (1 / max(power, 1))).float(), (~torch.isfinite(total)).float()
-
-
-@triton.jit
-def _adam_kernel(
-    parameters,  # not `params`, a name that Triton's launcher takes for itself
-    gradients,
-    firsts,
-    seconds,
-    maxima,
-    copies,
-    rows,
-    starts,
-    sizes,
-    step_sizes,
-    roots,
-    inverse_scale,
-    factor,
-    found_inf,
-    clip,
-    sign,
-    decay,
-    penalty,
-    weight,
-    second_keeps,
-    second_takes,
-    eps,
-    amsgrad: tl.constexpr,
-    copied: tl.constexpr,
-    copy_kind: tl.constexpr,
-    kind: tl.constexpr,
-    PIECE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    if tl.load(found_inf) == 0:
-        piece = tl.program_id(0)
-        row = tl.load(rows + piece)
-        start = tl.load(starts + piece)
-        size = tl.load(sizes + row)
-        param = tl.load(parameters + row).to(tl.pointer_type(tl.float32))
-        gradient = tl.load(gradients + row).to(tl.pointer_type(kind))
-        first = tl.load(firsts + row).to(tl.pointer_type(tl.float32))
-        second = tl.load(seconds + row).to(tl.pointer_type(tl.float32))
-        step_size = tl.load(step_sizes + row)
-        root = tl.load(roots + row)
-        scale = tl.load(inverse_scale)
-        times = tl.load(factor)
-        for offset in range(0, PIECE, BLOCK):
-            index = start + offset + tl.arange(0, BLOCK)
-            mask = index < size
-            g = tl.load(gradient + index, mask=mask, other=0.0).to(tl.float32) * scale
-            g = tl.where(g < -clip, -clip, g)
-            g = tl.where(g > clip, clip, g) * times * sign
-            p = tl.load(param + index, mask=mask, other=0.0)
-            m = tl.load(first + index, mask=mask, other=0.0)
-            v = tl.load(second + index, mask=mask, other=0.0)
-            g = tl.fma(p, tl.zeros_like(p) + penalty, g)
-            m = tl.fma(tl.zeros_like(p) + weight, g - m, tl.where(weight < 0, g, m))
-            v = tl.fma(second_takes * g, g, v * second_keeps)
-            tl.store(first + index, m, mask=mask)
-            tl.store(second + index, v, mask=mask)
-            if amsgrad:
-                maximum = tl.load(maxima + row).to(tl.pointer_type(tl.float32))
-                highest = tl.load(maximum + index, mask=mask, other=0.0)
-                v = tl.where((highest < v) | (v != v), v, highest)
-                tl.store(maximum + index, v, mask=mask)
-            p = p * decay + tl.div_rn(step_size * m, tl.div_rn(tl.sqrt_rn(v), tl.zeros_like(v) + root) + eps)
-            tl.store(param + index, p, mask=mask)
-            if copied:
-                copy = tl.load(copies + row).to(tl.pointer_type(copy_kind))
-                tl.store(copy + index, p.to(copy_kind), mask=mask)
 
 
 def adam_(
@@ -198,10 +144,11 @@ def _launch_adam(columns: list[list[Tensor]], scalars: list[Tensor], options: di
         tables = [addresses(column) for column in some]
         others = [addresses([c[i] for i in indices]) if c else tables[0] for c in (maxima, copies)]
         rows, starts, sizes = pieces(tuple(p.numel() for p in some[0]), PIECE_ELEMENTS, params[0].device)
-        _adam_kernel[(len(rows),)](
+        adam_kernel[(len(rows),)](
             *(*tables, *others, rows, starts, sizes, step_sizes, roots, *scalars, *numbers),
             amsgrad=bool(maxima),
             copied=bool(copies),
+            aligned=all(map(are_aligned, (*some, *([c[i] for i in indices] for c in (maxima, copies) if c)))),
             kind=kind,
             copy_kind=_KINDS[copies[0].dtype] if copies else tl.float16,
             PIECE=PIECE_ELEMENTS,

@@ -20,6 +20,7 @@ from graphopt.kernels.pieces import addresses, pieces
 from graphopt.kernels.sparse_wire import BLOCK_ELEMENTS, Section, sections
 
 PIECE_ELEMENTS = 8192  # a part of a block
+PIECE_TILE_ELEMENTS = 4096  # a histogram of 2048 bins costs as much as as many elements, once a tile
 TILE_ELEMENTS = 1024
 _BINS = 1 << 11
 _DIGITS = ((20, 11), (10, 10), (0, 10))
@@ -82,7 +83,7 @@ class _Launch:
 
     def run(self, kernel: Any, *arguments: Any, **options: Any) -> None:
         """Launch over all pieces; products and sums are rounded each, as torch's ops round them."""
-        options |= {"PIECE": PIECE_ELEMENTS, "TILE": TILE_ELEMENTS, "enable_fp_fusion": False}
+        options |= {"PIECE": PIECE_ELEMENTS, "TILE": PIECE_TILE_ELEMENTS, "num_warps": 8, "enable_fp_fusion": False}
         kernel[(len(self.rows),)](self.gradients, *arguments, **options)
 
     @property

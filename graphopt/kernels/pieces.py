@@ -7,6 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+#: Elements of a parameter that one program of the norm and of Adam goes through.
+PIECE_ELEMENTS = 8192
+_KEPT = 16
+
 
 @lru_cache(maxsize=64)
 def pieces(sizes: tuple[int, ...], piece_elements: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,7 +22,26 @@ def pieces(sizes: tuple[int, ...], piece_elements: int, device: torch.device) ->
 
 def addresses(tensors: list[Tensor]) -> Tensor:
     """Where each tensor begins, as int64 on their device; nothing waits for it."""
-    table = torch.tensor([t.data_ptr() for t in tensors])
-    if tensors[0].is_cuda:
-        return table.pin_memory().to(tensors[0].device, non_blocking=True)
-    return table
+    return _table(tuple([t.data_ptr() for t in tensors]), tensors[0].device)
+
+
+def are_aligned(tensors: list[Tensor]) -> bool:
+    """Whether all begin where 16 bytes can be read at once; whole storages always do."""
+    return all(t.data_ptr() % 16 == 0 for t in tensors)
+
+
+@lru_cache(maxsize=_KEPT)
+def _table(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    # kept, as a step's tensors are mostly where the last step's were: a copy to the device costs more than a kernel
+    table = torch.tensor(numbers)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+
+
+def table_bytes(sizes: list[int]) -> int:
+    """The most that the tables of a step's norm and update, which are kept, take of a device for such gradients."""
+    count = sum(-(-size // PIECE_ELEMENTS) for size in sizes)
+    return 2 * _block_bytes(8 * count) + (_KEPT + 1) * _block_bytes(8 * len(sizes))
+
+
+def _block_bytes(number_bytes: int) -> int:
+    return -(-number_bytes // 512) * 512

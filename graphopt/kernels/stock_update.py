@@ -29,13 +29,13 @@ class Gradient:
         """Whether it is known here, without waiting for a device, that nothing is to be updated."""
         return self.found_inf is not None and self.found_inf.device.type == "cpu" and bool(self.found_inf)
 
-    def divisor(self) -> Tensor | None:
-        """What the fused ops call `grad_scale`: they divide by it."""
+    def multiplier(self) -> Tensor | None:
+        """What is left to multiply gradients by after `clamped`."""
         folded = [self.factor] if self.clip_value is not None else [self.inverse_scale, self.factor]
         factors = [f for f in folded if f is not None]
         if not factors:
             return None
-        return torch.reciprocal(factors[0] * factors[1] if len(factors) == 2 else factors[0])
+        return factors[0] * factors[1] if len(factors) == 2 else factors[0]
 
     def clamped(self, gradients: list[Tensor]) -> None:
         """Unscale and clamp in place, where the clamp stands between two factors that could else be folded."""
@@ -127,13 +127,18 @@ def _update(
     """Run `fused` on lists that it takes: of one dtype, dense, and in one order; in fp32 where `half_fails`."""
     if gradient.skips():
         return
-    divisor = gradient.divisor()
+    multiplier, on_cuda = gradient.multiplier(), bool(params) and params[0].is_cuda
+    divisor = None if multiplier is None or on_cuda else torch.reciprocal(multiplier)
 
     def run(indices: list[int]) -> None:
         own = [params[i] for i in indices]
         dense = [_computed(p, half_fails) for p in own]
         grads = [as_laid_out(gradients[i].to(p.dtype), p) for i, p in zip(indices, dense, strict=True)]
         gradient.clamped(grads)
+        if multiplier is not None and on_cuda:
+            # There the fused ops divide each element in fp64, which takes longer than one more read and write, and
+            # SGD's rounds otherwise than GradScaler and it in turn.
+            torch._foreach_mul_(grads, multiplier)
         own_states = [[state[i] for i in indices] for state in states]
         dense_states = [
             [as_laid_out(s.to(p.dtype), p) for s, p in zip(state, dense, strict=True)] for state in own_states

@@ -22,7 +22,7 @@ from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
 from graphopt.step.micro import Learning
 from graphopt.step.optimizer_view import OptimizerView
-from graphopt.step.tail_memory import TailOptions, tail_bytes
+from graphopt.step.tail_memory import TailOptions, kept_table_bytes, tail_bytes
 from graphopt.workspaces import take_workspaces
 
 
@@ -109,7 +109,7 @@ class StepMemory:
         kinds["reserve"] = self.reserve_bytes
         real = [leaf for leaf in pytree.tree_leaves(self.batch) if not isinstance(leaf, FakeTensor)]
         held = (*view.masters.values(), *view.unpublished_state, *self.held())
-        kinds["other"] = other_bytes(self.model, real, view.optimizer, device, held)
+        kinds["other"] = other_bytes(self.model, real, view.optimizer, device, held) + kept_table_bytes(learning)
         return {kind: size for kind, size in kinds.items() if size or kind in ("parameters", "inputs")}
 
     def build_plan(self, name: str) -> Plan:

@@ -12,8 +12,9 @@ from graphopt.cost_models.model_state import HALF, float32_bytes, nbytes
 from graphopt.cost_models.rehearsal import like, peak_bytes_of, rehearse_step
 from graphopt.errors import UsageError
 from graphopt.kernels import stock_update
-from graphopt.kernels.build import own_cpu_kernels
+from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 from graphopt.kernels.layout import is_dense
+from graphopt.kernels.pieces import PIECE_ELEMENTS, table_bytes
 from graphopt.passes.update import NUMBERS, STATE, GroupUpdate
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.stepgraph import allocated_bytes
@@ -21,6 +22,8 @@ from graphopt.stepgraph import allocated_bytes
 Dtypes = Mapping[str, torch.dtype]
 _NORM_CHUNK = 65536
 """Elements of which `torch._foreach_norm` on CUDA keeps one sum (ATen/native/cuda/ForeachReduceOp.cu)."""
+_SCALARS = 16
+"""Single numbers on the way from sums to a norm, a factor, and whether something overflowed."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,13 @@ class TailOptions:
 
     scaled: bool = False
     normed: bool = False
+
+
+def kept_table_bytes(parameters: Sequence[torch.Tensor]) -> int:
+    """What our kernels keep on CUDA from the first step on, to find all gradients in one launch."""
+    if not parameters or not own_cuda_kernels(parameters[0].device):
+        return 0
+    return table_bytes([parameter.numel() for parameter in parameters])
 
 
 def tail_bytes(view: OptimizerView, gradients: Dtypes, *, summed: bool, options: TailOptions) -> dict[str, int]:
@@ -59,6 +69,9 @@ def _norm_bytes(view: OptimizerView, gradients: Dtypes) -> int:
     if device.type == "cuda":
         chunks = max(-(-p.numel() // _NORM_CHUNK) for p in parameters)
         count = len(parameters)
+        if own_cuda_kernels(device):  # a double for each piece, and all of them in one tensor again
+            pieces = sum(-(-p.numel() // PIECE_ELEMENTS) for p in parameters)
+            return 2 * allocated_bytes(8 * pieces, device) + _SCALARS * allocated_bytes(8, device)
         return allocated_bytes(4 * count * chunks, device) + (count + 1) * allocated_bytes(4, device) + 4 * count
     half = [view.parameters[name] for name, dtype in gradients.items() if dtype in HALF]
     return max((float32_bytes(p) for p in half if p.device.type == "cpu" and not own_cpu_kernels(p.device)), default=0)
@@ -93,10 +106,13 @@ def _one_update_bytes(
     view: OptimizerView, group: GroupUpdate, names: Sequence[str], gradients: Dtypes, options: TailOptions
 ) -> int:
     """What one op of the graph allocates: torch's kernels, as ours read float32 and half gradients as they are."""
-    if names and own_cpu_kernels(view.stepped(names[0]).device):
-        names = [name for name in names if not _is_taken(view.stepped(name))]
+    own_bytes = 0
+    if names and _own_kernels(view.stepped(names[0]).device, group.kind):
+        left = [name for name in names if not _is_taken(view.stepped(name))]
+        own_bytes = _own_update_bytes(len(names) - len(left), view.stepped(names[0]).device)
+        names = left
     if not names:
-        return 0
+        return own_bytes
     device = view.stepped(names[0]).device
     params = [like(view.stepped(name)) for name in names]
     grads = [like(param, gradients[name]) for name, param in zip(names, params, strict=True)]
@@ -112,11 +128,24 @@ def _one_update_bytes(
     update = stock_update.adam_ if group.kind == "adam" else stock_update.sgd_
     arguments = {"params": params, "gradients": grads, **states, "copies": copies}
     numbers = dict.fromkeys(NUMBERS[group.kind], 0.5)
-    return peak_bytes_of(
+    stock_bytes = peak_bytes_of(
         lambda: update(**arguments, **scale, **numbers, **dict(group.flags)),  # type: ignore[arg-type]
         known,
         device,
     )
+    return max(own_bytes, stock_bytes)
+
+
+def _own_update_bytes(count: int, device: torch.device) -> int:
+    """On CUDA a few numbers for each tensor, made of its count of steps; on a CPU nothing."""
+    if device.type != "cuda":
+        return 0
+    return 8 * allocated_bytes(8 * count, device) + _SCALARS * allocated_bytes(8, device)
+
+
+def _own_kernels(device: torch.device, kind: str) -> bool:
+    """Whether our own kernels update; there is one for SGD on the CPU alone."""
+    return own_cpu_kernels(device) or (kind == "adam" and own_cuda_kernels(device))
 
 
 def _is_taken(stepped: torch.Tensor) -> bool:
