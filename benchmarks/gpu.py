@@ -1,6 +1,6 @@
 """The matrix of models × budgets on a GPU, in one go: does it fit, as predicted, with the very gradients?
 
-python benchmarks/gpu.py [model ...] [--device cuda] [--limit 570] [--workers 4] [--json gpu.json]
+python benchmarks/gpu.py [model ...] [--device cuda] [--limit 570] [--workers 4] [--times 8] [--json gpu.json]
 
 Needs a checkout, torch and transformers; no network, nothing installed. Worker processes run
 models one after the other and print a line of JSON for each cell; this process collects them,
@@ -80,6 +80,7 @@ class Collector:
         self.args = args
         self.end = time.monotonic() + args.limit
         self.rows: list[Row] = []
+        self.about: Row = {"times": args.times}
         self.lock = threading.Lock()
         self.running: set[subprocess.Popen[str]] = set()
 
@@ -135,21 +136,25 @@ class Collector:
     def add(self, row: Row) -> None:
         """Judge a row, keep it, print it."""
         with self.lock:
+            if row["kind"] == "about":
+                self.about |= {key: value for key, value in row.items() if key != "kind"}
+                return
             self.rows.append({**row, "good": is_good(row)})
-            write_rows(self.args.json, self.rows)
+            write_rows(self.args.json, self.rows, self.about)
             _say(self.rows[-1])
 
 
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write all rows in one piece."""
+def write_rows(path: Path, rows: list[Row], about: Row) -> None:
+    """Write all rows in one piece, with what they were measured on."""
     partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(rows, indent=1) + "\n")
+    partial.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     partial.replace(path)
 
 
 def _start_worker(models: list[str], args: argparse.Namespace, rounds: int) -> subprocess.Popen[str]:
     own = Path(__file__).parent / "gpu_worker.py"
     options = ["--device", args.device, "--model-limit", str(args.model_limit), "--rounds", str(rounds)]
+    options += ["--times", str(args.times)]
     command = [sys.executable, "-W", "ignore", str(own), *options, *models]
     # the caller's environment wins, under the allocator variable's older name too
     defaults = dict(_ENVIRONMENT)
@@ -201,6 +206,7 @@ def main() -> int:
     parser.add_argument("--model-limit", type=float, default=120, help="seconds for one model")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) // 4), help="models at a time")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each timing; 0 for none")
+    parser.add_argument("--times", type=int, default=1, help="how often a batch is repeated: a GPU's are larger")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), metavar="PATH")
     args = parser.parse_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)

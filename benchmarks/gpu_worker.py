@@ -28,7 +28,7 @@ except ImportError:  # a bare machine: what is shown in a terminal is not needed
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from common import UNLIMITED_BYTES, LossModule, build_case
+from common import UNLIMITED_BYTES, LossModule, about, build_case
 from gpu import MARK, REPORTED, SHARES, Row
 from torch import Tensor, nn
 from torch.utils import _pytree
@@ -105,12 +105,14 @@ class Subject:
         return plan
 
 
-def prepare(name: str, device: torch.device) -> Subject:
-    """Build a model on the device, warm it up, and take eager's figures."""
+def prepare(name: str, device: torch.device, times: int) -> Subject:
+    """Build a model on the device, with its batch repeated, warm it up, and take eager's figures."""
     case = build_case(name)
 
     def move(leaf: Any) -> Any:
-        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return torch.cat([leaf] * times).to(device) if times > 1 and leaf.ndim else leaf.to(device)
 
     module = LossModule(case).to(device)
     module.train()
@@ -135,10 +137,10 @@ def held_bytes(subject: Subject) -> int:
     return max(0, torch.cuda.memory_allocated(subject.device) - known)
 
 
-def run_model(name: str, device: torch.device, rounds: int = 0) -> Iterator[Row]:
+def run_model(name: str, device: torch.device, rounds: int = 0, times: int = 1) -> Iterator[Row]:
     """Every budget of one model: first with nothing recomputed, then the shares of eager's peak, then the minimum."""
     started = time.perf_counter()
-    subject = prepare(name, device)
+    subject = prepare(name, device, times)
     whole = subject.plan(UNLIMITED_BYTES)
     session = subject.module.graphopt._session  # type: ignore[union-attr]
     planned, resident = session.planned, session.resident_bytes
@@ -215,8 +217,11 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--model-limit", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--times", type=int, default=1)
     args = parser.parse_args()
     deterministic()
+    allocator = os.environ.get("PYTORCH_ALLOC_CONF", "")
+    print(MARK + json.dumps({"kind": "about", **about(args.device), "allocator": allocator}), flush=True)
 
     def stop(*_: object) -> None:
         raise TimeLimit
@@ -226,7 +231,7 @@ def main() -> int:
         signal.setitimer(signal.ITIMER_REAL, args.model_limit)
         error: BaseException | None = None
         try:
-            for row in run_model(name, torch.device(args.device), args.rounds):
+            for row in run_model(name, torch.device(args.device), args.rounds, args.times):
                 print(MARK + json.dumps(row), flush=True)
         except (Exception, TimeLimit) as raised:
             error = raised
