@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from graphopt.kernels import stock_norm, stock_update
+from graphopt.kernels.choice import chosen
 from graphopt.kernels.cuda_adam import adam_kernel
 from graphopt.kernels.layout import as_laid_out, is_dense, same_order
 from graphopt.kernels.pieces import PIECE_ELEMENTS, addresses, are_aligned, pieces
@@ -115,8 +116,14 @@ def adam_(
     found_inf: Tensor | None = None,
     **options: Any,
 ) -> None:
-    """See `graphopt.kernels.operators`; torch's ops do what is not dense fp32, or whose steps are on the CPU."""
+    """See `graphopt.kernels.operators`; torch's ops do what is not dense fp32, or whose steps are on the CPU.
+
+    And, unless ours are asked for, one parameter alone: a backward that updates each would make tables for each.
+    """
     lists = [params, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, copies]
+    if len(params) == 1 and chosen() == "auto":
+        alone: list[Any] = [*lists, inverse_scale, factor, found_inf]
+        return stock_update.adam_(*alone, **options)
     taken = [i for i in range(len(params)) if _fits([column[i] for column in lists if column], lists)]
     left = sorted(set(range(len(params))) - set(taken))
     if left:

@@ -107,7 +107,7 @@ def _one_update_bytes(
 ) -> int:
     """What one op of the graph allocates: torch's kernels, as ours read float32 and half gradients as they are."""
     own_bytes = 0
-    if names and _own_kernels(view.stepped(names[0]).device, group.kind):
+    if names and _own_kernels(view.stepped(names[0]).device, group.kind, len(names)):
         left = [name for name in names if not _is_taken(view.stepped(name))]
         own_bytes = _own_update_bytes(len(names) - len(left), view.stepped(names[0]).device)
         names = left
@@ -143,9 +143,9 @@ def _own_update_bytes(count: int, device: torch.device) -> int:
     return 8 * allocated_bytes(8 * count, device) + _SCALARS * allocated_bytes(8, device)
 
 
-def _own_kernels(device: torch.device, kind: str) -> bool:
-    """Whether our own kernels update; there is one for SGD on the CPU alone."""
-    return own_cpu_kernels(device) or (kind == "adam" and own_cuda_kernels(device))
+def _own_kernels(device: torch.device, kind: str, count: int) -> bool:
+    """Whether our own kernels update so many parameters; on CUDA only Adam's, and more than one."""
+    return own_cpu_kernels(device) or (kind == "adam" and count > 1 and own_cuda_kernels(device))
 
 
 def _is_taken(stepped: torch.Tensor) -> bool:
