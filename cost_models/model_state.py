@@ -15,7 +15,7 @@ from torch import nn
 
 from graphopt.cost_models.rehearsal import rehearse_step
 from graphopt.errors import UsageError
-from graphopt.stepgraph import allocated_bytes
+from graphopt.stepgraph import allocated_bytes, planned_bytes
 
 HALF = (torch.float16, torch.bfloat16)
 #: Whether a parameter gets a gradient.
@@ -95,13 +95,13 @@ def optimizer_bytes(
 
 
 def nbytes(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> int:
-    """Bytes of a tensor of this shape, as the allocator hands them out."""
-    return allocated_bytes(tensor.numel() * (dtype or tensor.dtype).itemsize, tensor.device)
+    """Bytes of a new tensor of this shape, as the allocator hands them out."""
+    return planned_bytes(tensor.numel() * (dtype or tensor.dtype).itemsize, tensor.device)
 
 
 def float32_bytes(tensor: torch.Tensor) -> int:
     """Bytes of its copy in float32, or wider where it is wider."""
-    return allocated_bytes(tensor.numel() * max(tensor.dtype.itemsize, 4), tensor.device)
+    return planned_bytes(tensor.numel() * max(tensor.dtype.itemsize, 4), tensor.device)
 
 
 _KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)

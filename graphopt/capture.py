@@ -32,6 +32,7 @@ from graphopt.stepgraph import (
     ValueInfo,
     hash_graph,
     output_args,
+    planned_bytes,
     storage_bytes,
     storage_key,
     tensors_of,
@@ -56,7 +57,8 @@ class _Builder:
         key = storage_key(tensor)
         if key not in self.by_storage:
             self.by_storage[key] = len(self.values)
-            size = 0 if kind == "resident" else max(storage_bytes(tensor, self.device), copied_bytes(node, self.device))
+            own = planned_bytes(storage_bytes(tensor, self.device), self.device)
+            size = 0 if kind == "resident" else max(own, copied_bytes(node, self.device))
             dtype = str(tensor.dtype).removeprefix("torch.")
             self.values.append(ValueInfo(node.name, node, kind, size, tuple(map(int, tensor.shape)), dtype))
         return self.by_storage[key]

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from graphopt.roles import RUN_ONCE
-from graphopt.stepgraph import allocated_bytes, same_device, storage_key, tensors_of
+from graphopt.stepgraph import planned_bytes, same_device, storage_key, tensors_of
 
 aten = torch.ops.aten
 _COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "_dtensor")
@@ -171,4 +171,4 @@ def copied_bytes(node: fx.Node, device: torch.device) -> int:
         return 0
     view = node.args[0].meta["val"]  # type: ignore[union-attr]
     last = view.storage_offset() + sum(s * (n - 1) for s, n in zip(view.stride(), view.shape, strict=True))
-    return allocated_bytes(int(last + 1) * view.itemsize, device) if same_device(view, device) else 0
+    return planned_bytes(int(last + 1) * view.itemsize, device) if same_device(view, device) else 0

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import fx
 
+from graphopt.cuda_blocks import at_least, at_most
 from graphopt.problem import Op, Problem, Value
 
 BOUNDARY = "loss_boundary"
@@ -109,7 +110,7 @@ def with_storage_bytes(graph: StepGraph, storage_bytes: Sequence[tuple[int, ...]
             for tensor, size in zip(tensors, sizes, strict=True):
                 value = by_storage.get(storage_key(tensor), op.outputs[0] if len(op.outputs) == 1 else -1)
                 if value in op.outputs and same_device(tensor, graph.device):
-                    measured[value] = max(measured.get(value, 0), allocated_bytes(size, graph.device))
+                    measured[value] = max(measured.get(value, 0), planned_bytes(size, graph.device))
     values = tuple(replace(v, bytes=max(v.bytes, measured.get(i, 0))) for i, v in enumerate(graph.values))
     return replace(graph, values=values)
 
@@ -155,8 +156,13 @@ def storage_bytes(tensor: torch.Tensor, device: torch.device) -> int:
 
 
 def allocated_bytes(number_bytes: int, device: torch.device) -> int:
-    """Requested bytes as the allocator counts them: CUDA's caching allocator rounds up to 512."""
-    return -(-number_bytes // 512) * 512 if device.type == "cuda" else number_bytes
+    """Requested bytes as the allocator counts them, at the least: CUDA's caching allocator rounds up to 512."""
+    return at_least(number_bytes) if device.type == "cuda" else number_bytes
+
+
+def planned_bytes(number_bytes: int, device: torch.device) -> int:
+    """The most that the allocator may count for a tensor of so many bytes that is to be made."""
+    return at_most(number_bytes, device) if device.type == "cuda" else number_bytes
 
 
 def same_device(tensor: torch.Tensor, device: torch.device) -> bool:

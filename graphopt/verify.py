@@ -139,7 +139,8 @@ def _collect(model: nn.Module, inputs: Any, output: Any, loss: torch.Tensor) -> 
     found["CPU generator"] = torch.get_rng_state()
     if torch.cuda.is_available():
         found.update({f"CUDA generator {i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
-    return {name: tensor.detach().clone() for name, tensor in found.items()}
+    # In host memory: on the device they would take room that the budget has for the next step.
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in found.items()}
 
 
 def _weights(leaf: torch.Tensor) -> torch.Tensor:

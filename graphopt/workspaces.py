@@ -6,11 +6,13 @@ each that multiplies and adds a bias. Autograd runs the backward on a CUDA devic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from graphopt.cost_models.inputs import runnable
+from graphopt.cost_models.signature import Signature, signature
 from graphopt.cost_models.timing import plain_execution
 from graphopt.stepgraph import StepGraph
 
@@ -21,19 +23,25 @@ _KNOWN = ("aten", "prims", "graphopt")
 
 def take_workspaces(graphs: Iterable[StepGraph], device: torch.device, *, in_autograd: bool) -> None:
     """Let cuBLAS take what these graphs make it take, in this thread and, with `in_autograd`, in autograd's too."""
-    names = {str(node.target) for graph in graphs for node in graph.compute_nodes}
-    if device.type != "cuda" or not any(map(_multiplies, names)):
+    if device.type == "cuda":
+        multiply(products_of(graphs), device, in_autograd=in_autograd)
+
+
+def products_of(graphs: Iterable[StepGraph]) -> list[Signature]:
+    """Each call of the graphs that may use cuBLAS, once: what a library takes may depend on sizes and types."""
+    nodes = (node for graph in graphs for node in graph.compute_nodes if _multiplies(str(node.target)))
+    calls = (signature(node) for node in nodes)
+    return list({call.key: call for call in calls if call is not None}.values())
+
+
+def multiply(calls: Sequence[Signature], device: torch.device, *, in_autograd: bool) -> None:
+    """Run each call once in this thread and, with `in_autograd`, in autograd's, which recomputes them."""
+    if not calls:
         return
-    multiply(device, biased=any("addmm" in name for name in names), in_autograd=in_autograd)
-
-
-def multiply(device: torch.device, *, biased: bool, in_autograd: bool) -> None:
-    """Small products in this thread and, with `in_autograd`, in autograd's."""
     with plain_execution(device), torch.enable_grad():
-        small = torch.ones(16, 16, device=device, requires_grad=True)
-        result = _Products.apply(small, biased)  # type: ignore[no-untyped-call]
+        result = _Products.apply(torch.zeros((), device=device, requires_grad=True), calls)  # type: ignore[no-untyped-call]
         if in_autograd:
-            result.sum().backward()
+            result.backward()
 
 
 def _multiplies(name: str) -> bool:
@@ -43,20 +51,20 @@ def _multiplies(name: str) -> bool:
 
 
 class _Products(torch.autograd.Function):
-    """The same products in the forward's thread and in the backward's, which also recomputes what the forward did."""
+    """The same products in the forward's thread and in the backward's."""
 
     @staticmethod
-    def forward(ctx: Any, small: torch.Tensor, biased: bool) -> torch.Tensor:
-        ctx.save_for_backward(small)
-        ctx.biased = biased
-        return _products(small, biased)
+    def forward(ctx: Any, anchor: torch.Tensor, calls: Sequence[Signature]) -> torch.Tensor:
+        ctx.calls = calls
+        _run_each(calls)
+        return anchor.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (small,) = ctx.saved_tensors
-        return gradients[0] @ _products(small, ctx.biased), None
+        _run_each(ctx.calls)
+        return gradients[0], None
 
 
-def _products(small: torch.Tensor, biased: bool) -> torch.Tensor:
-    product = small @ small
-    return torch.addmm(small[0], product, small) if biased else product
+def _run_each(calls: Sequence[Signature]) -> None:
+    for call in calls:
+        runnable(call)  # runs it once, on arguments that are gone before the next one's are made

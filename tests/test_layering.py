@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: it in the tree ("planners" for "planners.chain"), and the longest name that fits counts.
 LAYERS = (
     ("errors",),
-    ("units", "folders", "problem", "plan_file"),
+    ("units", "folders", "problem", "plan_file", "cuda_blocks"),
     ("schedule", "kept", "plan", "report.data"),
     ("planners",),
     ("stepgraph", "state", "measure", "kernels", "compression", "parallel.ranks"),

@@ -123,7 +123,8 @@ def adam_(
     lists = [params, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, copies]
     if len(params) == 1 and chosen() == "auto":
         alone: list[Any] = [*lists, inverse_scale, factor, found_inf]
-        return stock_update.adam_(*alone, **options)
+        stock_update.adam_(*alone, **options)
+        return
     taken = [i for i in range(len(params)) if _fits([column[i] for column in lists if column], lists)]
     left = sorted(set(range(len(params))) - set(taken))
     if left:

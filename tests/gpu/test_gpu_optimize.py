@@ -127,6 +127,10 @@ def test_the_very_gradients_inside_the_budget(name: str, share: float) -> None:
     eager = seeded_step(model, model._call_impl, batch)
     repeats = not differences(eager, seeded_step(model, model._call_impl, batch))
     eager_bytes = peak_of(model, model._call_impl, batch)
+    graphopt.optimize(model, 1 << 50, example_inputs=batch)
+    captured = seeded_step(model, model, batch)
+    model.graphopt.restore()  # type: ignore[union-attr]
+    forget()
     at_least(max(1, int(share * eager_bytes)), lambda budget: graphopt.optimize(model, budget, example_inputs=batch))
     plan: graphopt.Plan = model.graphopt.plan  # type: ignore[assignment, union-attr]
     seen = seeded_step(model, model, batch)
@@ -137,7 +141,9 @@ def test_the_very_gradients_inside_the_budget(name: str, share: float) -> None:
          repeats=repeats, gaps=gaps)  # fmt: skip
     assert measured <= plan.budget_bytes
     assert abs(plan.peak_bytes / measured - 1) <= WITHIN
-    assert not gaps or not repeats
+    assert not differences(captured, seen) or not repeats
+    # Traced, BatchNorm2d runs PyTorch's own kernel where eager runs cuDNN's.
+    assert not gaps or not repeats or (name == "convolutions" and DEVICE == "cuda")
 
 
 def test_the_backend_keeps_to_its_budget() -> None:
@@ -174,7 +180,9 @@ def test_verify_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["plan", *target, "--mem-budget", "1KiB", "--json"]) == 3
     least = graphopt_json(capsys)["minimum_bytes"]
     forget()
-    assert main(["verify", *target, "--mem-budget", str(int(least * 1.1)), "--json"]) == 0
+    # what the first command left behind is no fault of the second one's
+    held = torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
+    assert main(["verify", *target, "--mem-budget", str(int(least * 1.1) + held), "--json"]) == 0
     note(verify=graphopt_json(capsys))
 
 
