@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch._aot_autograd import collect_metadata_analysis
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.errors import CaptureError, UsageError
 from graphopt.passes.own_gradients import own_gradients
@@ -60,8 +64,28 @@ def compile_graph(
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
-    compiled: Compiled = compiler(module, example_inputs)
+    with _dense_tangents():
+        compiled: Compiled = compiler(module, example_inputs)
     return compiled
+
+
+@contextmanager
+def _dense_tangents() -> Iterator[None]:
+    """Let AOTAutograd expect tangents as operators make them: each dense, in memory of its own.
+
+    It expects the strides of the outputs. Of outputs that are views into a larger tensor (`chunk`) it would copy every
+    tangent, with the gaps between its rows, while all of the originals are still there; and it takes tangents of two
+    views of one tensor for views of one tangent.
+    """
+    before = collect_metadata_analysis.coerce_tangent_and_suggest_memory_format
+
+    def expected(tangent: Any) -> Any:
+        plain = isinstance(tangent, torch.Tensor) and not is_traceable_wrapper_subclass(tangent)
+        # preserve_format: the strides of a dense output stay, of others their order
+        return before(torch.empty_like(tangent) if plain and tangent.layout == torch.strided else tangent)
+
+    with mock.patch.object(collect_metadata_analysis, before.__name__, expected):
+        yield
 
 
 def graphopt_backend(

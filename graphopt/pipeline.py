@@ -20,7 +20,7 @@ from graphopt.passes.specialize import specialize
 from graphopt.passes.split_dropout import split_dropout
 from graphopt.plan import GraphPlan
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
-from graphopt.planners import PLANNERS, local
+from graphopt.planners import local
 from graphopt.schedule import Schedule, simulate
 from graphopt.settle import settle
 from graphopt.stepgraph import StepGraph, to_problem, with_storage_bytes
@@ -104,10 +104,7 @@ def _new_schedule(captured: CapturedGraph, budget_bytes: int, choice: Choice) ->
     if choice.planner == "auto":
         schedule = _fastest(captured, budget_bytes)
     else:
-        try:
-            schedule = PLANNERS[choice.planner](captured.problem, budget_bytes - captured.most_state_bytes)
-        except InfeasibleError as error:
-            raise InfeasibleError(budget_bytes, error.minimum_bytes + captured.most_state_bytes) from None
+        schedule = captured.schedule_by(choice.planner, budget_bytes)
     if choice.plan_seconds:
         schedule = _improved(captured, schedule, budget_bytes, choice.plan_seconds)
     return settle(captured.step, schedule)

@@ -11,7 +11,7 @@ from torch import fx
 
 from graphopt.cost_models import COST_MODELS
 from graphopt.emit import Emitted, emit, emit_whole, generator_state_bytes
-from graphopt.errors import PlanMismatchError, ScheduleError, UsageError
+from graphopt.errors import InfeasibleError, PlanMismatchError, ScheduleError, UsageError
 from graphopt.kept import runs_of, schedule_of, thinned
 from graphopt.plan import GraphPlan, KeptPoint
 from graphopt.planners import PLANNERS, pareto_curve
@@ -24,6 +24,8 @@ from graphopt.stepgraph import StepGraph
 
 #: Points of the curve that a plan keeps: some hundred kilobytes for a thousand ops.
 MOST_KEPT = 128
+#: Budgets at which a named planner is asked where several graphs share one: some take seconds for each.
+_ASKED = 8
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,42 @@ class CapturedGraph:
         found = self._kept_candidates(self.kept) if self.kept else self._new_candidates()
         none = self._candidate(self.eager.seconds, "none", self.captured_schedule, self.eager.peak_bytes)
         return _pareto([*found, none])
+
+    def curve_by(self, planner: str) -> tuple[Candidate, ...]:
+        """The curve of one planner; `peak_bytes` are then those to ask it for, of which a schedule may need less.
+
+        Only `auto` has a whole curve: others are asked for their least, for eager's peak, and evenly between.
+        """
+        if planner == "auto" or self.kept:
+            return self.curve
+        eager = Candidate(self.eager.peak_bytes, self.eager.seconds, "none", self.captured_schedule)
+        try:
+            self.schedule_by(planner, 0)
+            least = 0
+        except InfeasibleError as error:
+            least = error.minimum_bytes
+        budgets = [least + (eager.peak_bytes - least) * i // (_ASKED - 1) for i in range(_ASKED - 1)]
+        return _pareto([eager, *(c for budget in budgets for c in self._asked(planner, budget))])
+
+    def _asked(self, planner: str, budget_bytes: int) -> Iterable[Candidate]:
+        try:
+            schedule = settle(self.step, self.schedule_by(planner, budget_bytes))
+        except InfeasibleError:
+            return
+        yield Candidate(budget_bytes, simulate(self.problem, schedule).seconds, planner, schedule)
+
+    def schedule_by(self, planner: str, budget_bytes: int) -> Schedule:
+        """What a planner makes of the graph in so many bytes, generator states counted; eager's order where it fits.
+
+        Raises InfeasibleError, with the least that the planner needs.
+        """
+        if self.eager.peak_bytes <= budget_bytes:
+            return self.captured_schedule
+        try:
+            return PLANNERS[planner](self.problem, budget_bytes - self.most_state_bytes)
+        except InfeasibleError as error:
+            least = min(error.minimum_bytes + self.most_state_bytes, self.eager.peak_bytes)
+            raise InfeasibleError(budget_bytes, least) from None
 
     @cached_property
     def kept_schedule(self) -> Schedule | None:

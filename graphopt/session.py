@@ -40,7 +40,7 @@ from graphopt.parallel.wrapping import (
 from graphopt.pipeline import plan_graph, plan_within
 from graphopt.planned import CapturedGraph, Choice, PlannedGraph
 from graphopt.resident import other_bytes, resident_of_model
-from graphopt.shares import share_budget
+from graphopt.shares import joint_peak_bytes, share_budget
 from graphopt.slot import Compiled, MeetGraphs, OnlyPlan, Slot
 from graphopt.state import State, restore, snapshot, training_mode
 from graphopt.workspaces import take_workspaces
@@ -226,7 +226,13 @@ class Session:
 
         def make(room: Room) -> list[PlannedGraph]:
             shares = _shares(sequence, captured, room, choice)
-            return [plan_graph(captured[slot], shares[slot], choice) for slot in captured]
+            planned = {slot: plan_graph(graph, shares[slot], choice) for slot, graph in captured.items()}
+            schedules = [planned[slot].schedule for slot in sequence]
+            if choice.plan_seconds and joint_peak_bytes([captured[s] for s in sequence], schedules) > room.own_bytes:
+                # inside its share, a search for better may keep more for the backward than the others leave room for
+                plain = replace(choice, plan_seconds=0.0)
+                return [plan_graph(graph, shares[slot], plain) for slot, graph in captured.items()]
+            return list(planned.values())
 
         graphs = list(captured.values())
         planned = dict(zip(captured, self._agreed(graphs, make, graphs[0].step.device), strict=True))
@@ -251,7 +257,7 @@ def _shares(
     graphs = [captured[slot] for slot in sequence]
     try:
         shares: dict[Slot, int] = {}
-        for slot, share in zip(sequence, share_budget(graphs, room.own_bytes), strict=True):
+        for slot, share in zip(sequence, share_budget(graphs, room.own_bytes, choice.planner), strict=True):
             shares[slot] = min(share, shares.get(slot, share))
         return shares
     except InfeasibleError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from graphopt.emit import generator_state_bytes
 from graphopt.errors import InfeasibleError
-from graphopt.planned import CapturedGraph
+from graphopt.planned import Candidate, CapturedGraph
 from graphopt.schedule import simulate
 
 
@@ -24,23 +24,25 @@ class _Point:
     seconds: float
 
 
-def share_budget(graphs: Sequence[CapturedGraph], own_budget_bytes: int) -> list[int]:
-    """The bytes that each graph may use, so that all of them together stay in `own_budget_bytes`.
+def share_budget(graphs: Sequence[CapturedGraph], own_budget_bytes: int, planner: str = "auto") -> list[int]:
+    """The bytes that each graph may use with this planner, so that all together stay in `own_budget_bytes`.
 
     Forwards run in order, backwards in reverse: while one graph runs, those before it hold what they
     saved, and those after it, in the backward, what they return. Starting from every graph's
     smallest schedule, the budget goes where it saves the most time for each byte of the common
     peak. Raises InfeasibleError where even the smallest do not fit.
     """
-    curves = [_points(graph) for graph in graphs]
+    candidates = [graph.curve_by(planner) for graph in graphs]
+    curves = [_points(graph, curve) for graph, curve in zip(graphs, candidates, strict=True)]
     chosen = _chosen(curves, own_budget_bytes)
-    points = [curve[i] for curve, i in zip(curves, chosen, strict=True)]
-    return _kept_shares(graphs, own_budget_bytes, _seconds(points)) or [point.peak_bytes for point in points]
+    seconds = _seconds([curve[i] for curve, i in zip(curves, chosen, strict=True)])
+    shares = [curve[i].peak_bytes for curve, i in zip(candidates, chosen, strict=True)]
+    return _kept_shares(graphs, own_budget_bytes, seconds) or shares
 
 
 def joint_curve(graphs: Sequence[CapturedGraph], budgets: int) -> list[tuple[int, float]]:
     """Common peak and seconds of the shares at so many budgets, evenly apart from the least to eager's."""
-    curves = [_points(graph) for graph in graphs]
+    curves = [_points(graph, graph.curve) for graph in graphs]
     least = _peak(curves, [0] * len(curves))
     most = joint_peak_bytes(graphs, [graph.captured_schedule for graph in graphs])
     found = []
@@ -93,8 +95,8 @@ def _chosen(curves: Sequence[Sequence[_Point]], own_budget_bytes: int) -> list[i
     return chosen
 
 
-def _points(graph: CapturedGraph) -> list[_Point]:
-    return [_point(graph, candidate.schedule) for candidate in graph.curve]
+def _points(graph: CapturedGraph, curve: Sequence[Candidate]) -> list[_Point]:
+    return [_point(graph, candidate.schedule) for candidate in curve]
 
 
 def _point(graph: CapturedGraph, schedule: Sequence[int]) -> _Point:

@@ -15,6 +15,7 @@ from torch import nn
 
 import graphopt
 from graphopt import measure
+from graphopt.cost_models.device_speed import UNKNOWN_DEVICE
 from graphopt.errors import BudgetError, CaptureError
 from graphopt.step.division import Trial, micro_sizes, walk
 from graphopt.step.train_step import TrainStep
@@ -108,7 +109,9 @@ def peak_of(step: TrainStep, model: nn.Module, rows: int) -> int:
     )
 
 
-def test_with_room_the_batch_is_cut_no_more_than_is_fastest() -> None:
+def test_with_room_the_batch_is_cut_no_more_than_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    # on a machine whose ops cost little beside their arithmetic, smaller pieces may tie
+    monkeypatch.setattr("graphopt.cost_models.roofline.device_speed", lambda _device: UNKNOWN_DEVICE)
     model = blocks()
     step = auto(model, None)
     # with the roofline's prices every cut reads the weights once more

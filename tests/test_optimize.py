@@ -197,6 +197,81 @@ def test_a_model_that_breaks_shares_one_budget() -> None:
     assert "test_optimize.py" in str(report)
 
 
+@pytest.mark.parametrize("planner", ["none", "sqrt_n", "reorder"])
+def test_shares_are_those_that_the_named_planner_can_keep_to(planner: str) -> None:
+    """`auto` reorders what is not recomputed, and so may need less than eager's order at the same speed."""
+
+    def planned(budget: int) -> nn.Module:
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        options = {"example_inputs": BATCH, "planner": planner, "cost_model": "roofline"}
+        return graphopt.optimize(TwoTails(), budget, **options)  # type: ignore[arg-type]
+
+    free = planned(1 << 40)
+    assert not free.graphopt.plan.recomputed
+    with pytest.raises(graphopt.BudgetError) as least:
+        planned(1)
+    model = planned(least.value.minimum_bytes)
+    assert model.graphopt.plan.peak_bytes <= least.value.minimum_bytes <= free.graphopt.plan.peak_bytes
+    with pytest.raises(graphopt.BudgetError):
+        planned(least.value.minimum_bytes - 1)
+
+
+class TwoTails(nn.Module):
+    """Two graphs; in the second, eager's order makes a large tensor long before it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.wide, self.narrow = nn.Linear(32, 32), nn.Linear(32, 256), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        torch._dynamo.graph_break()
+        wide = self.wide(x)
+        for _ in range(3):
+            x = self.narrow(x).relu()
+        return wide.mean() + x.mean()
+
+
+class Chunks(nn.Module):
+    """Two outputs that are halves of one tensor, row by row, one without use, and part of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(64, 64), nn.Linear(32, 64)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mean, spread = self.encoder(x.tanh()).chunk(2, -1)
+        code = mean.sin() + spread.sin()
+        return mean, spread, code, self.decoder(code.sin())[:100]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tangents_of_views_are_dense_and_none_is_copied(compiled: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2048, 64)
+
+    def step(model: nn.Module) -> None:
+        model.zero_grad(set_to_none=True)
+        outputs = model(x)
+        ((outputs[0] * outputs[1]).mean() + outputs[3].square().mean()).backward()
+
+    model = Chunks()
+    step(model)
+    eager = [p.grad for p in model.parameters()]
+    with pytest.raises(graphopt.BudgetError) as least:
+        graphopt.optimize(model, 1, example_inputs=x)
+    budget = least.value.minimum_bytes
+    if compiled:
+        run: nn.Module = torch.compile(model, backend="graphopt", options={"mem_budget": budget})  # type: ignore[assignment]
+    else:
+        run = graphopt.optimize(model, budget, example_inputs=x)
+    step(run)
+    assert all(torch.equal(a, p.grad) for a, p in zip(eager, model.parameters(), strict=True))
+    model.zero_grad(set_to_none=True)
+    assert 0.98 * budget <= peak_bytes(lambda: step(run), [*model.parameters(), x], "cpu") <= budget
+
+
 def test_a_module_of_torchs_own_is_one_graph() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(4)))
