@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 ROUND_BYTES = 512
 SMALL_BYTES = 1 << 20
@@ -32,8 +33,9 @@ def cuts_to_size(index: int | None) -> bool:
     if not torch.cuda.is_available():
         return True
     device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
-    block = torch.empty(2 * SMALL_BYTES, dtype=torch.uint8, device=device)
-    address = block.data_ptr()
+    with _disable_current_modes():  # asked in the middle of a capture, where tensors are fake
+        block = torch.empty(2 * SMALL_BYTES, dtype=torch.uint8, device=device)
+        address = block.data_ptr()
     return any(
         segment.get("is_expandable", False)
         for segment in torch.cuda.memory_snapshot()
