@@ -38,7 +38,8 @@ def multiply(calls: Sequence[Signature], device: torch.device, *, in_autograd: b
     """Run each call once in this thread and, with `in_autograd`, in autograd's, which recomputes them."""
     if not calls:
         return
-    with plain_execution(device), torch.enable_grad():
+    # Tracing keeps autograd in the thread that traces; a step's backward will not be there.
+    with plain_execution(device), torch.enable_grad(), torch.autograd.set_multithreading_enabled(True):
         result = _Products.apply(torch.zeros((), device=device, requires_grad=True), calls)  # type: ignore[no-untyped-call]
         if in_autograd:
             result.backward()

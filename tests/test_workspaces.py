@@ -46,6 +46,7 @@ def test_the_products_run_in_the_middle_of_a_capture(monkeypatch: pytest.MonkeyP
     def ran(call: Signature) -> object:
         found = run(call)
         assert found is not None and type(found()) is torch.Tensor
+        assert torch._C._is_multithreading_enabled()  # tracing turns it off: all would run in this thread
         seen.append(str(call.target))
         return found
 
