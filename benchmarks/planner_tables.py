@@ -1,6 +1,6 @@
 """What benchmarks/planners.py found, as tables: in the terminal, and as Markdown for the README.
 
-python benchmarks/planner_tables.py benchmarks/results/planners_cpu_2026-11-21.json [docs/planners.md README.md]
+python benchmarks/planner_tables.py benchmarks/results/planners_cpu_2026-11-27.json [docs/planners.md README.md]
 
 With files the tables are written into each, between the two lines that mark their place; a README gets the verdicts.
 """

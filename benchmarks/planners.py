@@ -10,10 +10,11 @@ README's tables from the JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import peers
 import published
 from common import write_json
 from layered_graphs import layered_graph
-from planner_tables import print_tables, verdicts
+from planner_tables import MOST_OPS, print_tables, verdicts
 from subjects import subject
 from zoo import ANCHORS, ZOO
 
@@ -34,6 +35,8 @@ from graphopt.schedule import simulate
 
 INSTANCES = Path(__file__).parent.parent.parent / "shared" / "instances"
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25)
+COLD_STARTS = 3
+"""Of each problem whose time is held to a limit."""
 LAYERED = ((100, 0), (250, 0), (500, 0), (1000, 0))
 """Nodes and seed of the generated graphs."""
 MOST_EXACT_OPS, EXACT_SHARES = 200, (0.9, 0.8, 0.6)
@@ -70,10 +73,16 @@ class Curve:
 
 
 def plan(problem: Problem) -> Curve:
-    """The curve, and the processor time that it took."""
-    started = time.process_time()
-    curve = pareto_curve(problem)
-    plan_seconds = time.process_time() - started
+    """The curve, and its processor time: the least of some cold starts, as what shares a core only adds to it."""
+    gc.collect()
+    gc.freeze()  # a process of its own would not look through what this one holds
+    taken = []
+    for _ in range(COLD_STARTS if len(problem.ops) <= MOST_OPS else 1):
+        problem = replace(problem)  # with nothing kept from the last one
+        started = time.process_time()
+        curve = pareto_curve(problem)
+        taken.append(time.process_time() - started)
+    plan_seconds = min(taken)
     eager_peak_bytes = simulate(problem, range(len(problem.ops))).peak_bytes
     return Curve(problem, tuple((p.peak_bytes, p.seconds) for p in curve), eager_peak_bytes, plan_seconds)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
 
 from graphopt.planners.chain_actions import Action, performed
@@ -19,6 +21,8 @@ from graphopt.schedule import Schedule
 MOST_REGIONS = 40
 #: The programme counts memory coarsely for the whole range, and finely for its low end.
 ROOMS = (1.0, 0.0)
+#: The share of the peak above which the bytes that cross a border make it a wide one.
+WIDE = 0.25
 
 
 class _Writer:
@@ -78,10 +82,16 @@ class _Writer:
 def chain_points(problem: Problem) -> list[CurvePoint]:
     """Schedules of the programme at a few memories between its least and its greatest."""
     regions = regions_of(problem, MOST_REGIONS)
-    if regions is None:
+    if regions is None or _is_wide(problem, regions):
         return []
     options = options_of(regions)
     return [found for room in ROOMS for found in _points(problem, regions, Chain(problem, regions, options, room))]
+
+
+def _is_wide(problem: Problem, regions: Regions) -> bool:
+    """Whether so much crosses the borders that holding them saves nothing: no chain, but a mesh."""
+    crossing = [sum(problem.values[v].bytes for v in border) for border in regions.border[1:]]
+    return median(crossing) > WIDE * none_curve(problem)[0].peak_bytes
 
 
 def _points(problem: Problem, regions: Regions, chain: Chain) -> list[CurvePoint]:

@@ -93,10 +93,10 @@ _SMALL = Effort(
     bottom=(0.95, 0.9),
     crumbs=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
-    retouches=20,
+    retouches=10,
     least_drop=5e-4,
 )
-_MEDIUM = replace(_SMALL, bottom=(0.95,), crumbs=8, retouches=2)
+_MEDIUM = replace(_SMALL, bottom=(0.95,), crumbs=8, retouches=1)
 _LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0)
 _HUGE = replace(
     _LARGE,
@@ -133,7 +133,8 @@ _VAST = replace(
 _TABLE = (
     (130, _TINY),
     (300, _SMALL),
-    (500, replace(_SMALL, retouches=10)),
+    (500, replace(_SMALL, retouches=4)),
+    (1000, replace(_MEDIUM, lowest=2)),
     (1500, _MEDIUM),
     (6000, _LARGE),
     (20_000, _HUGE),

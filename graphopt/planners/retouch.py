@@ -20,7 +20,7 @@ WIDER = 0.1
 #: Budgets that are tried lie this share of their bytes apart.
 APART = 0.005
 #: After so many budgets in a row for which nothing better was found there is nothing to find.
-IN_VAIN = 6
+IN_VAIN = 3
 
 
 def retouched(problem: Problem, known: Curve) -> Curve:
