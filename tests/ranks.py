@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -95,6 +96,10 @@ def _rank(
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
         # by value: a connection's own pickler leaves tensors in shared memory that ends with the process
         end.send_bytes(pickle.dumps((True, function(*args))))
+        # One that ends while another still connects to it would be that one's failure.
+        with suppress(Exception):
+            store.set(f"done {rank}", "")
+            store.wait([f"done {other}" for other in range(world)], timedelta(seconds=5))
         dist.destroy_process_group()
     except BaseException:
         end.send_bytes(pickle.dumps((False, traceback.format_exc())))
