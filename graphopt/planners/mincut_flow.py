@@ -6,7 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from graphopt.planners.native.calls import Ints, cut
+from graphopt.planners.layout import Ints
+from graphopt.planners.native.calls import cut
 
 SOURCE, SINK = 0, 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise, product
 
-from graphopt.planners.curve import Curve, CurvePoint, with_points
+from graphopt.planners.curve import Curve, CurvePoint, at_most, with_points
 from graphopt.planners.effort import effort_for
 from graphopt.planners.evict import LONGEST_AT_LOWEST, descend, lower
 from graphopt.planners.hoist import hoist
@@ -27,7 +27,7 @@ def polish_points(problem: Problem, curve: Curve) -> list[CurvePoint]:
     until = 0
     for share in effort.polished:
         start = max(lowest, lowest * (highest / lowest) ** share)
-        seed = [p for p in curve if p.peak_bytes <= start][-1]
+        seed = at_most(curve, start)
         if seed.peak_bytes * effort.polish >= until:
             points.extend(descend(problem, seed.steps, seed.planner, effort.polish, until, nearer=0 if until else 1))
             until = seed.peak_bytes
