@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).parent.parent / "tests"), str(Path(__file__).parent.parent)]
-from zoo import ANCHORS, ZOO, Case  # noqa: E402
-
-import graphopt  # noqa: E402
-from graphopt.planned import CapturedGraph  # noqa: E402
+import graphopt
+from graphopt.plan.captured import CapturedGraph
+from tests.support.zoo import ANCHORS, ZOO, Case
 
 UNLIMITED_BYTES = 1 << 50
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from graphopt.folders import cache_directory
+from graphopt.base.cache_directory import cache_directory
 
 
 def cache_path(kind: str, key: str) -> Path:

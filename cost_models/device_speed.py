@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from graphopt.cost_models.cache import cache_path, read_entries, write_entries
-from graphopt.cost_models.timing import least_seconds, plain_execution, seconds_of
+from graphopt.device.timing import least_seconds, plain_execution, seconds_of
 
 _KIND = "graphopt.device-speed/1"
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from graphopt.base.errors import UsageError
 from graphopt.cost_models.rehearsal import rehearse_step
-from graphopt.errors import UsageError
-from graphopt.stepgraph import allocated_bytes, planned_bytes
+from graphopt.graph.step_graph import allocated_bytes, planned_bytes
 
 HALF = (torch.float16, torch.bfloat16)
 #: Whether a parameter gets a gradient.

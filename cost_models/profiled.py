@@ -20,7 +20,7 @@ from graphopt.cost_models.inputs import runnable
 from graphopt.cost_models.roofline import roofline
 from graphopt.cost_models.scratch import scratch_bytes
 from graphopt.cost_models.signature import Signature, signature
-from graphopt.cost_models.timing import least_seconds, plain_execution
+from graphopt.device.timing import least_seconds, plain_execution
 
 _KIND = "graphopt.op-costs/2"  # in the first, CUDA scratch counted what garbage collection freed meanwhile
 

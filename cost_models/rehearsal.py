@@ -18,8 +18,8 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphopt.errors import UsageError
-from graphopt.stepgraph import allocated_bytes
+from graphopt.base.errors import UsageError
+from graphopt.graph.step_graph import allocated_bytes
 
 _HALF = (torch.float16, torch.bfloat16)
 Pairs = list[tuple[torch.Tensor, torch.nn.Parameter]]

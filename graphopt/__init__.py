@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from graphopt.errors import (
+from graphopt.base.errors import (
     BudgetError,
     BudgetParseError,
     CaptureError,
@@ -16,18 +16,18 @@ from graphopt.errors import (
     UsageError,
     VerificationError,
 )
-from graphopt.plan import Plan
+from graphopt.problem.plan import Plan
 
 if TYPE_CHECKING:
-    from graphopt.api import optimize
+    from graphopt.api.estimate import Estimate, estimate
+    from graphopt.api.optimize import optimize
+    from graphopt.api.train_step import train_step
     from graphopt.compression.choose import Auto
     from graphopt.compression.methods import DGC, QSGD, EightBit, HalfCast, PowerSGD, Threshold, TopK
-    from graphopt.estimates import Estimate, estimate
-    from graphopt.parallel.hooks import compress_ddp
-    from graphopt.passes.clip import ClipNorm, ClipValue
-    from graphopt.passes.loss_scale import ConstantLossScale, DynamicLossScale
+    from graphopt.ddp.hooks import compress_ddp
+    from graphopt.passes.window.clip import ClipNorm, ClipValue
+    from graphopt.passes.window.loss_scale import ConstantLossScale, DynamicLossScale
     from graphopt.step.train_step import StepResult, TrainStep
-    from graphopt.training import train_step
 
 __version__ = "0.1.0"
 __all__ = [
@@ -64,7 +64,7 @@ __all__ = [
 
 # torch takes a second to import; `graphopt --help` must not
 _LAZY = {
-    "optimize": "graphopt.api",
+    "optimize": "graphopt.api.optimize",
     "Auto": "graphopt.compression.choose",
     "DGC": "graphopt.compression.methods",
     "EightBit": "graphopt.compression.methods",
@@ -73,16 +73,16 @@ _LAZY = {
     "QSGD": "graphopt.compression.methods",
     "Threshold": "graphopt.compression.methods",
     "TopK": "graphopt.compression.methods",
-    "compress_ddp": "graphopt.parallel.hooks",
+    "compress_ddp": "graphopt.ddp.hooks",
     "Estimate": "graphopt.estimates",
     "estimate": "graphopt.estimates",
-    "ClipNorm": "graphopt.passes.clip",
-    "ClipValue": "graphopt.passes.clip",
-    "ConstantLossScale": "graphopt.passes.loss_scale",
-    "DynamicLossScale": "graphopt.passes.loss_scale",
+    "ClipNorm": "graphopt.passes.window.clip",
+    "ClipValue": "graphopt.passes.window.clip",
+    "ConstantLossScale": "graphopt.passes.window.loss_scale",
+    "DynamicLossScale": "graphopt.passes.window.loss_scale",
     "StepResult": "graphopt.step.train_step",
     "TrainStep": "graphopt.step.train_step",
-    "train_step": "graphopt.training",
+    "train_step": "graphopt.api.train_step",
 }
 
 

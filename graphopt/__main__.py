@@ -2,7 +2,7 @@
 
 import sys
 
-from graphopt.cli import main
+from graphopt.cli.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

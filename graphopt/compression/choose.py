@@ -8,8 +8,8 @@ from itertools import product
 
 import torch
 
+from graphopt.base.errors import UsageError
 from graphopt.compression.methods import DGC, Compression, EightBit, HalfCast
-from graphopt.errors import UsageError
 
 #: A method is taken only where the step becomes shorter by at least this part: predictions are not better than that.
 LEAST_GAIN = 0.1

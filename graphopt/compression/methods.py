@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from graphopt.errors import UsageError
+from graphopt.base.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graphopt.kernels.definition import define, no_result
+from graphopt.kernels.define import define, no_result
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphopt.base.errors import UsageError
 from graphopt.compression.methods import Compression, PowerSGD
 from graphopt.compression.protocols import state_shapes
-from graphopt.errors import UsageError
 
 #: state[name of the parameter][key of `state_shapes`]
 State = dict[str, dict[str, Tensor]]

@@ -6,10 +6,10 @@ Importing this defines `torch.ops.graphopt.*`; `operators`, `messages`, `quantiz
 from __future__ import annotations
 
 from graphopt.kernels.choice import use
-from graphopt.kernels.messages import commit_, pack, sum_parts, unpack_
-from graphopt.kernels.operators import accumulate_, accumulate_mm_, adam_, gradient_norm, scale_update_, sgd_
-from graphopt.kernels.quantize import dequantize_, dequantize_qsgd_, qsgd, quantize_, requantize_
-from graphopt.kernels.sparsify import desparsify_, sparsify_, sparsify_momentum_
+from graphopt.kernels.messages.ops import commit_, pack, sum_parts, unpack_
+from graphopt.kernels.quantize.ops import dequantize_, dequantize_qsgd_, qsgd, quantize_, requantize_
+from graphopt.kernels.sparsify.ops import desparsify_, sparsify_, sparsify_momentum_
+from graphopt.kernels.tail.ops import accumulate_, accumulate_mm_, adam_, gradient_norm, scale_update_, sgd_
 
 __all__ = [
     "accumulate_",

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphopt.errors import GraphoptError
+from graphopt.base.errors import GraphoptError
 from graphopt.kernels.choice import chosen
 
 _FOLDER = Path(__file__).parent / "cpu"
@@ -52,7 +52,7 @@ def own_cpu_kernels(device: torch.device) -> bool:
 def triton_builds(device: torch.device) -> bool:
     """Whether Triton is there and compiles a kernel for a CUDA device; where not, it is said once, in a warning."""
     try:
-        from graphopt.kernels import own_cuda
+        from graphopt.kernels.tail import own_cuda
 
         with _disable_current_modes():
             norm, _ = own_cuda.gradient_norm([torch.ones(4, device=device)], 2.0)

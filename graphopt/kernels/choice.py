@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-from graphopt.errors import UsageError
+from graphopt.base.errors import UsageError
 
 Kernels = Literal["auto", "stock", "own"]
 _chosen: Kernels = "auto"

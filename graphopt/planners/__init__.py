@@ -10,15 +10,15 @@ from collections.abc import Callable
 
 from graphopt.planners.auto import auto_curve, plan_auto
 from graphopt.planners.chain import plan_chain
-from graphopt.planners.curve import Curve, CurvePoint
+from graphopt.planners.curves.curve import Curve, CurvePoint
 from graphopt.planners.exact import plan_exact
 from graphopt.planners.mincut import plan_mincut
 from graphopt.planners.none import plan_none
 from graphopt.planners.reorder import plan_reorder
 from graphopt.planners.search import plan_search
 from graphopt.planners.sqrt_n import plan_sqrt_n
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
 
 __all__ = ["PLANNERS", "CurvePoint", "minimum_bytes", "pareto_curve"]
 

@@ -7,18 +7,18 @@ member is better than the portfolio.
 from __future__ import annotations
 
 from graphopt.planners.chain import chain_curve
-from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
-from graphopt.planners.effort import effort_for
+from graphopt.planners.curves.curve import Curve, CurvePoint, once_per_problem, pareto, pick
+from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.mincut import mincut_curve
-from graphopt.planners.polish import lowest_points, polish_points, with_crumbs
-from graphopt.planners.refine import refined
-from graphopt.planners.reorder_order import in_lower_order, in_own_ids, slightly_lower
-from graphopt.planners.retouch import retouched
+from graphopt.planners.moves.polish import lowest_points, polish_points, with_crumbs
+from graphopt.planners.moves.refine import refined
+from graphopt.planners.moves.retouch import retouched
+from graphopt.planners.orders.lower_order import in_lower_order, in_own_ids, slightly_lower
+from graphopt.planners.schedules.spans import point
 from graphopt.planners.search import fill_points, search_curve
-from graphopt.planners.spans import point
 from graphopt.planners.sqrt_n import sqrt_n_curve
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
 
 #: Lowest points of planners that are further above the lowest of all are not lowered.
 NEAR_LOWEST = 1.3

@@ -6,16 +6,16 @@ from statistics import median
 
 import numpy as np
 
-from graphopt.planners.chain_actions import Action, performed
-from graphopt.planners.chain_programme import SLOTS, Chain
-from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
-from graphopt.planners.effort import effort_for
+from graphopt.planners.chains.actions import Action, performed
+from graphopt.planners.chains.programme import SLOTS, Chain
+from graphopt.planners.chains.region_options import options_of
+from graphopt.planners.chains.regions import Regions, regions_of
+from graphopt.planners.curves.curve import Curve, CurvePoint, once_per_problem, pareto, pick
+from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.none import none_curve
-from graphopt.planners.options import options_of
-from graphopt.planners.regions import Regions, regions_of
-from graphopt.planners.spans import point
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule
+from graphopt.planners.schedules.spans import point
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
 
 #: The programme takes time in the cube of the regions.
 MOST_REGIONS = 40

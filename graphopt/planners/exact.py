@@ -1,7 +1,7 @@
 """The fastest schedule of its kind, and the proof: constraint programming on retention intervals.
 
 For problems of some hundred ops. Needs the extra `exact` (OR-tools); which solver, and how long it takes
-beside another, is what `benchmarks/solvers.py` measures.
+beside another, is what `benchmarks/planning/solvers.py` measures.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from graphopt.errors import InfeasibleError
+from graphopt.base.errors import InfeasibleError
 from graphopt.planners.auto import auto_curve, in_order_curve
-from graphopt.planners.bound import dearest_step, lower_bound_seconds
-from graphopt.planners.bound_wanted import wanted_in_any_order, wanted_in_order
-from graphopt.planners.curve import Curve, pick
-from graphopt.planners.exact_solve import Effort, Question, require_solver, solve
-from graphopt.planners.exact_window import whole
-from graphopt.planners.reorder_order import in_lower_order, reordered
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule, simulate
+from graphopt.planners.bounds.lower_bound import dearest_step, lower_bound_seconds
+from graphopt.planners.bounds.wanted import wanted_in_any_order, wanted_in_order
+from graphopt.planners.curves.curve import Curve, pick
+from graphopt.planners.orders.lower_order import in_lower_order, reordered
+from graphopt.planners.retention.solve import Effort, Question, require_solver, solve
+from graphopt.planners.retention.window import whole
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule, simulate
 
 #: Relative difference of seconds that is none: the solver counts in whole parts.
 SAME = 1e-6

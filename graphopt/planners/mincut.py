@@ -15,15 +15,15 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
-from graphopt.planners.effort import effort_for
-from graphopt.planners.mincut_flow import Network
+from graphopt.planners.curves.curve import Curve, CurvePoint, once_per_problem, pareto, pick
+from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.none import none_curve
-from graphopt.planners.replay import held_values
-from graphopt.planners.replay_once import recompute_once
-from graphopt.planners.spans import Spans, point
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule
+from graphopt.planners.schedules.flow import Network
+from graphopt.planners.schedules.replay import held_values
+from graphopt.planners.schedules.replay_once import recompute_once
+from graphopt.planners.schedules.spans import Spans, point
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
 
 Floats = npt.NDArray[np.float64]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from graphopt.planners.curve import Curve, once_per_problem, pareto, pick
-from graphopt.planners.spans import point
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule
+from graphopt.planners.curves.curve import Curve, once_per_problem, pareto, pick
+from graphopt.planners.schedules.spans import point
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
 
 
 @once_per_problem

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from graphopt.planners.auto import in_order_curve
-from graphopt.planners.curve import Curve, once_per_problem, pick
-from graphopt.planners.reorder_order import in_lower_order, in_own_ids
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule
+from graphopt.planners.curves.curve import Curve, once_per_problem, pick
+from graphopt.planners.orders.lower_order import in_lower_order, in_own_ids
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
 
 
 @once_per_problem

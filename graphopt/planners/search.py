@@ -6,16 +6,16 @@ lowering the highest steps of the whole schedule (`evict`); `fill` then makes th
 
 from __future__ import annotations
 
-from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
-from graphopt.planners.effort import effort_for
-from graphopt.planners.evict import descend
-from graphopt.planners.fill import fill
-from graphopt.planners.floor import practical_floor
+from graphopt.planners.curves.curve import Curve, CurvePoint, once_per_problem, pareto, pick
+from graphopt.planners.curves.effort import effort_for
+from graphopt.planners.moves.evict import descend
+from graphopt.planners.moves.fill import fill
+from graphopt.planners.moves.walk import walk
 from graphopt.planners.none import none_curve
-from graphopt.planners.spans import point
-from graphopt.planners.walk import walk
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule
+from graphopt.planners.schedules.floor import practical_floor
+from graphopt.planners.schedules.spans import point
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
 
 
 def walk_points(problem: Problem) -> list[CurvePoint]:

@@ -5,13 +5,13 @@ Chen, Xu, Zhang, Guestrin: Training Deep Nets with Sublinear Memory Cost (2016),
 
 from __future__ import annotations
 
-from graphopt.planners.curve import Curve, CurvePoint, once_per_problem, pareto, pick
-from graphopt.planners.cutpoints import border_values, cuts, forward_part
+from graphopt.planners.chains.cutpoints import border_values, cuts, forward_part
+from graphopt.planners.curves.curve import Curve, CurvePoint, once_per_problem, pareto, pick
 from graphopt.planners.none import none_curve
-from graphopt.planners.replay_once import recompute_once
-from graphopt.planners.spans import point
-from graphopt.problem import Problem
-from graphopt.schedule import Schedule
+from graphopt.planners.schedules.replay_once import recompute_once
+from graphopt.planners.schedules.spans import point
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
 
 
 def segment_points(problem: Problem) -> list[CurvePoint]:

@@ -1,0 +1,1 @@
+"""What a plan means, for people: data, text, page, JSON."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from graphopt.errors import InfeasibleError
-from graphopt.plan import Plan
-from graphopt.planned import CapturedGraph, PlannedGraph
+from graphopt.base.errors import InfeasibleError
+from graphopt.plan.captured import CapturedGraph, PlannedGraph
+from graphopt.plan.shares import joint_peak_bytes, smallest_peak_bytes
 from graphopt.planners import PLANNERS
-from graphopt.problem import Problem
+from graphopt.problem.plan import Plan
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule, Simulation, lifetimes, simulate
 from graphopt.report.data import Comparison, GraphReport, Report
-from graphopt.schedule import Schedule, Simulation, lifetimes, simulate
-from graphopt.shares import joint_peak_bytes, smallest_peak_bytes
 
 
 def build_plan(

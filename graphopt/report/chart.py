@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graphopt.base.units import format_bytes
 from graphopt.report.data import GraphReport, Report
 from graphopt.report.figures import fold, resident_bytes, signed_percent
-from graphopt.units import format_bytes
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _LABEL = 11

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graphopt.plan import GraphPlan, Plan
+from graphopt.problem.plan import GraphPlan, Plan
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from graphopt.plan import Checkpoint
+from graphopt.base.units import format_bytes
+from graphopt.problem.plan import Checkpoint
 from graphopt.report.data import GraphReport, Report
-from graphopt.units import format_bytes
 
 
 def fits(report: Report) -> bool:

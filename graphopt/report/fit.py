@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from graphopt.base.units import format_bytes
 from graphopt.report.figures import seconds_text, signed_percent
 from graphopt.report.text import plain, render, table
-from graphopt.units import format_bytes
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from html import escape
 
-from graphopt.plan import Checkpoint, GraphPlan
+from graphopt.base.units import format_bytes
+from graphopt.problem.plan import Checkpoint, GraphPlan
 from graphopt.report import figures, svg
 from graphopt.report.data import GraphReport, Report
 from graphopt.report.page import card, cell, page, table, tiles
-from graphopt.units import format_bytes
 
 
 def render_html(report: Report) -> str:

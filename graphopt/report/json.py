@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphopt.plan_file import encode
+from graphopt.base.records import encode
 from graphopt.report import figures
 from graphopt.report.data import Report
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from graphopt.base.units import format_bytes
 from graphopt.report import figures
 from graphopt.report.data import GraphReport, Report
-from graphopt.units import format_bytes
 
 _WIDTH, _HEIGHT = 1000, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 86, 16, 26, 34

@@ -7,13 +7,13 @@ from html import escape
 
 from rich.text import Text
 
+from graphopt.base.units import format_bytes
 from graphopt.report.chart import curve
 from graphopt.report.figures import signed_percent
 from graphopt.report.page import card, cell, page, tiles
 from graphopt.report.page import table as html_table
 from graphopt.report.svg import pareto
 from graphopt.report.text import left_out, plain, render, table
-from graphopt.units import format_bytes
 
 #: (peak bytes in the budget's measure, extra time as a fraction, planner)
 Points = Sequence[tuple[int, float, str]]

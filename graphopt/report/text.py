@@ -9,11 +9,11 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphopt.plan import Checkpoint, GraphPlan
+from graphopt.base.units import format_bytes
+from graphopt.problem.plan import Checkpoint, GraphPlan
 from graphopt.report import figures
 from graphopt.report.chart import timeline
 from graphopt.report.data import GraphReport, Report
-from graphopt.units import format_bytes
 
 #: Rows of a table before it is cut; the page and the JSON have all of them.
 MOST_ROWS = 12

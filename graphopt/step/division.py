@@ -11,11 +11,11 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from graphopt.errors import BudgetError, CaptureError, GraphoptError
+from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
+from graphopt.base.units import UNLIMITED_BYTES, format_bytes
 from graphopt.step.memory import PlannedMicro, StepMemory
 from graphopt.step.micro import HandOver, MicroCall, Micros
 from graphopt.step.window import MicroBatch, Weights, cut, rows_of
-from graphopt.units import UNLIMITED_BYTES, format_bytes
 
 #: How many micro-batches, or to choose that.
 Accumulate = int | Literal["auto"]

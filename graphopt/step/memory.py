@@ -11,19 +11,19 @@ from torch import nn
 from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
+from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import float32_bytes, nbytes
-from graphopt.errors import UsageError
-from graphopt.infeasible import tail_error
-from graphopt.parallel.agreement import Room, plan_as_one
-from graphopt.parallel.ranks import Ranks
-from graphopt.pipeline import plan_within
-from graphopt.plan import Plan
-from graphopt.planned import CapturedGraph, Choice, PlannedGraph
-from graphopt.resident import other_bytes, resident_of_model
+from graphopt.device.ranks import Ranks
+from graphopt.plan.agreement import Room, plan_as_one
+from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
+from graphopt.plan.infeasible import tail_error
+from graphopt.plan.pipeline import plan_within
+from graphopt.plan.resident import other_bytes, resident_of_model
+from graphopt.plan.workspaces import take_workspaces
+from graphopt.problem.plan import Plan
 from graphopt.step.micro import Learning
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, kept_table_bytes, tail_bytes
-from graphopt.workspaces import take_workspaces
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,13 @@ from torch import fx, nn
 from torch._dynamo.exc import Unsupported
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOutput, TangentAOTInput
 
-from graphopt.backend import Captured, compile_graph
-from graphopt.dynamo import dynamo_errors, own_frame
-from graphopt.errors import CaptureError, UsageError
-from graphopt.nodes import is_tangent, source_line
-from graphopt.planned import CapturedGraph, Choice, PlannedGraph
-from graphopt.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
-from graphopt.stepgraph import output_args
+from graphopt.base.errors import CaptureError, UsageError
+from graphopt.capture.aot import Captured, compile_graph
+from graphopt.capture.dynamo import dynamo_errors, own_frame
+from graphopt.graph.nodes import is_tangent, source_line
+from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
+from graphopt.graph.step_graph import output_args
+from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
 
 #: Captures of one and the same graph after which something is wrong.
 _TOO_OFTEN = 8
@@ -69,7 +69,7 @@ class Micro:
 
     @cached_property
     def input_roles(self) -> tuple[object, ...]:
-        """The descriptor of each input, in order: AOTAutograd's, or one of graphopt.roles."""
+        """The descriptor of each input, in order: AOTAutograd's, or one of graphopt.graph.roles."""
         return tuple(node.meta[DESCRIPTOR] for node in self._placeholders)
 
     @cached_property

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import HALF, optimizer_bytes
-from graphopt.errors import UsageError
-from graphopt.passes.update import GroupUpdate
-from graphopt.stepgraph import allocated_bytes
+from graphopt.graph.step_graph import allocated_bytes
+from graphopt.passes.window.update import GroupUpdate
 
 
 class OptimizerView:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from graphopt.errors import UsageError
-from graphopt.passes.loss_scale import DynamicLossScale, LossScale
+from graphopt.base.errors import UsageError
+from graphopt.passes.window.loss_scale import DynamicLossScale, LossScale
 
 
 class ScaleState:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
+from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import HALF, float32_bytes, nbytes
 from graphopt.cost_models.rehearsal import like, peak_bytes_of, rehearse_step
-from graphopt.errors import UsageError
-from graphopt.kernels import stock_update
+from graphopt.graph.step_graph import allocated_bytes
 from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 from graphopt.kernels.layout import is_dense
 from graphopt.kernels.pieces import PIECE_ELEMENTS, table_bytes
-from graphopt.passes.update import NUMBERS, STATE, GroupUpdate
+from graphopt.kernels.tail import stock_update
+from graphopt.passes.window.update import NUMBERS, STATE, GroupUpdate
 from graphopt.step.optimizer_view import OptimizerView
-from graphopt.stepgraph import allocated_bytes
 
 Dtypes = Mapping[str, torch.dtype]
 _NORM_CHUNK = 65536

@@ -9,23 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
-from graphopt.errors import UsageError
-from graphopt.kernels.choice import chosen
-from graphopt.parallel.failure import naming_failures
-from graphopt.passes.accumulate import accumulate, keep_gradients
-from graphopt.passes.clip import Clip, ClipValue, clip
-from graphopt.passes.compress import sent_bytes
-from graphopt.passes.heed_overflow import heed_overflow
-from graphopt.passes.loss_scale import LossScale, loss_scale
-from graphopt.passes.own_gradients import own_gradients
-from graphopt.passes.update import GroupUpdate, update
-from graphopt.passes.update_in_backward import update_in_backward
-from graphopt.plan import Plan
-from graphopt.report.build import build_report
-from graphopt.report.data import Report, StepFigures
-from graphopt.roles import (
+from graphopt.graph.roles import (
     DESCRIPTOR,
     First,
     Given,
@@ -37,12 +24,25 @@ from graphopt.roles import (
     Weight,
     returned_gradients,
 )
+from graphopt.kernels.choice import chosen
+from graphopt.passes.joint.accumulate import accumulate, keep_gradients
+from graphopt.passes.joint.compress import sent_bytes
+from graphopt.passes.joint.own_gradients import own_gradients
+from graphopt.passes.joint.update_in_backward import update_in_backward
+from graphopt.passes.window.clip import Clip, ClipValue, clip
+from graphopt.passes.window.heed_overflow import heed_overflow
+from graphopt.passes.window.loss_scale import LossScale, loss_scale
+from graphopt.passes.window.update import GroupUpdate, update
+from graphopt.problem.plan import Plan
+from graphopt.report.build import build_report
+from graphopt.report.data import Report, StepFigures
+from graphopt.run.loss_module import LossModule
 from graphopt.step.division import Accumulate, Division
-from graphopt.step.exchange import Exchange
-from graphopt.step.lockstep import Lockstep
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import HandOver, Micro, MicroCall
-from graphopt.step.module import LossModule
+from graphopt.step.ranks.exchange import Exchange
+from graphopt.step.ranks.failure import naming_failures
+from graphopt.step.ranks.lockstep import Lockstep
 from graphopt.step.scale_state import ScaleState
 from graphopt.step.window import MicroBatch, Weights, as_shares, weight_of
 from graphopt.step.window_graph import build_window, given_tensors, window_key

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from graphopt.errors import UsageError
+from graphopt.base.errors import UsageError
 
 #: "rows": a micro-batch counts by its rows; "tokens": by its targets that are not IGNORED; or a function of it.
 Weights = str | Callable[..., float] | None

@@ -15,8 +15,7 @@ from torch import fx, nn
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, TangentAOTInput
 from torch.fx.graph import _BoxedCodeGen
 
-from graphopt.passes.loss_scale import inverse_of
-from graphopt.roles import (
+from graphopt.graph.roles import (
     ROLE,
     Accumulator,
     Beta,
@@ -41,6 +40,7 @@ from graphopt.roles import (
     as_name,
     find_input,
 )
+from graphopt.passes.window.loss_scale import inverse_of
 from graphopt.step.micro import Micro, MicroCall
 
 aten = torch.ops.aten

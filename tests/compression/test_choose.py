@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.base.errors import UsageError
 from graphopt.compression.choose import LEAST_GAIN, Auto, Price, choose, step_seconds
 from graphopt.compression.methods import EightBit, HalfCast, TopK
-from graphopt.errors import UsageError
 
 HALF, EIGHT = HalfCast(torch.bfloat16), EightBit()
 _seconds = st.integers(0, 20).map(float)

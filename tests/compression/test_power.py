@@ -8,16 +8,16 @@ import numpy
 import pytest
 import torch
 import torch.distributed as dist
-from lockstep import start, step
-from ranks import run_ranks
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from graphopt.compression.bucket import Bucket
+from graphopt.compression.interleaving import Interleaved
 from graphopt.compression.methods import PowerSGD
 from graphopt.compression.protocols import protocol_of
-from graphopt.parallel.interleaved import Interleaved
-from graphopt.parallel.ranks import ranks_of
+from graphopt.device.ranks import ranks_of
+from tests.support.lockstep import start, step
+from tests.support.ranks import run_ranks
 
 SHAPES = ((48, 129), (40, 8, 3, 3))
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.tensors import clones, same_bits
-from lockstep import RankOfMany, start, step
 from torch import Tensor, fx
 
 from graphopt.compression.bucket import Agree, AllGather, AllReduce, Bucket, Protocol
@@ -23,6 +21,8 @@ from graphopt.compression.protocols import (
     state_shapes,
     wire_bytes,
 )
+from tests.support.lockstep import RankOfMany, start, step
+from tests.support.tensors import clones, same_bits
 
 METHODS: tuple[Compression, ...] = (
     HalfCast(),

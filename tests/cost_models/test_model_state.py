@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from graphopt import measure, train_step
+from graphopt import train_step
+from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import ModelState, model_state, optimizer_bytes
-from graphopt.errors import UsageError
+from graphopt.device import measure
 from graphopt.kernels import use
 
 

@@ -90,7 +90,7 @@ def test_scratch_is_exact(node_of):
 
 
 def test_scratch_of_layer_norm_backward_is_what_a_run_shows(node_of):
-    from graphopt.measure import peak_bytes
+    from graphopt.device.measure import peak_bytes
 
     x = torch.randn(64, 32)
     _, mean, deviation = torch.native_layer_norm(x, (32,), None, None, 1e-5)

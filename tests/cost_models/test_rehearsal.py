@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from graphopt import measure
+from graphopt.base.errors import UsageError
 from graphopt.cost_models.rehearsal import Rehearsed, peak_bytes_of, rehearse_step
-from graphopt.errors import UsageError
+from graphopt.device import measure
 
 SHAPES = ((100, 50), (64,), (30, 100), (100, 50))
 OPTIMIZERS = (

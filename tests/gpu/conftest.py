@@ -6,7 +6,8 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from on_gpu import deterministic, forget, note
+
+from tests.support.on_gpu import deterministic, forget, note
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 
 import pytest
-from on_gpu import DEVICE, ON_GPU
+
+from tests.support.on_gpu import DEVICE, ON_GPU
 
 pytestmark = [
     *ON_GPU,

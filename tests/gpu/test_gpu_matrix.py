@@ -14,14 +14,15 @@ import torch
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
 MODELS = ("gpt2", "bert", "resnet50", "unet", "lstm")
-SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "gpu.py"
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """All cells, made in processes of their own: allocator and cuBLAS are set up before torch is imported."""
     path = tmp_path_factory.mktemp("gpu") / "rows.json"
-    subprocess.run([sys.executable, str(SCRIPT), *MODELS, "--rounds", "0", "--json", str(path)], check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu.matrix", *MODELS, "--rounds", "0", "--json", str(path)]
+    subprocess.run(command, cwd=ROOT, check=False)
     found: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     return found
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from on_gpu import DEVICE, ON_GPU, at_least, forget, note
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphopt
-from graphopt.backend import graphopt_backend
-from graphopt.cli import main
-from graphopt.measure import peak_bytes
-from graphopt.verify import StepResult, differences, run_step
+from graphopt.capture.aot import graphopt_backend
+from graphopt.cli.cli import main
+from graphopt.device.measure import peak_bytes
+from graphopt.verify.step_result import StepResult, differences, run_step
+from tests.support.on_gpu import DEVICE, ON_GPU, at_least, forget, note
 
 pytestmark = ON_GPU
 #: Its name is known where graphopt is installed; a machine that is lent for minutes has a checkout.

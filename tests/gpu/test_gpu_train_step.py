@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from on_gpu import DEVICE, LEFT_BEHIND_BYTES, ON_GPU, note
-from step.loops import Batch, MakeOptimizer, Pair, Whole, make_pair, rolled, state_of, ulps
-from step.test_step_matrix import NORM, SCALE, Training
 from torch import Tensor, nn, optim
 from torch.utils import _pytree as pytree
-from zoo import ZOO, differences
 
 import graphopt
-from graphopt.measure import peak_bytes
+from graphopt.device.measure import peak_bytes
+from tests.step.test_step_matrix import NORM, SCALE, Training
+from tests.support.loops import Batch, MakeOptimizer, Pair, Whole, make_pair, rolled, state_of, ulps
+from tests.support.on_gpu import DEVICE, LEFT_BEHIND_BYTES, ON_GPU, note
+from tests.support.zoo import ZOO, differences
 
 pytestmark = ON_GPU
 STEPS = 4

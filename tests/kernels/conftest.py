@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kernels.tensors import KINDS
+from tests.support.tensors import KINDS
 
 
 @pytest.fixture(params=KINDS)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
 def run_python(*arguments: str, **environment: str) -> None:
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     settings = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run([sys.executable, *arguments], env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -24,9 +24,9 @@ def run_python(*arguments: str, **environment: str) -> None:
 
 @pytest.mark.parametrize("check", ["norm", "adam", "quantize", "sparsify"])
 def test_triton_kernels_are_the_stock_ones(check: str) -> None:
-    run_python("-m", "kernels.triton_checks", check, TRITON_INTERPRET="1")
+    run_python("-m", "tests.support.triton_checks", check, TRITON_INTERPRET="1")
 
 
 def test_triton_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     """The interpreter takes names, types and shapes that the compiler does not."""
-    run_python("-m", "kernels.triton_compiles")
+    run_python("-m", "tests.support.triton_compiles")

@@ -5,11 +5,11 @@ import random
 import pytest
 
 from graphopt.planners.auto import in_order_curve
-from graphopt.planners.curve import Curve
-from graphopt.planners.replay import held_values
-from graphopt.problem import Problem
-from graphopt.schedule import simulate
-from planners.graphs import random_problem
+from graphopt.planners.curves.curve import Curve
+from graphopt.planners.schedules.replay import held_values
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import simulate
+from tests.support.problems import random_problem
 
 MOST_AGAIN = 3
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.errors import InfeasibleError, UsageError
+from graphopt.base.errors import InfeasibleError, UsageError
 from graphopt.planners import PLANNERS
 from graphopt.planners.auto import in_order_curve
 from graphopt.planners.exact import solve_exact
-from graphopt.problem import Op, Problem, Value, check_problem, load_problem
-from graphopt.schedule import simulate
-from planners.graphs import assert_good, random_problem
-from planners.test_against_optimum import all_schedules
+from graphopt.problem.problem import Op, Problem, Value, check_problem, load_problem
+from graphopt.problem.schedule import simulate
+from tests.planners.test_against_optimum import all_schedules
+from tests.support.problems import assert_good, random_problem
 
 pytest.importorskip("ortools")
 INSTANCES = Path(__file__).parents[2].parent / "shared" / "instances"

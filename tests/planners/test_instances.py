@@ -9,8 +9,8 @@ from graphopt.planners.chain import chain_curve
 from graphopt.planners.mincut import mincut_curve
 from graphopt.planners.search import search_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
-from graphopt.problem import load_problem
-from graphopt.schedule import check_schedule, simulate
+from graphopt.problem.problem import load_problem
+from graphopt.problem.schedule import check_schedule, simulate
 
 INSTANCES = Path(__file__).parents[2].parent / "shared" / "instances"
 

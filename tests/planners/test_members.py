@@ -5,16 +5,16 @@ from collections import Counter
 import pytest
 from hypothesis import example, given, settings
 
-from graphopt.errors import InfeasibleError
+from graphopt.base.errors import InfeasibleError
 from graphopt.planners import PLANNERS, minimum_bytes
 from graphopt.planners.auto import in_order_curve
 from graphopt.planners.chain import chain_curve
-from graphopt.planners.fill import fill
-from graphopt.planners.hoist import hoist
+from graphopt.planners.moves.fill import fill
+from graphopt.planners.moves.hoist import hoist
 from graphopt.planners.sqrt_n import sqrt_n_curve
-from graphopt.problem import Op, Problem, Value, check_problem
-from graphopt.schedule import simulate
-from planners.graphs import assert_good, problems, random_problem
+from graphopt.problem.problem import Op, Problem, Value, check_problem
+from graphopt.problem.schedule import simulate
+from tests.support.problems import assert_good, problems, random_problem
 
 
 def chain(length: int, size: int = 10) -> Problem:

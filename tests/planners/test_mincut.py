@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from graphopt.planners.mincut import Cutter, mincut_curve, sweep
-from graphopt.planners.mincut_flow import Network
-from graphopt.planners.replay import held_values, missing_ops
-from graphopt.problem import Op, Problem, Value, check_problem
-from planners.graphs import assert_good, random_problem
+from graphopt.planners.schedules.flow import Network
+from graphopt.planners.schedules.replay import held_values, missing_ops
+from graphopt.problem.problem import Op, Problem, Value, check_problem
+from tests.support.problems import assert_good, random_problem
 
 
 def cut_value(edges: list[tuple[int, int, int]], source_side: set[int]) -> int:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.errors import InfeasibleError
+from graphopt.base.errors import InfeasibleError
 from graphopt.planners import PLANNERS, minimum_bytes, pareto_curve
-from graphopt.problem import Op, Problem, Value, check_problem
-from graphopt.schedule import Schedule, simulate
-from planners.graphs import assert_good, problems, random_problem
+from graphopt.problem.problem import Op, Problem, Value, check_problem
+from graphopt.problem.schedule import Schedule, simulate
+from tests.support.problems import assert_good, problems, random_problem
 
 #: What `auto` is the best of; others may take longer and find more.
 MEMBERS = [name for name in PLANNERS if name != "exact"]

@@ -8,11 +8,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from plans import MIB, hostile_report, make_report
 
 from graphopt.report.data import Report
 from graphopt.report.html import render_html
 from graphopt.report.json import report_to_json
+from tests.support.plans import MIB, hostile_report, make_report
 
 _VOID = {"meta", "link", "img", "br", "input", "line", "path", "circle", "rect"}
 

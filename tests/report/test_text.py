@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 
 import pytest
-from plans import MIB, hostile_report, make_report
 
 from graphopt.report.chart import curve, sparkline, timeline
 from graphopt.report.data import Report
 from graphopt.report.figures import counted, fold, op_kind
 from graphopt.report.text import MOST_ROWS, render_text
+from tests.support.plans import MIB, hostile_report, make_report
 
 
 def test_it_says_what_matters() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
-from zoo import ZOO, differences
 
 import graphopt
-from step.loops import make_pair, state_of
-from step.models import Noisy, Perceptron, seeded, vectors
+from tests.support.loops import make_pair, state_of
+from tests.support.models import Noisy, Perceptron, seeded, vectors
+from tests.support.zoo import ZOO, differences
 
 
 def sgd(parameters: Any) -> optim.Optimizer:

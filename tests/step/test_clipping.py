@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.tensors import KINDS
 from torch import nn, optim
 
 import graphopt
-from step.loops import make_pair, ulps
-from step.models import Perceptron, seeded, vectors
+from tests.support.loops import make_pair, ulps
+from tests.support.models import Perceptron, seeded, vectors
+from tests.support.tensors import KINDS
 
 SCALED = graphopt.DynamicLossScale(2.0**8)
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
-from zoo import differences
 
 import graphopt
-from step.loops import make_pair, state_of
-from step.models import Noisy, Perceptron, seeded, vectors
+from tests.support.loops import make_pair, state_of
+from tests.support.models import Noisy, Perceptron, seeded, vectors
+from tests.support.zoo import differences
 
 SCALE = graphopt.DynamicLossScale(2.0**8, interval=2)
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.tensors import KINDS
 from torch import nn, optim
 from torch.utils import _pytree as pytree
-from zoo import ZOO
 
 import graphopt
-from step.loops import Batch, MakeOptimizer, Whole, make_pair, rolled, state_of, ulps
+from tests.support.loops import Batch, MakeOptimizer, Whole, make_pair, rolled, state_of, ulps
+from tests.support.tensors import KINDS
+from tests.support.zoo import ZOO
 
 STEPS = 20
 

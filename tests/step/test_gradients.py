@@ -10,8 +10,8 @@ import torch
 from torch import nn, optim
 
 import graphopt
-from step.loops import make_pair, state_of
-from step.models import (
+from tests.support.loops import make_pair, state_of
+from tests.support.models import (
     Convolutions,
     LeftOut,
     Optional,

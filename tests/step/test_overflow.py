@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.tensors import KINDS
 from torch import nn, optim
-from zoo import differences
 
 import graphopt
-from step.loops import make_pair, state_of
-from step.models import Noisy, Perceptron, seeded, vectors
+from tests.support.loops import make_pair, state_of
+from tests.support.models import Noisy, Perceptron, seeded, vectors
+from tests.support.tensors import KINDS
+from tests.support.zoo import differences
 
 CONSTANT = graphopt.ConstantLossScale(2.0**8)
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], optim.Optimizer]] = {

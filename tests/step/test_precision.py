@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.tensors import KINDS
 from torch import Tensor, nn, optim
-from zoo import differences
 
 import graphopt
-from step.loops import EagerLoop, Pair, make_pair, state_of, ulps
-from step.models import Noisy, Perceptron, seeded, vectors
+from tests.support.loops import EagerLoop, Pair, make_pair, state_of, ulps
+from tests.support.models import Noisy, Perceptron, seeded, vectors
+from tests.support.tensors import KINDS
+from tests.support.zoo import differences
 
 HALVES = [torch.bfloat16, torch.float16]
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.utils import _pytree as pytree
-from zoo import ZOO, differences
 
 import graphopt
-from graphopt.measure import peak_bytes
-from step.loops import Batch, EagerLoop, Whole, state_of
+from graphopt.device.measure import peak_bytes
+from tests.support.loops import Batch, EagerLoop, Whole, state_of
+from tests.support.zoo import ZOO, differences
 
 NORM, SCALE = graphopt.ClipNorm(1.0), graphopt.DynamicLossScale(2.0**10)
 STEPS = 3

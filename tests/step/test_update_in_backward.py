@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from joint import joint_graph, text_of
 from torch import nn
-from zoo import ZOO
 
 import graphopt
 from graphopt import kernels
-from graphopt.errors import PlanMismatchError
-from graphopt.passes.update import GroupUpdate
-from graphopt.passes.update_in_backward import update_in_backward
-from graphopt.settle import check_settled, settle
+from graphopt.base.errors import PlanMismatchError
+from graphopt.emit.late_writers import check_settled, settle
+from graphopt.passes.joint.update_in_backward import update_in_backward
+from graphopt.passes.window.update import GroupUpdate
+from tests.support.joint import joint_graph, text_of
+from tests.support.zoo import ZOO
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn, optim
-from zoo import differences
 
 import graphopt
-from step.loops import make_pair, state_of, ulps
-from step.models import Perceptron, Tied, seeded, sentences, vectors
+from tests.support.loops import make_pair, state_of, ulps
+from tests.support.models import Perceptron, Tied, seeded, sentences, vectors
+from tests.support.zoo import differences
 
 
 def sgd(parameters: Any) -> optim.Optimizer:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from graphopt.folders import cache_directory
+from graphopt.base.cache_directory import cache_directory
 
 _SOURCES = Path(__file__).parent / "cpp"
 #: Sums and products as Python makes them: none fused, none folded by rules of the compiler's own.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from graphopt.planners.native.build import library
 from graphopt.planners.native.tables import Tables
-from graphopt.problem import Problem
+from graphopt.problem.problem import Problem
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -8,8 +8,8 @@ from itertools import accumulate, chain
 
 import numpy as np
 
-from graphopt.planners.replay import held_values, pinned_values
-from graphopt.problem import Problem
+from graphopt.planners.schedules.replay import held_values, pinned_values
+from graphopt.problem.problem import Problem
 
 #: Fields of cpp/problem.h behind the seconds: one row of whole numbers each.
 _ROWS = (

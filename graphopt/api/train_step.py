@@ -1,0 +1,129 @@
+"""`train_step()`: a model, its loss and its optimizer as one step inside a number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from graphopt.base.errors import UsageError
+from graphopt.base.units import UNLIMITED_BYTES, parse_bytes
+from graphopt.compression.choose import Auto
+from graphopt.compression.methods import Compression
+from graphopt.device.ranks import Ranks, ranks_of
+from graphopt.passes.window.clip import Clip, ClipNorm
+from graphopt.passes.window.loss_scale import LossScale
+from graphopt.plan.captured import Choice
+from graphopt.plan.resident import check_devices, device_total_bytes
+from graphopt.run.loss_module import LossModule, as_call
+from graphopt.step.division import Accumulate
+from graphopt.step.memory import StepMemory
+from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.ranks.exchange import Exchange
+from graphopt.step.ranks.start import start_alike
+from graphopt.step.tail_memory import TailOptions
+from graphopt.step.train_step import StepOptions, TrainStep
+from graphopt.step.window import Weights
+
+
+def train_step(
+    model: nn.Module,
+    loss_fn: Callable[..., Any] | None,
+    optimizer: torch.optim.Optimizer,
+    mem_budget: int | float | str | None = None,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    accumulate: Accumulate = 1,
+    clip: Clip | None = None,
+    loss_scale: LossScale | None = None,
+    weights: Weights = None,
+    compress: Compression | Auto | Literal["auto"] | None = None,
+    group: dist.ProcessGroup | None = None,
+    autocast: torch.dtype | None = None,
+    masters: bool = False,
+    update_in_backward: bool = False,
+    lr_scheduler: Any = None,
+    planner: str = "auto",
+    cost_model: str = "auto",
+    reserve: int | float | str = 0,
+    plan_seconds: float = 0.0,
+) -> TrainStep:
+    """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
+
+    `step(*batch)` computes `loss_fn(model(*batch[:-1]), batch[-1])`, or takes the loss that the model returns where
+    `loss_fn` is None; the model, its parameters and the optimizer's state stay the user's own. `mem_budget` counts
+    everything on the device while a step runs, optimizer state included (None: no limit).
+
+    `accumulate` cuts the batch into that many micro-batches, whose gradients add up in float32; "auto" chooses size
+    and plan of the micro-batch together, once, with the first batch: the fastest in the budget. The mean is over
+    what was really there, by rows, or by `weights`: "tokens", or a function of a micro-batch's inputs. `clip` is a
+    ClipNorm or ClipValue, `loss_scale` a ConstantLossScale or DynamicLossScale. `autocast` is the dtype of forward
+    and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
+    stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
+    its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
+    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds` and `example_inputs` are
+    those of `optimize()`.
+
+    Where torch.distributed is initialized with more than one process, they train together: each gives its own part
+    of every global batch, and all call the step (and `train_step`, which takes parameters and buffers from the first
+    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means,
+    norms and skipped steps are those of the global batch; buffers are each rank's own afterwards. `compress` is how
+    gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD; "auto", or Auto, lets measurements
+    choose.
+
+    Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
+    set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
+    at the first batch; a model that breaks into several graphs is refused.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"train_step() takes an nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"train_step() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if accumulate != "auto" and (isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1):
+        raise UsageError(f"accumulate: expected a whole number of at least 1, or 'auto', got {accumulate!r}")
+    compress = Auto() if compress == "auto" else compress
+    if not isinstance(compress, (Compression, Auto, type(None))):
+        raise UsageError(f"compress: expected a method such as TopK(0.01), Auto(...), 'auto' or None, got {compress!r}")
+    options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress)
+    ranks = ranks_of(group)
+    start_alike(ranks, model)
+    view = OptimizerView(optimizer, model, masters=masters)
+    exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
+    if update_in_backward:
+        _check_update_in_backward(options, view, ranks)
+    args, kwargs = as_call(example_inputs, example_kwargs)
+    check_devices(model, (args, kwargs))
+    device = next(iter(model.parameters())).device
+    total = device_total_bytes(device)
+    memory = StepMemory(
+        model,
+        view,
+        Choice(planner, cost_model, plan_seconds=plan_seconds),
+        UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total),
+        parse_bytes(reserve, total) if reserve else 0,
+        tail=TailOptions(scaled=loss_scale is not None, normed=isinstance(clip, ClipNorm)),
+        **({"kept_bytes": exchange.kept_bytes} if exchange else {}),
+    )
+    module = LossModule(model, loss_fn, device.type, autocast)
+    step = TrainStep(model, module, memory, options, lr_scheduler, exchange)
+    if args or kwargs:
+        step.plan_for(args, kwargs)
+    return step
+
+
+def _check_update_in_backward(options: StepOptions, view: OptimizerView, ranks: Ranks | None) -> None:
+    why = {
+        "a loss scale, as it must know first whether any gradient overflowed": options.loss_scale is not None,
+        "ClipNorm, as it must know all gradients first": isinstance(options.clip, ClipNorm),
+        "accumulate, as gradients are whole only after the last micro-batch": options.accumulate != 1,
+        f"{type(view.optimizer).__name__}, whose step() wants all gradients": view.kind == "step",
+        "float32 masters": bool(view.masters),
+        "several processes, as it would update before gradients are summed over them": ranks is not None,
+    }
+    for what, is_so in why.items():
+        if is_so:
+            raise UsageError(f"update_in_backward=True does not go with {what}")

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, units, records on disk, the cache folder. No torch."""

@@ -1,0 +1,66 @@
+"""The joint graph of a step made ready to plan: cleaned by passes, read as ops and values, priced."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+from torch import fx
+
+from graphopt.capture.read_joint import build_step_graph
+from graphopt.cost_models import COST_MODELS, OpCost
+from graphopt.graph.nodes import is_collective
+from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
+from graphopt.passes.joint.free_shapes import free_shapes
+from graphopt.passes.joint.own_gradients import own_gradients
+from graphopt.passes.joint.skip_clones import skip_clones
+from graphopt.passes.joint.skip_copies import skip_copies
+from graphopt.passes.joint.specialize import specialize
+from graphopt.passes.joint.split_dropout import split_dropout
+from graphopt.plan.captured import CapturedGraph, Choice
+from graphopt.plan.pipeline import kept_plan
+
+#: A pass over the joint graph and the number of its forward outputs: what becomes of the gradients.
+HandOver = Callable[[fx.GraphModule, int], object]
+
+
+def capture_graph(
+    joint: fx.GraphModule,
+    num_forward_outputs: int,
+    static_inputs: list[int],
+    choice: Choice,
+    name: str,
+    break_reason: str = "",
+    hand_over: HandOver = own_gradients,
+) -> CapturedGraph:
+    """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced.
+
+    `hand_over` is the pass that decides what becomes of the gradients.
+    """
+    specialize(joint)
+    skip_copies(joint)
+    skip_clones(joint)
+    free_shapes(joint)
+    split_dropout(joint)
+    hand_over(joint, num_forward_outputs)
+    step = build_step_graph(joint, num_forward_outputs, static_inputs)
+    costs = COST_MODELS[choice.cost_model](step.compute_nodes)
+    _warn_of_unmeasured(step, costs, choice.cost_model)
+    step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
+    problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
+    return CapturedGraph(name, break_reason, step, problem, kept_plan(step, choice, name))
+
+
+def _warn_of_unmeasured(step: StepGraph, costs: Sequence[OpCost], cost_model: str) -> None:
+    """Say so where a plan's bytes are a guess: an op that was not measured may need scratch that nobody counts."""
+    nodes = step.compute_nodes
+    unmeasured = [i for i, cost in enumerate(costs) if cost.storage_bytes is None and not is_collective(nodes[i])]
+    if not unmeasured or cost_model == "roofline" or len(unmeasured) == len(costs):
+        return
+    first = [op for op in step.ops if op.node is not None][unmeasured[0]]
+    where = f" at {first.source}" if first.source else ""
+    warnings.warn(
+        f"graphopt: {len(unmeasured)} of {len(costs)} ops could not be measured, first {first.name}{where}; their "
+        "scratch memory is not in the plan, so keep a reserve",
+        stacklevel=2,
+    )

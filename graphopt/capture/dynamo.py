@@ -1,0 +1,64 @@
+"""Calling through torch.compile: a frame of one's own, no silent way back to eager, our errors as they are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.external_utils import wrap_inline
+
+from graphopt.base.errors import CaptureError, GraphoptError
+
+# Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager.
+_PLANS_PER_MODEL = 256
+
+_session_numbers = itertools.count(1)
+
+
+def own_frame(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` behind a frame that Dynamo captures whole, and whose code is this session's alone.
+
+    Of a module of torch's own (nn.Sequential) Dynamo would skip the frame and take the children apart.
+    What it has compiled, and that it has given a frame up, it keeps with the code object: a shared one
+    would let one model's failure send every later model to eager.
+    """
+    frame: Any = wrap_inline(call)
+    frame.__code__ = frame.__code__.replace(co_name=f"graphopt_session_{next(_session_numbers)}")
+    return frame  # type: ignore[no-any-return]
+
+
+@contextmanager
+def dynamo_errors() -> Iterator[None]:
+    """torch.compile without its silent ways back to eager, and with our errors as they are."""
+    limits = {
+        "recompile_limit": _PLANS_PER_MODEL,
+        "accumulated_recompile_limit": _PLANS_PER_MODEL,
+        "fail_on_recompile_limit_hit": True,
+        "suppress_errors": False,
+        # torch 2.11 would not look again at parameters of a module that has no new ones: freezing would go unnoticed
+        "skip_tensor_guards_with_matching_dict_tags": False,
+        # inside of DDP, Dynamo would cut the graph at the borders of DDP's buckets
+        "optimize_ddp": False,
+    }
+    with torch._dynamo.config.patch(limits), graphopt_errors():
+        yield
+
+
+@contextmanager
+def graphopt_errors() -> Iterator[None]:
+    """Errors raised inside a compilation as what they are: ours unwrapped, torch's as CaptureError."""
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        inner = error.inner_exception
+        if isinstance(inner, GraphoptError):
+            raise inner from None
+        raise CaptureError(f"the captured graph could not be compiled: {type(inner).__name__}: {inner}") from error
+    except FailOnRecompileLimitHit as error:
+        raise CaptureError(f"the model was captured {_PLANS_PER_MODEL} times, for as many shapes: {error}") from error
+    except TorchDynamoException as error:
+        raise CaptureError(f"torch.compile could not capture the model: {error}") from error

@@ -1,0 +1,292 @@
+"""Joint graph -> StepGraph: which nodes are ops, which storages they pass, what may run twice."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import fx
+from torch.autograd.function import BackwardCFunction
+
+from graphopt.base.errors import CaptureError
+from graphopt.graph.nodes import (
+    copied_bytes,
+    has_effect,
+    is_gather,
+    is_random,
+    is_tangent,
+    is_view,
+    is_wait,
+    may_run_again,
+    module_path,
+    source_line,
+    writes_input,
+    written_arguments,
+)
+from graphopt.graph.step_graph import (
+    BOUNDARY,
+    OpInfo,
+    StepGraph,
+    ValueInfo,
+    hash_graph,
+    output_args,
+    planned_bytes,
+    storage_bytes,
+    storage_key,
+    tensors_of,
+)
+
+aten = torch.ops.aten
+
+
+@dataclass
+class _Builder:
+    """Values and ops while they are being collected, in the order of the step."""
+
+    device: torch.device
+    values: list[ValueInfo] = field(default_factory=list)
+    by_storage: dict[int, int] = field(default_factory=dict)
+    home: dict[fx.Node, int] = field(default_factory=dict)
+    ops: list[OpInfo] = field(default_factory=list)
+    received: dict[fx.Node, int] = field(default_factory=dict)
+    lingering: list[int] = field(default_factory=list)
+
+    def value_of(self, tensor: torch.Tensor, node: fx.Node, kind: str) -> int:
+        key = storage_key(tensor)
+        if key not in self.by_storage:
+            self.by_storage[key] = len(self.values)
+            own = planned_bytes(storage_bytes(tensor, self.device), self.device)
+            size = 0 if kind == "resident" else max(own, copied_bytes(node, self.device))
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self.values.append(ValueInfo(node.name, node, kind, size, tuple(map(int, tensor.shape)), dtype))
+        return self.by_storage[key]
+
+
+def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inputs: Sequence[int] = ()) -> StepGraph:
+    """Read AOTAutograd's joint graph as ops and values.
+
+    `static_inputs` are the positions of the primals that are parameters or buffers. Raises
+    CaptureError where tensors live on two accelerators, or are sparse.
+    """
+    _check_dense(joint)
+    placeholders = joint.graph.find_nodes(op="placeholder")
+    primals = [node for node in placeholders if not is_tangent(node)]
+    builder = _Builder(_device_of(placeholders))
+    for node in [*primals, *joint.graph.find_nodes(op="get_attr")]:
+        for tensor in tensors_of(node):
+            builder.home[node] = builder.value_of(tensor, node, "resident")
+    forward, backward = _ordered_nodes(joint)
+    mutated = _mutated_values(builder, forward)
+    for node in forward:
+        _add_node(builder, node, backward=False, mutated=mutated)
+    boundary = len(builder.ops)
+    _add_boundary(builder, joint, num_forward_outputs)
+    for node in backward:
+        _add_node(builder, node, backward=True, mutated=mutated)
+    _hold_to_the_end(builder)
+    outputs = _kept_outputs(builder, joint, boundary)
+    return StepGraph(
+        graph_module=joint,
+        num_forward_outputs=num_forward_outputs,
+        device=builder.device,
+        ops=tuple(builder.ops),
+        values=_label_values(builder, joint, num_forward_outputs),
+        outputs=outputs,
+        home=builder.home,
+        static_inputs=frozenset(primals[i].name for i in static_inputs if i < len(primals)),
+        boundary=boundary,
+        graph_hash=hash_graph(joint),
+    )
+
+
+def _check_dense(joint: fx.GraphModule) -> None:
+    for node in joint.graph.nodes:
+        if any(tensor.layout != torch.strided for tensor in tensors_of(node)):
+            where = source_line(node)
+            raise CaptureError(
+                f"{node.name}{' at ' + where if where else ''} makes a sparse tensor, whose bytes depend on its data "
+                "and cannot be planned; make it dense (nn.Embedding(..., sparse=False))"
+            )
+
+
+def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: frozenset[int]) -> None:
+    if node.target is operator.getitem:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        tensors = tensors_of(node)
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            # A snapshot taken for the tuple and one taken for its item may be two fake tensors.
+            item = source.meta["val"][node.args[1]]
+            builder.by_storage.setdefault(storage_key(tensors[0]), builder.value_of(item, node, "activations"))
+            builder.home[node] = builder.by_storage[storage_key(tensors[0])]
+        return
+    inputs = tuple(dict.fromkeys([*_input_values(builder, node), *_sent_values(builder, node)]))
+    known = set(builder.by_storage)
+    produced = [t for t in tensors_of(node) if storage_key(t) not in known]
+    held = tensors_of(node)
+    outputs = tuple(dict.fromkeys(builder.value_of(tensor, node, "activations") for tensor in produced))
+    outputs += _room_to_receive(builder, node)
+    if len(held) == 1:
+        builder.home[node] = builder.by_storage[storage_key(held[0])]
+    if is_view(node) or (not held and not has_effect(node)):
+        return
+    recomputable = may_run_again(node, set(inputs) & mutated, builder.home)
+    written = [builder.home[n] for n in written_arguments(node) if n in builder.home] if backward else []
+    info = OpInfo(
+        name=node.name,
+        node=node,
+        inputs=inputs,
+        outputs=outputs,
+        backward=backward,
+        recomputable=recomputable,
+        random=is_random(node),
+        module_path=module_path(node),
+        source=source_line(node),
+        writes=tuple(v for v in dict.fromkeys(written) if builder.values[v].kind == "resident"),
+    )
+    builder.ops.append(info)
+
+
+def _sent_values(builder: _Builder, node: fx.Node) -> list[int]:
+    """What a collective sends, and receives into, lives until somebody waits for it.
+
+    And somewhat longer, as the backend's thread lets go of it after it has said that it is done: here until the next
+    wait is over.
+    """
+    if not is_wait(node):
+        return []
+    sent = node.all_input_nodes[0]
+    held = [*_input_values(builder, sent), *([builder.received[sent]] if sent in builder.received else [])]
+    before, builder.lingering = builder.lingering, held
+    return held + before
+
+
+def _hold_to_the_end(builder: _Builder) -> None:
+    """What the last collective held is there while the last op runs."""
+    last = builder.ops[-1]
+    builder.ops[-1] = replace(last, inputs=tuple(dict.fromkeys([*last.inputs, *builder.lingering])))
+
+
+def _room_to_receive(builder: _Builder, node: fx.Node) -> tuple[int, ...]:
+    """gloo gathers into memory of its own, as large as the result, and copies it from there."""
+    if not is_gather(node) or builder.device.type != "cpu":
+        return ()
+    size = sum(storage_bytes(tensor, builder.device) for tensor in tensors_of(node))
+    builder.received[node] = len(builder.values)
+    builder.values.append(ValueInfo(f"{node.name}_received", node, "activations", size, (size,), "uint8"))
+    return (builder.received[node],)
+
+
+def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> None:
+    returned = output_args(joint)[:num_forward_outputs]
+    made = {value for op in builder.ops for value in op.outputs}
+    inputs = [builder.home[node] for node in returned if isinstance(node, fx.Node) and node in builder.home]
+    outputs = []
+    for node in joint.graph.find_nodes(op="placeholder"):
+        if is_tangent(node):
+            for tensor in tensors_of(node):
+                builder.home[node] = builder.value_of(tensor, node, "tangents")
+                outputs.append(builder.home[node])
+    kept = tuple(value for value in dict.fromkeys(inputs) if value in made)
+    builder.ops.append(
+        OpInfo(
+            BOUNDARY, None, kept, tuple(dict.fromkeys(outputs)), True, False, False, "", "the loss, outside the graph"
+        )
+    )
+
+
+def _kept_outputs(builder: _Builder, joint: fx.GraphModule, boundary: int) -> tuple[int, ...]:
+    """Values alive at the end: what the user holds, the gradients, and tangents that others hold.
+
+    `backward()` holds the one it starts from, a single number. Autograd held all of them until the
+    backward returned; since torch 2.13 it hands them over in a list that the backward empties.
+    """
+    made = {value for op in builder.ops for value in op.outputs}
+    returned = [builder.home[node] for node in output_args(joint) if isinstance(node, fx.Node) and node in builder.home]
+    hands_over = hasattr(BackwardCFunction, "apply_boxed")
+    tangents = builder.ops[boundary].outputs
+    returned += [v for v in tangents if not hands_over or builder.values[v].shape == ()]
+    return tuple(value for value in dict.fromkeys(returned) if value in made)
+
+
+def _label_values(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> tuple[ValueInfo, ...]:
+    kinds: dict[int, str] = {}
+    for position, node in enumerate(output_args(joint)):
+        if isinstance(node, fx.Node) and node in builder.home:
+            kinds.setdefault(builder.home[node], "outputs" if position < num_forward_outputs else "gradients")
+    return tuple(
+        ValueInfo(value.name, value.node, kinds[i], value.bytes, value.shape, value.dtype)
+        if i in kinds and value.kind == "activations"
+        else value
+        for i, value in enumerate(builder.values)
+    )
+
+
+def _input_values(builder: _Builder, node: fx.Node) -> list[int]:
+    values = []
+    for source in node.all_input_nodes:
+        if source in builder.home:
+            values.append(builder.home[source])
+        else:
+            values.extend(builder.by_storage[storage_key(tensor)] for tensor in tensors_of(source))
+    return values
+
+
+def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Forward and backward nodes; a write to an input stands right behind the last read before it."""
+    forward: list[fx.Node] = []
+    backward: list[fx.Node] = []
+    writes: list[fx.Node] = []
+    late = {node for node in joint.graph.find_nodes(op="placeholder") if is_tangent(node)}
+    for node in joint.graph.nodes:
+        if node.op != "call_function":
+            continue
+        # nodes of a user's autograd.Function.backward carry no tag
+        tagged = node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
+        in_backward = tagged or any(source in late for source in node.all_input_nodes)
+        if in_backward:
+            late.add(node)
+        if writes_input(node) and not in_backward:
+            writes.append(node)
+        else:
+            (backward if in_backward else forward).append(node)
+    position = {node: i for i, node in enumerate(forward)}
+    after: dict[int, list[fx.Node]] = {}
+    for node in writes:
+        written = {storage_key(tensor) for tensor in tensors_of(node.args[0])}  # type: ignore[arg-type]
+        readers = [
+            i
+            for i, other in enumerate(forward)
+            if other in node.all_input_nodes
+            or written & {storage_key(t) for source in other.all_input_nodes for t in tensors_of(source)}
+        ]
+        after.setdefault(max([*readers, *(position.get(n, -1) for n in node.all_input_nodes)], default=-1), []).append(
+            node
+        )
+    ordered = list(after.get(-1, []))
+    for i, node in enumerate(forward):
+        ordered += [node, *after.get(i, [])]
+    return ordered, backward
+
+
+def _mutated_values(builder: _Builder, forward: list[fx.Node]) -> frozenset[int]:
+    written: set[int] = set()
+    for node in forward:
+        if writes_input(node):
+            written.update(builder.by_storage[storage_key(t)] for t in tensors_of(node.args[0]))  # type: ignore[arg-type]
+    return frozenset(written)
+
+
+def _device_of(placeholders: Sequence[fx.Node]) -> torch.device:
+    tensors = [tensor for node in placeholders for tensor in tensors_of(node)]
+    accelerators = sorted({str(t.device) for t in tensors if t.device.type not in ("cpu", "meta")})
+    if len(accelerators) > 1:
+        raise CaptureError(
+            f"the model's tensors are on {' and '.join(accelerators)}; move the model and its inputs to one device"
+        )
+    if accelerators:
+        return torch.device(accelerators[0])
+    large = max(tensors, key=lambda tensor: tensor.numel(), default=None)
+    return large.device if large is not None else torch.device("cpu")

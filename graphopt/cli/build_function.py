@@ -1,0 +1,115 @@
+"""`train.py:build`: the user's function that gives a model, its inputs and perhaps a loss and an optimizer."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from graphopt.base.errors import UsageError
+
+_RETURNS = "it must return (model, example_inputs), with loss_fn and optimizer behind them if there are"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a build function returned, on the device that was asked for."""
+
+    model: Any
+    example_inputs: Any
+    loss_fn: Callable[..., Any] | None
+    optimizer: Any = None
+
+
+def load_target(spec: str, device: str | None = None) -> Target:
+    """Call the function that `spec` names, `FILE.py:FUNCTION` or `package.module:FUNCTION`.
+
+    Raises UsageError, naming what is missing or wrong.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name.isidentifier():
+        raise UsageError(f"{spec!r} names no function: write FILE.py:FUNCTION, for example train.py:build")
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        found = ", ".join(n for n, v in vars(module).items() if callable(v) and _is_own(v, module)) or "none"
+        raise UsageError(f"{place} has no function {name!r}; it has: {found}")
+    try:
+        built = function()
+    except Exception as error:
+        raise UsageError(f"{spec} raised {type(error).__name__}: {error}") from error
+    return _moved(_checked(built, spec), device)
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r} (looked in {Path.cwd()})")
+    # As `python train.py` would: modules beside the file can be imported.
+    sys.path.insert(0, str(path.resolve().parent))
+    name = path.stem if path.stem not in sys.modules else f"_graphopt_{path.stem}"
+    loader = importlib.util.spec_from_file_location(name, path)
+    if loader is None or loader.loader is None:
+        raise UsageError(f"{path} cannot be loaded as a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(loader)
+    try:
+        loader.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _from_name(name: str) -> ModuleType:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise UsageError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _is_own(value: object, module: ModuleType) -> bool:
+    return getattr(value, "__module__", None) == module.__name__
+
+
+def _checked(built: Any, spec: str) -> Target:
+    from torch import Tensor, nn, optim
+
+    if not isinstance(built, tuple) or len(built) not in (2, 3, 4):
+        kind = f"{type(built).__name__} of {len(built)}" if isinstance(built, tuple) else type(built).__name__
+        raise UsageError(f"{spec} returned a {kind}; {_RETURNS}")
+    model, inputs, loss, optimizer = (*built, None, None)[:4]
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{spec}: the model is a {type(model).__name__}, not an nn.Module; {_RETURNS}")
+    if not isinstance(inputs, (Tensor, tuple, list, dict)):
+        kind = type(inputs).__name__
+        raise UsageError(
+            f"{spec}: example_inputs is a {kind}; it may be a tensor, a tuple, or a dict of keyword inputs"
+        )
+    if loss is not None and not callable(loss):
+        raise UsageError(f"{spec}: loss_fn is a {type(loss).__name__}, which cannot be called")
+    if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
+        raise UsageError(
+            f"{spec}: the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer; {_RETURNS}"
+        )
+    return Target(model, tuple(inputs) if isinstance(inputs, list) else inputs, loss, optimizer)
+
+
+def _moved(target: Target, device: str | None) -> Target:
+    if device is None:
+        return target
+    import torch
+    from torch.utils import _pytree as pytree
+
+    def move(leaf: Any) -> Any:
+        return leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf
+
+    try:
+        model = target.model.to(device)
+        return Target(model, pytree.tree_map(move, target.example_inputs), target.loss_fn, target.optimizer)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r} cannot be used: {error}") from error

@@ -1,0 +1,204 @@
+"""What each command does; every one returns an Answer, which the command line prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from graphopt.base.errors import BudgetError, GraphoptError, InfeasibleError, UsageError
+from graphopt.base.records import write_text
+from graphopt.base.units import format_bytes, parse_bytes
+from graphopt.problem.plan import PROVEN
+from graphopt.problem.problem import Problem, load_problem
+from graphopt.problem.schedule import Schedule, check_schedule, simulate
+from graphopt.report.html import render_html
+from graphopt.report.json import report_to_json
+from graphopt.report.text import render_text
+
+if TYPE_CHECKING:
+    from graphopt.report.data import Report
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command: `text(color)` for people, `data` for programs."""
+
+    text: Callable[[bool], str]
+    data: dict[str, Any]
+    exit_code: int = 0
+
+
+def plan(options: argparse.Namespace) -> Answer:
+    """Plan a model and report it."""
+    target, keywords = _prepare(options)
+    from graphopt.api.optimize import plan_model
+
+    optimized = plan_model(target.model, target.example_inputs, target.loss_fn, **keywords)
+    _write(options, optimized.report)
+    return Answer(lambda color: render_text(optimized.report, color=color), report_to_json(optimized.report))
+
+
+def verify(options: argparse.Namespace) -> Answer:
+    """Plan a model, run it against eager, and report both."""
+    target, keywords = _prepare(options)
+    from graphopt.api.optimize import verify_model
+
+    result = verify_model(target.model, target.example_inputs, target.loss_fn, **keywords)
+    _write(options, result.report)
+
+    def text(color: bool) -> str:
+        words = "bit for bit" if result.bitwise else "within rounding"
+        verdict = f"VERIFIED: the optimized step equals eager {words}"
+        return "\n".join(
+            [render_text(result.report, color=color), "", verdict, *(f"  {line}" for line in result.lines)]
+        )
+
+    data = {"equal": result.equal, "bitwise": result.bitwise, "lines": list(result.lines)}
+    return Answer(text, {**data, "report": report_to_json(result.report)})
+
+
+def sweep(options: argparse.Namespace) -> Answer:
+    """The whole memory/time curve of a model."""
+    from graphopt.cli.build_function import load_target
+    from graphopt.report.sweep import sweep_html
+
+    target = load_target(options.target, options.device)
+    from graphopt.api.estimate import estimate
+
+    found = estimate(target.model, target.example_inputs, target.loss_fn, **_costs(options))
+    if options.html:
+        write_text(options.html, sweep_html(found.model, found.points))
+    data = {
+        "schema": "graphopt.sweep/1",
+        "eager_peak_bytes": found.eager_peak_bytes,
+        "minimum_bytes": found.minimum_bytes,
+        "points": [{"peak_bytes": p, "overhead": o, "planner": n} for p, o, n in found.points],
+    }
+    return Answer(found.text, data)
+
+
+def fit(options: argparse.Namespace) -> Answer:
+    """The ways to cut a batch that fit, and the largest batch that needs no cutting."""
+    parse_bytes(options.mem_budget, device_total_bytes=2**40)
+    from graphopt.api.fit import fit_model
+    from graphopt.cli.build_function import load_target
+    from graphopt.report.fit import fit_text
+
+    target = load_target(options.target, options.device)
+    found = fit_model(
+        target.model,
+        target.example_inputs,
+        target.loss_fn,
+        mem_budget=options.mem_budget,
+        optimizer=options.optimizer or target.optimizer or "adamw",
+        planner=options.planner,
+        tell=options.tell,
+        **_costs(options),
+    )
+    data = {"schema": "graphopt.fit/1", **asdict(found)}
+    return Answer(lambda color: fit_text(found, color=color), data, 0 if found.chosen else BudgetError.exit_code)
+
+
+def solve(options: argparse.Namespace) -> Answer:
+    """Run a planner on a bare problem; the simulator judges."""
+    from graphopt.planners import PLANNERS
+
+    if options.planner not in PLANNERS:
+        raise UsageError(f"there is no planner {options.planner!r}; there are: {', '.join(PLANNERS)}")
+    problem, budget = load_problem(options.problem), parse_bytes(options.mem_budget)
+    run = PLANNERS[options.planner]
+    data: dict[str, Any] = {"feasible": False, "planner": options.planner}
+    data |= dict.fromkeys(("peak_bytes", "seconds", "overhead", "lower_bound_seconds"))
+    data |= {"proven_optimal": False, "minimum_bytes": None, "schedule": None}
+    try:
+        schedule = run(problem, budget)
+    except InfeasibleError as error:
+        if not options.json:
+            raise
+        print(f"graphopt: {error}", file=sys.stderr)
+        return Answer(lambda _: "", data | {"minimum_bytes": error.minimum_bytes}, error.exit_code)
+    if options.plan_seconds:
+        from graphopt.planners.moves.anneal import improve
+
+        schedule = improve(problem, schedule, budget, options.plan_seconds)
+    data |= {"feasible": True, "minimum_bytes": _minimum_bytes(run, problem)}
+    data |= _judged(problem, check_schedule(problem, schedule), budget, options.planner)
+    return Answer(lambda _: _solved(problem, data), data)
+
+
+def _judged(problem: Problem, schedule: Schedule, budget: int, planner: str) -> dict[str, Any]:
+    """What the simulator and the lower bound say of a schedule."""
+    from graphopt.planners.bounds.lower_bound import lower_bound_seconds
+
+    result = simulate(problem, schedule)
+    if result.peak_bytes > budget:
+        raise GraphoptError(f"planner {planner!r} went over its budget: {result.peak_bytes:,} of {budget:,}")
+    bound_seconds = lower_bound_seconds(problem, budget)
+    return {
+        "peak_bytes": result.peak_bytes,
+        "seconds": result.seconds,
+        "overhead": result.seconds / problem.seconds - 1 if problem.seconds else 0.0,
+        "lower_bound_seconds": bound_seconds,
+        "proven_optimal": result.seconds <= bound_seconds * (1 + PROVEN),
+        "schedule": list(schedule),
+    }
+
+
+def demo(options: argparse.Namespace) -> Answer:
+    """Train a small GPT-2 inside a third of eager's memory."""
+    from graphopt.cli.demo import run_demo
+
+    data = run_demo(options.steps)
+    return Answer(lambda _: "", data)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The user's model, and keywords for the API; what can be refused is refused before torch is loaded."""
+    if options.mem_budget is None and options.plan is None:
+        raise UsageError("name a budget: --mem-budget 8GiB (or a saved plan: --plan PATH)")
+    if options.mem_budget is not None:
+        parse_bytes(options.mem_budget, device_total_bytes=2**40)
+    from graphopt.cli.build_function import load_target
+    from graphopt.problem.plan import Plan
+
+    keywords = {"mem_budget": options.mem_budget, "planner": options.planner, **_costs(options)}
+    keywords["plan_seconds"] = options.plan_seconds
+    keywords["plan"] = Plan.load(options.plan) if options.plan else None
+    target = load_target(options.target, options.device)
+    if target.optimizer is not None:
+        keywords["optimizer"] = target.optimizer
+    return target, keywords
+
+
+def _costs(options: argparse.Namespace) -> dict[str, Any]:
+    reserve = 0 if options.reserve == "0" else options.reserve
+    return {"cost_model": options.cost_model, "reserve": reserve}
+
+
+def _write(options: argparse.Namespace, report: Report) -> None:
+    if options.save_plan:
+        report.plan.save(options.save_plan)
+    if options.html:
+        write_text(options.html, render_html(report))
+
+
+def _minimum_bytes(run: Callable[[Problem, int], tuple[int, ...]], problem: Problem) -> int:
+    """The least budget that this planner has a schedule for: what it answers to a budget of nothing."""
+    try:
+        return simulate(problem, run(problem, 0)).peak_bytes
+    except InfeasibleError as error:
+        return error.minimum_bytes
+
+
+def _solved(problem: Problem, data: dict[str, Any]) -> str:
+    again = len(data["schedule"]) - len(problem.ops)
+    above = data["seconds"] / data["lower_bound_seconds"] - 1 if data["lower_bound_seconds"] else 0.0
+    proof = " (proven optimal)" if data["proven_optimal"] else f" (at most {above:.2%} above the optimum)"
+    return (
+        f"{data['planner']}: {format_bytes(data['peak_bytes'])} at the peak, "
+        f"{data['overhead']:+.2%} time{proof}, {again} of {len(problem.ops)} ops run again; "
+        f"the smallest budget is {format_bytes(data['minimum_bytes'])}"
+    )

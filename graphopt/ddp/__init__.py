@@ -1,0 +1,1 @@
+"""The door to DistributedDataParallel: communication hooks."""

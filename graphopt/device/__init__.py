@@ -1,0 +1,1 @@
+"""The machine: its allocators, storages, clocks and processes."""

@@ -1,0 +1,1 @@
+"""A schedule as GraphModules that run in exactly its order."""

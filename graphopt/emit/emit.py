@@ -1,0 +1,262 @@
+"""StepGraph + schedule -> forward and backward GraphModules that run in exactly that order.
+
+Each graph frees a value at its last use: fx's generated code drops a variable after the last
+statement that names it, inputs come in a list that is emptied (the boxed calling convention), and
+views are made right before they are read, so that they never outlive their value's last read.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import detect_fake_mode
+from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
+from torch.fx.graph import _BoxedCodeGen
+
+from graphopt.base.errors import PlanMismatchError
+from graphopt.emit.late_writers import check_settled
+from graphopt.graph.nodes import is_tangent
+from graphopt.graph.step_graph import OpInfo, StepGraph, storage_key, tensors_of
+from graphopt.problem.schedule import Schedule
+
+RECOMPUTED = "graphopt_recomputed"
+
+# Mersenne twister; Philox. CUDA's are kept in host memory.
+_STATE_BYTES = {"cpu": 5056, "cuda": 16}
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The two graphs of a step, in AOTAutograd's convention: forward returns outputs, then what is saved."""
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+
+
+@dataclass
+class _Half:
+    """One of the two graphs while it is being written; `made` maps joint nodes to its own."""
+
+    graph: fx.Graph
+    made: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    states: dict[int, fx.Node] = field(default_factory=dict)
+
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]
+    ) -> fx.Node:
+        made = self.graph.create_node("call_function", target, args, kwargs, name)
+        made.meta = meta
+        return made
+
+
+class _Emitter:
+    """Writes a schedule out, op by op, first into the forward, after the boundary into the backward.
+
+    The two halves may be one graph; then nothing has to be handed over.
+    """
+
+    def __init__(self, step: StepGraph, schedule: Schedule, *, halves: int = 2) -> None:
+        self.step = step
+        times = Counter(schedule)
+        self.replayed = {op for op, count in times.items() if count > 1 and step.ops[op].random}
+        self.seen: set[int] = set()
+        self.op_nodes = {op.node for op in step.ops}
+        self.forward = _Half(fx.Graph())
+        self.backward = _Half(fx.Graph()) if halves == 2 else self.forward
+        self.saved: list[fx.Node] = []
+        self.value_nodes = _nodes_of_values(step)
+        for node in step.graph_module.graph.find_nodes(op="placeholder"):
+            half = self.backward if is_tangent(node) else self.forward
+            half.made[node] = half.graph.node_copy(node)
+        self.first_tangent = next(iter(self.backward.graph.nodes), None)
+
+    def emit(self, schedule: Schedule) -> Emitted:
+        outputs, gradients = self.write(schedule)
+        self.forward.graph.output((*outputs, *self.saved))
+        self.backward.graph.output(tuple(gradients))
+        root = self.step.graph_module
+        return Emitted(_boxed(root, self.forward.graph), _boxed(root, self.backward.graph))
+
+    def emit_whole(self, schedule: Schedule) -> fx.GraphModule:
+        outputs, gradients = self.write(schedule)
+        self.forward.graph.output((*outputs, *gradients))
+        return _boxed(self.step.graph_module, self.forward.graph)
+
+    def write(self, schedule: Schedule) -> tuple[list[Any], list[Any]]:
+        boundary = schedule.index(self.step.boundary)
+        for op in schedule[:boundary]:
+            self.write_op(self.forward, op)
+        outputs = [self.argument(self.forward, item) for item in self.step.forward_outputs]
+        for op in schedule[boundary + 1 :]:
+            self.write_op(self.backward, op)
+        return outputs, [self.argument(self.backward, item) for item in self.step.backward_outputs]
+
+    def write_op(self, half: _Half, op_id: int) -> None:
+        op = self.step.ops[op_id]
+        assert op.node is not None
+        again = op_id in self.seen
+        self.seen.add(op_id)
+        args = tuple(self.argument(half, item) for item in op.node.args)
+        kwargs = {key: self.argument(half, item) for key, item in op.node.kwargs.items()}
+        if op_id in self.replayed:
+            made = self.write_random(half, op_id, args, kwargs, again)
+        else:
+            made = half.call(op.node.target, args, kwargs, _name(op.node, again), _meta(op.node, op, again))
+        self.forget(half, op)
+        half.made[op.node] = made
+        for item in op.node.users:
+            if item.target is operator.getitem:
+                meta = _meta(item, op, again)
+                half.made[item] = half.call(item.target, (made, item.args[1]), {}, _name(item, again), meta)
+
+    def write_random(
+        self, half: _Half, op_id: int, args: tuple[Any, ...], kwargs: dict[str, Any], again: bool
+    ) -> fx.Node:
+        """A random op that runs twice: the first run saves the generator's state, later ones replay it."""
+        op = self.step.ops[op_id]
+        assert op.node is not None
+        node, meta = op.node, _meta(op.node, op, again)
+        if again:
+            args = (self.state(half, op_id), node.target, *args)
+            return half.call(run_with_rng_state, args, kwargs, _name(node, again), meta)
+        fake = _fake_generator_state(self.step)
+        both = {**meta, "val": (fake, meta["val"])}
+        pair = half.call(run_and_save_rng_state, (node.target, *args), kwargs, f"{node.name}_and_state", both)
+        half.states[op_id] = half.call(operator.getitem, (pair, 0), {}, f"{node.name}_state", {**meta, "val": fake})
+        return half.call(operator.getitem, (pair, 1), {}, node.name, meta)
+
+    def state(self, half: _Half, op_id: int) -> fx.Node:
+        if op_id not in half.states:
+            node = self.forward.states[op_id]
+            half.states[op_id] = self.placeholder(node.name, node)
+        return half.states[op_id]
+
+    def forget(self, half: _Half, op: OpInfo) -> None:
+        """Nodes of an earlier copy of the op's values must not be read again: they would keep it alive."""
+        for value in op.outputs:
+            for node in self.value_nodes.get(value, ()):
+                half.made.pop(node, None)
+
+    def argument(self, half: _Half, item: Any) -> Any:
+        return fx.node.map_arg(item, lambda node: self.node(half, node))
+
+    def node(self, half: _Half, node: fx.Node) -> fx.Node:
+        if node in half.made:
+            return half.made[node]
+        if node.op == "get_attr":
+            half.made[node] = half.graph.node_copy(node)
+        elif half is self.backward and self.is_whole(node):
+            half.made[node] = self.placeholder(node.name, self.forward.made[node])
+        else:
+            # a view, made here because it is read here
+            half.made[node] = half.graph.node_copy(node, lambda source: self.node(half, source))
+        return half.made[node]
+
+    def is_whole(self, node: fx.Node) -> bool:
+        """True for a node that an op returns itself (or a primal), in contrast to a view of it."""
+        if node.op == "placeholder" or node in self.op_nodes:
+            return True
+        return node.target is operator.getitem and node.args[0] in self.op_nodes
+
+    def placeholder(self, name: str, saved: fx.Node) -> fx.Node:
+        self.saved.append(saved)
+        graph = self.backward.graph
+        anchor = self.first_tangent or next(iter(graph.nodes), None)
+        with graph.inserting_before(anchor):
+            made = graph.placeholder(name)
+        # generated code takes an input by its target, which must then be as unique as the name
+        made.target = made.name
+        made.meta = dict(saved.meta)
+        return made
+
+
+def emit(step: StepGraph, schedule: Schedule) -> Emitted:
+    """Write `schedule` out as a forward and a backward GraphModule.
+
+    Raises PlanMismatchError where the schedule would run a random or writing op out of order or in
+    the wrong half: such a schedule changes results, whoever made it.
+    """
+    check_order(step, schedule)
+    return _Emitter(step, schedule).emit(schedule)
+
+
+def emit_whole(step: StepGraph, schedule: Schedule) -> fx.GraphModule:
+    """Write `schedule` out as one GraphModule: all of the joint graph's inputs, tangents too, to all of its outputs.
+
+    Raises PlanMismatchError as `emit`.
+    """
+    check_order(step, schedule)
+    return _Emitter(step, schedule, halves=1).emit_whole(schedule)
+
+
+def check_order(step: StepGraph, schedule: Schedule) -> None:
+    """Random ops and writes first run in the captured order and in their own half of the step.
+
+    What the backward writes for the next step may move, but must stay behind all that reads it in this one.
+    """
+    check_settled(step, schedule)
+    late = set(step.late_writers)
+    pinned = [
+        i for i, op in enumerate(step.ops) if i not in late and (op.random or not op.recomputable or i == step.boundary)
+    ]
+    expected = set(pinned)
+    first = list(dict.fromkeys(op for op in schedule if op in expected))
+    if first != pinned:
+        at = next(i for i, (a, b) in enumerate(zip(first, pinned, strict=False)) if a != b)
+        raise PlanMismatchError(
+            f"the schedule moves {step.ops[first[at]].name!r} before {step.ops[pinned[at]].name!r}: random and "
+            "writing ops must keep the captured order"
+        )
+    boundary = schedule.index(step.boundary)
+    early = next((op for op in schedule[:boundary] if step.ops[op].backward), None)
+    if early is not None:
+        raise PlanMismatchError(f"the schedule runs the backward's {step.ops[early].name!r} in the forward")
+
+
+def generator_state_bytes(step: StepGraph, schedule: Schedule) -> int:
+    """Bytes of generator states that the schedule's recomputed random ops keep, on the step's device."""
+    times = Counter(schedule)
+    replayed = sum(1 for op, count in times.items() if count > 1 and step.ops[op].random)
+    return replayed * _STATE_BYTES["cpu"] if step.device.type == "cpu" else 0
+
+
+def _nodes_of_values(step: StepGraph) -> dict[int, list[fx.Node]]:
+    """Every node that holds a value, views that are tuples of tensors (`split`) included."""
+    by_storage = {storage_key(t): value for node, value in step.home.items() for t in tensors_of(node)}
+    found: dict[int, list[fx.Node]] = {}
+    for node in step.graph_module.graph.nodes:
+        held = {by_storage[storage_key(t)] for t in tensors_of(node) if storage_key(t) in by_storage}
+        for value in held if node not in step.home else {step.home[node]}:
+            found.setdefault(value, []).append(node)
+    return found
+
+
+def _boxed(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    graph.set_codegen(_BoxedCodeGen())
+    graph.lint()
+    return fx.GraphModule(root, graph)
+
+
+def _name(node: fx.Node, again: bool) -> str:
+    return f"{node.name}_recomputed" if again else node.name
+
+
+def _meta(node: fx.Node, op: OpInfo, again: bool) -> dict[str, Any]:
+    kept = {key: value for key, value in node.meta.items() if key != "partitioner_tag"}
+    return {**kept, RECOMPUTED: op.name} if again else kept
+
+
+def _fake_generator_state(step: StepGraph) -> torch.Tensor:
+    fakes: Sequence[torch.Tensor] = [
+        t for node in step.graph_module.graph.find_nodes(op="placeholder") for t in tensors_of(node)
+    ]
+    mode = detect_fake_mode(fakes)
+    assert mode is not None
+    with mode:
+        return torch.empty(_STATE_BYTES.get(step.device.type, _STATE_BYTES["cpu"]), dtype=torch.uint8, device="cpu")

@@ -1,0 +1,1 @@
+"""A captured step as a graph of ops and values."""

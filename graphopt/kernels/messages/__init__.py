@@ -1,0 +1,1 @@
+"""Gradients in and out of one message."""

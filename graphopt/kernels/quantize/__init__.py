@@ -1,0 +1,1 @@
+"""Gradients as few bits, and back."""

@@ -1,0 +1,1 @@
+"""The end of a training step: norm, clipping, update, loss scale, accumulation."""

@@ -1,0 +1,96 @@
+"""The custom ops of the gradient tail, `torch.ops.graphopt.*`: what they mean, and what stands in for them in a graph.
+
+`gradient_norm(gradients, norm_type)` gives `(norm, found_inf)`, two fp32 scalars on the gradients' device: the
+`norm_type`-norm (any p > 0, or inf) of all elements as they are, added up in fp32 or wider, and 1.0 where any
+element is infinite or NaN, else 0.0. A sum of powers beyond fp32 is not an infinite element. Gradients may be of
+any floating dtypes and layouts, on one device.
+
+`adam_` and `sgd_` update parameters in place by clamp(gradient × inverse_scale, ±clip_value) × factor, where what is
+None is left out. The scalars `inverse_scale`, `factor` and `found_inf` are fp32, on the parameters' device. Where
+`found_inf` is not zero nothing changes: parameters, state, step counts and copies keep their bits. Gradients may be
+half while parameters are fp32, and may be overwritten. `copies` are empty, or the half parameters that take the
+updated ones, their fp32 masters. Step counts are fp32 scalars that advance here. `adam_` is AdamW where `decoupled`;
+`max_exp_avg_sqs` are empty without `amsgrad`. `sgd_` reads no momentum buffer while `first`, which the caller passes
+until a step was taken; buffers are empty without `momentum`.
+
+`scale_update_` moves a dynamic loss scale: an overflow takes one from the hysteresis and, when none is left,
+multiplies the scale by `backoff`, to no less than `lowest`; `interval` good steps on end multiply it by `growth`, to
+no more than `highest` and only where that is finite, and fill the hysteresis again. Trackers are int32 scalars.
+
+`accumulate_` is accumulator = beta × accumulator + gradient, and `accumulate_mm_` is
+accumulator = beta × accumulator + a @ b with no temporary where all three are of one dtype; with beta 0 what the
+accumulator held is not read, and the bits are those of `mm`. Else the BLAS rounds where it likes. MKL gives a matrix
+(not a single row) the bits of `mm` and `add_` on Intel where it sums 2 to 384 terms, with 2 ulps of the largest element
+between beyond; on AMD only in fp32, to 192 terms and from 12 columns on, with 2 to 6 ulps between beyond (1,024 to
+8,192 terms), while narrow products are summed term by term (42 ulps). Steps with stock kernels do without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphopt.kernels.define import define, fitting, no_result
+from graphopt.kernels.tail import accumulate, loss_scale, own_cpu, stock_norm, stock_update
+
+_GRADIENT = "Tensor? inverse_scale=None, Tensor? factor=None, Tensor? found_inf=None"
+
+
+def _chosen(stock: Callable[..., Any]) -> Callable[..., Any]:
+    return fitting(stock, own_cpu, "graphopt.kernels.tail.own_cuda")
+
+
+def _noticed(update: Callable[..., None]) -> Callable[..., None]:
+    """`update`, after which autograd knows that the parameters changed; torch's fused ops do not tell it."""
+
+    def told(params: list[Tensor], *arguments: Any, **options: Any) -> None:
+        update(params, *arguments, **options)
+        torch.autograd.graph.increment_version(params)
+
+    return told
+
+
+def _two_scalars(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    device = gradients[0].device if gradients else "cpu"
+    return torch.empty((), device=device), torch.empty((), device=device)
+
+
+gradient_norm = define(
+    "gradient_norm(Tensor[] gradients, float norm_type) -> (Tensor norm, Tensor found_inf)",
+    _chosen(stock_norm.gradient_norm),
+    _two_scalars,
+)
+adam_ = define(
+    "adam_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+    f"Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] steps, Tensor(g!)[] copies, {_GRADIENT}, *, "
+    "float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
+    "bool decoupled, float? clip_value=None) -> ()",
+    _noticed(_chosen(stock_update.adam_)),
+    no_result,
+)
+sgd_ = define(
+    "sgd_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] momentum_buffers, Tensor(d!)[] copies, "
+    f"{_GRADIENT}, *, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
+    "bool maximize, bool first, float? clip_value=None) -> ()",
+    _noticed(_chosen(stock_update.sgd_)),
+    no_result,
+)
+scale_update_ = define(
+    "scale_update_(Tensor(a!) scale, Tensor(b!) growth_tracker, Tensor(c!) hysteresis_tracker, Tensor found_inf, *, "
+    "float growth, float backoff, int interval, int hysteresis, float lowest, float highest) -> ()",
+    loss_scale.scale_update_,
+    no_result,
+)
+accumulate_ = define(
+    "accumulate_(Tensor(a!) accumulator, Tensor gradient, float beta) -> ()",
+    _chosen(accumulate.accumulate_),
+    no_result,
+)
+accumulate_mm_ = define(
+    "accumulate_mm_(Tensor(a!) accumulator, Tensor a, Tensor b, float beta) -> ()",
+    accumulate.accumulate_mm_,
+    no_result,
+)

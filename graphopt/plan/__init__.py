@@ -1,0 +1,1 @@
+"""From a captured graph to a plan inside a number of bytes."""

@@ -1,0 +1,98 @@
+"""What to tell a user whose budget is too small: the minimum, what drives it, what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graphopt.base.errors import BudgetError
+from graphopt.base.units import format_bytes
+from graphopt.graph.nodes import is_tangent
+from graphopt.graph.step_graph import tensors_of
+from graphopt.plan.captured import CapturedGraph
+from graphopt.problem.schedule import lifetimes, simulate
+
+_SHOWN = 3
+
+
+def budget_error(
+    graphs: Sequence[CapturedGraph],
+    own_minimum_bytes: int,
+    budget_bytes: int,
+    resident_bytes: Mapping[str, int],
+    planner: str,
+) -> BudgetError:
+    """The error for graphs that need `own_minimum_bytes` beside what is resident."""
+    resident = sum(resident_bytes.values())
+    minimum_bytes = resident + own_minimum_bytes
+    hungriest = max(graphs, key=lambda graph: graph.curve[0].peak_bytes)
+    drivers = (*_resident_drivers(resident_bytes), *_peak_drivers(hungriest))
+    lines = [
+        f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: with planner {planner!r} this step "
+        f"needs at least {format_bytes(minimum_bytes)} ({minimum_bytes:,} bytes).",
+        "What fills it: " + "; ".join(drivers) + ".",
+        "What to try: " + "; ".join(_advice(hungriest, own_minimum_bytes, budget_bytes - resident, planner)) + ".",
+    ]
+    return BudgetError("\n".join(lines), minimum_bytes, drivers)
+
+
+def tail_error(
+    captured: CapturedGraph, budget_bytes: int, resident_bytes: Mapping[str, int], tail_bytes: Mapping[str, int]
+) -> BudgetError:
+    """The error for a training step whose update alone does not fit, whatever the plan of its micro-batches."""
+    resident, tail = sum(resident_bytes.values()), sum(tail_bytes.values())
+    minimum_bytes = resident + max(tail, captured.minimum_bytes)
+    drivers = (*_resident_drivers({**resident_bytes, **tail_bytes}), "all alive while the optimizer updates")
+    lines = [
+        f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: the update of the parameters alone takes "
+        f"{format_bytes(resident + tail)}, and the step needs at least {format_bytes(minimum_bytes)} "
+        f"({minimum_bytes:,} bytes).",
+        "What fills it: " + "; ".join(drivers) + ".",
+        "What to try: an optimizer with less state; fewer or frozen parameters; update_in_backward=True; "
+        "a larger budget.",
+    ]
+    return BudgetError("\n".join(lines), minimum_bytes, drivers)
+
+
+def _resident_drivers(resident_bytes: Mapping[str, int]) -> list[str]:
+    return [f"{kind} {format_bytes(size)}" for kind, size in resident_bytes.items() if size]
+
+
+def _peak_drivers(graph: CapturedGraph) -> list[str]:
+    schedule = graph.curve[0].schedule
+    step = simulate(graph.problem, schedule).peak_step
+    alive = {value for value, first, last in lifetimes(graph.problem, schedule) if first <= step <= last}
+    values = graph.step.values
+    gradients = sum(values[v].bytes for v in alive if values[v].kind == "gradients")
+    others = sorted((v for v in alive if values[v].kind != "gradients"), key=lambda v: -values[v].bytes)
+    op = graph.step.ops[schedule[step]]
+    where = f" ({op.source})" if op.source else ""
+    drivers = [f"gradients {format_bytes(gradients)}"] if gradients else []
+    drivers += [f"{values[v].name} {format_bytes(values[v].bytes)}" for v in others[:_SHOWN] if values[v].bytes]
+    return [*drivers, f"all alive while {op.name}{where} runs"]
+
+
+def _advice(graph: CapturedGraph, own_minimum_bytes: int, own_budget_bytes: int, planner: str) -> list[str]:
+    tips = []
+    if graph.kept:
+        tips.append("planning anew, without the kept plan")
+    if planner != "auto":
+        tips.append("planner 'auto'")
+    batch = _batch_size(graph)
+    fixed = sum(value.bytes for value in graph.step.values if value.kind == "gradients")
+    growing = own_minimum_bytes - fixed
+    if batch > 1 and growing > 0 and own_budget_bytes > fixed:
+        fits = int(batch * (own_budget_bytes - fixed) / growing)
+        if 1 <= fits < batch:
+            tips.append(f"a micro-batch of about {fits} instead of {batch} (if activations grow with the batch)")
+    if own_budget_bytes <= fixed:
+        tips.append("fewer or frozen parameters, or lower precision: parameters and gradients alone fill the budget")
+    return [*tips, "a larger budget"]
+
+
+def _batch_size(graph: CapturedGraph) -> int:
+    """The first dimension that the step's own inputs share; 1 where they share none."""
+    sizes: set[int] = set()
+    for node in graph.step.graph_module.graph.find_nodes(op="placeholder"):
+        if not is_tangent(node) and node.name not in graph.step.static_inputs:
+            sizes.update(int(tensor.shape[0]) for tensor in tensors_of(node) if tensor.ndim > 0)
+    return sizes.pop() if len(sizes) == 1 else 1

@@ -1,0 +1,143 @@
+"""One budget over several graphs: what a model that breaks into pieces gives to each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphopt.base.errors import InfeasibleError
+from graphopt.emit.emit import generator_state_bytes
+from graphopt.plan.captured import Candidate, CapturedGraph
+from graphopt.problem.schedule import simulate
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A schedule of one graph as the others see it; all in the graph's own bytes."""
+
+    peak_bytes: int
+    forward_peak_bytes: int
+    saved_bytes: int
+    backward_peak_bytes: int
+    kept_bytes: int
+    seconds: float
+
+
+def share_budget(graphs: Sequence[CapturedGraph], own_budget_bytes: int, planner: str = "auto") -> list[int]:
+    """The bytes that each graph may use with this planner, so that all together stay in `own_budget_bytes`.
+
+    Forwards run in order, backwards in reverse: while one graph runs, those before it hold what they
+    saved, and those after it, in the backward, what they return. Starting from every graph's
+    smallest schedule, the budget goes where it saves the most time for each byte of the common
+    peak. Raises InfeasibleError where even the smallest do not fit.
+    """
+    candidates = [graph.curve_by(planner) for graph in graphs]
+    curves = [_points(graph, curve) for graph, curve in zip(graphs, candidates, strict=True)]
+    chosen = _chosen(curves, own_budget_bytes)
+    seconds = _seconds([curve[i] for curve, i in zip(curves, chosen, strict=True)])
+    shares = [curve[i].peak_bytes for curve, i in zip(candidates, chosen, strict=True)]
+    return _kept_shares(graphs, own_budget_bytes, seconds) or shares
+
+
+def joint_curve(graphs: Sequence[CapturedGraph], budgets: int) -> list[tuple[int, float]]:
+    """Common peak and seconds of the shares at so many budgets, evenly apart from the least to eager's."""
+    curves = [_points(graph, graph.curve) for graph in graphs]
+    least = _peak(curves, [0] * len(curves))
+    most = joint_peak_bytes(graphs, [graph.captured_schedule for graph in graphs])
+    found = []
+    for i in range(budgets):
+        chosen = _chosen(curves, least + max(most - least, 0) * i // (budgets - 1))
+        points = [curve[place] for curve, place in zip(curves, chosen, strict=True)]
+        found.append((_peak(curves, chosen), _seconds(points)))
+    return found
+
+
+def joint_peak_bytes(graphs: Sequence[CapturedGraph], schedules: Sequence[Sequence[int]]) -> int:
+    """Peak of the graphs run with these schedules, one after the other and back."""
+    points = [[_point(graph, schedule)] for graph, schedule in zip(graphs, schedules, strict=True)]
+    return _peak(points, [0] * len(points))
+
+
+def smallest_peak_bytes(graphs: Sequence[CapturedGraph]) -> int:
+    """The least common peak: every graph at its smallest."""
+    return joint_peak_bytes(graphs, [_least_schedule(graph) for graph in graphs])
+
+
+def _least_schedule(graph: CapturedGraph) -> Sequence[int]:
+    return graph.curve[0].schedule
+
+
+def _kept_shares(graphs: Sequence[CapturedGraph], own_budget_bytes: int, seconds: float) -> list[int]:
+    """The shares of a kept plan where its schedules fit and nothing faster is known; else none.
+
+    What is kept of the curves is thin: new shares of it at the plan's own budget could be slower.
+    """
+    points = [_point(graph, graph.kept_schedule) for graph in graphs if graph.kept_schedule is not None]
+    if len(points) < len(graphs) or _seconds(points) > seconds:
+        return []
+    fits = _peak([[point] for point in points], [0] * len(points)) <= own_budget_bytes
+    return [graph.kept.budget_bytes for graph in graphs if graph.kept] if fits else []
+
+
+def _seconds(points: Sequence[_Point]) -> float:
+    return math.fsum(point.seconds for point in points)
+
+
+def _chosen(curves: Sequence[Sequence[_Point]], own_budget_bytes: int) -> list[int]:
+    """For each graph the point of its curve that it gets."""
+    chosen = [0] * len(curves)
+    least = _peak(curves, chosen)
+    if least > own_budget_bytes:
+        raise InfeasibleError(own_budget_bytes, least)
+    while (best := _best_step(curves, chosen, own_budget_bytes)) is not None:
+        chosen[best[0]] = best[1]
+    return chosen
+
+
+def _points(graph: CapturedGraph, curve: Sequence[Candidate]) -> list[_Point]:
+    return [_point(graph, candidate.schedule) for candidate in curve]
+
+
+def _point(graph: CapturedGraph, schedule: Sequence[int]) -> _Point:
+    simulation = simulate(graph.problem, schedule)
+    boundary = list(schedule).index(graph.step.boundary)
+    live = simulation.live_bytes
+    kept = sum(graph.problem.values[value].bytes for value in graph.problem.outputs)
+    states = generator_state_bytes(graph.step, tuple(schedule))
+    return _Point(
+        peak_bytes=simulation.peak_bytes + states,
+        forward_peak_bytes=int(live[: boundary + 1].max()) + states,
+        saved_bytes=int(live[boundary]) + states,
+        backward_peak_bytes=int(live[boundary:].max()) + states,
+        kept_bytes=kept,
+        seconds=simulation.seconds,
+    )
+
+
+def _peak(curves: Sequence[Sequence[_Point]], chosen: Sequence[int]) -> int:
+    points = [curve[i] for curve, i in zip(curves, chosen, strict=True)]
+    peak, held = 0, 0
+    for point in points:
+        peak = max(peak, held + point.forward_peak_bytes)
+        held += point.saved_bytes
+    for point in reversed(points):
+        held -= point.saved_bytes
+        peak = max(peak, held + point.backward_peak_bytes)
+        held += point.kept_bytes
+    return peak
+
+
+def _best_step(curves: Sequence[Sequence[_Point]], chosen: Sequence[int], budget: int) -> tuple[int, int] | None:
+    """The graph and the point of its curve that save the most seconds per byte of the common peak."""
+    now = _peak(curves, chosen)
+    best: tuple[float, tuple[int, int]] | None = None
+    for graph, curve in enumerate(curves):
+        for candidate in range(chosen[graph] + 1, len(curve)):
+            saved = curve[chosen[graph]].seconds - curve[candidate].seconds
+            peak = _peak(curves, [*chosen[:graph], candidate, *chosen[graph + 1 :]])
+            if saved > 0 and peak <= budget:
+                score = saved / max(peak - now, 1)
+                if best is None or score > best[0]:
+                    best = (score, (graph, candidate))
+    return best[1] if best else None

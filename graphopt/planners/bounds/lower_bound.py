@@ -1,0 +1,94 @@
+"""A lower bound on the seconds of every schedule inside a budget.
+
+Each step is looked at alone (`bound_step`); the step that costs most gives the bound. Where that is,
+near the turn from the forward to the backward, is found by looking at some steps, then ever closer
+around the best of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from graphopt.planners.bounds.step_model import StepModel
+from graphopt.planners.bounds.wanted import Wanted, wanted_in_any_order, wanted_in_order
+from graphopt.planners.schedules.spans import Spans
+from graphopt.problem.problem import Problem
+
+Order = Literal["fixed", "free"]
+
+#: Steps looked at in a round, and the ops (all steps of all rounds together) that there is time for.
+FIRST_ROUND, LATER_ROUNDS, TIME = 16, 6, 20_000
+#: Share of a step's seconds to which the best price is looked for, and by which rounding may mislead.
+ENOUGH, ROUNDING = 1e-4, 1e-9
+
+
+def lower_bound_seconds(problem: Problem, budget_bytes: int, order: Order = "free") -> float:
+    """Seconds that no valid schedule with a simulated peak of at most `budget_bytes` is below.
+
+    At least `problem.seconds`; infinite where it is proven that no schedule fits. With
+    `order="fixed"` only schedules whose first runs stand in the problem's own order are meant, which
+    are those that planners return unless they say otherwise.
+    """
+    if _never_fits(problem, budget_bytes):
+        return math.inf
+    return _look_around(problem, budget_bytes, order).seconds
+
+
+def dearest_step(problem: Problem, budget_bytes: int, order: Order = "free") -> int:
+    """The op whose first run is the moment that gives `lower_bound_seconds`; 0 where all fits."""
+    return _look_around(problem, budget_bytes, order).step
+
+
+def _look_around(problem: Problem, budget_bytes: int, order: Order) -> _Worst:
+    memory = Spans(problem, range(len(problem.ops))).memory
+    over = np.flatnonzero(memory > budget_bytes)
+    wanted = wanted_in_order(problem) if order == "fixed" else wanted_in_any_order(problem)
+    worst = _Worst(problem, budget_bytes, wanted)
+    left = max(FIRST_ROUND, TIME // len(problem.ops))
+    count = FIRST_ROUND
+    while len(over) and left > 0:
+        blocks = [block for block in np.array_split(over, count) if len(block)]
+        steps = sorted({int(block[memory[block].argmax()]) for block in blocks} - worst.seen)
+        if not steps:
+            break
+        left -= len(steps)
+        for step in steps:
+            worst.look(step)
+        width = 1.5 * (over[-1] - over[0] + 1) / count
+        over = over[np.abs(over - worst.step) <= width]
+        count = LATER_ROUNDS
+    return worst
+
+
+def _never_fits(problem: Problem, budget_bytes: int) -> bool:
+    """Whether one op alone, or the outputs at the end, take more than the budget."""
+    size, maker = problem.values, problem.producer
+    own = ([v for v in {*op.inputs, *op.outputs} if maker[v] >= 0] for op in problem.ops)
+    alone = [op.workspace_bytes + sum(size[v].bytes for v in made) for op, made in zip(problem.ops, own, strict=True)]
+    last = sum(size[v].bytes for v in problem.outputs if maker[v] >= 0)
+    return max(*alone, last) > budget_bytes
+
+
+class _Worst:
+    """The step that costs most of those looked at; its price is where the next one starts."""
+
+    def __init__(self, problem: Problem, budget_bytes: int, wanted: Wanted) -> None:
+        self.problem, self.budget_bytes, self.wanted = problem, budget_bytes, wanted
+        self.seconds, self.step = problem.seconds, 0
+        self.price = 0.1 * problem.seconds / max(1, budget_bytes)
+        self.seen: set[int] = set()
+        self.most = -1.0
+
+    def look(self, step: int) -> None:
+        self.seen.add(step)
+        model = StepModel(self.problem, step, self.wanted(step), self.budget_bytes)
+        if model.impossible:
+            self.seconds = math.inf
+        cut = model.best(self.price, ENOUGH * self.problem.seconds)
+        self.price = cut.price or self.price
+        if cut.seconds > self.most:
+            self.most, self.step = cut.seconds, step
+            self.seconds = max(self.seconds, self.problem.seconds + cut.seconds - ROUNDING * self.problem.seconds)

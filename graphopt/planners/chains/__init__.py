@@ -1,0 +1,1 @@
+"""A graph as a chain of regions, and the best way through it."""

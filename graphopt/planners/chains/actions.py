@@ -1,0 +1,73 @@
+"""What a chain of regions does, one thing after the other, and the schedule that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from graphopt.planners.chains.regions import Regions
+from graphopt.planners.native import native_for
+from graphopt.planners.schedules.layout import Ints
+from graphopt.planners.schedules.replay import missing_ops
+from graphopt.problem.problem import Problem
+
+
+@dataclass(frozen=True)
+class Action:
+    """`reach` values, `forget` values, or `run` the ops of a region's backward."""
+
+    kind: Literal["reach", "forget", "run"]
+    items: list[int]
+
+
+def performed(problem: Problem, regions: Regions, actions: Sequence[Action]) -> Ints:
+    """The schedule: the forward once, and from then on what is missing computed before it is read.
+
+    What a region's backward computed again of the forward is gone once it has run.
+    """
+    native = native_for(problem)
+    if native is not None:
+        kinds = ("reach", "forget", "run")
+        numbers = [number for a in actions for number in (kinds.index(a.kind), len(a.items), *a.items)]
+        return native.perform(regions.end, regions.held, np.array(numbers, dtype=np.int64))
+    return np.array(_Performance(problem, regions).schedule_of(actions), dtype=np.int64)
+
+
+class _Performance:
+    def __init__(self, problem: Problem, regions: Regions) -> None:
+        self.problem, self.end = problem, regions.end
+        self.alive = set(regions.held)
+        self.schedule: list[int] = []
+
+    def schedule_of(self, actions: Sequence[Action]) -> list[int]:
+        for action in actions:
+            if action.kind == "reach":
+                self.reach(action.items)
+            elif action.kind == "forget":
+                self.alive.difference_update(action.items)
+            else:
+                self.run(action.items)
+        return self.schedule
+
+    def reach(self, wanted: Sequence[int]) -> None:
+        if self.schedule:
+            self.schedule.extend(missing_ops(self.problem, wanted, self.alive))
+        else:
+            self.schedule.extend(range(self.end))
+        self.alive.update(wanted)
+
+    def run(self, ops: Sequence[int]) -> None:
+        here: set[int] = set()
+        for op_id in ops:
+            inputs = self.problem.ops[op_id].inputs
+            missing = [] if self.alive.issuperset(inputs) else missing_ops(self.problem, inputs, self.alive)
+            for step in (*missing, op_id):
+                outputs = self.problem.ops[step].outputs
+                self.schedule.append(step)
+                if step < self.end:
+                    here.update([v for v in outputs if v not in self.alive])
+                self.alive.update(outputs)
+        self.alive -= here

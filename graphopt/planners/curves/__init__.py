@@ -1,0 +1,1 @@
+"""Memory/time curves of one problem, and how much work goes into one."""

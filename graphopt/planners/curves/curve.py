@@ -1,0 +1,105 @@
+"""Points of the memory/time curve, and the choice among them."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.base.errors import InfeasibleError
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
+
+#: A faster point has to be faster by more than rounding, or the curve would not be monotone under `simulate`.
+LEAST_GAIN = 1e-9
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, eq=False)
+class CurvePoint:
+    """One schedule and its price, as the simulator gives it.
+
+    The schedule is `base` without those steps that had gone when `kept_until` was reached: a
+    trajectory of a thousand points then costs the bytes of one schedule.
+    """
+
+    peak_bytes: int
+    seconds: float
+    planner: str
+    base: npt.NDArray[np.int64]
+    gone_at: npt.NDArray[np.int64] | None = None
+    move: int = 0
+
+    @property
+    def steps(self) -> npt.NDArray[np.int64]:
+        """Op ids in the order in which they run."""
+        return self.base if self.gone_at is None else self.base[self.gone_at > self.move]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The same as a tuple."""
+        return tuple(self.steps.tolist())
+
+
+Curve = tuple[CurvePoint, ...]
+
+
+def pareto(points: Iterable[CurvePoint]) -> Curve:
+    """The points that no other one beats: peaks increase, seconds strictly decrease."""
+    best: list[CurvePoint] = []
+    fastest = math.inf
+    for candidate in sorted(points, key=lambda p: (p.peak_bytes, p.seconds)):
+        if candidate.seconds < fastest * (1 - LEAST_GAIN) or not best:
+            best.append(candidate)
+            fastest = candidate.seconds
+    return tuple(best)
+
+
+def at_most(curve: Curve, most_bytes: float) -> CurvePoint:
+    """The fastest point of a curve at so many bytes, of which there must be one."""
+    return curve[bisect_right(curve, most_bytes, key=lambda p: p.peak_bytes) - 1]
+
+
+def with_points(curve: Curve, points: Iterable[CurvePoint]) -> Curve:
+    """`pareto` of a Pareto curve and a few more points, in less time; the same curve where it beats them all."""
+    best, changed = list(curve), False
+    for new in points:
+        place = bisect_right(best, new.peak_bytes, key=lambda p: p.peak_bytes)
+        if place and new.seconds >= best[place - 1].seconds * (1 - LEAST_GAIN):
+            continue
+        first = place - 1 if place and best[place - 1].peak_bytes == new.peak_bytes else place
+        end = place
+        while end < len(best) and best[end].seconds >= new.seconds * (1 - LEAST_GAIN):
+            end += 1
+        best[first:end] = [new]
+        changed = True
+    return tuple(best) if changed else curve
+
+
+def pick(curve: Curve, budget_bytes: int) -> Schedule:
+    """The fastest schedule of a Pareto curve that fits; raises InfeasibleError where none does."""
+    fitting = [p for p in curve if p.peak_bytes <= budget_bytes]
+    if not fitting:
+        raise InfeasibleError(budget_bytes, curve[0].peak_bytes)
+    return fitting[-1].schedule
+
+
+def once_per_problem(build: Callable[[Problem], Made]) -> Callable[[Problem], Made]:
+    """Keep with a problem what does not depend on any budget, such as its curve."""
+    key = f"{build.__module__}.{build.__qualname__}"
+
+    @wraps(build)
+    def cached(problem: Problem) -> Made:
+        kept: dict[str, Made] = problem.__dict__
+        if key not in kept:
+            kept[key] = build(problem)
+        return kept[key]
+
+    return cached

@@ -1,0 +1,147 @@
+"""How much is tried for a problem: the larger it is, the less, so that planning takes time in proportion to its ops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from graphopt.problem.problem import Problem
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Budgets in one pass over a curve, from its highest peak down."""
+
+    #: Ratio of a budget to the one above it, and of the first one to the highest peak.
+    ratio: float
+    first: float
+    #: How many times a budget its start may take.
+    above: float
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the searches try."""
+
+    #: Ratio of one target to the one above it: on the way down from no recomputation, and from good schedules.
+    descent: float
+    polish: float
+    #: Ratio of one price of minimum cuts to the next, and whether prices of the highest step alone are tried too.
+    price_ratio: float
+    price_alone: bool
+    #: Limits of the walks, as shares of the way from the floor to the peak.
+    walks: tuple[float, ...]
+    #: Ratio of the peaks of schedules that are filled.
+    apart: float
+    #: Batches of moves in which a schedule is filled at the least, and whether that is gone on with where hopeless.
+    batches: int
+    patient: bool
+    #: Where polishing starts, on a logarithmic scale from the lowest peak to the highest.
+    polished: tuple[float, ...]
+    #: Memories at which the chain's programme is read out.
+    read_outs: int
+    #: Planners from whose lowest schedules the lowest of all is sought, and rounds of hoisting there.
+    lowest: int
+    hoists: int
+    #: Ratios of one target to the one above it on the way down from there.
+    bottom: tuple[float, ...]
+    #: How many of a curve's drops are tried hard to be had for less.
+    crumbs: int
+    #: Passes over the curve at which points are lowered to budgets.
+    passes: tuple[Pass, ...] = ()
+    #: Budgets for which cuts and local moves are made.
+    retouches: int = 0
+    #: Whether of two orders the one with the higher peak is polished and brought down too.
+    both: bool = False
+    #: Other drops, of at least this share of a step's seconds, are tried too, to be had for a byte less.
+    least_drop: float = math.inf
+
+
+_TINY = Effort(
+    descent=0.95,
+    polish=0.95,
+    price_ratio=1.3,
+    price_alone=True,
+    walks=tuple(0.55**k for k in range(1, 7)),
+    apart=0.95,
+    batches=48,
+    patient=True,
+    polished=(0.0,),
+    read_outs=6,
+    lowest=3,
+    hoists=5,
+    bottom=(0.95, 0.9),
+    crumbs=16,
+    passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
+    retouches=30,
+    both=True,
+    least_drop=5e-4,
+)
+_SMALL = Effort(
+    descent=0.95,
+    polish=0.95,
+    price_ratio=1.3,
+    price_alone=True,
+    walks=tuple(0.815**k for k in range(1, 19)),
+    apart=0.95,
+    batches=48,
+    patient=True,
+    polished=(0.0,),
+    read_outs=8,
+    lowest=3,
+    hoists=5,
+    bottom=(0.95, 0.9),
+    crumbs=16,
+    passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
+    retouches=10,
+    least_drop=5e-4,
+)
+_MEDIUM = replace(_SMALL, bottom=(0.95,), crumbs=8, retouches=1)
+_LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0)
+_HUGE = replace(
+    _LARGE,
+    descent=0.8,
+    polish=0.8,
+    price_ratio=1.5,
+    price_alone=False,
+    walks=(0.3, 0.06),
+    apart=0.7,
+    batches=40,
+    patient=False,
+    lowest=1,
+    hoists=1,
+    bottom=(0.9,),
+    passes=(Pass(0.97, 0.97, 1.05),),
+    least_drop=1e-3,
+)
+#: A walk looks at all values for each one that goes, so it is what grows fastest.
+_VAST = replace(
+    _HUGE,
+    descent=0.7,
+    polish=0.7,
+    walks=(),
+    apart=0.5,
+    batches=20,
+    read_outs=10,
+    lowest=0,
+    hoists=0,
+    crumbs=0,
+    passes=(),
+    least_drop=math.inf,
+)
+#: The most ops for each.
+_TABLE = (
+    (130, _TINY),
+    (300, _SMALL),
+    (500, replace(_SMALL, retouches=4)),
+    (1000, replace(_MEDIUM, lowest=2)),
+    (1500, _MEDIUM),
+    (6000, _LARGE),
+    (20_000, _HUGE),
+    (math.inf, _VAST),
+)
+
+
+def effort_for(problem: Problem) -> Effort:
+    """What there is time for."""
+    return next(effort for most, effort in _TABLE if len(problem.ops) <= most)

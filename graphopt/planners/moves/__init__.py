@@ -1,0 +1,1 @@
+"""Steps from one schedule to a better one."""

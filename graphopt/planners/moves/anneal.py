@@ -1,0 +1,138 @@
+"""Local search: a schedule made faster inside its budget, for as long as there is time.
+
+Rounds of annealing (Kirkpatrick et al., 1983), each twice as long as the one before, so that more
+time goes on where less time ended and is never worse. A round starts from the best schedule so far,
+or from a new one that minimum cuts give for the budget.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from graphopt.planners.mincut import cutter_at
+from graphopt.planners.moves.anneal_moves import Search
+from graphopt.planners.moves.cut_prices import schedules_under
+from graphopt.planners.native import native_for
+from graphopt.planners.orders.lower_order import in_lower_order, reordered
+from graphopt.planners.schedules.spans import Spans
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule, simulate
+
+#: Moves of the first round; moves in a second, for small problems and less for each so many ops.
+FIRST_ROUND, MOVES_PER_SECOND, OPS_HALVE = 400, 40_000, 1500
+#: The clock ends a search that takes this many times as long as it should.
+PATIENCE = 4.0
+#: Cuts before each round, the moves that one counts as, and the range of their rates.
+CUTS, MOVES_PER_CUT, RATES = 12, 25, (3.0, 12.0)
+#: Moves of a search of two short rounds.
+BRIEF = 1800
+#: First and last temperature, in what one recomputation of the start takes.
+HOT, COLD = 0.5, 0.01
+#: A schedule is better if it is faster by more than rounding.
+LEAST_GAIN = 1e-9
+
+
+@dataclass
+class _Best:
+    """The best schedule so far."""
+
+    schedule: Schedule
+    seconds: float
+
+    def offer(self, schedule: Schedule, seconds: float) -> None:
+        if seconds < self.seconds * (1 - LEAST_GAIN):
+            self.schedule, self.seconds = schedule, seconds
+
+
+def improve(problem: Problem, schedule: Schedule, budget_bytes: int, seconds: float, seed: int = 0) -> Schedule:
+    """A schedule inside `budget_bytes` that is at least as fast as `schedule`, which must fit.
+
+    `seconds` are turned into a number of moves by a fixed rate, so that the same call gives the same
+    schedule; only where the clock says that it takes several times as long does it end early.
+    """
+    moves = int(seconds * MOVES_PER_SECOND / (1 + len(problem.ops) / OPS_HALVE))
+    return improve_by(problem, schedule, budget_bytes, moves, seed, time.monotonic() + PATIENCE * seconds)
+
+
+def improve_briefly(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule:
+    """The same, by two short rounds."""
+    return improve_by(problem, schedule, budget_bytes, BRIEF)
+
+
+def improve_by(
+    problem: Problem,
+    schedule: Schedule,
+    budget_bytes: int,
+    moves: int,
+    seed: int = 0,
+    end: float = math.inf,
+) -> Schedule:
+    """The same, by a number of moves, until `end` on the monotonic clock."""
+    order = tuple(dict.fromkeys(schedule))
+    if order != tuple(range(len(problem.ops))):
+        # Cuts are made in the order in which the ops first run here.
+        place = {op_id: at for at, op_id in enumerate(order)}
+        there = in_lower_order(problem)
+        if order != reordered(problem):
+            there = replace(problem, ops=tuple(problem.ops[op_id] for op_id in order))
+        found = improve_by(there, tuple(place[op_id] for op_id in schedule), budget_bytes, moves, seed, end)
+        return tuple(order[op_id] for op_id in found)
+    best = _Best(tuple(schedule), simulate(problem, schedule).seconds)
+    alive = Spans(problem, range(len(problem.ops))).memory
+    over = np.flatnonzero(alive > budget_bytes).tolist()
+    if not over:
+        best.offer(tuple(range(len(problem.ops))), problem.seconds)
+    if not over or len(schedule) == len(problem.ops):
+        return best.schedule
+    rng = random.Random(seed)
+    length = min(FIRST_ROUND, max(1, moves - CUTS * MOVES_PER_CUT))
+    split, rate, turn = int(alive.argmax()), RATES[1] / 2, 0
+    while moves > 0 and time.monotonic() < end:
+        cut = min(schedules_under(cutter_at(problem, split), budget_bytes, CUTS, rate), default=None)
+        if cut is not None:
+            best.offer(cut[1], cut[0])
+        start = cut[1] if turn % 2 and cut is not None else best.schedule
+        moves -= CUTS * MOVES_PER_CUT
+        _anneal(problem, start, budget_bytes, rng, best, length, min(moves, length), end)
+        moves -= length
+        split, rate = rng.choice(over), RATES[0] * (RATES[1] / RATES[0]) ** rng.random()
+        length, turn = 2 * length, turn + 1
+    assert simulate(problem, best.schedule).peak_bytes <= budget_bytes
+    return best.schedule
+
+
+def _anneal(
+    problem: Problem,
+    start: Schedule,
+    budget_bytes: int,
+    rng: random.Random,
+    best: _Best,
+    length: int,
+    moves: int,
+    end: float,
+) -> None:
+    """The first `moves` moves of a round of `length`."""
+    native = native_for(problem)
+    if native is not None:
+        begin = np.array(start, dtype=np.int64)
+        left = end - time.monotonic()
+        found = native.anneal(begin, budget_bytes, rng, length, moves, best.seconds, left)
+        if found is not None:
+            best.offer(tuple(found[0].tolist()), found[1])
+        return
+    search = Search(problem, start, budget_bytes, rng)
+    if not search.again:
+        return
+    extra = search.track.seconds - search.problem.seconds
+    hot = HOT * extra / len(search.again)
+    for move in range(moves):
+        temperature = hot * (COLD / HOT) ** (move / length)
+        if search.try_move(temperature):
+            best.offer(tuple(search.track.schedule), search.track.seconds)
+        if not search.again or (move % 64 == 0 and time.monotonic() > end):
+            return

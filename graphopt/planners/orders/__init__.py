@@ -1,0 +1,1 @@
+"""Other orders in which the ops may run first."""

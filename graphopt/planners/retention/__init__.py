@@ -1,0 +1,1 @@
+"""The exact model: which value is retained over which interval."""

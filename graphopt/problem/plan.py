@@ -1,0 +1,138 @@
+"""Plan: a schedule, what was predicted of it, and what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from graphopt.base import records
+
+SCHEMA = "graphopt.plan/2"
+
+
+#: Nearer to the lower bound than this share of it, a plan is proven to be optimal.
+PROVEN = 1e-9
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A value alive at the end of the forward and read by the backward.
+
+    `recomputes` names the ops that run again from it; an op is charged to the checkpoint nearest
+    above it. `module_path` and `source` ("file.py:12 in forward") are "" where unknown.
+    """
+
+    value: str
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    module_path: str
+    source: str
+    recomputes: tuple[str, ...]
+    recompute_seconds: float
+
+
+@dataclass(frozen=True)
+class KeptPoint:
+    """Another schedule of the same graph: its price, the planner that found it, and `runs.runs_of` it."""
+
+    peak_bytes: int
+    seconds: float
+    planner: str
+    runs: str
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """The plan of one captured graph. Bytes are the graph's own values; nothing resident is in them.
+
+    No schedule of the graph inside `budget_bytes` takes less than `bound_seconds`. `curve` is what
+    the plan knows of other budgets: peaks increase, seconds strictly decrease.
+    """
+
+    name: str
+    graph_hash: str
+    planner: str
+    cost_model: str
+    schedule: tuple[int, ...]
+    budget_bytes: int
+    peak_bytes: int
+    eager_peak_bytes: int
+    minimum_bytes: int
+    seconds: float
+    eager_seconds: float
+    bound_seconds: float
+    checkpoints: tuple[Checkpoint, ...]
+    recomputed: tuple[str, ...]
+    curve: tuple[KeptPoint, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a model: one graph plan a captured graph, in the order in which they run.
+
+    `peak_bytes`, `eager_peak_bytes` and `minimum_bytes` are in the budget's own measure:
+    everything on the device while one training step runs. `resident_bytes` says what is there
+    before it starts, by kind ("parameters", "buffers", "inputs", "optimizer", "reserve").
+    """
+
+    model: str
+    device: str
+    torch_version: str
+    budget_bytes: int
+    peak_bytes: int
+    eager_peak_bytes: int
+    minimum_bytes: int
+    resident_bytes: Mapping[str, int]
+    graphs: tuple[GraphPlan, ...]
+
+    @property
+    def overhead(self) -> float:
+        """Predicted extra time over eager, a fraction."""
+        eager_seconds = sum(graph.eager_seconds for graph in self.graphs)
+        return sum(graph.seconds for graph in self.graphs) / eager_seconds - 1 if eager_seconds else 0.0
+
+    @property
+    def bound_overhead(self) -> float:
+        """A fraction of eager's time that no plan inside the budget can go below; for several graphs, as it is shared.
+
+        It is a bound, not a plan: the best there is may be above it.
+        """
+        eager_seconds = sum(graph.eager_seconds for graph in self.graphs)
+        return sum(graph.bound_seconds for graph in self.graphs) / eager_seconds - 1 if eager_seconds else 0.0
+
+    @property
+    def above_optimum(self) -> float:
+        """At most this fraction of time more than the best plan inside the budget; 0 where that is proven."""
+        bound_seconds = sum(graph.bound_seconds for graph in self.graphs)
+        above = sum(graph.seconds for graph in self.graphs) / bound_seconds - 1 if bound_seconds else 0.0
+        return above if above > PROVEN else 0.0
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints of every graph, in order."""
+        return tuple(checkpoint for graph in self.graphs for checkpoint in graph.checkpoints)
+
+    @property
+    def recomputed(self) -> tuple[str, ...]:
+        """Names of the recomputed ops of every graph, once for each time they run again."""
+        return tuple(name for graph in self.graphs for name in graph.recomputed)
+
+    @property
+    def planner(self) -> str:
+        """The planner whose schedules were chosen."""
+        return ", ".join(dict.fromkeys(graph.planner for graph in self.graphs))
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as a JSON file that `load` reads back exactly."""
+        records.write_file(path, SCHEMA, "plan", self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan file.
+
+        Raises PlanMismatchError, naming the field, where the file is not what `save` wrote, and
+        UsageError where it cannot be opened.
+        """
+        return records.read_file(path, SCHEMA, "plan", cls)

@@ -1,0 +1,1 @@
+"""A training step's part that is shared between processes."""

@@ -1,0 +1,167 @@
+"""A step's part in the training of several processes: how gradients travel, and what is kept back of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt.base.errors import UsageError
+from graphopt.compression.choose import Auto
+from graphopt.compression.measured_choice import choose_methods
+from graphopt.compression.methods import DGC, Compression, from_spelled, spelled
+from graphopt.compression.protocols import at_step, state_shapes
+from graphopt.compression.residuals import initial_state, own_state
+from graphopt.device.ranks import Ranks
+from graphopt.graph.nodes import is_tangent
+from graphopt.graph.roles import DESCRIPTOR, Draw, Kept, Overflow
+from graphopt.passes.joint.buckets import COMPRESSED_BYTES, Shape
+from graphopt.passes.joint.compress import compress, in_order_of_readiness
+from graphopt.step.micro import MicroCall
+from graphopt.step.optimizer_view import OptimizerView
+
+Methods = Mapping[str, Compression | None]
+
+
+class Exchange:
+    """How a step's gradients go to the other ranks.
+
+    `methods` are by parameter; with `Auto` they are chosen when the backward is known. `steps` counts those
+    that were taken, skipped ones too; `kept` is what methods keep, by parameter and key.
+    """
+
+    def __init__(self, ranks: Ranks, view: OptimizerView, how: Compression | Auto | None, *, scaled: bool) -> None:
+        _check_momentum(how, view)
+        self.ranks, self.view, self.scaled = ranks, view, scaled
+        self.auto = how if isinstance(how, Auto) else None
+        self.chooses = self.auto is not None
+        method = None if isinstance(how, Auto) else how
+        self.methods: Methods = {name: method if _is_single(p) else None for name, p in view.parameters.items()}
+        self.reasons: tuple[str, ...] = ()
+        self.steps = 0
+        self.kept: dict[str, dict[str, torch.Tensor]] = {}
+        self.overflow: torch.Tensor | None = None
+
+    def choose(self, call: MicroCall) -> None:
+        """Let "auto" choose for the gradients of a captured micro-batch; a collective call."""
+        assert self.auto is not None
+        step, problem = call.micro.captured.step, call.micro.captured.problem
+        ready = in_order_of_readiness(step.graph_module.graph)
+        buckets = _buckets(ready)
+        backward_seconds = sum(op.seconds for op in problem.ops[step.boundary :])
+        choice = choose_methods(self.ranks, self.auto, [[s for _, s in some] for some in buckets], backward_seconds)
+        names = {index: self.view.names[id(call.flat[index])] for index, _ in ready}
+        chosen = {names[i]: how for some, how in zip(buckets, choice.methods, strict=True) for i, _ in some}
+        parameters = self.view.parameters
+        self.methods = {name: chosen.get(name) if _is_single(p) else None for name, p in parameters.items()}
+        self.auto, self.reasons = None, choice.reasons
+
+    @property
+    def kind(self) -> object:
+        """Equal for steps that one graph serves."""
+        return tuple(self._now().items())
+
+    def hand_over(self, joint: fx.GraphModule, trained: Mapping[int, Any]) -> None:
+        """Send the sums of the joint graph's inputs at these positions to the other ranks."""
+        now = self._now()
+        primals = [node for node in joint.graph.find_nodes(op="placeholder") if not is_tangent(node)]
+        methods = {primals[i].meta[DESCRIPTOR].idx: now[self.view.names[id(item)]] for i, item in trained.items()}
+        compress(joint, self.ranks, methods, scaled=self.scaled)
+
+    def kept_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of what is kept for these parameters."""
+        shapes = (
+            shape
+            for name in names
+            for shape in state_shapes(self.methods[name], tuple(self.view.parameters[name].shape)).values()
+        )
+        return sum(4 * torch.Size(shape).numel() for shape in shapes)
+
+    def kept_of(self, name: str, key: str) -> torch.Tensor:
+        """One tensor that is kept; made where there is none."""
+        held = self.kept.setdefault(name, {})
+        if key not in held:
+            held.update(initial_state(self.methods[name], name, self.view.parameters[name].detach()))
+        return held[key]
+
+    def sources(self, device: torch.device) -> dict[type, Callable[[Any], Any]]:
+        """What goes into a window's inputs, by role."""
+        if self.overflow is None:
+            self.overflow = torch.zeros((), device=device)
+        return {
+            Kept: lambda role: self.kept_of(role.parameter, role.key),
+            Overflow: lambda _: self.overflow,
+            Draw: lambda _: self.steps,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps taken, how each parameter's gradient travels, and what is kept of it by key: this rank's own."""
+        return {
+            "rank": self.ranks.rank,
+            "world": self.ranks.world,
+            "steps": self.steps,
+            "methods": {name: spelled(method) for name, method in self.methods.items()},
+            "state": {name: {**held} for name, held in self.kept.items()},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on from this rank's own `state_dict()`, or, with another number of ranks, from all ranks' of then.
+
+        With "auto" the methods that it had chosen then stay. Raises UsageError where it was saved with other methods,
+        or for another model.
+        """
+        first = saved if isinstance(saved, Mapping) else saved[0]
+        methods = {name: from_spelled(data) for name, data in first["methods"].items()}
+        if not self.chooses and methods != self.methods:
+            raise UsageError("the saved state was compressed in other ways, or is another model's")
+        mine = own_state(saved, self.ranks.rank, self.ranks.world)
+        for name, held in mine.items():
+            shape = tuple(self.view.parameters[name].shape) if name in self.view.parameters else ()
+            wanted = state_shapes(methods.get(name), shape)
+            if {key: tuple(tensor.shape) for key, tensor in held.items()} != wanted:
+                raise UsageError(f"the saved state keeps {sorted(held)} for {name}, this step {sorted(wanted)}")
+        self.steps, self.methods, self.auto = first["steps"], methods, None
+        with torch.no_grad():
+            for name, held in mine.items():
+                for key, tensor in held.items():
+                    self.kept_of(name, key).copy_(tensor)
+
+    def lines(self) -> tuple[str, ...]:
+        """What a report says of it."""
+        held = Counter(str(method) if method else "none" for method in self.methods.values())
+        return (*self.reasons, *(f"compression {method}: {count} parameters" for method, count in held.items()))
+
+    def _now(self) -> Methods:
+        return {name: at_step(method, self.steps) for name, method in self.methods.items()}
+
+
+def _is_single(parameter: torch.Tensor) -> bool:
+    """Whether gradients are summed up in float32, which is what methods compress."""
+    return torch.promote_types(parameter.dtype, torch.float32) == torch.float32
+
+
+def _buckets(ready: Sequence[tuple[int, Shape]]) -> list[list[tuple[int, Shape]]]:
+    """As many gradients in each as a compressed message stands for."""
+    found: list[list[tuple[int, Shape]]] = [[]]
+    for item in ready:
+        if sum(4 * math.prod(shape) for _, shape in found[-1]) >= COMPRESSED_BYTES:
+            found.append([])
+        found[-1].append(item)
+    return found
+
+
+def _check_momentum(how: Compression | Auto | None, view: OptimizerView) -> None:
+    if not isinstance(how, DGC):
+        return
+    if not all(_is_single(parameter) for parameter in view.parameters.values()):
+        raise UsageError("compress=DGC(...) sums gradients up in float32: it is not for float64 parameters")
+    momenta = [group.get("momentum", 0) for group in view.optimizer.param_groups]
+    if any(momenta):
+        raise UsageError(
+            f"compress=DGC(...) has the momentum on each rank, before gradients are sent: give {max(momenta)} to "
+            "DGC(momentum=...) and 0 to the optimizer"
+        )

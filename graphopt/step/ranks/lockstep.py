@@ -1,0 +1,174 @@
+"""Ranks go into every step together: all know that all can take it, or all raise the same.
+
+Nobody sends gradients before every rank has captured and planned what it needs, so that an error on one
+of them, or a graph that would send other messages, is an error on all and leaves nobody waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from graphopt.base.errors import UsageError
+from graphopt.device.messages import gather
+from graphopt.graph.nodes import is_collective, is_wait
+from graphopt.graph.roles import DESCRIPTOR, Accumulator
+from graphopt.graph.step_graph import tensors_of
+from graphopt.plan.agreement import raise_together
+from graphopt.step.division import Division
+from graphopt.step.micro import Micro, MicroCall
+from graphopt.step.ranks.exchange import Exchange
+from graphopt.step.ranks.header import Header, exchange_headers, number_of
+from graphopt.step.window import MicroBatch, as_shares, weight_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch, cut, and the graphs of its pieces; or the error that came in the way."""
+
+    pieces: tuple[MicroBatch, ...] = ()
+    calls: tuple[MicroCall, ...] = ()
+    error: Exception | None = None
+
+    @property
+    def micros(self) -> list[Micro]:
+        """The distinct graphs, the last micro-batch's first."""
+        return list(dict.fromkeys(call.micro for call in reversed(self.calls)))
+
+    @property
+    def unplanned(self) -> list[Micro]:
+        return [micro for micro in self.micros if not micro.is_planned]
+
+
+class Lockstep:
+    """Prepares steps on all ranks of a group at once."""
+
+    def __init__(self, exchange: Exchange, division: Division) -> None:
+        self.exchange, self.ranks, self.division = exchange, exchange.ranks, division
+        self.names = exchange.view.names
+
+    def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
+        """The pieces of a batch, weights as shares of all ranks' batches, and their planned graphs.
+
+        A collective call. Raises on all ranks what one of them raises.
+        """
+        prepared = self._attempt(lambda: self._resolved(args, kwargs))
+        while True:
+            headers = exchange_headers(self.ranks, self._header(prepared), self.division.memory.device)
+            if any(header.failed for header in headers):
+                raise_together(self.ranks, prepared.error)
+            _check_weights(headers)
+            if len({header.messages for header in headers}) > 1:
+                self._raise_mismatch(prepared)
+            rows = {header.micro_rows for header in headers}
+            if self.division.accumulate == "auto" and len(rows) > 1:
+                self.division.settle(min(rows), is_cut=True)
+                prepared = self._attempt(lambda: self._resolved(args, kwargs))
+            elif self.exchange.auto is not None:
+                self.exchange.choose(prepared.calls[-1])
+                prepared = self._attempt(lambda: self._resolved(args, kwargs))
+            elif not all(header.is_planned for header in headers):
+                self._plan(prepared, headers)
+            else:
+                break
+        total = sum(header.weight for header in headers)
+        return as_shares(prepared.pieces, total), list(prepared.calls)
+
+    def _resolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
+        pieces = self.division.cut(args, kwargs)
+        # the last one first: it holds the most
+        last = [self.division.resolve(piece) for piece in pieces[-1:]]
+        calls = [self.division.resolve(piece, is_last=False) for piece in pieces[:-1]] + last
+        self._check_last(calls)
+        return Prepared(tuple(pieces), tuple(calls))
+
+    def _check_last(self, calls: Sequence[MicroCall]) -> None:
+        sent = {id(call.flat[index]) for call in calls[-1:] for index in call.micro.accumulators}
+        for call in calls:
+            for index in call.micro.accumulators:
+                if id(call.flat[index]) not in sent:
+                    name = self.names[id(call.flat[index])]
+                    raise UsageError(
+                        f"the parameter {name} gets a gradient in some micro-batches, but not in the last one of the "
+                        "window, which sends gradients to the other ranks: use the same parameters in each"
+                    )
+
+    def _attempt(self, run: Callable[[], Prepared]) -> Prepared:
+        try:
+            return run()
+        except Exception as error:  # raised again when the other ranks know
+            return Prepared(error=error)
+
+    def _plan(self, prepared: Prepared, headers: Sequence[Header]) -> None:
+        """As one where all ranks have the same graphs to plan, else each for itself: batches may be uneven."""
+        memory = self.division.memory
+        alike = len({(header.graphs, header.is_planned) for header in headers}) == 1
+        memory.planners = self.ranks if alike else None
+        error: Exception | None = None
+        try:
+            for micro in prepared.unplanned:
+                assert micro.planned
+        except Exception as caught:
+            error = caught
+        finally:
+            memory.planners = None
+        answers = exchange_headers(self.ranks, Header(failed=error is not None), memory.device)
+        if any(answer.failed for answer in answers):
+            raise_together(self.ranks, error)
+
+    def _header(self, prepared: Prepared) -> Header:
+        return Header(
+            weight=weight_of(prepared.pieces),
+            micro_rows=self.division.micro_rows,
+            graphs=number_of([micro.captured.step.graph_hash for micro in prepared.unplanned]),
+            messages=number_of(self._messages(prepared)),
+            failed=prepared.error is not None,
+            is_planned=not prepared.unplanned,
+        )
+
+    def _messages(self, prepared: Prepared) -> list[str]:
+        """What the last micro-batch sends: gradients of which parameters, in which messages."""
+        lines: list[str] = []
+        for call in prepared.calls[-1:]:
+            graph = call.micro.captured.step.graph_module.graph
+            lines += [self._gradient(call, node) for node in graph.find_nodes(op="placeholder")]
+            lines += [_message(node) for node in graph.nodes if is_collective(node) and not is_wait(node)]
+        return [line for line in lines if line]
+
+    def _gradient(self, call: MicroCall, node: fx.Node) -> str:
+        role = node.meta[DESCRIPTOR]
+        if not isinstance(role, Accumulator):
+            return ""
+        return f"the gradient of {self.names[id(call.flat[role.index])]} {list(node.meta['val'].shape)}"
+
+    def _raise_mismatch(self, prepared: Prepared) -> None:
+        texts = gather(self.ranks, "\n".join(self._messages(prepared)).encode())
+        first = texts[0].decode().splitlines()
+        for rank, text in enumerate(texts):
+            lines = text.decode().splitlines()
+            if lines != first:
+                at = next((i for i, (a, b) in enumerate(zip(first, lines, strict=False)) if a != b), -1)
+                both = [some[at] if at >= 0 else f"{len(some)} messages" for some in (first, lines)]
+                raise UsageError(
+                    f"rank 0 would send {both[0]} where rank {rank} would send {both[1]}: every rank must train the "
+                    "same parameters with the same options in each step"
+                )
+        raise AssertionError("ranks send the same after all")
+
+
+def _message(node: fx.Node) -> str:
+    (value,) = tensors_of(node.all_input_nodes[0])
+    how = [argument for argument in node.args[1:] if isinstance(argument, (str, int))][:-1]
+    return f"{node.target.__name__} of {value.numel()} {value.dtype} {how}"  # type: ignore[union-attr]
+
+
+def _check_weights(headers: Sequence[Header]) -> None:
+    empty = [rank for rank, header in enumerate(headers) if header.weight == 0]
+    if empty:
+        raise UsageError(
+            f"the batch of rank {', '.join(map(str, empty))} weighs nothing: it would send no gradients while the "
+            "others wait for them; give every rank something to learn from in each step"
+        )

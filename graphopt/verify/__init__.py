@@ -1,0 +1,1 @@
+"""Optimized against eager, tensor by tensor."""

@@ -1,0 +1,30 @@
+"""The demo does what it says."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from graphopt.cli import cli
+
+pytest.importorskip("torch")
+
+
+@pytest.mark.slow
+def test_it_learns_inside_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    from graphopt.cli.demo import run_demo
+
+    figures = run_demo(steps=4)
+    assert figures["peak_bytes"] <= figures["budget_bytes"] <= figures["eager_peak_bytes"] / 2.9
+    assert figures["bitwise"] and figures["losses"][-1] < figures["losses"][0]
+    assert "Memory over the steps" in capsys.readouterr().out
+
+
+def test_without_transformers_it_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert cli.main(["demo"]) == 2
+    assert "pip install 'transformers" in capsys.readouterr().err

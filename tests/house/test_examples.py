@@ -1,0 +1,37 @@
+"""The examples run as their docstrings say, and learn."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def _lines_of_use(name: str) -> list[list[str]]:
+    """The commands in an example's docstring."""
+    docstring = (EXAMPLES / f"{name}.py").read_text().split('"""')[1]
+    return [line.split() for line in docstring.splitlines() if line.startswith(("python ", "graphopt "))]
+
+
+def _run(words: list[str]) -> str:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=EXAMPLES.parent, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_the_loss_falls_inside_the_budget_that_the_docstring_names(name: str) -> None:
+    _, *words = next(words for words in _lines_of_use(name) if words[0] == "python")
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)$", _run(words), re.MULTILINE)]
+    assert sum(losses[-3:]) < 0.97 * sum(losses[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_the_command_line_plans_it(name: str) -> None:
+    words = next(words for words in _lines_of_use(name) if words[0] == "graphopt")
+    assert _run(["-m", *words])
