@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import graphopt
-from graphopt.plan.captured import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph
 from tests.support.zoo import ANCHORS, ZOO, Case
 
 UNLIMITED_BYTES = 1 << 50
@@ -45,7 +45,7 @@ def capture(name: str, cost_model: str = "auto") -> CapturedGraph:
     module = graphopt.optimize(
         LossModule(case), UNLIMITED_BYTES, example_inputs=case.args, example_kwargs=case.kwargs, **options
     )
-    (planned,) = module.graphopt._session.planned  # type: ignore[union-attr]
+    (planned,) = module.graphopt.in_force.planned  # type: ignore[union-attr]
     return planned.captured
 
 

@@ -37,7 +37,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, masking_utils
 import graphopt
 from benchmarks.common import UNLIMITED_BYTES, write_results
 from graphopt.device.measure import peak_bytes, ratio
-from graphopt.plan.captured import CapturedGraph, Choice
+from graphopt.plan.choice import Choice
+from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.pipeline import plan_within
 
 masking_utils.find_packed_sequence_indices = lambda position_ids: None  # noqa: ARG005
@@ -194,12 +195,12 @@ class Benchmark:
         start = time.monotonic()
         graphopt.optimize(self.model, UNLIMITED_BYTES, example_inputs=self.ids)
         whole = self.model.graphopt.plan  # type: ignore[union-attr]
-        session = self.model.graphopt._session  # type: ignore[union-attr]
-        captured: CapturedGraph = session.planned[0].captured
+        call = self.model.graphopt.in_force  # type: ignore[union-attr]
+        study: GraphStudy = call.planned[0].study
         self.say(f"captured and profiled, resident {dict(whole.resident_bytes)}", start)
         start = time.monotonic()
-        least = sum(session.resident_bytes.values()) + captured.minimum_bytes
-        self.say(f"the curve of {len(captured.problem.ops)} ops, minimum {least:,} bytes", start)
+        least = sum(call.resident_bytes.values()) + study.minimum_bytes
+        self.say(f"the curve of {len(study.graph.problem.ops)} ops, minimum {least:,} bytes", start)
         settled()
         eager_bytes = self.rows[0].peak_bytes
         budgets = {"at the peak of every block checkpointed": self.rows[1].peak_bytes}
@@ -207,17 +208,17 @@ class Benchmark:
         budgets = {name: budget for name, budget in budgets.items() if budget > least}
         for name, budget in {**budgets, "minimum": least, "nothing recomputed": UNLIMITED_BYTES}.items():
             if self.has_time:
-                self.at_budget(captured, name, budget)
+                self.at_budget(study, name, budget)
         self.model = self.model.graphopt.restore()  # type: ignore[union-attr, assignment]
 
-    def at_budget(self, captured: CapturedGraph, name: str, budget: int) -> None:
+    def at_budget(self, study: GraphStudy, name: str, budget: int) -> None:
         """Planned from the capture at hand, so that Dynamo need not trace again."""
-        session = self.model.graphopt._session  # type: ignore[union-attr]
+        call = self.model.graphopt.in_force  # type: ignore[union-attr]
         start = time.monotonic()
-        fitted = plan_within(captured, budget, session.resident_bytes, Choice())
-        session.slots[0].compile(lambda _graph: fitted)
-        total = sum(session.resident_bytes.values()) + captured.peak_bytes(fitted.schedule)
-        seconds = fitted.simulation.seconds / captured.eager.seconds
+        fitted = plan_within(study, budget, call.resident_bytes, Choice())
+        call.graphs[0].compile("auto", lambda _graph: fitted.schedule)
+        total = sum(call.resident_bytes.values()) + fitted.peak_bytes
+        seconds = fitted.simulation.seconds / study.eager.seconds
         row = Row(f"graphopt, {name}", predicted_bytes=total, budget_bytes=budget, predicted_ratio=seconds)
         self.say(f"{row.contender}: planned", start)
         self.measure(row, self.step(self.model))

@@ -35,9 +35,9 @@ from benchmarks.gpu.matrix import MARK, REPORTED, SHARES, Row
 from graphopt.device import measure
 from graphopt.device.snapshot import State, restore, snapshot
 from graphopt.graph.step_graph import unique_storage_bytes
-from graphopt.plan.captured import Choice
+from graphopt.plan.choice import Choice
+from graphopt.plan.model_plan import build_plan
 from graphopt.plan.pipeline import plan_within
-from graphopt.report.build import build_plan
 from graphopt.verify.step_result import StepResult, differences, run_step
 
 TIMED_SHARES = (1.0, 0.5)
@@ -140,16 +140,16 @@ def run_model(name: str, device: torch.device, rounds: int = 0, times: int = 1) 
     started = time.perf_counter()
     subject = prepare(name, device, times)
     whole = subject.plan(UNLIMITED_BYTES)
-    session = subject.module.graphopt._session  # type: ignore[union-attr]
-    planned, resident = session.planned, session.resident_bytes
+    call = subject.module.graphopt.in_force  # type: ignore[union-attr]
+    planned, resident = call.planned, call.resident_bytes
     subject.captured = subject.run(subject.module)
     yield cell(subject, 1.0, UNLIMITED_BYTES, whole, rounds)
     for share in (*SHARES, None):
         budget = whole.minimum_bytes if share is None else int(share * subject.eager_peak_bytes)
         try:
-            if len(session.slots) == 1:  # planned from the capture at hand: Dynamo need not trace again
-                fitted = plan_within(planned[0].captured, budget, resident, Choice())
-                session.slots[0].compile(lambda _graph, fitted=fitted: fitted)
+            if len(call.graphs) == 1:  # planned from the capture at hand: Dynamo need not trace again
+                fitted = plan_within(planned[0].study, budget, resident, Choice())
+                call.graphs[0].compile("auto", lambda _graph, fitted=fitted: fitted.schedule)
                 plan = build_plan(name, budget, resident, [fitted])
             else:
                 plan = subject.plan(budget)

@@ -10,7 +10,7 @@ import torch._functorch.config
 from torch import fx
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-from graphopt.plan.captured import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import Schedule, check_schedule
 

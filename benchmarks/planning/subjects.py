@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.common import capture, write_json
 from benchmarks.planning.peer_schedules import checkpoint_every_block, pytorch_budget
 from graphopt.base.errors import ScheduleError
-from graphopt.plan.captured import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.problem.problem import Problem, problem_from_json, problem_to_json
 from graphopt.problem.schedule import Schedule, check_schedule
 

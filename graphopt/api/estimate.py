@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphopt.api.optimize import Budget, plan_model
+from graphopt.api.optimize import plan_model
 from graphopt.base.errors import BudgetError
-from graphopt.base.units import UNLIMITED_BYTES, format_bytes, parse_bytes
-from graphopt.plan.captured import CapturedGraph
+from graphopt.base.units import UNLIMITED_BYTES, Budget, format_bytes, parse_bytes
+from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.resident import device_total_bytes
 from graphopt.plan.shares import joint_curve, joint_peak_bytes
 from graphopt.report.sweep import sweep_text
@@ -95,29 +95,29 @@ def estimate(
     cannot be used.
     """
     options: dict[str, Any] = {"cost_model": cost_model, "reserve": reserve, "optimizer": optimizer}
-    session = plan_model(model, example_inputs, loss_fn, mem_budget=UNLIMITED_BYTES, **options)._session
-    graphs = [planned.captured for planned in session.planned]
-    resident = sum(session.resident_bytes.values())
-    eager_seconds = sum(graph.eager.seconds for graph in graphs) or 1.0
+    call = plan_model(model, example_inputs, loss_fn, mem_budget=UNLIMITED_BYTES, **options).in_force
+    studies = [planned.study for planned in call.planned]
+    resident = sum(call.resident_bytes.values())
+    eager_seconds = sum(study.eager.seconds for study in studies) or 1.0
     points = [
         (resident + peak_bytes, max(seconds / eager_seconds - 1, 0.0), planner)
-        for peak_bytes, seconds, planner in _curve(graphs)
+        for peak_bytes, seconds, planner in _curve(studies)
     ]
     return Estimate(
         model=type(model).__name__,
-        device=str(graphs[0].step.device),
+        device=str(studies[0].graph.step.device),
         points=tuple(points),
-        eager_peak_bytes=resident + joint_peak_bytes(graphs, [graph.captured_schedule for graph in graphs]),
-        resident_bytes=dict(session.resident_bytes),
+        eager_peak_bytes=resident + joint_peak_bytes(studies, [study.graph.captured_schedule for study in studies]),
+        resident_bytes=dict(call.resident_bytes),
     )
 
 
-def _curve(graphs: Sequence[CapturedGraph]) -> list[tuple[int, float, str]]:
+def _curve(studies: Sequence[GraphStudy]) -> list[tuple[int, float, str]]:
     """Own peak bytes, seconds and planner, peaks increasing and seconds strictly decreasing."""
-    if len(graphs) == 1:
-        return [(point.peak_bytes, point.seconds, point.planner) for point in graphs[0].curve]
+    if len(studies) == 1:
+        return [(point.peak_bytes, point.seconds, point.planner) for point in studies[0].curve]
     found: list[tuple[int, float, str]] = []
-    for peak_bytes, seconds in sorted(joint_curve(graphs, _BUDGETS)):
+    for peak_bytes, seconds in sorted(joint_curve(studies, _BUDGETS)):
         if not found or seconds < found[-1][1]:
             found.append((peak_bytes, seconds, "auto"))
     return found

@@ -15,12 +15,12 @@ from torch.utils import _pytree as pytree
 
 from graphopt.api.train_step import train_step
 from graphopt.base.errors import CaptureError, UsageError
+from graphopt.base.units import Budget
 from graphopt.report.fit import Fit, Way
 from graphopt.run.loss_module import as_call
 from graphopt.step.division import Division, Trial, walk
 from graphopt.step.window import rows_of
 
-Budget = int | float | str
 #: Says on the way what is being done.
 Tell = Callable[[str], None]
 

@@ -16,7 +16,7 @@ from graphopt.compression.methods import Compression
 from graphopt.device.ranks import Ranks, ranks_of
 from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
-from graphopt.plan.captured import Choice
+from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.run.loss_module import LossModule, as_call
 from graphopt.step.division import Accumulate

@@ -6,6 +6,8 @@ import re
 
 from graphopt.base.errors import BudgetParseError
 
+#: Bytes as `parse_bytes` reads them.
+Budget = int | float | str
 #: A budget that nothing exceeds.
 UNLIMITED_BYTES = 1 << 62
 
@@ -18,7 +20,7 @@ _UNITS = {
 _PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 
 
-def parse_bytes(text: int | float | str, device_total_bytes: int | None = None) -> int:
+def parse_bytes(text: Budget, device_total_bytes: int | None = None) -> int:
     """Read `"8GiB"` (2**30), `"8GB"` (10**9), `"80%"` (of the device) or a bare number of bytes.
 
     Raises BudgetParseError for a negative or zero number, an unknown unit, a unit with two

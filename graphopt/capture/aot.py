@@ -1,9 +1,10 @@
-"""The seam to torch.compile: Dynamo's graphs go through AOTAutograd, whose partitioner is our planner."""
+"""The seam to AOTAutograd: its partitioner is where a joint graph is captured, and where the emitted halves go in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -13,61 +14,103 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd import collect_metadata_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from graphopt.base.errors import CaptureError, UsageError
-from graphopt.base.units import parse_bytes
 from graphopt.capture.capture_graph import HandOver, capture_graph
+from graphopt.emit.emit import Emitted, emit
+from graphopt.emit.runnable import Runnable
+from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.passes.joint.own_gradients import own_gradients
 from graphopt.passes.joint.specialize import plain
-from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
-from graphopt.plan.pipeline import plan_within
-from graphopt.plan.resident import device_total_bytes, resident_of_graph
+from graphopt.problem.schedule import Schedule
 
-Compiled = Callable[..., Any]
-#: Runs emitted graphs in place of their own code while it holds one: how verification looks inside.
-runner: list[Callable[[fx.GraphModule, list[Any]], Any]] = []
-
-_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds")
+#: The schedule with which a captured graph is to run.
+Decide = Callable[[CapturedGraph], Schedule]
 
 
-class Captured(Exception):
-    """Raised through AOTAutograd to end a compilation that was only meant to capture."""
+@dataclass(frozen=True, eq=False)
+class CompiledGraph:
+    """One of Dynamo's graphs, ready to be called with its flat inputs.
+
+    `emitted` is None where it needs no gradient. `runnables` are its forward and, once that is compiled, its backward.
+    """
+
+    call: Callable[..., Any]
+    emitted: Emitted | None
+    runnables: list[Runnable]
+
+
+@dataclass(frozen=True)
+class CaptureRequest:
+    """One of Dynamo's graphs to be captured: a name for people, and how its ops are priced.
+
+    `hand_over` is the pass that decides what becomes of the gradients.
+    """
+
+    module: fx.GraphModule
+    example_inputs: Sequence[Any]
+    cost_model: str
+    name: str = "model"
+    hand_over: HandOver = field(default=own_gradients)
+
+
+class _Captured(Exception):
+    """Ends a compilation that was only meant to capture; it leaves `capture_only` as a value."""
 
     def __init__(self, graph: CapturedGraph) -> None:
         super().__init__(graph.name)
         self.graph = graph
 
 
-def compile_graph(
-    module: fx.GraphModule,
-    example_inputs: Sequence[Any],
-    choice: Choice,
-    decide: Callable[[CapturedGraph], PlannedGraph],
-    name: str = "model",
-    hand_over: HandOver = own_gradients,
-) -> Compiled:
-    """Compile one of Dynamo's graphs; `decide` plans its captured joint graph (or raises Captured).
+def capture_only(request: CaptureRequest) -> CapturedGraph | None:
+    """The captured joint graph; None where the graph needs no gradient."""
 
-    A graph that needs no gradient is run as it is. `hand_over` is as in `capture_graph`.
+    def stop(graph: CapturedGraph) -> Schedule:
+        # AOTAutograd has no other way out between tracing and compiling
+        raise _Captured(graph)
+
+    try:
+        compile_graph(request, stop)
+    except _Captured as done:
+        return done.graph
+    return None
+
+
+def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
+    """Capture one of Dynamo's graphs, and run it with the schedule that `decide` gives.
+
+    A graph that needs no gradient is run as it is.
     """
-    for size in _sizes(example_inputs):
+    for size in _sizes(request.example_inputs):
         plain(size)
-    reason = break_reason(module)
+    reason = break_reason(request.module)
+    runnables: list[Runnable] = []
+    halves: list[Emitted] = []
 
     def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
         static = list(known.get("static_lifetime_input_indices") or ())
-        planned = decide(capture_graph(joint, num_fwd_outputs, static, choice, name, reason, hand_over))
-        return planned.emitted.forward, planned.emitted.backward
+        options = (request.cost_model, request.name, reason, request.hand_over)
+        captured = capture_graph(joint, num_fwd_outputs, static, *options)
+        halves.append(emit(captured.step, decide(captured)))
+        return halves[-1].forward, halves[-1].backward
+
+    def runnable(module: fx.GraphModule, _inputs: object) -> Runnable:
+        runnables.append(Runnable(module))
+        return runnables[-1]
+
+    def without_gradients(module: fx.GraphModule, inputs: object) -> Runnable:
+        module.graph.set_codegen(fx.graph._BoxedCodeGen())
+        module.recompile()
+        return runnable(module, inputs)
 
     compiler = aot_autograd(
-        fw_compiler=_run_boxed,
-        bw_compiler=_run_boxed,
-        inference_compiler=_run_boxed_inference,
+        fw_compiler=runnable,
+        bw_compiler=runnable,
+        inference_compiler=without_gradients,
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
     with _dense_tangents():
-        compiled: Compiled = compiler(module, example_inputs)
-    return compiled
+        call: Callable[..., Any] = compiler(request.module, request.example_inputs)
+    return CompiledGraph(call, halves[0] if halves else None, runnables)
 
 
 @contextmanager
@@ -89,41 +132,6 @@ def _dense_tangents() -> Iterator[None]:
         yield
 
 
-def graphopt_backend(
-    module: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
-) -> Compiled:
-    """`torch.compile(model, backend="graphopt", options={"mem_budget": "8GiB"})`.
-
-    Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`, `plan_seconds`. What is resident
-    is read from the graph's inputs. Raises UsageError for options that are unknown or missing, CaptureError where
-    the model breaks into several graphs (`graphopt.optimize` divides a budget over them), BudgetError
-    where it does not fit. torch.compile wraps each in its own BackendCompilerFailed.
-    """
-    given = dict(options or {})
-    unknown = sorted(set(given) - set(_OPTIONS))
-    if unknown or "mem_budget" not in given:
-        wrong = f"unknown option {unknown[0]!r}" if unknown else "the option 'mem_budget' is missing"
-        raise UsageError(f'torch.compile(backend="graphopt"): {wrong}; options are {", ".join(_OPTIONS)}')
-    if break_reason(module):
-        raise CaptureError(
-            f"the model breaks into several graphs ({break_reason(module)}); use graphopt.optimize(model, "
-            "mem_budget=...), which divides the budget over them, or remove the break"
-        )
-    choice = Choice(
-        given.get("planner", "auto"), given.get("cost_model", "auto"), plan_seconds=given.get("plan_seconds", 0.0)
-    )
-
-    def decide(captured: CapturedGraph) -> PlannedGraph:
-        total = device_total_bytes(captured.step.device)
-        budget_bytes = parse_bytes(given["mem_budget"], total)
-        resident = resident_of_graph(captured.step)
-        if given.get("reserve"):
-            resident["reserve"] = parse_bytes(given["reserve"], total)
-        return plan_within(captured, budget_bytes, resident, choice)
-
-    return compile_graph(module, example_inputs, choice, decide)
-
-
 def break_reason(module: fx.GraphModule) -> str:
     """Why and where Dynamo ended this graph; "" where it is the end of the model."""
     reason = getattr(module, "compile_subgraph_reason", None)
@@ -142,17 +150,3 @@ def _sizes(example_inputs: Sequence[Any]) -> list[Any]:
         else:
             sizes.append(item)
     return sizes
-
-
-def _run_boxed(module: fx.GraphModule, _inputs: object) -> Compiled:
-    def run(args: list[Any]) -> Any:
-        return runner[-1](module, args) if runner else module.forward(args)
-
-    run._boxed_call = True  # type: ignore[attr-defined]
-    return run
-
-
-def _run_boxed_inference(module: fx.GraphModule, inputs: object) -> Compiled:
-    module.graph.set_codegen(fx.graph._BoxedCodeGen())
-    module.recompile()
-    return _run_boxed(module, inputs)

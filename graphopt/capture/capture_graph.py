@@ -9,6 +9,7 @@ from torch import fx
 
 from graphopt.capture.read_joint import build_step_graph
 from graphopt.cost_models import COST_MODELS, OpCost
+from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.nodes import is_collective
 from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
 from graphopt.passes.joint.free_shapes import free_shapes
@@ -17,8 +18,6 @@ from graphopt.passes.joint.skip_clones import skip_clones
 from graphopt.passes.joint.skip_copies import skip_copies
 from graphopt.passes.joint.specialize import specialize
 from graphopt.passes.joint.split_dropout import split_dropout
-from graphopt.plan.captured import CapturedGraph, Choice
-from graphopt.plan.pipeline import kept_plan
 
 #: A pass over the joint graph and the number of its forward outputs: what becomes of the gradients.
 HandOver = Callable[[fx.GraphModule, int], object]
@@ -28,7 +27,7 @@ def capture_graph(
     joint: fx.GraphModule,
     num_forward_outputs: int,
     static_inputs: list[int],
-    choice: Choice,
+    cost_model: str,
     name: str,
     break_reason: str = "",
     hand_over: HandOver = own_gradients,
@@ -44,11 +43,11 @@ def capture_graph(
     split_dropout(joint)
     hand_over(joint, num_forward_outputs)
     step = build_step_graph(joint, num_forward_outputs, static_inputs)
-    costs = COST_MODELS[choice.cost_model](step.compute_nodes)
-    _warn_of_unmeasured(step, costs, choice.cost_model)
+    costs = COST_MODELS[cost_model](step.compute_nodes)
+    _warn_of_unmeasured(step, costs, cost_model)
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
     problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
-    return CapturedGraph(name, break_reason, step, problem, kept_plan(step, choice, name))
+    return CapturedGraph(name, break_reason, step, problem)
 
 
 def _warn_of_unmeasured(step: StepGraph, costs: Sequence[OpCost], cost_model: str) -> None:

@@ -44,7 +44,7 @@ def plan(options: argparse.Namespace) -> Answer:
 def verify(options: argparse.Namespace) -> Answer:
     """Plan a model, run it against eager, and report both."""
     target, keywords = _prepare(options)
-    from graphopt.api.optimize import verify_model
+    from graphopt.api.verify import verify_model
 
     result = verify_model(target.model, target.example_inputs, target.loss_fn, **keywords)
     _write(options, result.report)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import graphopt
-from graphopt.api.optimize import verify_model
+from graphopt.api.verify import verify_model
 from graphopt.base.errors import UsageError
 from graphopt.base.units import format_bytes
 from graphopt.device import measure

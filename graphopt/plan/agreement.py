@@ -6,34 +6,25 @@ A process that fails says so instead of staying away, so that all of them raise 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from graphopt.base import errors, records
 from graphopt.base.errors import BudgetError, GraphoptError, InfeasibleError, RankError
 from graphopt.device.messages import broadcast, gather
 from graphopt.device.ranks import Ranks
+from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.step_graph import StepGraph, tensors_of
-from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
+from graphopt.plan.choice import Choice
+from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.infeasible import budget_error
 from graphopt.plan.mismatch import mismatch_error
 from graphopt.plan.pipeline import plan_graph
+from graphopt.plan.planned_graph import PlannedGraph
+from graphopt.plan.room import Room
 from graphopt.problem.plan import GraphPlan
 
 _SCHEMA = "graphopt.agreement/1"
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a process may use, and what of it is taken before its graphs run, by kind."""
-
-    budget_bytes: int
-    resident_bytes: Mapping[str, int]
-
-    @property
-    def own_bytes(self) -> int:
-        """What is left for the graphs; below 0 where nothing is."""
-        return self.budget_bytes - sum(self.resident_bytes.values())
 
 
 #: Plans graphs inside a room.
@@ -70,13 +61,13 @@ class _Answer:
 
 def plan_as_one(
     ranks: Ranks | None,
-    graphs: Sequence[CapturedGraph],
+    studies: Sequence[GraphStudy],
     room: Room,
     choice: Choice,
     make: Make,
     may_differ_in_shapes: bool = False,
 ) -> list[PlannedGraph]:
-    """The same plan for `graphs` on all ranks, by `make` on the first, in the room of the rank that has the least.
+    """The same plan for the graphs on all ranks, by `make` on the first, in the room of the rank that has the least.
 
     A collective call, if there are ranks. Raises on all of them what one of them raises, and
     PlanMismatchError, naming the first op that differs, where they captured different graphs. With
@@ -84,18 +75,18 @@ def plan_as_one(
     """
     if ranks is None:
         return list(make(room))
-    hashes = tuple(graph.step.graph_hash for graph in graphs)
-    words = _gathered(ranks, _Word(hashes, tuple(_hash_program(graph.step) for graph in graphs), room, None))
+    hashes = tuple(study.graph.step.graph_hash for study in studies)
+    words = _gathered(ranks, _Word(hashes, tuple(_hash_program(study.graph.step) for study in studies), room, None))
     _raise_first(words)
     odd = [rank for rank, word in enumerate(words) if word.graph_hashes != words[0].graph_hashes]
     if odd and may_differ_in_shapes and all(word.program_hashes == words[0].program_hashes for word in words):
         return _all_good(ranks, lambda: list(make(room)))
     if odd:
-        raise mismatch_error(ranks, odd, [graph.step.graph_module for graph in graphs])
+        raise mismatch_error(ranks, odd, [study.graph.step.graph_module for study in studies])
     tightest = min(range(ranks.world), key=lambda rank: words[rank].room.own_bytes)
     if ranks.rank == 0:
         return _lead(ranks, make, words[tightest].room, tightest)
-    return _follow(ranks, graphs, room, choice)
+    return _follow(ranks, studies, room, choice)
 
 
 def give_up(ranks: Ranks | None, error: BaseException) -> None:
@@ -126,21 +117,22 @@ def _lead(ranks: Ranks, make: Make, room: Room, tightest: int) -> list[PlannedGr
     return _all_good(ranks, lambda: planned)
 
 
-def _follow(ranks: Ranks, graphs: Sequence[CapturedGraph], room: Room, choice: Choice) -> list[PlannedGraph]:
+def _follow(ranks: Ranks, studies: Sequence[GraphStudy], room: Room, choice: Choice) -> list[PlannedGraph]:
     answer = records.from_bytes(broadcast(ranks, b""), _SCHEMA, "content", _Answer)
     if answer.failure is not None:
         raise _error(answer.failure)
-    plans = zip(graphs, answer.graphs, strict=True)
-    return _all_good(ranks, lambda: [_taken_over(graph, plan, room, choice) for graph, plan in plans])
+    plans = zip(studies, answer.graphs, strict=True)
+    return _all_good(ranks, lambda: [_taken_over(study.graph, plan, room, choice) for study, plan in plans])
 
 
 def _taken_over(captured: CapturedGraph, plan: GraphPlan, room: Room, choice: Choice) -> PlannedGraph:
     """The first rank's plan for this rank's graph; another point of its curve where kernels take other bytes here."""
+    study = GraphStudy(captured, plan)
     try:
-        return plan_graph(replace(captured, kept=plan), plan.budget_bytes, choice)
+        return plan_graph(study, plan.budget_bytes, choice)
     except InfeasibleError as error:
         least = error.minimum_bytes
-        raise budget_error([captured], least, room.budget_bytes, room.resident_bytes, plan.planner) from None
+        raise budget_error([study], least, room.budget_bytes, room.resident_bytes, plan.planner) from None
 
 
 def _all_good(ranks: Ranks, make: Callable[[], list[PlannedGraph]]) -> list[PlannedGraph]:

@@ -8,14 +8,14 @@ from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.graph.nodes import is_tangent
 from graphopt.graph.step_graph import tensors_of
-from graphopt.plan.captured import CapturedGraph
+from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.schedule import lifetimes, simulate
 
 _SHOWN = 3
 
 
 def budget_error(
-    graphs: Sequence[CapturedGraph],
+    graphs: Sequence[GraphStudy],
     own_minimum_bytes: int,
     budget_bytes: int,
     resident_bytes: Mapping[str, int],
@@ -36,11 +36,11 @@ def budget_error(
 
 
 def tail_error(
-    captured: CapturedGraph, budget_bytes: int, resident_bytes: Mapping[str, int], tail_bytes: Mapping[str, int]
+    study: GraphStudy, budget_bytes: int, resident_bytes: Mapping[str, int], tail_bytes: Mapping[str, int]
 ) -> BudgetError:
     """The error for a training step whose update alone does not fit, whatever the plan of its micro-batches."""
     resident, tail = sum(resident_bytes.values()), sum(tail_bytes.values())
-    minimum_bytes = resident + max(tail, captured.minimum_bytes)
+    minimum_bytes = resident + max(tail, study.minimum_bytes)
     drivers = (*_resident_drivers({**resident_bytes, **tail_bytes}), "all alive while the optimizer updates")
     lines = [
         f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: the update of the parameters alone takes "
@@ -57,28 +57,28 @@ def _resident_drivers(resident_bytes: Mapping[str, int]) -> list[str]:
     return [f"{kind} {format_bytes(size)}" for kind, size in resident_bytes.items() if size]
 
 
-def _peak_drivers(graph: CapturedGraph) -> list[str]:
-    schedule = graph.curve[0].schedule
-    step = simulate(graph.problem, schedule).peak_step
-    alive = {value for value, first, last in lifetimes(graph.problem, schedule) if first <= step <= last}
-    values = graph.step.values
+def _peak_drivers(study: GraphStudy) -> list[str]:
+    schedule = study.curve[0].schedule
+    step = simulate(study.graph.problem, schedule).peak_step
+    alive = {value for value, first, last in lifetimes(study.graph.problem, schedule) if first <= step <= last}
+    values = study.graph.step.values
     gradients = sum(values[v].bytes for v in alive if values[v].kind == "gradients")
     others = sorted((v for v in alive if values[v].kind != "gradients"), key=lambda v: -values[v].bytes)
-    op = graph.step.ops[schedule[step]]
+    op = study.graph.step.ops[schedule[step]]
     where = f" ({op.source})" if op.source else ""
     drivers = [f"gradients {format_bytes(gradients)}"] if gradients else []
     drivers += [f"{values[v].name} {format_bytes(values[v].bytes)}" for v in others[:_SHOWN] if values[v].bytes]
     return [*drivers, f"all alive while {op.name}{where} runs"]
 
 
-def _advice(graph: CapturedGraph, own_minimum_bytes: int, own_budget_bytes: int, planner: str) -> list[str]:
+def _advice(study: GraphStudy, own_minimum_bytes: int, own_budget_bytes: int, planner: str) -> list[str]:
     tips = []
-    if graph.kept:
+    if study.kept:
         tips.append("planning anew, without the kept plan")
     if planner != "auto":
         tips.append("planner 'auto'")
-    batch = _batch_size(graph)
-    fixed = sum(value.bytes for value in graph.step.values if value.kind == "gradients")
+    batch = _batch_size(study)
+    fixed = sum(value.bytes for value in study.graph.step.values if value.kind == "gradients")
     growing = own_minimum_bytes - fixed
     if batch > 1 and growing > 0 and own_budget_bytes > fixed:
         fits = int(batch * (own_budget_bytes - fixed) / growing)
@@ -89,10 +89,10 @@ def _advice(graph: CapturedGraph, own_minimum_bytes: int, own_budget_bytes: int,
     return [*tips, "a larger budget"]
 
 
-def _batch_size(graph: CapturedGraph) -> int:
+def _batch_size(study: GraphStudy) -> int:
     """The first dimension that the step's own inputs share; 1 where they share none."""
     sizes: set[int] = set()
-    for node in graph.step.graph_module.graph.find_nodes(op="placeholder"):
-        if not is_tangent(node) and node.name not in graph.step.static_inputs:
+    for node in study.graph.step.graph_module.graph.find_nodes(op="placeholder"):
+        if not is_tangent(node) and node.name not in study.graph.step.static_inputs:
             sizes.update(int(tensor.shape[0]) for tensor in tensors_of(node) if tensor.ndim > 0)
     return sizes.pop() if len(sizes) == 1 else 1

@@ -1,89 +1,74 @@
-"""The pipeline from a captured graph on: Problem -> Schedule -> GraphPlan -> GraphModules."""
+"""The pipeline from a captured graph on: Problem -> Schedule -> PlannedGraph."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graphopt.base.errors import InfeasibleError, PlanMismatchError
+from graphopt.base.errors import InfeasibleError
 from graphopt.emit.late_writers import settle
-from graphopt.graph.step_graph import StepGraph
-from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
+from graphopt.plan.choice import Choice
+from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.infeasible import budget_error
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.planners.moves import anneal
-from graphopt.problem.plan import GraphPlan
 from graphopt.problem.schedule import Schedule, simulate
 
 
-def plan_graph(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> PlannedGraph:
+def plan_graph(study: GraphStudy, budget_bytes: int, choice: Choice) -> PlannedGraph:
     """Plan one graph inside `budget_bytes` of its own values.
 
     Raises InfeasibleError where the planner finds no schedule that fits, PlanMismatchError where
-    plans were given and none is for this graph.
+    the kept plan is none of this graph's.
     """
-    schedule = (
-        _kept_schedule(captured, budget_bytes) if captured.kept else _new_schedule(captured, budget_bytes, choice)
-    )
-    peak_bytes = captured.peak_bytes(schedule)
+    schedule = _kept_schedule(study, budget_bytes) if study.kept else _new_schedule(study, budget_bytes, choice)
+    peak_bytes = study.peak_bytes(schedule)
     if peak_bytes > budget_bytes:
         raise InfeasibleError(budget_bytes, peak_bytes)
-    return PlannedGraph(captured, choice, budget_bytes, schedule, simulate(captured.problem, schedule))
+    return PlannedGraph(study, choice, budget_bytes, schedule, simulate(study.graph.problem, schedule))
 
 
 def plan_within(
-    captured: CapturedGraph, budget_bytes: int, resident_bytes: Mapping[str, int], choice: Choice
+    study: GraphStudy, budget_bytes: int, resident_bytes: Mapping[str, int], choice: Choice
 ) -> PlannedGraph:
     """Plan one graph so that it and what is resident fit; raises BudgetError where they cannot."""
     own_bytes = budget_bytes - sum(resident_bytes.values())
     try:
-        return plan_graph(captured, own_bytes, choice)
+        return plan_graph(study, own_bytes, choice)
     except InfeasibleError as error:
         least = error.minimum_bytes
-        raise budget_error([captured], least, budget_bytes, resident_bytes, choice.planner) from None
+        raise budget_error([study], least, budget_bytes, resident_bytes, choice.planner) from None
 
 
-def _new_schedule(captured: CapturedGraph, budget_bytes: int, choice: Choice) -> Schedule:
-    if captured.eager.peak_bytes <= budget_bytes:
-        return captured.captured_schedule
+def plan_nothing(study: GraphStudy, choice: Choice) -> PlannedGraph:
+    """The graph as it was captured, with nothing recomputed, whatever it takes."""
+    eager = study.eager
+    return PlannedGraph(study, choice, eager.peak_bytes, study.graph.captured_schedule, eager)
+
+
+def _new_schedule(study: GraphStudy, budget_bytes: int, choice: Choice) -> Schedule:
+    if study.eager.peak_bytes <= budget_bytes:
+        return study.graph.captured_schedule
     if choice.planner == "auto":
-        schedule = _fastest(captured, budget_bytes)
+        schedule = study.fastest(budget_bytes).schedule
     else:
-        schedule = captured.schedule_by(choice.planner, budget_bytes)
+        schedule = study.schedule_by(choice.planner, budget_bytes)
     if choice.plan_seconds:
-        schedule = _improved(captured, schedule, budget_bytes, choice.plan_seconds)
-    return settle(captured.step, schedule)
+        schedule = _improved(study, schedule, budget_bytes, choice.plan_seconds)
+    return settle(study.graph.step, schedule)
 
 
-def _fastest(captured: CapturedGraph, budget_bytes: int) -> Schedule:
-    fitting = [candidate for candidate in captured.curve if candidate.peak_bytes <= budget_bytes]
-    if not fitting:
-        raise InfeasibleError(budget_bytes, captured.minimum_bytes)
-    return fitting[-1].schedule
-
-
-def _improved(captured: CapturedGraph, schedule: Schedule, budget_bytes: int, seconds: float) -> Schedule:
+def _improved(study: GraphStudy, schedule: Schedule, budget_bytes: int, seconds: float) -> Schedule:
     """What a local search makes of a schedule that fits; generator states that it adds may not take it over."""
-    own_bytes = max(simulate(captured.problem, schedule).peak_bytes, budget_bytes - captured.most_state_bytes)
-    better = settle(captured.step, anneal.improve(captured.problem, schedule, own_bytes, seconds))
-    return better if captured.peak_bytes(better) <= budget_bytes else schedule
+    problem = study.graph.problem
+    own_bytes = max(simulate(problem, schedule).peak_bytes, budget_bytes - study.most_state_bytes)
+    better = settle(study.graph.step, anneal.improve(problem, schedule, own_bytes, seconds))
+    return better if study.peak_bytes(better) <= budget_bytes else schedule
 
 
-def _kept_schedule(captured: CapturedGraph, budget_bytes: int) -> Schedule:
+def _kept_schedule(study: GraphStudy, budget_bytes: int) -> Schedule:
     """The kept plan's schedule at the budget that it was made for; at another one the best of its curve."""
-    assert captured.kept is not None and captured.kept_schedule is not None
-    schedule = captured.kept_schedule
-    if captured.kept.budget_bytes == budget_bytes and captured.peak_bytes(schedule) <= budget_bytes:
+    assert study.kept is not None and study.kept_schedule is not None
+    schedule = study.kept_schedule
+    if study.kept.budget_bytes == budget_bytes and study.peak_bytes(schedule) <= budget_bytes:
         return schedule
-    return _fastest(captured, budget_bytes)
-
-
-def kept_plan(step: StepGraph, choice: Choice, name: str) -> GraphPlan | None:
-    """The kept plan for this graph, None where none were given; raises PlanMismatchError where none is for it."""
-    if choice.kept is None:
-        return None
-    kept = choice.kept.get(step.graph_hash)
-    if kept is None:
-        raise PlanMismatchError(
-            f"the plan was made for another graph: {name!r} has hash {step.graph_hash}, the plan "
-            f"knows {', '.join(choice.kept)}; plan again with the model, shapes and torch version of this run"
-        )
-    return kept
+    return study.fastest(budget_bytes).schedule

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from graphopt.base.errors import InfeasibleError
 from graphopt.emit.emit import generator_state_bytes
-from graphopt.plan.captured import Candidate, CapturedGraph
+from graphopt.plan.graph_study import Candidate, GraphStudy
 from graphopt.problem.schedule import simulate
 
 
@@ -24,7 +24,7 @@ class _Point:
     seconds: float
 
 
-def share_budget(graphs: Sequence[CapturedGraph], own_budget_bytes: int, planner: str = "auto") -> list[int]:
+def share_budget(graphs: Sequence[GraphStudy], own_budget_bytes: int, planner: str = "auto") -> list[int]:
     """The bytes that each graph may use with this planner, so that all together stay in `own_budget_bytes`.
 
     Forwards run in order, backwards in reverse: while one graph runs, those before it hold what they
@@ -32,7 +32,7 @@ def share_budget(graphs: Sequence[CapturedGraph], own_budget_bytes: int, planner
     smallest schedule, the budget goes where it saves the most time for each byte of the common
     peak. Raises InfeasibleError where even the smallest do not fit.
     """
-    candidates = [graph.curve_by(planner) for graph in graphs]
+    candidates = [study.curve_by(planner) for study in graphs]
     curves = [_points(graph, curve) for graph, curve in zip(graphs, candidates, strict=True)]
     chosen = _chosen(curves, own_budget_bytes)
     seconds = _seconds([curve[i] for curve, i in zip(curves, chosen, strict=True)])
@@ -40,11 +40,11 @@ def share_budget(graphs: Sequence[CapturedGraph], own_budget_bytes: int, planner
     return _kept_shares(graphs, own_budget_bytes, seconds) or shares
 
 
-def joint_curve(graphs: Sequence[CapturedGraph], budgets: int) -> list[tuple[int, float]]:
+def joint_curve(graphs: Sequence[GraphStudy], budgets: int) -> list[tuple[int, float]]:
     """Common peak and seconds of the shares at so many budgets, evenly apart from the least to eager's."""
     curves = [_points(graph, graph.curve) for graph in graphs]
     least = _peak(curves, [0] * len(curves))
-    most = joint_peak_bytes(graphs, [graph.captured_schedule for graph in graphs])
+    most = joint_peak_bytes(graphs, [study.graph.captured_schedule for study in graphs])
     found = []
     for i in range(budgets):
         chosen = _chosen(curves, least + max(most - least, 0) * i // (budgets - 1))
@@ -53,22 +53,22 @@ def joint_curve(graphs: Sequence[CapturedGraph], budgets: int) -> list[tuple[int
     return found
 
 
-def joint_peak_bytes(graphs: Sequence[CapturedGraph], schedules: Sequence[Sequence[int]]) -> int:
+def joint_peak_bytes(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[int]]) -> int:
     """Peak of the graphs run with these schedules, one after the other and back."""
     points = [[_point(graph, schedule)] for graph, schedule in zip(graphs, schedules, strict=True)]
     return _peak(points, [0] * len(points))
 
 
-def smallest_peak_bytes(graphs: Sequence[CapturedGraph]) -> int:
+def smallest_peak_bytes(graphs: Sequence[GraphStudy]) -> int:
     """The least common peak: every graph at its smallest."""
     return joint_peak_bytes(graphs, [_least_schedule(graph) for graph in graphs])
 
 
-def _least_schedule(graph: CapturedGraph) -> Sequence[int]:
+def _least_schedule(graph: GraphStudy) -> Sequence[int]:
     return graph.curve[0].schedule
 
 
-def _kept_shares(graphs: Sequence[CapturedGraph], own_budget_bytes: int, seconds: float) -> list[int]:
+def _kept_shares(graphs: Sequence[GraphStudy], own_budget_bytes: int, seconds: float) -> list[int]:
     """The shares of a kept plan where its schedules fit and nothing faster is known; else none.
 
     What is kept of the curves is thin: new shares of it at the plan's own budget could be slower.
@@ -95,16 +95,16 @@ def _chosen(curves: Sequence[Sequence[_Point]], own_budget_bytes: int) -> list[i
     return chosen
 
 
-def _points(graph: CapturedGraph, curve: Sequence[Candidate]) -> list[_Point]:
+def _points(graph: GraphStudy, curve: Sequence[Candidate]) -> list[_Point]:
     return [_point(graph, candidate.schedule) for candidate in curve]
 
 
-def _point(graph: CapturedGraph, schedule: Sequence[int]) -> _Point:
-    simulation = simulate(graph.problem, schedule)
-    boundary = list(schedule).index(graph.step.boundary)
+def _point(study: GraphStudy, schedule: Sequence[int]) -> _Point:
+    simulation = simulate(study.graph.problem, schedule)
+    boundary = list(schedule).index(study.graph.step.boundary)
     live = simulation.live_bytes
-    kept = sum(graph.problem.values[value].bytes for value in graph.problem.outputs)
-    states = generator_state_bytes(graph.step, tuple(schedule))
+    kept = sum(study.graph.problem.values[value].bytes for value in study.graph.problem.outputs)
+    states = generator_state_bytes(study.graph.step, tuple(schedule))
     return _Point(
         peak_bytes=simulation.peak_bytes + states,
         forward_peak_bytes=int(live[: boundary + 1].max()) + states,

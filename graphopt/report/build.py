@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import torch
+from collections.abc import Sequence
 
 from graphopt.base.errors import InfeasibleError
-from graphopt.plan.captured import CapturedGraph, PlannedGraph
-from graphopt.plan.shares import joint_peak_bytes, smallest_peak_bytes
+from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.planners import PLANNERS
 from graphopt.problem.plan import Plan
 from graphopt.problem.problem import Problem
@@ -16,39 +14,20 @@ from graphopt.problem.schedule import Schedule, Simulation, lifetimes, simulate
 from graphopt.report.data import Comparison, GraphReport, Report
 
 
-def build_plan(
-    model: str, budget_bytes: int, resident_bytes: Mapping[str, int], planned: Sequence[PlannedGraph]
-) -> Plan:
-    """The plan of a model from the plans of its graphs."""
-    graphs = [graph.captured for graph in planned]
-    resident = sum(resident_bytes.values())
-    return Plan(
-        model=model,
-        device=str(graphs[0].step.device) if graphs else "cpu",
-        torch_version=torch.__version__,
-        budget_bytes=budget_bytes,
-        peak_bytes=resident + joint_peak_bytes(graphs, [graph.schedule for graph in planned]),
-        eager_peak_bytes=resident + joint_peak_bytes(graphs, [graph.captured_schedule for graph in graphs]),
-        minimum_bytes=resident + smallest_peak_bytes(graphs),
-        resident_bytes=dict(resident_bytes),
-        graphs=tuple(graph.plan for graph in planned),
-    )
-
-
 def build_report(plan: Plan, planned: Sequence[PlannedGraph], plan_seconds: float) -> Report:
     """Everything that is shown of a plan; runs sqrt_n for its comparison row."""
-    return Report(plan, tuple(_graph_report(graph) for graph in planned), plan_seconds)
+    return Report(plan, tuple(map(_graph_report, planned)), plan_seconds)
 
 
 def _graph_report(planned: PlannedGraph) -> GraphReport:
-    captured, schedule = planned.captured, planned.schedule
+    captured, study, schedule = planned.captured, planned.study, planned.schedule
     boundary = captured.step.boundary
     peak_op = captured.step.ops[schedule[planned.simulation.peak_step]]
     return GraphReport(
         plan=planned.plan,
         break_reason=captured.break_reason,
         live_bytes=tuple(planned.simulation.live_bytes.tolist()),
-        eager_live_bytes=tuple(captured.eager.live_bytes.tolist()),
+        eager_live_bytes=tuple(study.eager.live_bytes.tolist()),
         boundary_step=schedule.index(boundary),
         eager_boundary_step=boundary,
         peak_step=planned.simulation.peak_step,
@@ -56,7 +35,7 @@ def _graph_report(planned: PlannedGraph) -> GraphReport:
         peak_source=peak_op.source,
         peak_breakdown=_peak_breakdown(captured, schedule, planned.simulation),
         comparisons=_comparisons(planned),
-        curve=tuple((candidate.peak_bytes, candidate.seconds) for candidate in captured.curve),
+        curve=tuple((candidate.peak_bytes, candidate.seconds) for candidate in study.curve),
     )
 
 
@@ -85,20 +64,21 @@ def _runs_before(problem: Problem, schedule: Schedule) -> list[bool]:
 
 
 def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
-    captured, chosen, least = planned.captured, planned.plan, planned.captured.curve[0]
-    eager_seconds = captured.eager.seconds or 1.0
+    study, problem, chosen = planned.study, planned.captured.problem, planned.plan
+    least = study.curve[0]
+    eager_seconds = study.eager.seconds or 1.0
 
     def row(name: str, peak_bytes: int, seconds: float) -> Comparison:
         return Comparison(name, peak_bytes, seconds / eager_seconds - 1)
 
     try:
-        segments = PLANNERS["sqrt_n"](captured.problem, chosen.budget_bytes - captured.most_state_bytes)
-        result = simulate(captured.problem, segments)
-        by_segments = row("sqrt_n", result.peak_bytes + captured.most_state_bytes, result.seconds)
+        segments = PLANNERS["sqrt_n"](problem, chosen.budget_bytes - study.most_state_bytes)
+        result = simulate(problem, segments)
+        by_segments = row("sqrt_n", result.peak_bytes + study.most_state_bytes, result.seconds)
     except InfeasibleError:
         by_segments = Comparison("sqrt_n", None, None)
     return (
-        row("eager", captured.eager.peak_bytes, captured.eager.seconds),
+        row("eager", study.eager.peak_bytes, study.eager.seconds),
         by_segments,
         row("chosen", chosen.peak_bytes, chosen.seconds),
         row("minimum", least.peak_bytes, least.seconds),

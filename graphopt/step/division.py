@@ -51,7 +51,7 @@ class Trial:
     @property
     def eager_seconds(self) -> float:
         """The same with nothing recomputed."""
-        return self._of_batch(self.micro.planned.captured.eager.seconds) if self.micro else float("inf")
+        return self._of_batch(self.micro.planned.study.eager.seconds) if self.micro else float("inf")
 
     def _of_batch(self, micro_seconds: float) -> float:
         return micro_seconds * self.rows / self.micro_rows
@@ -125,7 +125,7 @@ class Division:
             return Trial(rows, micro_rows, UNLIMITED_BYTES, 0, time.monotonic() - start, error=error)
         self._captured = True
         micro = next(micro for micro in memory.planned if micro.planned is planned)
-        minimum_bytes = micro.peak_of(micro.planned.captured.minimum_bytes)
+        minimum_bytes = micro.peak_of(micro.planned.study.minimum_bytes)
         return Trial(rows, micro_rows, minimum_bytes, memory.fixed_bytes, time.monotonic() - start, micro)
 
     def _choose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -156,7 +156,9 @@ class Division:
         kind, hand_over = self._hand_over(is_last)
         key = memory.summed, memory.view.trained, kind
         if key not in self._micros:
-            self._micros[key] = Micros(self._module, memory.choice, memory.plan, memory.view.trains, hand_over)
+            self._micros[key] = Micros(
+                self._module, memory.choice.cost_model, memory.plan, memory.view.trains, hand_over
+            )
         return self._micros[key]
 
 

@@ -14,11 +14,15 @@ from torch.utils import _pytree as pytree
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.device.ranks import Ranks
-from graphopt.plan.agreement import Room, plan_as_one
-from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
+from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.plan.agreement import plan_as_one
+from graphopt.plan.choice import Choice
+from graphopt.plan.graph_study import studied
 from graphopt.plan.infeasible import tail_error
 from graphopt.plan.pipeline import plan_within
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import other_bytes, resident_of_model
+from graphopt.plan.room import Room
 from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.plan import Plan
 from graphopt.step.micro import Learning
@@ -37,7 +41,7 @@ class PlannedMicro:
     @property
     def peak_bytes(self) -> int:
         """The most that is there at once, in the micro-batch or after it."""
-        return self.peak_of(self.planned.captured.peak_bytes(self.planned.schedule))
+        return self.peak_of(self.planned.peak_bytes)
 
     def peak_of(self, own_bytes: int) -> int:
         """The same for a schedule of `own_bytes`."""
@@ -81,6 +85,7 @@ class StepMemory:
 
         Together with `planners`, a collective call, where there are such.
         """
+        study = studied(captured, self.choice)
         take_workspaces([captured.step], self.device, in_autograd=False)  # the window's backward is a part of its graph
         resident = self.resident((*learning.returned, *learning.used))
         waiting = learning.used if self.summed else learning.returned
@@ -89,11 +94,11 @@ class StepMemory:
 
         def make(room: Room) -> list[PlannedGraph]:
             if sum(room.resident_bytes.values()) + sum(tail.values()) > room.budget_bytes:
-                raise tail_error(captured, room.budget_bytes, room.resident_bytes, tail)
-            return [plan_within(captured, room.budget_bytes, room.resident_bytes, self.choice)]
+                raise tail_error(study, room.budget_bytes, room.resident_bytes, tail)
+            return [plan_within(study, room.budget_bytes, room.resident_bytes, self.choice)]
 
         start = time.monotonic()
-        (planned,) = plan_as_one(self.planners, [captured], Room(self.budget_bytes, resident), self.choice, make)
+        (planned,) = plan_as_one(self.planners, [study], Room(self.budget_bytes, resident), self.choice, make)
         self.plan_seconds += time.monotonic() - start
         self.planned.append(PlannedMicro(planned, resident, tail))
         return planned
@@ -126,8 +131,8 @@ class StepMemory:
             torch_version=torch.__version__,
             budget_bytes=self.budget_bytes,
             peak_bytes=highest.peak_bytes,
-            eager_peak_bytes=max(p.peak_of(p.planned.captured.eager.peak_bytes) for p in self.planned),
-            minimum_bytes=max(p.peak_of(p.planned.captured.minimum_bytes) for p in self.planned),
+            eager_peak_bytes=max(p.peak_of(p.planned.study.eager.peak_bytes) for p in self.planned),
+            minimum_bytes=max(p.peak_of(p.planned.study.minimum_bytes) for p in self.planned),
             resident_bytes=dict(highest.resident_bytes),
             graphs=tuple(p.planned.plan for p in self.planned),
         )

@@ -19,12 +19,14 @@ from torch._dynamo.exc import Unsupported
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOutput, TangentAOTInput
 
 from graphopt.base.errors import CaptureError, UsageError
-from graphopt.capture.aot import Captured, compile_graph
+from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.dynamo import dynamo_errors, own_frame
+from graphopt.emit.emit import emit_whole
+from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.nodes import is_tangent, source_line
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
 from graphopt.graph.step_graph import output_args
-from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
+from graphopt.plan.planned_graph import PlannedGraph
 
 #: Captures of one and the same graph after which something is wrong.
 _TOO_OFTEN = 8
@@ -62,10 +64,10 @@ class Micro:
     def is_planned(self) -> bool:
         return "planned" in self.__dict__
 
-    @property
+    @cached_property
     def module(self) -> fx.GraphModule:
         """The graph to run, boxed: (loss, a gradient or None for each of the joint graph's inputs)."""
-        return self.planned.whole
+        return emit_whole(self.captured.step, self.planned.schedule)
 
     @cached_property
     def input_roles(self) -> tuple[object, ...]:
@@ -118,9 +120,9 @@ class Micros:
     """
 
     def __init__(
-        self, module: nn.Module, choice: Choice, plan: Plan, trained: Callable[[object], bool], hand_over: HandOver
+        self, module: nn.Module, cost_model: str, plan: Plan, trained: Callable[[object], bool], hand_over: HandOver
     ) -> None:
-        self._choice, self._plan, self._trained, self._hand_over = choice, plan, trained, hand_over
+        self._cost_model, self._plan, self._trained, self._hand_over = cost_model, plan, trained, hand_over
         self._called: MicroCall | None = None
         self._known: dict[object, Micro] = {}
         self._again = 0
@@ -166,9 +168,6 @@ class Micros:
         return resolved
 
     def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Micro:
-        def stop(captured: CapturedGraph) -> PlannedGraph:
-            raise Captured(captured)
-
         def hand_over(joint: fx.GraphModule, num_forward_outputs: int) -> None:
             _check_roles(joint, num_forward_outputs)
             primals = [n for n in joint.graph.find_nodes(op="placeholder") if not is_tangent(n)]
@@ -177,11 +176,10 @@ class Micros:
             self._hand_over(joint, num_forward_outputs, trained)
 
         examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
-        try:
-            compile_graph(module, examples, self._choice, stop, "micro-batch", hand_over)
-        except Captured as done:
-            return self._micro(done.graph, inputs)
-        raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
+        captured = capture_only(CaptureRequest(module, examples, self._cost_model, "micro-batch", hand_over))
+        if captured is None:
+            raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
+        return self._micro(captured, inputs)
 
     def _micro(self, captured: CapturedGraph, inputs: Sequence[Any]) -> Micro:
         """The graph, to be planned; one that was captured before, for another state of the model, is known."""

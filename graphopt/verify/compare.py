@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphopt.base.errors import VerificationError
 from graphopt.base.units import UNLIMITED_BYTES
-from graphopt.capture import aot
 from graphopt.emit.emit import RECOMPUTED
+from graphopt.emit.runnable import Runnable, observed
 from graphopt.graph.nodes import is_new_statistics, source_line
-from graphopt.plan.captured import Choice
-from graphopt.run.session import Request, Session
+from graphopt.plan.choice import Choice
+from graphopt.run.request import Request
+from graphopt.run.session import Session
 from graphopt.verify.step_result import Difference, StepResult, differences, run_step, tensors_in
 
 
@@ -38,10 +38,13 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
     """
     model = session.model
 
-    def step_of(call: Callable[..., Any]) -> Callable[[], StepResult]:
-        return lambda: run_step(model, call, args, kwargs)
+    def step_of(call: Callable[..., Any]) -> StepResult:
+        return run_step(model, call, args, kwargs)
 
-    optimized, eager = step_of(session)(), step_of(model._call_impl)()
+    def op_by_op(call: Callable[..., Any]) -> list[_Entry]:
+        return _record(lambda: step_of(call), call.runnables if isinstance(call, Session) else ())
+
+    optimized, eager = step_of(session), step_of(model._call_impl)
     gaps = differences(eager, optimized)
     count = len(eager.tensors)
     if not gaps:
@@ -49,12 +52,12 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
             True, (f"{count} tensors (loss, outputs, gradients, buffers, generators) equal eager's bit by bit",)
         )
     plain = Session(model, Request(UNLIMITED_BYTES, Choice("none", session.request.choice.cost_model)))
-    captured = step_of(plain)()
+    captured = step_of(plain)
     own_gaps = differences(captured, optimized)
     if own_gaps:
-        op = first_divergence(step_of(plain), step_of(session))
+        op = first_divergence(op_by_op(plain), op_by_op(session))
         raise _error("the optimized step differs from the captured step without recomputation", own_gaps, op)
-    op = first_divergence(step_of(model._call_impl), step_of(plain))
+    op = first_divergence(op_by_op(model._call_impl), op_by_op(plain))
     wrong = [gap for gap in gaps if not gap.tolerable]
     if wrong:
         raise _error("capture changes the model's results by more than rounding", wrong, op)
@@ -80,13 +83,12 @@ class _Entry:
     again: bool = False
 
 
-def first_divergence(one: Callable[[], StepResult], other: Callable[[], StepResult]) -> str:
+def first_divergence(expected: Sequence[_Entry], found: Sequence[_Entry]) -> str:
     """The first op of the second run whose result the first run does not have.
 
     Two graphs are compared by their nodes' names, recomputations with the first run of their op; eager
     and a graph by the order of equal ops.
     """
-    expected, found = _record(one), _record(other)
     pairs = _by_order(expected, found) if any(not entry.name for entry in expected) else _by_name(expected, found)
     for before, after in pairs:
         if before.sums != after.sums:
@@ -96,12 +98,12 @@ def first_divergence(one: Callable[[], StepResult], other: Callable[[], StepResu
     return "no single op"
 
 
-def _by_name(expected: list[_Entry], found: list[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
+def _by_name(expected: Sequence[_Entry], found: Sequence[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
     known = {entry.name: entry for entry in expected}
     return ((known[entry.name], entry) for entry in found if entry.name in known)
 
 
-def _by_order(expected: list[_Entry], found: list[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
+def _by_order(expected: Sequence[_Entry], found: Sequence[_Entry]) -> Iterator[tuple[_Entry, _Entry]]:
     position = 0
     for entry in expected:
         match = next((i for i in range(position, len(found)) if found[i].op == entry.op), None)
@@ -138,32 +140,23 @@ class _GraphRecorder(fx.Interpreter):
         return result
 
 
-def _record(run: Callable[[], StepResult]) -> list[_Entry]:
+def _record(run: Callable[[], object], graphs: Iterable[Runnable]) -> list[_Entry]:
+    """What each op of a step gives: of its `graphs` node by node, of eager, which has none, as it is dispatched."""
     log: list[_Entry] = []
-    with _interpreted(log):
-        run()
-    if not log:
-        with _EagerRecorder(log):
-            run()
-    return log
 
-
-@contextmanager
-def _interpreted(log: list[_Entry]) -> Iterator[None]:
-    """While open, emitted graphs run node by node and write to `log`."""
-
-    def run(module: fx.GraphModule, args: list[Any]) -> Any:
+    def interpreted(module: fx.GraphModule, args: list[Any]) -> Any:
         recorder = _GraphRecorder(module)
         recorder.log = log
         given = list(args)
         args.clear()
         return recorder.run(*given, enable_io_processing=False)
 
-    aot.runner.append(run)
-    try:
-        yield
-    finally:
-        aot.runner.pop()
+    with observed(graphs, interpreted):
+        run()
+    if not log:
+        with _EagerRecorder(log):
+            run()
+    return log
 
 
 def _family(op: Any) -> str:

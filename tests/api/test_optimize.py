@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 import graphopt
-from graphopt.api import optimize
+from graphopt.api import optimize, verify
 from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.device.measure import peak_bytes
 from graphopt.plan import resident
@@ -328,7 +328,7 @@ def test_a_model_that_returns_no_tensor_is_refused() -> None:
             return "nothing"
 
     with pytest.raises(graphopt.GraphoptError):
-        optimize.verify_model(Silent(), BATCH, mem_budget="1MiB")
+        verify.verify_model(Silent(), BATCH, mem_budget="1MiB")
 
 
 def test_a_model_that_cannot_be_captured_spoils_no_other(model: Blocks) -> None:
@@ -337,7 +337,7 @@ def test_a_model_that_cannot_be_captured_spoils_no_other(model: Blocks) -> None:
             return "nothing"
 
     with pytest.raises(graphopt.CaptureError, match="nothing of StepModule could be captured"):
-        optimize.verify_model(Silent(), BATCH, mem_budget="1MiB")
+        verify.verify_model(Silent(), BATCH, mem_budget="1MiB")
     assert optimize.plan_model(model, BATCH, mem_budget="64MiB").plan.graphs
     assert optimize.plan_model(nn.Sequential(nn.Linear(32, 4)), BATCH, mem_budget="64MiB").plan.graphs
 

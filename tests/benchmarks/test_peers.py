@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import common
 from benchmarks.planning import peer_schedules, peers, subjects
-from graphopt.plan.captured import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.problem.schedule import simulate
 
 MODELS = ("gpt2", "bert")

@@ -217,7 +217,7 @@ def test_errors_of_the_work(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("graphopt.api.optimize.verify_model", fail)
+    monkeypatch.setattr("graphopt.api.verify.verify_model", fail)
     words = ("verify", f"{train}:no_loss", "--mem-budget", "8GiB")
     got, out, err = run(capsys, *words, "--json")
     details = json.loads(out)["error"]

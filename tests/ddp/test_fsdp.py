@@ -113,7 +113,7 @@ def _compare(budgets: dict[str, int]) -> dict[str, tuple[bool, int, int, int, in
         model = sharded(budgets[name], per_block, **options)
         is_same = all(map(torch.equal, eager, trained(model)))
         planned = [module for module in model.modules() if hasattr(module, "graphopt")]
-        captures = sum(len(module.graphopt._session.slots) for module in planned)
+        captures = sum(len(module.graphopt.session.graphs) for module in planned)
         plans = [module.graphopt.plan for module in planned]
         recomputed = min(len(plan.recomputed) for plan in plans)
         found[name] = is_same, len(plans), captures, recomputed, max(plan.peak_bytes for plan in plans)

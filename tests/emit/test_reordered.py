@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import graphopt
-from graphopt.api.optimize import verify_model
+from graphopt.api.verify import verify_model
 
 
 class WideEarly(nn.Module):

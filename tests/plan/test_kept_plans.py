@@ -11,7 +11,7 @@ import torch
 
 import graphopt
 from graphopt.api import optimize
-from graphopt.plan import captured
+from graphopt.plan import graph_study
 from graphopt.verify.step_result import differences, run_step
 from tests.api.test_optimize import BATCH, Blocks, budget_of, measured
 
@@ -40,7 +40,7 @@ def test_a_kept_plan_is_good_for_every_budget_and_nothing_is_planned_again(
 ) -> None:
     estimate = graphopt.estimate(copy.deepcopy(model), BATCH)
     optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget_of(model, 0.7)).plan.save(tmp_path / "plan.json")
-    monkeypatch.setattr(captured, "pareto_curve", lambda _problem: pytest.fail("planned again"))
+    monkeypatch.setattr(graph_study, "pareto_curve", lambda _problem: pytest.fail("planned again"))
     least, most = estimate.minimum_bytes, estimate.eager_peak_bytes
     overheads = []
     for budget in (least, (2 * least + most) // 3, (least + 2 * most) // 3, most):
@@ -63,7 +63,7 @@ def test_a_kept_plan_of_several_graphs_serves_other_budgets_too(monkeypatch: pyt
     options = {"cost_model": "roofline"}
     least = graphopt.estimate(copy.deepcopy(model), BATCH, **options).minimum_bytes
     plan = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget_of(Blocks(), 0.7), **options).plan
-    monkeypatch.setattr(captured, "pareto_curve", lambda _problem: pytest.fail("planned again"))
+    monkeypatch.setattr(graph_study, "pareto_curve", lambda _problem: pytest.fail("planned again"))
     again = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=plan.budget_bytes, plan=plan, **options).plan
     assert [g.schedule for g in again.graphs] == [g.schedule for g in plan.graphs]
     smaller = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=least, plan=plan, **options).plan

@@ -9,9 +9,12 @@ import torch
 from torch import fx, nn
 
 import graphopt
-from graphopt.api import optimize
-from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
-from graphopt.run import session
+from graphopt.api import verify
+from graphopt.capture import aot
+from graphopt.emit.emit import Emitted
+from graphopt.graph.step_graph import StepGraph
+from graphopt.plan.choice import Choice
+from graphopt.problem.schedule import Schedule
 from graphopt.verify.step_result import differences, loss_of, run_step, same_bits, tensors_in
 from tests.api.test_optimize import BATCH, Blocks, budget_of
 
@@ -20,7 +23,7 @@ def test_a_planned_step_is_equal_and_measured() -> None:
     torch.manual_seed(0)
     model = Blocks()
     budget = budget_of(model, 0.5)
-    found = optimize.verify_model(model, BATCH, mem_budget=budget, time_rounds=1)
+    found = verify.verify_model(model, BATCH, mem_budget=budget, time_rounds=1)
     assert found.equal and found.bitwise and "bit by bit" in found.lines[0]
     assert found.report.measured is not None
     assert found.report.measured.peak_bytes <= budget < found.report.measured.eager_peak_bytes
@@ -34,7 +37,7 @@ def test_what_is_frozen_inside_a_training_model_stays_frozen() -> None:
     eager = run_step(model, model._call_impl, BATCH, {})
     graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH, verify=True)
     assert not model.norms[0].training and model.norms[1].training and model.training
-    optimize.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=1)
+    verify.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=1)
     assert not model.norms[0].training and model.norms[1].training
     assert differences(eager, run_step(model, model, BATCH, {})) == []
     assert torch.equal(eager.tensors["buffer norms.0.running_mean"], torch.zeros(32))
@@ -42,7 +45,7 @@ def test_what_is_frozen_inside_a_training_model_stays_frozen() -> None:
 
 def test_a_model_in_eval_mode_is_verified_as_it_trains() -> None:
     model = Blocks().eval()
-    found = optimize.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=0)
+    found = verify.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=0)
     assert found.bitwise and found.report.plan.graphs and not any(module.training for module in model.modules())
 
 
@@ -51,7 +54,7 @@ def test_measuring_leaves_buffers_and_generators() -> None:
     model = Blocks()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
-    optimize.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=1)
+    verify.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=1)
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
@@ -72,14 +75,14 @@ def test_verifying_leaves_everything_as_it_was() -> None:
 def test_a_wrong_op_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every recomputed relu replaced by another function: the gradients are plausible, and wrong."""
 
-    def sabotage(captured: CapturedGraph, *rest: object) -> PlannedGraph:
-        planned = real(captured, *rest)
-        if planned.plan.recomputed:
-            _swap_relu(planned.emitted.backward)
-        return planned
+    def sabotage(step: StepGraph, schedule: Schedule) -> Emitted:
+        emitted = real(step, schedule)
+        if len(schedule) > len(step.ops):
+            _swap_relu(emitted.backward)
+        return emitted
 
-    real = session.plan_within
-    monkeypatch.setattr(session, "plan_within", sabotage)
+    real = aot.emit
+    monkeypatch.setattr(aot, "emit", sabotage)
     torch.manual_seed(0)
     model = Blocks()
     budget = budget_of(model, 0.0)
@@ -109,7 +112,7 @@ def test_a_model_that_asks_whether_it_is_compiled_is_told_apart() -> None:
             return (y * (1 + 1e-6)).sum() if torch.compiler.is_compiling() else y.sum()
 
     torch.manual_seed(0)
-    found = optimize.verify_model(Asks(), (torch.randn(32, 64),), mem_budget="1MiB", time_rounds=0)
+    found = verify.verify_model(Asks(), (torch.randn(32, 64),), mem_budget="1MiB", time_rounds=0)
     assert found.equal and not found.bitwise
     assert "before graphopt touches them" in found.lines[1] and "first at sum_1 = aten.sum" in found.lines[1]
 
@@ -124,7 +127,7 @@ def test_a_model_that_changes_much_under_capture_fails() -> None:
             return self.layer(x).sum() * (2 if torch.compiler.is_compiling() else 1)
 
     with pytest.raises(graphopt.VerificationError, match="capture changes the model's results"):
-        optimize.verify_model(Lies(), (torch.randn(4, 8),), mem_budget="1MiB")
+        verify.verify_model(Lies(), (torch.randn(4, 8),), mem_budget="1MiB")
 
 
 def test_same_bits_sees_zeros_signs_and_nans() -> None:

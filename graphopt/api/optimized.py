@@ -1,0 +1,77 @@
+"""Optimized: what `optimize()` leaves at `model.graphopt`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from graphopt.base.errors import UsageError
+from graphopt.plan.model_plan import build_plan
+from graphopt.problem.plan import Plan
+from graphopt.report.build import build_report
+from graphopt.report.data import Measured, Report
+from graphopt.run.call_plan import CallPlan
+from graphopt.run.loss_module import StepModule
+from graphopt.run.session import Session
+
+
+class Optimized:
+    """What `optimize()` leaves at `model.graphopt`: the plan, its report, the graphs, and the way back.
+
+    `session` is what runs the model; `measured` what the last verification measured, None before.
+    """
+
+    def __init__(self, model: nn.Module, session: Session) -> None:
+        self._model = model
+        self.session = session
+        self.measured: Measured | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copied or pickled model is a plain one
+        return (_nothing, ())
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force, the last one made; raises UsageError before the first training call."""
+        call, inner = self.in_force, self._model.model if isinstance(self._model, StepModule) else self._model
+        return build_plan(type(inner).__name__, self.session.request.budget_bytes, call.resident_bytes, call.planned)
+
+    @property
+    def in_force(self) -> CallPlan:
+        """The graphs of the call that was planned last; raises UsageError before the first."""
+        if self.session.in_force is None:
+            raise UsageError(
+                "nothing is planned yet: call the model in training mode, or give optimize() example_inputs"
+            )
+        return self.session.in_force
+
+    @property
+    def report(self) -> Report:
+        """The report of the plan in force; `print` it."""
+        report = build_report(self.plan, self.in_force.planned, self.in_force.plan_seconds)
+        return replace(report, measured=self.measured)
+
+    @property
+    def graph_modules(self) -> tuple[tuple[fx.GraphModule, fx.GraphModule], ...]:
+        """(forward, backward) of every planned graph, in the order in which they run."""
+        call = self.session.in_force
+        compiled = [graph.compiled for graph in call.graphs] if call else []
+        return tuple((each.emitted.forward, each.emitted.backward) for each in compiled if each and each.emitted)
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The forward GraphModule of the (first) planned graph."""
+        self.plan  # noqa: B018  raises where there is none
+        return self.graph_modules[0][0]
+
+    def restore(self) -> nn.Module:
+        """Make the model what it was before `optimize()`; returns it."""
+        self._model._compiled_call_impl = None
+        del self._model.graphopt
+        return self._model
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,42 @@
+"""Choice: how the user wants graphs to be planned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from graphopt.base.errors import PlanMismatchError, UsageError
+from graphopt.cost_models import COST_MODELS
+from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.planners import PLANNERS
+from graphopt.problem.plan import GraphPlan
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to plan: names of planner and cost model, seconds to search for better, and kept plans by graph hash."""
+
+    planner: str = "auto"
+    cost_model: str = "auto"
+    kept: Mapping[str, GraphPlan] | None = None
+    plan_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (("planner", self.planner, PLANNERS), ("cost model", self.cost_model, COST_MODELS)):
+            if name not in known:
+                raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        if not 0 <= self.plan_seconds < math.inf:
+            raise UsageError(f"plan_seconds: expected a number of seconds, 0 or more, got {self.plan_seconds!r}")
+
+    def kept_plan_of(self, graph: CapturedGraph) -> GraphPlan | None:
+        """The kept plan for this graph, None where none were given; raises PlanMismatchError where none is for it."""
+        if self.kept is None:
+            return None
+        kept = self.kept.get(graph.step.graph_hash)
+        if kept is None:
+            raise PlanMismatchError(
+                f"the plan was made for another graph: {graph.name!r} has hash {graph.step.graph_hash}, the plan "
+                f"knows {', '.join(self.kept)}; plan again with the model, shapes and torch version of this run"
+            )
+        return kept

@@ -1,0 +1,154 @@
+"""GraphStudy: what is derived from a captured graph in order to plan it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from graphopt.base.errors import InfeasibleError, PlanMismatchError, ScheduleError
+from graphopt.emit.emit import generator_state_bytes
+from graphopt.emit.late_writers import settle
+from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.plan.choice import Choice
+from graphopt.planners import PLANNERS, pareto_curve
+from graphopt.problem.plan import GraphPlan
+from graphopt.problem.runs import schedule_of
+from graphopt.problem.schedule import Schedule, Simulation, check_schedule, simulate
+
+#: Budgets at which a named planner is asked where several graphs share one: some take seconds for each.
+_ASKED = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One schedule of a graph; `peak_bytes` counts the generator states that it keeps."""
+
+    peak_bytes: int
+    seconds: float
+    planner: str
+    schedule: Schedule
+
+
+class GraphStudy:
+    """A captured graph and all that is derived from it, each thing made once, when it is first asked for.
+
+    With a `kept` plan the graph is planned already: its curve is the plan's.
+    """
+
+    def __init__(self, graph: CapturedGraph, kept: GraphPlan | None = None) -> None:
+        self.graph = graph
+        self.kept = kept
+
+    @cached_property
+    def eager(self) -> Simulation:
+        """Every op once, in the captured order."""
+        return simulate(self.graph.problem, self.graph.captured_schedule)
+
+    @cached_property
+    def curve(self) -> tuple[Candidate, ...]:
+        """The whole memory/time curve, the kept plan's or else `auto`'s: peaks increase, seconds strictly decrease."""
+        found = self._kept_candidates(self.kept) if self.kept else self._new_candidates()
+        none = self._candidate(self.eager.seconds, "none", self.graph.captured_schedule, self.eager.peak_bytes)
+        return _pareto([*found, none])
+
+    @cached_property
+    def kept_schedule(self) -> Schedule | None:
+        """The schedule of the kept plan; raises PlanMismatchError where it is none of this graph's."""
+        return self._checked(self.kept.schedule) if self.kept else None
+
+    @cached_property
+    def most_state_bytes(self) -> int:
+        """The most that saved generator states can take, were every random op recomputed."""
+        return generator_state_bytes(self.graph.step, 2 * self.graph.captured_schedule)
+
+    @property
+    def minimum_bytes(self) -> int:
+        """The least bytes of its own in which the graph runs."""
+        return self.curve[0].peak_bytes
+
+    def peak_bytes(self, schedule: Schedule) -> int:
+        """The peak of a schedule, generator states counted."""
+        return simulate(self.graph.problem, schedule).peak_bytes + generator_state_bytes(self.graph.step, schedule)
+
+    def fastest(self, budget_bytes: int) -> Candidate:
+        """The fastest of the curve that fits; raises InfeasibleError where none does."""
+        fitting = [candidate for candidate in self.curve if candidate.peak_bytes <= budget_bytes]
+        if not fitting:
+            raise InfeasibleError(budget_bytes, self.minimum_bytes)
+        return fitting[-1]
+
+    def curve_by(self, planner: str) -> tuple[Candidate, ...]:
+        """The curve of one planner; `peak_bytes` are then those to ask it for, of which a schedule may need less.
+
+        Only `auto` has a whole curve: others are asked for their least, for eager's peak, and evenly between.
+        """
+        if planner == "auto" or self.kept:
+            return self.curve
+        eager = Candidate(self.eager.peak_bytes, self.eager.seconds, "none", self.graph.captured_schedule)
+        try:
+            self.schedule_by(planner, 0)
+            least = 0
+        except InfeasibleError as error:
+            least = error.minimum_bytes
+        budgets = [least + (eager.peak_bytes - least) * i // (_ASKED - 1) for i in range(_ASKED - 1)]
+        return _pareto([eager, *(c for budget in budgets for c in self._asked(planner, budget))])
+
+    def schedule_by(self, planner: str, budget_bytes: int) -> Schedule:
+        """What a planner makes of the graph in a budget, generator states counted; eager's order where it fits.
+
+        Raises InfeasibleError, with the least that the planner needs.
+        """
+        if self.eager.peak_bytes <= budget_bytes:
+            return self.graph.captured_schedule
+        try:
+            return PLANNERS[planner](self.graph.problem, budget_bytes - self.most_state_bytes)
+        except InfeasibleError as error:
+            least = min(error.minimum_bytes + self.most_state_bytes, self.eager.peak_bytes)
+            raise InfeasibleError(budget_bytes, least) from None
+
+    def _asked(self, planner: str, budget_bytes: int) -> Iterable[Candidate]:
+        try:
+            schedule = settle(self.graph.step, self.schedule_by(planner, budget_bytes))
+        except InfeasibleError:
+            return
+        yield Candidate(budget_bytes, simulate(self.graph.problem, schedule).seconds, planner, schedule)
+
+    def _new_candidates(self) -> Iterable[Candidate]:
+        points = pareto_curve(self.graph.problem)
+        return (self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in points)
+
+    def _kept_candidates(self, kept: GraphPlan) -> Iterable[Candidate]:
+        """The kept points, their bytes as simulated today; times keep their ratio to eager's, which noise would not."""
+        scale = self.eager.seconds / kept.eager_seconds if kept.eager_seconds else 1.0
+        points = [(kept.seconds, kept.planner, kept.schedule)]
+        points += [(point.seconds, point.planner, schedule_of(point.runs)) for point in kept.curve]
+        for seconds, planner, steps in points:
+            schedule = self._checked(steps)
+            yield Candidate(self.peak_bytes(schedule), seconds * scale, planner, schedule)
+
+    def _checked(self, schedule: Schedule) -> Schedule:
+        try:
+            return check_schedule(self.graph.problem, schedule)
+        except ScheduleError as error:
+            raise PlanMismatchError(f"the plan's schedule for {self.graph.name!r} is not valid: {error}") from None
+
+    def _candidate(self, seconds: float, planner: str, schedule: Schedule, peak_bytes: int) -> Candidate:
+        step = self.graph.step
+        if step.late_writers:
+            schedule = settle(step, schedule)
+            peak_bytes = simulate(self.graph.problem, schedule).peak_bytes
+        return Candidate(peak_bytes + generator_state_bytes(step, schedule), seconds, planner, schedule)
+
+
+def studied(graph: CapturedGraph, choice: Choice) -> GraphStudy:
+    """A graph to be planned as `choice` says; raises PlanMismatchError where kept plans are given and none is its."""
+    return GraphStudy(graph, choice.kept_plan_of(graph))
+
+
+def _pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    best: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.peak_bytes, c.seconds)):
+        if not best or candidate.seconds < best[-1].seconds:
+            best.append(candidate)
+    return tuple(best)

@@ -1,0 +1,30 @@
+"""The plan of a model, from those of its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from graphopt.plan.planned_graph import PlannedGraph
+from graphopt.plan.shares import joint_peak_bytes, smallest_peak_bytes
+from graphopt.problem.plan import Plan
+
+
+def build_plan(
+    model: str, budget_bytes: int, resident_bytes: Mapping[str, int], planned: Sequence[PlannedGraph]
+) -> Plan:
+    """The plan of a model from the plans of its graphs."""
+    studies = [graph.study for graph in planned]
+    resident = sum(resident_bytes.values())
+    return Plan(
+        model=model,
+        device=str(studies[0].graph.step.device) if studies else "cpu",
+        torch_version=torch.__version__,
+        budget_bytes=budget_bytes,
+        peak_bytes=resident + joint_peak_bytes(studies, [graph.schedule for graph in planned]),
+        eager_peak_bytes=resident + joint_peak_bytes(studies, [study.graph.captured_schedule for study in studies]),
+        minimum_bytes=resident + smallest_peak_bytes(studies),
+        resident_bytes=dict(resident_bytes),
+        graphs=tuple(graph.plan for graph in planned),
+    )

@@ -1,0 +1,68 @@
+"""PlannedGraph: a captured graph with its schedule, and the plan of it that is kept and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.plan.checkpoints import find_checkpoints, recomputed_names
+from graphopt.plan.choice import Choice
+from graphopt.plan.graph_study import Candidate, GraphStudy
+from graphopt.planners.bounds.lower_bound import lower_bound_seconds
+from graphopt.problem.plan import GraphPlan, KeptPoint
+from graphopt.problem.runs import runs_of, thinned
+from graphopt.problem.schedule import Schedule, Simulation
+
+#: Points of the curve that a plan keeps: some hundred kilobytes for a thousand ops.
+MOST_KEPT = 128
+
+
+@dataclass(eq=False)
+class PlannedGraph:
+    """A captured graph with its schedule, and what the simulator says of it."""
+
+    study: GraphStudy
+    choice: Choice
+    budget_bytes: int
+    schedule: Schedule
+    simulation: Simulation
+
+    @property
+    def captured(self) -> CapturedGraph:
+        """The graph that is planned."""
+        return self.study.graph
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak of the graph's own values, generator states counted."""
+        return self.study.peak_bytes(self.schedule)
+
+    @cached_property
+    def plan(self) -> GraphPlan:
+        """What is kept and shown of it. It is made when it is asked for: running a step needs none of it."""
+        study, step, problem = self.study, self.captured.step, self.captured.problem
+        return GraphPlan(
+            name=self.captured.name,
+            graph_hash=step.graph_hash,
+            planner=study.kept.planner if study.kept else self.choice.planner,
+            cost_model=self.choice.cost_model,
+            schedule=self.schedule,
+            budget_bytes=self.budget_bytes,
+            peak_bytes=self.peak_bytes,
+            eager_peak_bytes=study.eager.peak_bytes,
+            minimum_bytes=study.minimum_bytes,
+            seconds=self.simulation.seconds,
+            eager_seconds=study.eager.seconds,
+            # two sums of the same seconds may differ by rounding
+            bound_seconds=min(lower_bound_seconds(problem, self.budget_bytes), self.simulation.seconds),
+            checkpoints=find_checkpoints(step, problem, self.schedule),
+            recomputed=recomputed_names(step, self.schedule),
+            curve=_kept_points(study.curve),
+        )
+
+
+def _kept_points(curve: Sequence[Candidate]) -> tuple[KeptPoint, ...]:
+    few = thinned(curve, MOST_KEPT)
+    return tuple(KeptPoint(c.peak_bytes, c.seconds, c.planner, runs_of(c.schedule)) for c in few)

@@ -1,0 +1,91 @@
+"""What a call of the model is for: to meet its graphs, to plan them only, or to run them.
+
+Each phase owns what is true in it, lives as long as one call, and says two things: what happens when Dynamo
+captures a new graph, and what happens where a graph is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from graphopt.run.dynamo_graph import DynamoGraph
+
+
+class Outcome(Enum):
+    """How a call ended."""
+
+    FINISHED = auto()
+    #: It came to a graph that cannot be planned before the others are known.
+    UNPLANNED = auto()
+    #: It came to a planned graph, and running it was not asked for.
+    PLANNED = auto()
+
+
+class _CallEnds(BaseException):
+    """Takes a call out of the model's own code, which may catch every Exception; it leaves `called` as a value."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.name)
+        self.outcome = outcome
+
+
+def called(call: Callable[[], Any]) -> tuple[Outcome, Any]:
+    """Call the model; how that ended, and what it returned where it is finished."""
+    try:
+        return Outcome.FINISHED, call()
+    except _CallEnds as end:
+        return end.outcome, None
+
+
+@dataclass(eq=False)
+class Meeting:
+    """Graphs are run without gradients, only to meet all of them: `met` has them in order, one may come twice."""
+
+    met: list[DynamoGraph] = field(default_factory=list)
+
+    def on_new(self, graph: DynamoGraph) -> None:
+        """It waits for the others."""
+
+    def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
+        self.met.append(graph)
+        return graph.run_without_gradients(args)
+
+
+@dataclass(eq=False)
+class Planning:
+    """Graphs are planned as far as each is the whole model, and none is run."""
+
+    plan_whole: Callable[[DynamoGraph], None]
+    _planned_one: bool = False
+
+    def on_new(self, graph: DynamoGraph) -> None:
+        """Plan it now if it is the whole model."""
+        # a second graph in one call means that the first was not the whole model either
+        if graph.is_whole_model and not self._planned_one:
+            self.plan_whole(graph)
+            self._planned_one = True
+
+    def on_call(self, graph: DynamoGraph, _args: tuple[Any, ...]) -> Any:
+        raise _CallEnds(Outcome.PLANNED if graph.compiled else Outcome.UNPLANNED)
+
+
+@dataclass(eq=False)
+class Running:
+    """Planned graphs are run, and new ones are planned as in `planning`."""
+
+    planning: Planning
+
+    def on_new(self, graph: DynamoGraph) -> None:
+        """Plan it now if it is the whole model."""
+        self.planning.on_new(graph)
+
+    def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
+        if graph.compiled is None:
+            raise _CallEnds(Outcome.UNPLANNED)
+        return graph.compiled.call(*args)
+
+
+Phase = Meeting | Planning | Running

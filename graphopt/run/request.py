@@ -1,0 +1,27 @@
+"""Request: what the user asked of `optimize()`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from graphopt.cost_models.model_state import optimizer_bytes
+from graphopt.plan.choice import Choice
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, in bytes; `group` are the processes that plan together, if others than it seems."""
+
+    budget_bytes: int
+    choice: Choice
+    reserve_bytes: int = 0
+    optimizer: torch.optim.Optimizer | None = None
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """What the optimizer's state takes: real where it has stepped, else predicted."""
+        return optimizer_bytes(self.optimizer) if self.optimizer is not None else 0
