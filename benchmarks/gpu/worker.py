@@ -34,7 +34,7 @@ from benchmarks.common import UNLIMITED_BYTES, LossModule, about, build_case
 from benchmarks.gpu.matrix import MARK, REPORTED, SHARES, Row
 from graphopt.device import measure
 from graphopt.device.snapshot import State, restore, snapshot
-from graphopt.graph.step_graph import unique_storage_bytes
+from graphopt.device.storages import tensors_in, unique_storage_bytes
 from graphopt.plan.captured import Choice
 from graphopt.plan.pipeline import plan_within
 from graphopt.report.build import build_plan
@@ -65,8 +65,7 @@ class Subject:
 
     @property
     def resident(self) -> list[Tensor]:
-        inputs = [leaf for leaf in _pytree.tree_leaves([self.args, self.kwargs]) if isinstance(leaf, Tensor)]
-        return [*self.module.parameters(), *self.module.buffers(), *inputs]
+        return [*self.module.parameters(), *self.module.buffers(), *tensors_in([self.args, self.kwargs])]
 
     def step(self, call: Callable[..., Any]) -> Callable[[], None]:
         """A training step through `call`, gradients dropped before it."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import HALF, optimizer_bytes
-from graphopt.graph.step_graph import allocated_bytes
+from graphopt.device.storages import allocated_bytes
 from graphopt.passes.window.update import GroupUpdate
 
 

@@ -11,7 +11,7 @@ import torch
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import HALF, float32_bytes, nbytes
 from graphopt.cost_models.rehearsal import like, peak_bytes_of, rehearse_step
-from graphopt.graph.step_graph import allocated_bytes
+from graphopt.device.storages import allocated_bytes
 from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 from graphopt.kernels.layout import is_dense
 from graphopt.kernels.pieces import PIECE_ELEMENTS, table_bytes
