@@ -18,9 +18,9 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphopt.base.errors import UsageError
+from graphopt.device.dtypes import HALF
 from graphopt.device.storages import allocated_bytes, tensors_in
 
-_HALF = (torch.float16, torch.bfloat16)
 Pairs = list[tuple[torch.Tensor, torch.nn.Parameter]]
 
 
@@ -122,7 +122,7 @@ def _stand_in(
     pairs: Pairs = []
     for group in optimizer.param_groups:
         for real in group["params"]:
-            dtype = torch.float32 if masters and real.dtype in _HALF else real.dtype
+            dtype = torch.float32 if masters and real.dtype in HALF else real.dtype
             one = torch.nn.Parameter(like(real, dtype), requires_grad=real.requires_grad)
             one.grad = like(real, dtype) if learns(real) else None
             if real in optimizer.state:

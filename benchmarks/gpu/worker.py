@@ -39,6 +39,7 @@ from graphopt.plan.captured import Choice
 from graphopt.plan.pipeline import plan_within
 from graphopt.report.build import build_plan
 from graphopt.verify.step_result import StepResult, differences, run_step
+from tests.support.deterministic import deterministic
 
 TIMED_SHARES = (1.0, 0.5)
 
@@ -196,16 +197,6 @@ def _known(subject: Subject, share: float | None, budget: int, plan: graphopt.Pl
         "resident_bytes": dict(plan.resident_bytes),
         "eager_repeats": subject.eager_repeats,
     }
-
-
-def deterministic() -> None:
-    """Make two runs of the same kernels the same, so that a difference is ours."""
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def main() -> int:
