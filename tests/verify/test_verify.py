@@ -11,11 +11,12 @@ from torch import fx, nn
 import graphopt
 from graphopt.api import verify
 from graphopt.capture import aot
+from graphopt.device.storages import tensors_in
 from graphopt.emit.emit import Emitted
 from graphopt.graph.step_graph import StepGraph
 from graphopt.plan.choice import Choice
 from graphopt.problem.schedule import Schedule
-from graphopt.verify.step_result import differences, loss_of, run_step, same_bits, tensors_in
+from graphopt.verify.step_result import differences, loss_of, run_step, same_bits
 from tests.api.test_optimize import BATCH, Blocks, budget_of
 
 
