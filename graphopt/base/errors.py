@@ -84,5 +84,9 @@ class PlanMismatchError(GraphoptError):
     exit_code = 6
 
 
+class CompileError(GraphoptError):
+    """Machine code that cannot be compiled or loaded here; the message's first line is the reason."""
+
+
 class RankError(GraphoptError, RuntimeError):
     """One of several processes failed, or did not come where the others waited for it."""

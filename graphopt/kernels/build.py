@@ -1,16 +1,11 @@
-"""Where our own kernels can run. The CPU's machine code: compiled once, by the machine's own compiler, kept on disk.
+"""Where our own kernels can run.
 
-That is plain C++ with a C interface, so that it compiles in seconds and knows nothing of torch's; torch's
-extension loader finds the compiler and the cache (`TORCH_EXTENSIONS_DIR`).
+The CPU's are plain C++ with a C interface, so that they compile in seconds and know nothing of torch's.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
 import warnings
 from functools import cache
 from pathlib import Path
@@ -18,10 +13,11 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphopt.base.errors import GraphoptError
+from graphopt.base.compiler import Recipe, load_library
+from graphopt.base.errors import CompileError, GraphoptError
 from graphopt.kernels.choice import chosen
 
-_FOLDER = Path(__file__).parent / "cpu"
+_FOLDER = Path(__file__).parent
 _VECTORS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
@@ -75,40 +71,14 @@ def own_cuda_kernels(device: torch.device) -> bool:
 @cache
 def cpu_library() -> ctypes.CDLL:
     """The kernels, compiled where they are not in the cache yet; raises KernelBuildError."""
-    # without -lgomp the symbols are those of torch's own library, so that both share one pool of threads
     flags = ["-std=c++17", "-O3", *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())]
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp", "-Wno-psabi"]
-    sources = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".cpp", ".h"))
-    text = "".join(path.read_text(encoding="utf-8") for path in sources) + " ".join(flags) + torch.__version__
-    name = f"graphopt_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    sources = sorted(path for path in _FOLDER.rglob("*") if path.suffix in (".cpp", ".h"))
+    # without -lgomp the symbols are those of torch's own library, so that both share one pool of threads
+    link_flags = ("-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu")
     try:
-        library = ctypes.CDLL(_built(name, [str(path) for path in sources if path.suffix == ".cpp"], flags))
-    except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        library = load_library(Recipe("kernels", tuple(sources), tuple(flags), link_flags, torch.__version__))
+    except CompileError as error:
         raise KernelBuildError(f"the CPU kernels cannot be built here: {error}") from error
     library.graphopt_sum_of_powers.restype = ctypes.c_double
     return library
-
-
-def _built(name: str, sources: list[str], flags: list[str]) -> str:
-    """The library's path. One process compiles while others wait; one that is killed leaves no lock behind."""
-    import fcntl
-
-    from torch.utils import cpp_extension
-
-    if shutil.which(cpp_extension.get_cxx_compiler()) is None:
-        raise OSError(f"no compiler {cpp_extension.get_cxx_compiler()!r}")
-    folder = Path(cpp_extension._get_build_directory(name, verbose=False))
-    with (folder / "building").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)  # torch's own lock outlives the process that took it
-        library = folder / f"{name}.so"
-        if not library.exists():
-            cpp_extension.load(
-                name,
-                sources,
-                extra_cflags=flags,
-                extra_ldflags=["-Wl,--no-as-needed"],
-                build_directory=os.fspath(folder),
-                is_python_module=False,
-            )
-    return os.fspath(library)
