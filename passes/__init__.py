@@ -1,1 +1,1 @@
-"""Passes: functions that edit a step graph and say whether they changed it."""
+"""Passes: functions that edit a graph and say whether they changed it; the lists are in `joint` and `window`."""

@@ -81,16 +81,15 @@ def pytorch_budget(captured: CapturedGraph, ratio: float) -> Schedule:
     ours that neither of its graphs holds runs right before its first reader, or at the end.
     """
     step = captured.step
-    joint = copy.deepcopy(step.graph_module)
+    joint = copy.deepcopy(step.joint.module)
     number = {op.node.name: i for i, op in enumerate(step.ops) if op.node is not None}
     for node in joint.graph.nodes:
         if node.name in number:
             node.meta[_TAG] = number[node.name]
-    primals = [n for n in joint.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
-    static = [i for i, node in enumerate(primals) if node.name in step.static_inputs]
+    static = [i for i, node in enumerate(step.joint.primals) if node.name in step.static_inputs]
     with torch._functorch.config.patch(activation_memory_budget=ratio, cse=False):
         halves = min_cut_rematerialization_partition(
-            joint, None, num_fwd_outputs=step.num_forward_outputs, static_lifetime_input_indices=static
+            joint, None, num_fwd_outputs=step.joint.num_forward_outputs, static_lifetime_input_indices=static
         )
     forward, backward = ([n.meta[_TAG] for n in half.graph.nodes if _is_ours(n)] for half in halves)
     return check_schedule(captured.problem, _with_missing(captured.problem, [*forward, step.boundary, *backward]))

@@ -78,6 +78,10 @@ class CaptureError(GraphoptError):
     exit_code = 5
 
 
+class PassError(GraphoptError, RuntimeError):
+    """A pass over a graph failed, or was not given or did not leave what it should: a fault of graphopt's own."""
+
+
 class PlanMismatchError(GraphoptError):
     """A plan that was made for another graph, or whose file was changed."""
 

@@ -14,11 +14,11 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd import collect_metadata_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from graphopt.capture.capture_graph import HandOver, capture_graph
+from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
 from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Runnable
 from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.passes.joint.own_gradients import own_gradients
+from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint.specialize import plain
 from graphopt.problem.schedule import Schedule
 
@@ -42,14 +42,14 @@ class CompiledGraph:
 class CaptureRequest:
     """One of Dynamo's graphs to be captured: a name for people, and how its ops are priced.
 
-    `hand_over` is the pass that decides what becomes of the gradients.
+    `hand_over` gives the passes that decide what becomes of the gradients.
     """
 
     module: fx.GraphModule
     example_inputs: Sequence[Any]
     cost_model: str
     name: str = "model"
-    hand_over: HandOver = field(default=own_gradients)
+    hand_over: HandOver = field(default=return_all)
 
 
 class _Captured(Exception):
@@ -88,7 +88,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
         static = list(known.get("static_lifetime_input_indices") or ())
         options = (request.cost_model, request.name, reason, request.hand_over)
-        captured = capture_graph(joint, num_fwd_outputs, static, *options)
+        captured = capture_graph(JointGraph(joint, num_fwd_outputs), static, *options)
         halves.append(emit(captured.step, decide(captured)))
         return halves[-1].forward, halves[-1].backward
 

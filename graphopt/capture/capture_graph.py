@@ -5,44 +5,38 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 
-from torch import fx
-
 from graphopt.capture.read_joint import build_step_graph
 from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_collective
 from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
-from graphopt.passes.joint.free_shapes import free_shapes
-from graphopt.passes.joint.own_gradients import own_gradients
-from graphopt.passes.joint.skip_clones import skip_clones
-from graphopt.passes.joint.skip_copies import skip_copies
-from graphopt.passes.joint.specialize import specialize
-from graphopt.passes.joint.split_dropout import split_dropout
+from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes
+from graphopt.passes.run_passes import run_passes
 
-#: A pass over the joint graph and the number of its forward outputs: what becomes of the gradients.
-HandOver = Callable[[fx.GraphModule, int], object]
+#: The passes that decide what becomes of a joint graph's gradients.
+HandOver = Callable[[JointGraph], Passes]
+
+
+def return_all(_joint: JointGraph) -> Passes:
+    """Every gradient is returned."""
+    return RETURN_GRADIENTS
 
 
 def capture_graph(
-    joint: fx.GraphModule,
-    num_forward_outputs: int,
+    joint: JointGraph,
     static_inputs: list[int],
     cost_model: str,
     name: str,
     break_reason: str = "",
-    hand_over: HandOver = own_gradients,
+    hand_over: HandOver = return_all,
 ) -> CapturedGraph:
     """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced.
 
-    `hand_over` is the pass that decides what becomes of the gradients.
+    `hand_over` gives the passes that decide what becomes of the gradients; they run behind the cleaning ones.
     """
-    specialize(joint)
-    skip_copies(joint)
-    skip_clones(joint)
-    free_shapes(joint)
-    split_dropout(joint)
-    hand_over(joint, num_forward_outputs)
-    step = build_step_graph(joint, num_forward_outputs, static_inputs)
+    run_passes(joint, (*CLEANING, *hand_over(joint)))
+    step = build_step_graph(joint, static_inputs)
     costs = COST_MODELS[cost_model](step.compute_nodes)
     _warn_of_unmeasured(step, costs, cost_model)
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])

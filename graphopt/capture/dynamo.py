@@ -56,7 +56,7 @@ def graphopt_errors() -> Iterator[None]:
     except BackendCompilerFailed as error:
         inner = error.inner_exception
         if isinstance(inner, GraphoptError):
-            raise inner from None
+            raise inner from inner.__cause__
         raise CaptureError(f"the captured graph could not be compiled: {type(inner).__name__}: {inner}") from error
     except FailOnRecompileLimitHit as error:
         raise CaptureError(f"the model was captured {_PLANS_PER_MODEL} times, for as many shapes: {error}") from error

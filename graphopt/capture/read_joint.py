@@ -13,12 +13,12 @@ from torch.autograd.function import BackwardCFunction
 from graphopt.base.errors import CaptureError
 from graphopt.device.storages import planned_bytes, storage_bytes, storage_key
 from graphopt.graph.fingerprint import hash_graph
+from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import (
     copied_bytes,
     has_effect,
     is_gather,
     is_random,
-    is_tangent,
     is_view,
     is_wait,
     may_run_again,
@@ -27,7 +27,7 @@ from graphopt.graph.nodes import (
     writes_input,
     written_arguments,
 )
-from graphopt.graph.step_graph import BOUNDARY, OpInfo, StepGraph, ValueInfo, output_args, tensors_of
+from graphopt.graph.step_graph import BOUNDARY, OpInfo, StepGraph, ValueInfo, tensors_of
 
 aten = torch.ops.aten
 
@@ -55,17 +55,16 @@ class _Builder:
         return self.by_storage[key]
 
 
-def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inputs: Sequence[int] = ()) -> StepGraph:
-    """Read AOTAutograd's joint graph as ops and values.
+def build_step_graph(joint: JointGraph, static_inputs: Sequence[int] = ()) -> StepGraph:
+    """Read a joint graph as ops and values.
 
     `static_inputs` are the positions of the primals that are parameters or buffers. Raises
     CaptureError where tensors live on two accelerators, or are sparse.
     """
     _check_dense(joint)
-    placeholders = joint.graph.find_nodes(op="placeholder")
-    primals = [node for node in placeholders if not is_tangent(node)]
-    builder = _Builder(_device_of(placeholders))
-    for node in [*primals, *joint.graph.find_nodes(op="get_attr")]:
+    primals = joint.primals
+    builder = _Builder(_device_of(joint.graph.find_nodes(op="placeholder")))
+    for node in [*primals, *joint.added, *joint.graph.find_nodes(op="get_attr")]:
         for tensor in tensors_of(node):
             builder.home[node] = builder.value_of(tensor, node, "resident")
     forward, backward = _ordered_nodes(joint)
@@ -73,26 +72,25 @@ def build_step_graph(joint: fx.GraphModule, num_forward_outputs: int, static_inp
     for node in forward:
         _add_node(builder, node, backward=False, mutated=mutated)
     boundary = len(builder.ops)
-    _add_boundary(builder, joint, num_forward_outputs)
+    _add_boundary(builder, joint)
     for node in backward:
         _add_node(builder, node, backward=True, mutated=mutated)
     _hold_to_the_end(builder)
     outputs = _kept_outputs(builder, joint, boundary)
     return StepGraph(
-        graph_module=joint,
-        num_forward_outputs=num_forward_outputs,
+        joint=joint,
         device=builder.device,
         ops=tuple(builder.ops),
-        values=_label_values(builder, joint, num_forward_outputs),
+        values=_label_values(builder, joint),
         outputs=outputs,
         home=builder.home,
         static_inputs=frozenset(primals[i].name for i in static_inputs if i < len(primals)),
         boundary=boundary,
-        graph_hash=hash_graph(joint),
+        graph_hash=hash_graph(joint.module),
     )
 
 
-def _check_dense(joint: fx.GraphModule) -> None:
+def _check_dense(joint: JointGraph) -> None:
     for node in joint.graph.nodes:
         if any(tensor.layout != torch.strided for tensor in tensors_of(node)):
             where = source_line(node)
@@ -170,16 +168,16 @@ def _room_to_receive(builder: _Builder, node: fx.Node) -> tuple[int, ...]:
     return (builder.received[node],)
 
 
-def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> None:
-    returned = output_args(joint)[:num_forward_outputs]
+def _add_boundary(builder: _Builder, joint: JointGraph) -> None:
     made = {value for op in builder.ops for value in op.outputs}
-    inputs = [builder.home[node] for node in returned if isinstance(node, fx.Node) and node in builder.home]
+    inputs = [
+        builder.home[node] for node in joint.forward_outputs if isinstance(node, fx.Node) and node in builder.home
+    ]
     outputs = []
-    for node in joint.graph.find_nodes(op="placeholder"):
-        if is_tangent(node):
-            for tensor in tensors_of(node):
-                builder.home[node] = builder.value_of(tensor, node, "tangents")
-                outputs.append(builder.home[node])
+    for node in joint.tangents:
+        for tensor in tensors_of(node):
+            builder.home[node] = builder.value_of(tensor, node, "tangents")
+            outputs.append(builder.home[node])
     kept = tuple(value for value in dict.fromkeys(inputs) if value in made)
     builder.ops.append(
         OpInfo(
@@ -188,25 +186,25 @@ def _add_boundary(builder: _Builder, joint: fx.GraphModule, num_forward_outputs:
     )
 
 
-def _kept_outputs(builder: _Builder, joint: fx.GraphModule, boundary: int) -> tuple[int, ...]:
+def _kept_outputs(builder: _Builder, joint: JointGraph, boundary: int) -> tuple[int, ...]:
     """Values alive at the end: what the user holds, the gradients, and tangents that others hold.
 
     `backward()` holds the one it starts from, a single number. Autograd held all of them until the
     backward returned; since torch 2.13 it hands them over in a list that the backward empties.
     """
     made = {value for op in builder.ops for value in op.outputs}
-    returned = [builder.home[node] for node in output_args(joint) if isinstance(node, fx.Node) and node in builder.home]
+    returned = [builder.home[node] for node in joint.outputs if isinstance(node, fx.Node) and node in builder.home]
     hands_over = hasattr(BackwardCFunction, "apply_boxed")
     tangents = builder.ops[boundary].outputs
     returned += [v for v in tangents if not hands_over or builder.values[v].shape == ()]
     return tuple(value for value in dict.fromkeys(returned) if value in made)
 
 
-def _label_values(builder: _Builder, joint: fx.GraphModule, num_forward_outputs: int) -> tuple[ValueInfo, ...]:
+def _label_values(builder: _Builder, joint: JointGraph) -> tuple[ValueInfo, ...]:
     kinds: dict[int, str] = {}
-    for position, node in enumerate(output_args(joint)):
+    for position, node in enumerate(joint.outputs):
         if isinstance(node, fx.Node) and node in builder.home:
-            kinds.setdefault(builder.home[node], "outputs" if position < num_forward_outputs else "gradients")
+            kinds.setdefault(builder.home[node], "outputs" if position < joint.num_forward_outputs else "gradients")
     return tuple(
         ValueInfo(value.name, value.node, kinds[i], value.bytes, value.shape, value.dtype)
         if i in kinds and value.kind == "activations"
@@ -225,24 +223,19 @@ def _input_values(builder: _Builder, node: fx.Node) -> list[int]:
     return values
 
 
-def _ordered_nodes(joint: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]:
+def _ordered_nodes(joint: JointGraph) -> tuple[list[fx.Node], list[fx.Node]]:
     """Forward and backward nodes; a write to an input stands right behind the last read before it."""
     forward: list[fx.Node] = []
     backward: list[fx.Node] = []
     writes: list[fx.Node] = []
-    late = {node for node in joint.graph.find_nodes(op="placeholder") if is_tangent(node)}
+    late = joint.backward_nodes()
     for node in joint.graph.nodes:
         if node.op != "call_function":
             continue
-        # nodes of a user's autograd.Function.backward carry no tag
-        tagged = node.meta.get("partitioner_tag") in ("is_backward", "must_be_in_backward")
-        in_backward = tagged or any(source in late for source in node.all_input_nodes)
-        if in_backward:
-            late.add(node)
-        if writes_input(node) and not in_backward:
+        if writes_input(node) and node not in late:
             writes.append(node)
         else:
-            (backward if in_backward else forward).append(node)
+            (backward if node in late else forward).append(node)
     position = {node: i for i, node in enumerate(forward)}
     after: dict[int, list[fx.Node]] = {}
     for node in writes:

@@ -22,7 +22,7 @@ from torch.fx.graph import _BoxedCodeGen
 from graphopt.base.errors import PlanMismatchError
 from graphopt.device.storages import storage_key
 from graphopt.emit.late_writers import check_settled
-from graphopt.graph.nodes import is_tangent
+from graphopt.graph.joint import is_tangent
 from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
 from graphopt.problem.schedule import Schedule
 
@@ -93,10 +93,10 @@ class _Emitter:
         boundary = schedule.index(self.step.boundary)
         for op in schedule[:boundary]:
             self.write_op(self.forward, op)
-        outputs = [self.argument(self.forward, item) for item in self.step.forward_outputs]
+        outputs = [self.argument(self.forward, item) for item in self.step.joint.forward_outputs]
         for op in schedule[boundary + 1 :]:
             self.write_op(self.backward, op)
-        return outputs, [self.argument(self.backward, item) for item in self.step.backward_outputs]
+        return outputs, [self.argument(self.backward, item) for item in self.step.joint.backward_outputs]
 
     def write_op(self, half: _Half, op_id: int) -> None:
         op = self.step.ops[op_id]

@@ -161,11 +161,6 @@ def writes_input(node: fx.Node) -> bool:
     )
 
 
-def is_tangent(node: fx.Node) -> bool:
-    """True for a placeholder of a gradient that comes from outside."""
-    return "tangents" in str(node.target)
-
-
 def copied_bytes(node: fx.Node, device: torch.device) -> int:
     """`copy` clones all of its view's storage up to the view's last element."""
     if node.target is not aten.copy.default:

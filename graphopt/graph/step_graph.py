@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from graphopt.device.storages import planned_bytes, same_device, storage_key, tensors_in
+from graphopt.graph.joint import JointGraph
 from graphopt.problem.problem import Op, Problem, Value
 
 BOUNDARY = "loss_boundary"
@@ -62,8 +63,7 @@ class StepGraph:
     and backward: it reads the forward's outputs and produces the tangents.
     """
 
-    graph_module: fx.GraphModule
-    num_forward_outputs: int
+    joint: JointGraph
     device: torch.device
     ops: tuple[OpInfo, ...]
     values: tuple[ValueInfo, ...]
@@ -74,14 +74,9 @@ class StepGraph:
     graph_hash: str = field(default="")
 
     @property
-    def forward_outputs(self) -> tuple[object, ...]:
-        """What the forward returns, node or constant, in AOTAutograd's order."""
-        return output_args(self.graph_module)[: self.num_forward_outputs]
-
-    @property
-    def backward_outputs(self) -> tuple[object, ...]:
-        """What the backward returns, node or None, in AOTAutograd's order."""
-        return output_args(self.graph_module)[self.num_forward_outputs :]
+    def graph_module(self) -> fx.GraphModule:
+        """The joint graph's module."""
+        return self.joint.module
 
     @cached_property
     def late_writers(self) -> tuple[int, ...]:
@@ -123,12 +118,6 @@ def to_problem(graph: StepGraph, seconds: Sequence[float], workspace_bytes: Sequ
         pinned = op.random or not op.recomputable
         ops.append(Op(op.name, price[0], price[1], op.inputs, op.outputs, op.backward, op.recomputable, pinned))
     return Problem(tuple(Value(value.bytes) for value in graph.values), tuple(ops), graph.outputs)
-
-
-def output_args(module: fx.GraphModule) -> tuple[object, ...]:
-    """The flat arguments of a graph's output node."""
-    (returned,) = module.graph.output_node().args
-    return tuple(returned) if isinstance(returned, (list, tuple)) else (returned,)
 
 
 def tensors_of(node: fx.Node) -> tuple[torch.Tensor, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
-from graphopt.graph.nodes import is_tangent
 from graphopt.graph.step_graph import tensors_of
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.schedule import lifetimes, simulate
@@ -92,7 +91,8 @@ def _advice(study: GraphStudy, own_minimum_bytes: int, own_budget_bytes: int, pl
 def _batch_size(study: GraphStudy) -> int:
     """The first dimension that the step's own inputs share; 1 where they share none."""
     sizes: set[int] = set()
-    for node in study.graph.step.graph_module.graph.find_nodes(op="placeholder"):
-        if not is_tangent(node) and node.name not in study.graph.step.static_inputs:
+    step = study.graph.step
+    for node in step.joint.primals:
+        if node.name not in step.static_inputs:
             sizes.update(int(tensor.shape[0]) for tensor in tensors_of(node) if tensor.ndim > 0)
     return sizes.pop() if len(sizes) == 1 else 1

@@ -10,8 +10,7 @@ import torch
 
 from graphopt.base.errors import CaptureError
 from graphopt.device.storages import storage_bytes, storage_key, tensors_in, unique_storage_bytes
-from graphopt.graph.nodes import is_tangent
-from graphopt.graph.step_graph import StepGraph, output_args, tensors_of
+from graphopt.graph.step_graph import StepGraph, tensors_of
 from graphopt.plan.workspaces import take_workspaces
 
 #: Room for the few numbers around a graph, the loss and what it is multiplied by; a block each on CUDA.
@@ -28,15 +27,13 @@ def resident_of_graph(step: StepGraph) -> dict[str, int]:
     """Parameters, buffers and inputs, as far as the graph's own inputs show them; on CUDA all that is there besides."""
     kinds: dict[str, int] = {"parameters": 0, "buffers": 0, "inputs": 0, "other": 0}
     seen: set[int] = set()
-    primals = [n for n in step.graph_module.graph.find_nodes(op="placeholder") if not is_tangent(n)]
-    gradients = output_args(step.graph_module)[step.num_forward_outputs :]
-    for position, node in enumerate(primals):
+    gradients = step.joint.gradients
+    for position, node in enumerate(step.joint.primals):
         for tensor in tensors_of(node):
             if storage_key(tensor) in seen:
                 continue
             seen.add(storage_key(tensor))
-            trained = position < len(gradients) and gradients[position] is not None
-            static = "parameters" if trained else "buffers"
+            static = "parameters" if position in gradients else "buffers"
             kinds[static if node.name in step.static_inputs else "inputs"] += storage_bytes(tensor, step.device)
     take_workspaces([step], step.device, in_autograd=True)
     beside = _allocated_bytes(step.device) - sum(kinds.values())

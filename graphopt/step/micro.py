@@ -23,9 +23,10 @@ from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.dynamo import dynamo_errors, own_frame
 from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.graph.nodes import is_tangent, source_line
+from graphopt.graph.joint import JointGraph
+from graphopt.graph.nodes import source_line
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
-from graphopt.graph.step_graph import output_args
+from graphopt.passes.joint import Passes
 from graphopt.plan.planned_graph import PlannedGraph
 
 #: Captures of one and the same graph after which something is wrong.
@@ -33,8 +34,9 @@ _TOO_OFTEN = 8
 
 #: Plans a captured micro-batch in which parameters get gradients: those returned, and those the graph uses up itself.
 Plan = Callable[[CapturedGraph, "Learning"], PlannedGraph]
-#: Edits a joint graph with so many forward outputs; the parameters to train by position among its inputs.
-HandOver = Callable[[fx.GraphModule, int, Mapping[int, Any]], object]
+#: The passes that decide what becomes of a joint graph's gradients; the parameters to train are by position among
+#: its primals.
+HandOver = Callable[[JointGraph, Mapping[int, Any]], Passes]
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,14 @@ class Micro:
     @cached_property
     def gradients(self) -> dict[int, int]:
         """Flat input -> position among the graph's outputs of the gradient that is returned for it."""
-        step = self.captured.step
-        indices = [n.meta[DESCRIPTOR].idx for n in self._placeholders if isinstance(n.meta[DESCRIPTOR], PlainAOTInput)]
-        returned = output_args(step.graph_module)[step.num_forward_outputs :]
-        return {
-            index: step.num_forward_outputs + position
-            for position, (index, node) in enumerate(zip(indices, returned, strict=False))
-            if node is not None
-        }
+        joint = self.captured.step.joint
+        primals = joint.primals
+        return {primals[i].meta[DESCRIPTOR].idx: joint.num_forward_outputs + i for i in joint.gradients}
 
     @property
     def loss(self) -> torch.Tensor:
         """The (fake) loss."""
-        node = self.captured.step.forward_outputs[0]
+        node = self.captured.step.joint.forward_outputs[0]
         assert isinstance(node, fx.Node)
         return node.meta["val"]  # type: ignore[no-any-return]
 
@@ -115,7 +112,7 @@ class MicroCall:
 class Micros:
     """The micro-batch graphs of one model, by what Dynamo guards on.
 
-    `trained` tells which inputs are parameters to train; `hand_over` is the pass that decides what
+    `trained` tells which inputs are parameters to train; `hand_over` gives the passes that decide what
     becomes of their gradients.
     """
 
@@ -168,12 +165,11 @@ class Micros:
         return resolved
 
     def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Micro:
-        def hand_over(joint: fx.GraphModule, num_forward_outputs: int) -> None:
-            _check_roles(joint, num_forward_outputs)
-            primals = [n for n in joint.graph.find_nodes(op="placeholder") if not is_tangent(n)]
-            given = {position: inputs[node.meta[DESCRIPTOR].idx] for position, node in enumerate(primals)}
+        def hand_over(joint: JointGraph) -> Passes:
+            _check_roles(joint)
+            given = {position: inputs[node.meta[DESCRIPTOR].idx] for position, node in enumerate(joint.primals)}
             trained = {position: item for position, item in given.items() if self._trained(item)}
-            self._hand_over(joint, num_forward_outputs, trained)
+            return self._hand_over(joint, trained)
 
         examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
         captured = capture_only(CaptureRequest(module, examples, self._cost_model, "micro-batch", hand_over))
@@ -202,10 +198,10 @@ class Micros:
 
 
 def _learning(captured: CapturedGraph, inputs: Sequence[Any]) -> Learning:
-    step = captured.step
-    roles = [node.meta[DESCRIPTOR] for node in step.graph_module.graph.find_nodes(op="placeholder")]
-    outputs = output_args(step.graph_module)[step.num_forward_outputs :]
-    returned = [role.idx for role, node in zip(roles, outputs, strict=False) if node is not None]
+    joint = captured.step.joint
+    primals = joint.primals
+    returned = [primals[position].meta[DESCRIPTOR].idx for position in joint.gradients]
+    roles = [node.meta[DESCRIPTOR] for node in joint.added]
     used = [role.index for role in roles if isinstance(role, (Accumulator, MicroState, MicroFirst))]
     return Learning(tuple(inputs[i] for i in returned), tuple(inputs[i] for i in dict.fromkeys(used)))
 
@@ -245,7 +241,7 @@ def _loss_alone(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def _check_roles(joint: fx.GraphModule, num_forward_outputs: int) -> None:
+def _check_roles(joint: JointGraph) -> None:
     """AOTAutograd changes the calling convention for aliased and mutated inputs; those steps are refused."""
     for node in joint.graph.find_nodes(op="placeholder"):
         if not isinstance(node.meta.get(DESCRIPTOR), (PlainAOTInput, TangentAOTInput)):
@@ -254,7 +250,7 @@ def _check_roles(joint: fx.GraphModule, num_forward_outputs: int) -> None:
                 "written, and tensor subclasses, cannot be part of a training step; use graphopt.optimize()"
             )
     described = joint.graph.output_node().meta.get(DESCRIPTOR) or [None]
-    if num_forward_outputs != 1 or not isinstance(described[0], PlainAOTOutput):
+    if joint.num_forward_outputs != 1 or not isinstance(described[0], PlainAOTOutput):
         raise CaptureError(
             "the step writes to an input that is no plain buffer: a training step cannot hand that back; use "
             "graphopt.optimize()"

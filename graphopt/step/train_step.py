@@ -12,6 +12,7 @@ from torch import fx, nn
 from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
+from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import (
     DESCRIPTOR,
     First,
@@ -25,14 +26,13 @@ from graphopt.graph.roles import (
     returned_gradients,
 )
 from graphopt.kernels.choice import chosen
-from graphopt.passes.joint.accumulate import accumulate, keep_gradients
+from graphopt.passes.joint import Passes, return_gradients, sum_gradients, update_parameters
 from graphopt.passes.joint.compress import sent_bytes
-from graphopt.passes.joint.own_gradients import own_gradients
-from graphopt.passes.joint.update_in_backward import update_in_backward
-from graphopt.passes.window.clip import Clip, ClipValue, clip
-from graphopt.passes.window.heed_overflow import heed_overflow
-from graphopt.passes.window.loss_scale import LossScale, loss_scale
-from graphopt.passes.window.update import GroupUpdate, update
+from graphopt.passes.run_passes import run_passes
+from graphopt.passes.window import window_passes
+from graphopt.passes.window.clip import Clip, ClipValue
+from graphopt.passes.window.loss_scale import LossScale
+from graphopt.passes.window.update import GroupUpdate
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
@@ -221,25 +221,20 @@ class TrainStep:
         # stock kernels promise eager's bits, so their products are made first; the plan has to know of them
         fuse = self._memory.summed and chosen() != "stock"
 
-        def hand_over(joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any]) -> None:
-            self._keep(joint, num_forward_outputs, trained, fuse)
-            if exchange:
-                exchange.hand_over(joint, trained)
+        def hand_over(joint: JointGraph, trained: Mapping[int, Any]) -> Passes:
+            passes = self._gradient_passes(trained, fuse)
+            return (*passes, *exchange.passes(joint, trained)) if exchange else passes
 
         return (exchange.kind if exchange else None, fuse), hand_over
 
-    def _keep(self, joint: fx.GraphModule, num_forward_outputs: int, trained: Mapping[int, Any], fuse: bool) -> None:
+    def _gradient_passes(self, trained: Mapping[int, Any], fuse: bool) -> Passes:
         """Gradients update, are summed up, or are returned."""
         if self._options.update_in_backward:
             groups = {name: group for group in self._view.groups() for name in group.parameters}
             updates = {position: groups[self._view.names[id(item)]] for position, item in trained.items()}
             limit = self._options.clip.value if isinstance(self._options.clip, ClipValue) else None
-            update_in_backward(joint, num_forward_outputs, updates, limit)
-        elif self._memory.summed:
-            accumulate(joint, num_forward_outputs, trained, fuse_products=fuse)
-        else:
-            keep_gradients(joint, num_forward_outputs, trained)
-            own_gradients(joint, num_forward_outputs)
+            return update_parameters(updates, clip_value=limit)
+        return sum_gradients(trained, fuse_products=fuse) if self._memory.summed else return_gradients(trained)
 
     def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> fx.GraphModule:
         key = (*window_key(calls), tuple(groups))
@@ -247,12 +242,7 @@ class TrainStep:
             view, options = self._view, self._options
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
-            update(window, groups)
-            if options.clip is not None:
-                clip(window, options.clip)
-            if options.loss_scale is not None:
-                loss_scale(window, options.loss_scale)
-            heed_overflow(window)
+            run_passes(window, window_passes(groups, options.clip, options.loss_scale))
             self._windows[key] = window
         self._last, self._last_micros = self._windows[key], tuple(call.micro for call in calls)
         return self._last

@@ -1,1 +1,68 @@
-"""Passes over the joint graph of one micro-batch."""
+"""The passes over the joint graph of one micro-batch, as lists in the order in which they run.
+
+First those of CLEANING, then what becomes of the gradients. A new pass is a file with a function that
+takes a JointGraph and says whether it changed it, and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from graphopt.compression.methods import Compression
+from graphopt.device.ranks import Ranks
+from graphopt.graph.joint import JointGraph
+from graphopt.passes.joint.accumulate import accumulate
+from graphopt.passes.joint.compress import compress
+from graphopt.passes.joint.contract import gradients_are_unused, no_gradient_is_returned, sizes_are_numbers
+from graphopt.passes.joint.free_shapes import free_shapes
+from graphopt.passes.joint.keep_gradients import keep_gradients
+from graphopt.passes.joint.own_gradients import own_gradients
+from graphopt.passes.joint.skip_clones import skip_clones
+from graphopt.passes.joint.skip_copies import skip_copies
+from graphopt.passes.joint.specialize import specialize
+from graphopt.passes.joint.split_dropout import split_dropout
+from graphopt.passes.joint.update_in_backward import update_in_backward
+from graphopt.passes.run_passes import Pass
+from graphopt.passes.window.update import GroupUpdate
+
+Passes = tuple[Pass[JointGraph], ...]
+
+CLEANING: Passes = (
+    Pass("specialize", specialize, ensures=(sizes_are_numbers,)),
+    Pass("skip_copies", skip_copies, requires=(sizes_are_numbers,)),
+    Pass("skip_clones", skip_clones, requires=(sizes_are_numbers,)),
+    Pass("free_shapes", free_shapes, requires=(sizes_are_numbers,)),
+    Pass("split_dropout", split_dropout, requires=(sizes_are_numbers,)),
+)
+
+RETURN_GRADIENTS: Passes = (Pass("own_gradients", own_gradients, requires=(gradients_are_unused,)),)
+
+
+def return_gradients(wanted: Iterable[int]) -> Passes:
+    """Gradients of the primals at positions `wanted` are returned, and only those."""
+    return (
+        Pass("keep_gradients", partial(keep_gradients, wanted=wanted), requires=(gradients_are_unused,)),
+        *RETURN_GRADIENTS,
+    )
+
+
+def sum_gradients(wanted: Iterable[int], *, fuse_products: bool) -> Passes:
+    """Gradients of the primals at positions `wanted` are summed up over micro-batches."""
+    run = partial(accumulate, wanted=wanted, fuse_products=fuse_products)
+    return (Pass("accumulate", run, requires=(gradients_are_unused,), ensures=(no_gradient_is_returned,)),)
+
+
+def send_sums(ranks: Ranks, methods: Mapping[int, Compression | None], *, scaled: bool) -> Passes:
+    """The sums of `sum_gradients` go to the other ranks; `methods` as in `compress`."""
+
+    def run(joint: JointGraph) -> bool:
+        return compress(joint.module, ranks, methods, scaled=scaled)
+
+    return (Pass("compress", run, requires=(no_gradient_is_returned,)),)
+
+
+def update_parameters(updates: Mapping[int, GroupUpdate], *, clip_value: float | None) -> Passes:
+    """The primals at positions `updates` are updated as soon as their gradients exist."""
+    run = partial(update_in_backward, updates=updates, clip_value=clip_value)
+    return (Pass("update_in_backward", run, requires=(gradients_are_unused,), ensures=(no_gradient_is_returned,)),)

@@ -15,15 +15,14 @@ from torch import fx
 
 from graphopt import kernels
 from graphopt.device.dtypes import HALF
+from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, Beta, add_input
 
 aten = torch.ops.aten
 
 
-def accumulate(
-    joint: fx.GraphModule, num_forward_outputs: int, wanted: Iterable[int], *, fuse_products: bool = True
-) -> bool:
-    """Add the gradients of the inputs at positions `wanted` to accumulators; True where there was one.
+def accumulate(joint: JointGraph, wanted: Iterable[int], *, fuse_products: bool = True) -> bool:
+    """Add the gradients of the primals at positions `wanted` to accumulators; True where there was a gradient.
 
     With `fuse_products` a gradient that is a product never exists. Where such a sum is rounded is the BLAS's affair,
     another one on each CPU; without, each gradient is made and then added, which has eager's bits everywhere.
@@ -33,39 +32,17 @@ def accumulate(
     written, so that accumulators need no zeros. Returned gradients become None; those that are not
     wanted go with what computes them alone.
     """
-    output = joint.graph.output_node()
-    returned = list(output.args[0])  # type: ignore[arg-type]
-    wanted = set(wanted)
-    found = {
-        position - num_forward_outputs: node
-        for position, node in enumerate(returned)
-        if position >= num_forward_outputs and isinstance(node, fx.Node)
-    }
+    wanted, found, primals = set(wanted), joint.gradients, joint.primals
     if not found:
         return False
-    primals = [n for n in joint.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
     beta = add_input(joint.graph, "beta", Beta(), 1.0)
-    output.args = ((*returned[:num_forward_outputs], *(None for _ in returned[num_forward_outputs:])),)
-    for position in sorted(found):
+    joint.set_gradients({})
+    for position, gradient in found.items():
         if position in wanted:
             accumulator = _add_accumulator(joint.graph, primals[position], position)
-            _insert_sum(joint.graph, found[position], accumulator, beta, fuse_products)
+            _insert_sum(joint.graph, gradient, accumulator, beta, fuse_products)
     joint.graph.eliminate_dead_code()
-    joint.recompile()
-    return True
-
-
-def keep_gradients(joint: fx.GraphModule, num_forward_outputs: int, wanted: Iterable[int]) -> bool:
-    """Return only the gradients of the inputs at positions `wanted`; True where one was given up."""
-    output = joint.graph.output_node()
-    returned = list(output.args[0])  # type: ignore[arg-type]
-    wanted = {num_forward_outputs + position for position in wanted}
-    kept = [node if i < num_forward_outputs or i in wanted else None for i, node in enumerate(returned)]
-    if kept == returned:
-        return False
-    output.args = (tuple(kept),)
-    joint.graph.eliminate_dead_code()
-    joint.recompile()
+    joint.module.recompile()
     return True
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphopt.graph.joint import JointGraph
+
 aten = torch.ops.aten
 
 #: op -> (op that takes a size in place of a tensor, number of arguments to leave out behind the tensor)
@@ -24,18 +26,18 @@ _BY_SIZE = {
 }
 
 
-def free_shapes(module: fx.GraphModule) -> bool:
+def free_shapes(joint: JointGraph) -> bool:
     """Give `zeros_like(x)` and its kin sizes instead of `x`; True where one was changed.
 
     Only contiguous results: another layout is the tensor's own.
     """
     changed = False
-    for node in list(module.graph.nodes):
+    for node in list(joint.graph.nodes):
         if node.op == "call_function" and node.target in _BY_SIZE and node.meta["val"].is_contiguous():
             _rewrite(node)
             changed = True
     if changed:
-        module.recompile()
+        joint.module.recompile()
     return changed
 
 

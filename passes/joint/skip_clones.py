@@ -12,27 +12,29 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
+from graphopt.graph.joint import JointGraph
+
 aten = torch.ops.aten
 
 
-def skip_clones(module: fx.GraphModule) -> bool:
+def skip_clones(joint: JointGraph) -> bool:
     """Replace `clone(x)` by `x` where it has x's layout and storage; True where one was.
 
     Inputs are left alone, as the step may write them, and so is what is returned: its storage is the
     caller's own. A clone of a part of a storage stays, as it lets the whole go.
     """
-    returned = set(module.graph.output_node().all_input_nodes)
+    returned = set(joint.graph.output_node().all_input_nodes)
     changed = False
-    for node in module.graph.find_nodes(op="call_function", target=aten.clone.default):
+    for node in joint.graph.find_nodes(op="call_function", target=aten.clone.default):
         source = node.args[0]
         if isinstance(source, fx.Node) and _same_storage(source, node) and not _is_shared(node, returned):
             users = list(node.users)
             node.replace_all_uses_with(source)
-            module.graph.erase_node(node)
+            joint.graph.erase_node(node)
             _look_again(users)
             changed = True
     if changed:
-        module.recompile()
+        joint.module.recompile()
     return changed
 
 

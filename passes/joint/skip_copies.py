@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from graphopt.graph.joint import JointGraph
+
 aten = torch.ops.aten
 
 _SCATTERS = (
@@ -15,7 +17,7 @@ _SCATTERS = (
 )
 
 
-def skip_copies(module: fx.GraphModule) -> bool:
+def skip_copies(joint: JointGraph) -> bool:
     """Replace `copy(view, source)` by `source` where only scatters read it; True where one was.
 
     `x[:, 0] = y` becomes copy + scatter in a functional graph; the scatter reads values only, so the
@@ -23,7 +25,7 @@ def skip_copies(module: fx.GraphModule) -> bool:
     shape, dtype and device: otherwise the copy converts.
     """
     changed = False
-    for node in module.graph.find_nodes(op="call_function", target=aten.copy.default):
+    for node in joint.graph.find_nodes(op="call_function", target=aten.copy.default):
         source = node.args[1]
         if (
             isinstance(source, fx.Node)
@@ -31,11 +33,11 @@ def skip_copies(module: fx.GraphModule) -> bool:
             and all(_scatters(user, node) for user in node.users)
         ):
             node.replace_all_uses_with(source)
-            module.graph.erase_node(node)
+            joint.graph.erase_node(node)
             changed = True
     if changed:
-        module.graph.eliminate_dead_code(_is_impure)
-        module.recompile()
+        joint.graph.eliminate_dead_code(_is_impure)
+        joint.module.recompile()
     return changed
 
 

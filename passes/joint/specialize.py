@@ -7,15 +7,17 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from graphopt.graph.joint import JointGraph
 
-def specialize(module: fx.GraphModule) -> bool:
+
+def specialize(joint: JointGraph) -> bool:
     """Replace every node that holds a symbolic number by its value; True where one was replaced.
 
     A plan is made for one set of shapes. Reading a symbol's value adds the guard that makes a new
     shape a new capture. Placeholders stay, unused, so that the calling convention is kept.
     """
     changed = False
-    for node in list(module.graph.nodes):
+    for node in list(joint.graph.nodes):
         if node.op in ("call_function", "placeholder") and node.users and _is_symbol(node.meta.get("val")):
             _replace_uses(node, plain(node.meta["val"]))
             changed = True
@@ -24,8 +26,8 @@ def specialize(module: fx.GraphModule) -> bool:
             node.kwargs = _plain_literals(node.kwargs)
             changed = True
     if changed:
-        module.graph.eliminate_dead_code()
-        module.recompile()
+        joint.graph.eliminate_dead_code()
+        joint.module.recompile()
     return changed
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from graphopt.graph.joint import JointGraph
+
 aten = torch.ops.aten
 _ops = torch.ops.graphopt
 
@@ -38,21 +40,21 @@ _library.impl("apply_dropout_mask", _apply_dropout_mask, "CPU")
 _library.impl("apply_dropout_mask", lambda input, mask, _p: input.mul(mask), "Meta")
 
 
-def split_dropout(module: fx.GraphModule) -> bool:
+def split_dropout(joint: JointGraph) -> bool:
     """Replace each `native_dropout` on the CPU by a mask and a product; True where one was replaced.
 
     Same draw from the generator and bitwise the same product as the kernel it replaces
     (ATen/native/Dropout.cpp, `native_dropout_cpu`).
     """
     changed = False
-    for node in module.graph.find_nodes(op="call_function", target=aten.native_dropout.default):
+    for node in joint.graph.find_nodes(op="call_function", target=aten.native_dropout.default):
         source, chance = node.args[0], node.args[1]
         if not isinstance(source, fx.Node) or node.args[2] is False or source.meta["val"].device.type != "cpu":
             continue
-        _replace(module.graph, node, source, float(chance))
+        _replace(joint.graph, node, source, float(chance))
         changed = True
     if changed:
-        module.recompile()
+        joint.module.recompile()
     return changed
 
 

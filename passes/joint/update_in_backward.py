@@ -13,34 +13,30 @@ import torch
 from torch import fx
 
 from graphopt import kernels
+from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, MicroFirst, MicroOption, MicroState, add_input
 from graphopt.passes.window.update import NUMBERS, STATE, GroupUpdate
 
 
 def update_in_backward(
-    joint: fx.GraphModule,
-    num_forward_outputs: int,
-    updates: Mapping[int, GroupUpdate],
-    clip_value: float | None = None,
+    joint: JointGraph, updates: Mapping[int, GroupUpdate], *, clip_value: float | None = None
 ) -> bool:
-    """Update the inputs at positions `updates` where their gradients appear; True where there was one.
+    """Update the primals at positions `updates` where their gradients appear; True where there was a gradient.
 
     Each gets its optimizer state as new inputs, and the numbers of its group. The op stands behind
     every captured reader of the parameter; `settle` keeps it there in other schedules. Other
     gradients are not computed.
     """
-    output = joint.graph.output_node()
-    returned = list(output.args[0])  # type: ignore[arg-type]
-    primals = [n for n in joint.graph.find_nodes(op="placeholder") if "tangents" not in str(n.target)]
-    output.args = ((*returned[:num_forward_outputs], *(None for _ in returned[num_forward_outputs:])),)
-    changed = False
-    for position, gradient in enumerate(returned[num_forward_outputs:]):
-        if isinstance(gradient, fx.Node) and position in updates:
+    found, primals = joint.gradients, joint.primals
+    if not found:
+        return False
+    joint.set_gradients({})
+    for position, gradient in found.items():
+        if position in updates:
             _add_update(joint.graph, primals[position], gradient, updates[position], clip_value)
-            changed = True
     joint.graph.eliminate_dead_code()
-    joint.recompile()
-    return changed
+    joint.module.recompile()
+    return True
 
 
 def _add_update(

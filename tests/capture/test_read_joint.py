@@ -21,8 +21,8 @@ from tests.support.joint import joint_graph
 
 
 def step_graph(model: nn.Module, *args: object) -> StepGraph:
-    joint, outputs, static = joint_graph(model, *args)
-    return build_step_graph(joint, outputs, static)
+    joint, static = joint_graph(model, *args)
+    return build_step_graph(joint, static)
 
 
 def op_named(step: StepGraph, name: str) -> int:
@@ -118,12 +118,12 @@ def test_a_batch_norm_that_writes_unseen_runs_once() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.sin().sum() + self.mean.sum() + self.var.sum()
 
-    joint, outputs, _ = joint_graph(Norm(), torch.randn(4, 3, 5, requires_grad=True))
+    joint, _ = joint_graph(Norm(), torch.randn(4, 3, 5, requires_grad=True))
     sin = next(node for node in joint.graph.nodes if node.name == "sin")
     x, mean, var = joint.graph.find_nodes(op="placeholder")[:3]
     sin.target = torch.ops.aten.native_batch_norm.default
     sin.args = (x, None, None, mean, var, True, 0.1, 1e-5)
-    step = build_step_graph(joint, outputs)
+    step = build_step_graph(joint)
     assert not step.ops[op_named(step, "sin")].recomputable
 
 
@@ -142,7 +142,7 @@ def test_attention_without_dropout_is_not_random() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.scaled_dot_product_attention(x, x, x).sum()
 
-    joint, _, _ = joint_graph(Attention(), torch.randn(1, 2, 4, 8, requires_grad=True))
+    joint, _ = joint_graph(Attention(), torch.randn(1, 2, 4, 8, requires_grad=True))
     assert not any(is_random(node) for node in joint.graph.nodes if node.op == "call_function")
 
 
@@ -167,13 +167,13 @@ def test_a_users_own_backward_is_in_the_backward() -> None:
 
 
 def test_tensors_on_two_accelerators_are_refused() -> None:
-    joint, outputs, _ = joint_graph(nn.Linear(3, 2), torch.randn(5, 3))
+    joint, _ = joint_graph(nn.Linear(3, 2), torch.randn(5, 3))
     first, second = joint.graph.find_nodes(op="placeholder")[:2]
     for node, device in ((first, "cuda:0"), (second, "cuda:1")):
         with torch._subclasses.FakeTensorMode():
             node.meta["val"] = torch.empty(2, 3, device=device)
     with pytest.raises(CaptureError, match="cuda:0 and cuda:1"):
-        build_step_graph(joint, outputs)
+        build_step_graph(joint)
 
 
 @pytest.mark.parametrize("model", [Views(), Statistics(), nn.LSTMCell(4, 4)], ids=lambda m: type(m).__name__)
@@ -195,14 +195,14 @@ def test_source_lines_and_modules_are_kept() -> None:
 def test_the_hash_is_the_same_in_every_process_and_sees_shapes() -> None:
     def hash_of(rows: int) -> str:
         torch.manual_seed(0)
-        return hash_graph(joint_graph(nn.Linear(3, 2), torch.randn(rows, 3))[0])
+        return hash_graph(joint_graph(nn.Linear(3, 2), torch.randn(rows, 3))[0].module)
 
     here = hash_of(5)
     program = (
         "import sys; sys.path.insert(0, '.'); import torch; from torch import nn;"
         "from tests.support.joint import joint_graph;"
         "from graphopt.graph.fingerprint import hash_graph;"
-        "print(hash_graph(joint_graph(nn.Linear(3, 2), torch.randn(5, 3))[0]))"
+        "print(hash_graph(joint_graph(nn.Linear(3, 2), torch.randn(5, 3))[0].module))"
     )
     there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == here

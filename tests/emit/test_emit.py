@@ -25,9 +25,9 @@ class Small(nn.Module):
 
 @pytest.fixture(scope="module")
 def step() -> StepGraph:
-    joint, outputs, static = joint_graph(Small(), torch.randn(3, 4))
+    joint, static = joint_graph(Small(), torch.randn(3, 4))
     split_dropout(joint)
-    return build_step_graph(joint, outputs, static)
+    return build_step_graph(joint, static)
 
 
 def ids(step: StepGraph, *names: str) -> tuple[int, ...]:
@@ -117,8 +117,8 @@ def test_random_ops_out_of_order_are_refused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (torch.rand_like(x) * x + torch.randn_like(x)).sum()
 
-    joint, outputs, _ = joint_graph(Twice(), torch.randn(3, requires_grad=True))
-    step = build_step_graph(joint, outputs)
+    joint, _ = joint_graph(Twice(), torch.randn(3, requires_grad=True))
+    step = build_step_graph(joint)
     schedule = list(range(len(step.ops)))
     first, second = ids(step, "rand_like", "randn_like")
     schedule.remove(second)
@@ -132,8 +132,8 @@ def test_backward_ops_in_the_forward_are_refused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.pow(3).sum()
 
-    joint, outputs, _ = joint_graph(Free(), torch.randn(3, requires_grad=True))
-    step = build_step_graph(joint, outputs)
+    joint, _ = joint_graph(Free(), torch.randn(3, requires_grad=True))
+    step = build_step_graph(joint)
     late = next(i for i, op in enumerate(step.ops) if op.backward and op.node is not None and op.inputs == (0,))
     schedule = [late, *(i for i in range(len(step.ops)) if i != late)]
     with pytest.raises(PlanMismatchError, match="in the forward"):
@@ -149,8 +149,8 @@ def test_names_that_meet_stay_apart() -> None:
                 x = nn.functional.layer_norm(x, (4,)).sin()
             return x.sum()
 
-    joint, outputs, _ = joint_graph(Getters(), torch.randn(5, 4, requires_grad=True))
-    step = build_step_graph(joint, outputs)
+    joint, _ = joint_graph(Getters(), torch.randn(5, 4, requires_grad=True))
+    step = build_step_graph(joint)
     forward = tuple(range(step.boundary + 1))
     again = tuple(i for i in forward[:-1] if step.ops[i].recomputable)
     emitted = emit(step, forward + again + again + tuple(range(step.boundary + 1, len(step.ops))))

@@ -41,8 +41,8 @@ SGD = GroupUpdate(0, "sgd", ("first.weight", "second.weight"), (("nesterov", Fal
 
 
 def test_an_update_stands_behind_the_last_read_of_its_parameter() -> None:
-    joint, outputs, _ = joint_graph(TwoLayers(), torch.randn(2, 3))
-    assert update_in_backward(joint, outputs, {0: SGD, 2: SGD})
+    joint, _ = joint_graph(TwoLayers(), torch.randn(2, 3))
+    assert update_in_backward(joint, {0: SGD, 2: SGD})
     lines = text_of(joint.graph).splitlines()
     assert [line.partition("(")[0] for line in lines[lines.index("sum_1 = sum.default(mm_1)") :]] == [
         "sum_1 = sum.default",
@@ -66,9 +66,12 @@ def test_an_update_stands_behind_the_last_read_of_its_parameter() -> None:
     assert lines[-1] == "return (sum_1, None, None, None)"
 
 
-def test_nothing_to_update_changes_nothing() -> None:
-    joint, outputs, _ = joint_graph(TwoLayers(), torch.randn(2, 3))
-    assert not update_in_backward(joint, outputs, {})
+def test_gradients_that_update_nothing_are_given_up_and_then_nothing_changes() -> None:
+    joint, _ = joint_graph(TwoLayers(), torch.randn(2, 3))
+    assert update_in_backward(joint, {})
+    text = text_of(joint.graph)
+    assert text.endswith("sum_1 = sum.default(mm_1)\nreturn (sum_1, None, None, None)")
+    assert not update_in_backward(joint, {0: SGD, 2: SGD}) and text_of(joint.graph) == text
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

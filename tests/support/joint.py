@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,20 +10,22 @@ import torch
 from torch import fx, nn
 from torch._dynamo.backends.common import aot_autograd
 
+from graphopt.graph.joint import JointGraph
+
 
 class _Stop(Exception):
     pass
 
 
-def joint_graph(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[fx.GraphModule, int, list[int]]:
+def joint_graph(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[JointGraph, list[int]]:
     """AOTAutograd's joint graph of a module's training call, as our passes get it.
 
-    Returns it with the number of forward outputs and the positions of parameters and buffers.
+    Returns it with the positions of parameters and buffers.
     """
-    found: list[tuple[fx.GraphModule, int, list[int]]] = []
+    found: list[tuple[JointGraph, list[int]]] = []
 
     def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> Any:
-        found.append((joint, num_fwd_outputs, list(known.get("static_lifetime_input_indices") or ())))
+        found.append((JointGraph(joint, num_fwd_outputs), list(known.get("static_lifetime_input_indices") or ())))
         raise _Stop
 
     def nothing(module: fx.GraphModule, _inputs: object) -> Callable[..., Any]:
@@ -51,3 +54,14 @@ def text_of(graph: fx.Graph) -> str:
             arguments = ", ".join([*map(str, node.args), *(f"{k}={v}" for k, v in node.kwargs.items())])
             lines.append(f"{node.name} = {target}({arguments})")
     return "\n".join(lines)
+
+
+def edits(before: str, after: str) -> list[str]:
+    """The lines that went ("- ...") and came ("+ ...") from one text to another, in order."""
+    lines = difflib.ndiff(before.splitlines(), after.splitlines())
+    return [line for line in lines if line[0] in "-+"]
+
+
+def leaves(result: object) -> list[torch.Tensor]:
+    """The tensors that a graph returned, in order."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(result) if leaf is not None]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
 
 from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
@@ -17,10 +16,11 @@ from graphopt.compression.methods import DGC, Compression, from_spelled, spelled
 from graphopt.compression.protocols import at_step, state_shapes
 from graphopt.compression.residuals import initial_state, own_state
 from graphopt.device.ranks import Ranks
-from graphopt.graph.nodes import is_tangent
+from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Draw, Kept, Overflow
+from graphopt.passes.joint import Passes, send_sums
 from graphopt.passes.joint.buckets import COMPRESSED_BYTES, Shape
-from graphopt.passes.joint.compress import compress, in_order_of_readiness
+from graphopt.passes.joint.compress import in_order_of_readiness
 from graphopt.step.micro import MicroCall
 from graphopt.step.optimizer_view import OptimizerView
 
@@ -65,12 +65,11 @@ class Exchange:
         """Equal for steps that one graph serves."""
         return tuple(self._now().items())
 
-    def hand_over(self, joint: fx.GraphModule, trained: Mapping[int, Any]) -> None:
-        """Send the sums of the joint graph's inputs at these positions to the other ranks."""
-        now = self._now()
-        primals = [node for node in joint.graph.find_nodes(op="placeholder") if not is_tangent(node)]
+    def passes(self, joint: JointGraph, trained: Mapping[int, Any]) -> Passes:
+        """What sends the sums of the joint graph's primals at these positions to the other ranks."""
+        now, primals = self._now(), joint.primals
         methods = {primals[i].meta[DESCRIPTOR].idx: now[self.view.names[id(item)]] for i, item in trained.items()}
-        compress(joint, self.ranks, methods, scaled=self.scaled)
+        return send_sums(self.ranks, methods, scaled=self.scaled)
 
     def kept_bytes(self, names: Iterable[str]) -> int:
         """Bytes of what is kept for these parameters."""

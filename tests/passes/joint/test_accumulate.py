@@ -8,29 +8,17 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from graphopt.passes.joint.accumulate import accumulate, keep_gradients
+from graphopt.passes.joint.accumulate import accumulate
 from tests.support.joint import joint_graph, text_of
+from tests.support.small_models import Linear
 from tests.support.tensors import ulps
-
-
-class Linear(nn.Module):
-    """A product each way, and a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 3))
-        self.bias = nn.Parameter(torch.randn(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x @ self.weight.t() + self.bias).sum()
-
 
 #: Positions among the joint graph's inputs.
 WEIGHT, BIAS = 0, 2
 
 
 def test_a_product_is_added_into_the_sum_and_never_exists() -> None:
-    joint, outputs, _ = joint_graph(Linear(), torch.randn(2, 3))
+    joint, _ = joint_graph(Linear(), torch.randn(2, 3))
     assert text_of(joint.graph) == (
         "primals_1: input\n"
         "primals_2: input\n"
@@ -49,7 +37,7 @@ def test_a_product_is_added_into_the_sum_and_never_exists() -> None:
         "t_3 = t.default(t_2)\n"
         "return [sum_1, t_3, None, view]"
     )
-    assert accumulate(joint, outputs, [WEIGHT, BIAS])
+    assert accumulate(joint, [WEIGHT, BIAS])
     assert text_of(joint.graph) == (
         "primals_1: input\n"
         "primals_2: input\n"
@@ -70,12 +58,12 @@ def test_a_product_is_added_into_the_sum_and_never_exists() -> None:
         "accumulate_mm__default = accumulate_mm_.default(accumulator_primals_1, t_1, primals_2, beta)\n"
         "return (sum_1, None, None, None)"
     )
-    assert not accumulate(joint, outputs, [WEIGHT, BIAS])
+    assert not accumulate(joint, [WEIGHT, BIAS])
 
 
 def test_a_product_that_is_made_first_is_a_gradient_like_others() -> None:
-    joint, outputs, _ = joint_graph(Linear(), torch.randn(2, 3))
-    assert accumulate(joint, outputs, [WEIGHT, BIAS], fuse_products=False)
+    joint, _ = joint_graph(Linear(), torch.randn(2, 3))
+    assert accumulate(joint, [WEIGHT, BIAS], fuse_products=False)
     text = text_of(joint.graph)
     assert "mm_1 = mm.default(t_1, primals_2)\n" in text and "accumulate_mm_" not in text
     assert "accumulate_.default(accumulator_primals_1, t_3, beta)\n" in text
@@ -93,31 +81,24 @@ class Turned(nn.Module):
 
 
 def test_a_product_turned_over_goes_into_the_sum_turned_over() -> None:
-    joint, outputs, _ = joint_graph(Turned(), torch.randn(2, 3))
-    assert accumulate(joint, outputs, [WEIGHT])
+    joint, _ = joint_graph(Turned(), torch.randn(2, 3))
+    assert accumulate(joint, [WEIGHT])
     text = text_of(joint.graph)
     assert text.count("= mm.default(") == 1, "the forward's own product stays"
     assert "t_default = t.default(accumulator_primals_1)\n" in text and "accumulate_mm_.default(t_default, " in text
 
 
 def test_what_is_not_wanted_is_not_computed() -> None:
-    joint, outputs, _ = joint_graph(Linear(), torch.randn(2, 3))
-    assert accumulate(joint, outputs, [BIAS])
+    joint, _ = joint_graph(Linear(), torch.randn(2, 3))
+    assert accumulate(joint, [BIAS])
     assert "mm_1" not in text_of(joint.graph) and "accumulator_primals_1" not in text_of(joint.graph)
 
 
 def test_nothing_to_accumulate_nothing_changed() -> None:
-    joint, outputs, _ = joint_graph(Linear(), torch.randn(2, 3))
-    accumulate(joint, outputs, [])
+    joint, _ = joint_graph(Linear(), torch.randn(2, 3))
+    accumulate(joint, [])
     text = text_of(joint.graph)
-    assert not accumulate(joint, outputs, [WEIGHT]) and text_of(joint.graph) == text
-
-
-def test_keep_gradients_gives_up_the_others() -> None:
-    joint, outputs, _ = joint_graph(Linear(), torch.randn(2, 3))
-    assert keep_gradients(joint, outputs, [BIAS])
-    assert text_of(joint.graph).endswith("return (sum_1, None, None, view)")
-    assert not keep_gradients(joint, outputs, [BIAS])
+    assert not accumulate(joint, [WEIGHT]) and text_of(joint.graph) == text
 
 
 class Read(nn.Module):
@@ -151,19 +132,18 @@ def test_sums_are_eagers(build: Callable[[], nn.Module], dtype: torch.dtype, fus
     """To the bit, but for products that the CPU's BLAS adds up in another order: 0.6 ulps were measured."""
     model = Loss(build()).to(dtype)
     inputs = torch.randn(3, 2, 3, 3).to(dtype)
-    joint, outputs, _ = joint_graph(model, inputs[0])
-    returned = joint.graph.output_node().args[0][outputs:]  # type: ignore[index]
-    trained = [position for position, node in enumerate(returned) if node is not None]
+    joint, _ = joint_graph(model, inputs[0])
+    trained = list(joint.gradients)
     shapes = [node.meta["val"].shape for node in joint.graph.find_nodes(op="placeholder")]
     parameters = {shape: p for p in model.parameters() for shape in (p.shape,)}
-    assert accumulate(joint, outputs, trained, fuse_products=fuse)
+    assert accumulate(joint, trained, fuse_products=fuse)
     # what a sum held before is never read
     sums = [torch.full(shapes[position], float("nan")) for position in trained]
     expected = [torch.zeros(shapes[position]) for position in trained]
     for number, x in enumerate(inputs):
-        primals = [parameters.get(shape, x).detach() for shape in shapes[: len(returned)]]
+        primals = [parameters.get(shape, x).detach() for shape in shapes[: len(joint.primals)]]
         arguments = [*primals, torch.ones((), dtype=dtype), float(number > 0), *sums]
-        fx.Interpreter(joint).run(*arguments, enable_io_processing=False)
+        fx.Interpreter(joint.module).run(*arguments, enable_io_processing=False)
         gradients = torch.autograd.grad(model(x), [parameters[shapes[position]] for position in trained])
         for total, gradient in zip(expected, gradients, strict=True):
             total += gradient

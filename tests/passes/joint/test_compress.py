@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from graphopt.compression.methods import DGC, Compression, EightBit, PowerSGD, TopK
 from graphopt.device.ranks import Ranks
+from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_collective, is_wait
 from graphopt.graph.roles import DESCRIPTOR, RUN_ONCE
 from graphopt.passes.joint.accumulate import accumulate
@@ -29,14 +30,12 @@ class Two(nn.Module):
         return self.second(torch.tanh(self.first(x))).sum()
 
 
-def summed(width: int = 40) -> tuple[fx.GraphModule, dict[int, None]]:
+def summed(width: int = 40) -> tuple[JointGraph, dict[int, None]]:
     """The joint graph with its accumulators, and the flat inputs that have one."""
-    joint, outputs, _ = joint_graph(Two(width), torch.randn(2, width))
-    returned = joint.graph.output_node().args[0][outputs:]  # type: ignore[index]
-    trained = [position for position, node in enumerate(returned) if node is not None]
-    accumulate(joint, outputs, trained)
-    primals = joint.graph.find_nodes(op="placeholder")
-    return joint, {primals[i].meta[DESCRIPTOR].idx: None for i in trained}
+    joint, _ = joint_graph(Two(width), torch.randn(2, width))
+    trained = list(joint.gradients)
+    accumulate(joint, trained)
+    return joint, {joint.primals[i].meta[DESCRIPTOR].idx: None for i in trained}
 
 
 def added(before: str, after: str) -> list[str]:
@@ -50,7 +49,7 @@ def added(before: str, after: str) -> list[str]:
 def test_small_gradients_travel_in_one_message() -> None:
     joint, methods = summed()
     before = text_of(joint.graph)
-    assert compress(joint, THREE, methods)
+    assert compress(joint.module, THREE, methods)
     both = "accumulator_primals_4, accumulator_primals_5, accumulator_primals_1, accumulator_primals_2"
     assert added(before, text_of(joint.graph)) == [
         f"pack_default = pack.default([{both}], torch.float32)",
@@ -59,13 +58,13 @@ def test_small_gradients_travel_in_one_message() -> None:
         f"unpack__default = unpack_.default(wait_tensor_default, [{both}])",
     ]
     after = text_of(joint.graph)
-    assert not compress(joint, THREE, methods) and text_of(joint.graph) == after
+    assert not compress(joint.module, THREE, methods) and text_of(joint.graph) == after
 
 
 def test_large_gradients_travel_where_they_are_and_nobody_waits_before_the_end() -> None:
     joint, methods = summed(512)
     before = text_of(joint.graph)
-    assert compress(joint, THREE, methods)
+    assert compress(joint.module, THREE, methods)
     lines = added(before, text_of(joint.graph))
     assert [line for line in lines if "accumulator_primals_4" in line or "accumulator_primals_1" in line] == [
         "all_reduce__default = all_reduce_.default(accumulator_primals_4, sum, group)",
@@ -79,7 +78,7 @@ def test_large_gradients_travel_where_they_are_and_nobody_waits_before_the_end()
 def test_eight_bits_go_in_two_phases_and_state_waits_for_all() -> None:
     joint, methods = summed()
     before = text_of(joint.graph)
-    assert compress(joint, THREE, dict.fromkeys(methods, EightBit()), scaled=True)
+    assert compress(joint.module, THREE, dict.fromkeys(methods, EightBit()), scaled=True)
     weights, rests = "accumulator_primals_4, accumulator_primals_1", "accumulator_primals_5, accumulator_primals_2"
     residuals = "residual_accumulator_primals_4, residual_accumulator_primals_1"
     assert added(before, text_of(joint.graph)) == [
@@ -114,7 +113,7 @@ def test_eight_bits_go_in_two_phases_and_state_waits_for_all() -> None:
 def test_nothing_that_is_sent_may_be_sent_again(method: Compression | None) -> None:
     joint, methods = summed()
     known = set(joint.graph.nodes)
-    compress(joint, THREE, dict.fromkeys(methods, method))
+    compress(joint.module, THREE, dict.fromkeys(methods, method))
     made = [node for node in joint.graph.nodes if node not in known and node.op == "call_function"]
     assert all(node.meta[RUN_ONCE] for node in made)
     sent = [node for node in made if is_collective(node) and not is_wait(node)]
@@ -124,20 +123,20 @@ def test_nothing_that_is_sent_may_be_sent_again(method: Compression | None) -> N
 
 def test_a_norm_to_clip_by_wants_all_gradients_first() -> None:
     joint, methods = summed()
-    compress(joint, THREE, dict.fromkeys(methods, DGC(0.1, max_norm=1.0)))
+    compress(joint.module, THREE, dict.fromkeys(methods, DGC(0.1, max_norm=1.0)))
     text = text_of(joint.graph)
     assert text.rindex("accumulate_.default") < text.index("_foreach_mul_.Tensor") < text.index("sparsify_momentum_")
 
 
 def test_where_there_is_nothing_to_send_nothing_changes() -> None:
-    joint, _, _ = joint_graph(Two(), torch.randn(2, 40))
+    joint, _ = joint_graph(Two(), torch.randn(2, 40))
     text = text_of(joint.graph)
-    assert not compress(joint, THREE, {}) and text_of(joint.graph) == text
+    assert not compress(joint.module, THREE, {}) and text_of(joint.graph) == text
 
 
 def test_bytes_are_those_of_the_messages() -> None:
     joint, methods = summed()
-    compress(joint, THREE, methods)
+    compress(joint.module, THREE, methods)
     assert sent_bytes(joint.graph, 3) == 2 * 2 * 4 * (2 * 40 * 40 + 2 * 40) // 3
 
 

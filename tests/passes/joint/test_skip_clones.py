@@ -31,7 +31,7 @@ class Needed(nn.Module):
 
 
 def test_a_clone_of_a_value_is_the_value() -> None:
-    joint, _, _ = joint_graph(Clones(), torch.randn(3, 4))
+    joint, _ = joint_graph(Clones(), torch.randn(3, 4))
     assert "clone" in text_of(joint.graph)
     assert skip_clones(joint)
     assert text_of(joint.graph) == (
@@ -52,7 +52,7 @@ def test_a_clone_of_a_value_is_the_value() -> None:
 
 
 def test_clones_that_serve_something_stay() -> None:
-    joint, _, _ = joint_graph(Needed(), torch.randn(4, 4))
+    joint, _ = joint_graph(Needed(), torch.randn(4, 4))
     before = text_of(joint.graph)
     assert before.count("= clone") == 4
     assert not skip_clones(joint)
@@ -64,7 +64,7 @@ def test_views_of_a_skipped_clone_are_views_of_what_it_copied() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (x.sin().clone().view(2, 6).split(3, dim=1)[1] * 2).sum()
 
-    joint, _, _ = joint_graph(Views(), torch.randn(3, 4, requires_grad=True))
+    joint, _ = joint_graph(Views(), torch.randn(3, 4, requires_grad=True))
     assert skip_clones(joint)
     storage = {node.name: node.meta["val"] for node in joint.graph.nodes if node.name in ("sin", "view", "getitem_1")}
     assert len({value.untyped_storage()._cdata for value in storage.values()}) == 1

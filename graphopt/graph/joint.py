@@ -1,0 +1,101 @@
+"""JointGraph: AOTAutograd's graph of forward and backward, and which of its inputs and outputs is what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any
+
+from torch import fx
+from torch._functorch._aot_autograd.descriptors import AOTInput
+
+from graphopt.graph.roles import DESCRIPTOR
+
+_IN_BACKWARD = ("is_backward", "must_be_in_backward")
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """The graph of one micro-batch's forward and backward, as AOTAutograd traces it and passes edit it.
+
+    It takes primals, tangents and what passes added, and returns `num_forward_outputs` outputs of the
+    forward and then a gradient, or None, for each primal. This is a view: everything is read from
+    `module` when it is asked for.
+    """
+
+    module: fx.GraphModule
+    num_forward_outputs: int
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    @property
+    def primals(self) -> tuple[fx.Node, ...]:
+        """Inputs of the forward: parameters, buffers and the batch, in AOTAutograd's order."""
+        return tuple(node for node in self._placeholders if not is_tangent(node) and not _is_added(node))
+
+    @property
+    def tangents(self) -> tuple[fx.Node, ...]:
+        """Inputs of the backward: gradients of the forward's outputs."""
+        return tuple(node for node in self._placeholders if is_tangent(node))
+
+    @property
+    def added(self) -> tuple[fx.Node, ...]:
+        """Inputs that passes added, described by `graphopt.graph.roles`; they stand behind all others."""
+        return tuple(node for node in self._placeholders if _is_added(node))
+
+    @property
+    def outputs(self) -> tuple[object, ...]:
+        """What the graph returns, node or constant: the forward's outputs, then the gradients."""
+        (returned,) = self.graph.output_node().args
+        return tuple(returned) if isinstance(returned, (list, tuple)) else (returned,)
+
+    @property
+    def forward_outputs(self) -> tuple[object, ...]:
+        """What the forward returns, node or constant."""
+        return self.outputs[: self.num_forward_outputs]
+
+    @property
+    def backward_outputs(self) -> tuple[object, ...]:
+        """What the backward returns: a gradient or None for each primal, in their order."""
+        return self.outputs[self.num_forward_outputs :]
+
+    @property
+    def gradients(self) -> dict[int, fx.Node]:
+        """Position among the primals -> its gradient, where one is returned."""
+        return {i: node for i, node in enumerate(self.backward_outputs) if isinstance(node, fx.Node)}
+
+    def set_gradients(self, gradients: dict[int, fx.Node]) -> None:
+        """Let the backward return these gradients, by the position of their primal, and None for all others."""
+        returned = [gradients.get(i) for i in range(len(self.backward_outputs))]
+        outputs: Any = (*self.forward_outputs, *returned)
+        self.graph.output_node().args = (outputs,)
+
+    def backward_nodes(self) -> set[fx.Node]:
+        """The nodes that run after the loss: tagged so by AOTAutograd or by a pass, or reading one that does.
+
+        Nodes of a user's own `autograd.Function.backward` carry no tag; what they read tells.
+        """
+        found: set[fx.Node] = set(self.tangents)
+        for node in self.graph.nodes:
+            if node.op == "call_function" and (
+                node.meta.get("partitioner_tag") in _IN_BACKWARD
+                or any(source in found for source in node.all_input_nodes)
+            ):
+                found.add(node)
+        return found.difference(self.tangents)
+
+    @property
+    def _placeholders(self) -> Iterable[fx.Node]:
+        return self.graph.find_nodes(op="placeholder")
+
+
+def is_tangent(node: fx.Node) -> bool:
+    """True for a placeholder of a gradient that comes from outside."""
+    return "tangents" in str(node.target)
+
+
+def _is_added(node: fx.Node) -> bool:
+    return not isinstance(node.meta.get(DESCRIPTOR), (AOTInput, NoneType))
