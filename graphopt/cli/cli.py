@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from graphopt import __version__
 from graphopt.base.errors import GraphoptError, UsageError
 from graphopt.planners import PLANNERS
 
 _EPILOG = """\
 bytes: 8GiB is 2**30-based, 8GB is 10**9, 80% is of the device's memory, a bare number is bytes
-exit codes: 0 ok, 1 unexpected, 2 usage, 3 does not fit, 4 verification failed, 5 capture failed,
+exit codes: 0 ok (help too), 1 unexpected, 2 usage, 3 does not fit, 4 verification failed, 5 capture failed,
 6 plan does not match"""
 
 
@@ -30,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     as_json, debug = "--json" in words, "--traceback" in words or bool(os.environ.get("GRAPHOPT_DEBUG"))
     try:
         options = make_parser().parse_args(words)
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"graphopt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in (("plan", "plan a model and report it"), ("verify", "plan it, and run it against eager")):
         command = _command(commands, name, summary)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import graphopt
 from graphopt.base.errors import BudgetError, CaptureError, GraphoptError, VerificationError
 from graphopt.cli import cli
 from graphopt.planners import PLANNERS
@@ -89,6 +90,16 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
 
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = run(capsys)
+    assert alone == run(capsys, "--help") and alone[0] == 0 and "sweep" in alone[1]
+    assert run(capsys, "--json")[0] == 2  # a program that asks for nothing is wrong
+
+
+def test_the_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"graphopt {graphopt.__version__}\n", "")
+
+
 def test_help_names_every_planner(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "solve", "--help")
     assert code == 0
@@ -158,7 +169,6 @@ def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "required: COMMAND"),
         (["fi"], "invalid choice: 'fi'"),
         (["fit", "{train}:build"], "--mem-budget"),
         (["fit", "{train}:build", "--mem-budget", "8G"], "8GiB"),
