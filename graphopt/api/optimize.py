@@ -16,7 +16,7 @@ from graphopt.base.units import parse_bytes
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device import measure
 from graphopt.device.snapshot import restore, snapshot, training_mode
-from graphopt.plan.captured import Choice
+from graphopt.plan.captured import Choice, PlannedGraph
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_plan, build_report
@@ -59,6 +59,11 @@ class Optimized:
         """The report of the plan in force; `print` it."""
         report = build_report(self.plan, self._session.planned, self._session.plan_seconds)
         return replace(report, measured=self._verified)
+
+    @property
+    def planned_graphs(self) -> tuple[PlannedGraph, ...]:
+        """Every planned graph, in the order in which they run; empty before the first training call."""
+        return tuple(self._session.planned)
 
     @property
     def graph_modules(self) -> tuple[tuple[fx.GraphModule, fx.GraphModule], ...]:

@@ -69,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--plan", metavar="PATH", help="use this saved plan instead of planning")
         command.add_argument("--save-plan", metavar="PATH", help="write the plan as JSON")
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
+        if name == "plan":
+            _graph(command)
     sweep = _command(commands, "sweep", "the whole memory/time curve of a model")
     _target(sweep)
     sweep.add_argument("--html", metavar="PATH", help="write the curve as one self-contained page")
@@ -85,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     solve.add_argument("problem", help="a graphopt.problem/1 JSON file")
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
     _planner(solve)
+    _graph(solve)
     demo = _command(commands, "demo", "train a small GPT-2 inside a third of eager's memory")
     demo.add_argument("--steps", type=int, default=24, help="training steps (default 24)")
     return parser
@@ -118,6 +121,10 @@ def _planner(command: argparse.ArgumentParser) -> None:
         "--plan-seconds", metavar="SECONDS", type=_seconds, default=0.0,
         help="look so long for a faster plan than the planner's (default 0)",
     )  # fmt: skip
+
+
+def _graph(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--graph", metavar="PATH", help="write ops and values as a graph: PATH.graphml or PATH.dot")
 
 
 def _seconds(text: str) -> float:
