@@ -21,6 +21,7 @@ from graphopt.problem.plan import Plan
 if TYPE_CHECKING:
     from graphopt.api.estimate import Estimate, estimate
     from graphopt.api.optimize import optimize
+    from graphopt.api.to_networkx import to_networkx
     from graphopt.api.train_step import train_step
     from graphopt.compression.choose import Auto
     from graphopt.compression.methods import DGC, QSGD, EightBit, HalfCast, PowerSGD, Threshold, TopK
@@ -59,6 +60,7 @@ __all__ = [
     "compress_ddp",
     "estimate",
     "optimize",
+    "to_networkx",
     "train_step",
 ]
 
@@ -82,6 +84,7 @@ _LAZY = {
     "DynamicLossScale": "graphopt.passes.window.loss_scale",
     "StepResult": "graphopt.step.train_step",
     "TrainStep": "graphopt.step.train_step",
+    "to_networkx": "graphopt.api.to_networkx",
     "train_step": "graphopt.api.train_step",
 }
 

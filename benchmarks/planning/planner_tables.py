@@ -1,8 +1,8 @@
-"""What benchmarks/planning/planners.py found, as tables: in the terminal, and as Markdown for the README.
+"""What benchmarks/planning/planners.py found, as tables: in the terminal, and as Markdown for docs/.
 
-python -m benchmarks.planning.planner_tables benchmarks/results/planners_cpu_DATE.json [docs/planners.md README.md]
+python -m benchmarks.planning.planner_tables planners.json [docs/planners.md docs/results.md]
 
-With files the tables are written into each, between the two lines that mark their place; a README gets the verdicts.
+With files the tables are written into each, between the two lines that mark their place; results.md gets verdicts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = {"model": ("0.7", "0.5", "0.35", "0.25"), "instance": ("0.9", "0.8", "0.
 NEAR_OPTIMUM = 0.01
 MOST_OPS, MOST_SECONDS = 1000, 0.5
 BEGIN, END, VERDICTS = "<!-- planners -->", "<!-- end of planners -->", "Verdicts"
-"""Where the tables stand in a page, and the one that a README has."""
+"""Where the tables stand in a page, and the one that results.md has."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def main(path: str, *pages: str) -> None:
         print_tables(json.loads(Path(path).read_text(encoding="utf-8")))
     for name in pages:
         page = Path(name)
-        shown = [grid for grid in grids if grid.title == VERDICTS or page.name != "README.md"]
+        shown = [grid for grid in grids if grid.title == VERDICTS or page.name != "results.md"]
         before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
         assert rest and END in rest, f"{name} lacks the lines {BEGIN} and {END}"
         text = "\n\n".join(map(markdown, shown))

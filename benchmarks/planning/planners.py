@@ -4,7 +4,7 @@ python -m benchmarks.planning.planners [name ...] [--instances FOLDER] [--captur
 
 Names are those of the models of tests/support/zoo, of instance files, or "layered"; without any, all of them.
 Instances are `graphopt.problem/1` files; what is not there is left out. `planner_tables.py` makes the
-README's tables from the JSON.
+tables of docs/ from the JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README's table from the matrix's JSON: one line a model.
+"""The table of the zoo in docs/results.md, from the matrix's JSON: one line a model.
 
 python -m benchmarks.planning.summary benchmarks/results/matrix.json
 """

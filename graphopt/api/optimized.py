@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from graphopt.base.errors import UsageError
 from graphopt.plan.model_plan import build_plan
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Measured, Report
@@ -52,6 +53,11 @@ class Optimized:
         """The report of the plan in force; `print` it."""
         report = build_report(self.plan, self.in_force.planned, self.in_force.plan_seconds)
         return replace(report, measured=self.measured)
+
+    @property
+    def planned_graphs(self) -> tuple[PlannedGraph, ...]:
+        """Every planned graph, in the order in which they run; empty before the first training call."""
+        return self.session.in_force.planned if self.session.in_force else ()
 
     @property
     def graph_modules(self) -> tuple[tuple[fx.GraphModule, fx.GraphModule], ...]:

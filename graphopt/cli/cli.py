@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from graphopt import __version__
 from graphopt.base.errors import GraphoptError, UsageError
 from graphopt.planners import PLANNERS
 
 _EPILOG = """\
 bytes: 8GiB is 2**30-based, 8GB is 10**9, 80% is of the device's memory, a bare number is bytes
-exit codes: 0 ok, 1 unexpected, 2 usage, 3 does not fit, 4 verification failed, 5 capture failed,
+exit codes: 0 ok (help too), 1 unexpected, 2 usage, 3 does not fit, 4 verification failed, 5 capture failed,
 6 plan does not match"""
 
 
@@ -30,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     as_json, debug = "--json" in words, "--traceback" in words or bool(os.environ.get("GRAPHOPT_DEBUG"))
     try:
         options = make_parser().parse_args(words)
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"graphopt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in (("plan", "plan a model and report it"), ("verify", "plan it, and run it against eager")):
         command = _command(commands, name, summary)
@@ -67,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--plan", metavar="PATH", help="use this saved plan instead of planning")
         command.add_argument("--save-plan", metavar="PATH", help="write the plan as JSON")
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
+        if name == "plan":
+            _graph(command)
     sweep = _command(commands, "sweep", "the whole memory/time curve of a model")
     _target(sweep)
     sweep.add_argument("--html", metavar="PATH", help="write the curve as one self-contained page")
@@ -83,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     solve.add_argument("problem", help="a graphopt.problem/1 JSON file")
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
     _planner(solve)
+    _graph(solve)
     demo = _command(commands, "demo", "train a small GPT-2 inside a third of eager's memory")
     demo.add_argument("--steps", type=int, default=24, help="training steps (default 24)")
     return parser
@@ -116,6 +121,10 @@ def _planner(command: argparse.ArgumentParser) -> None:
         "--plan-seconds", metavar="SECONDS", type=_seconds, default=0.0,
         help="look so long for a faster plan than the planner's (default 0)",
     )  # fmt: skip
+
+
+def _graph(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--graph", metavar="PATH", help="write ops and values as a graph: PATH.graphml or PATH.dot")
 
 
 def _seconds(text: str) -> float:

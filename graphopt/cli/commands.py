@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.base.errors import BudgetError, GraphoptError, InfeasibleError, UsageError
 from graphopt.base.records import write_text
 from graphopt.base.units import format_bytes, parse_bytes
+from graphopt.formats.graph_file import check_graph_path, write_graph
 from graphopt.problem.plan import PROVEN
 from graphopt.problem.problem import Problem, load_problem
 from graphopt.problem.schedule import Schedule, check_schedule, simulate
@@ -33,11 +34,17 @@ class Answer:
 
 def plan(options: argparse.Namespace) -> Answer:
     """Plan a model and report it."""
+    if options.graph:
+        check_graph_path(options.graph)
     target, keywords = _prepare(options)
     from graphopt.api.optimize import plan_model
 
     optimized = plan_model(target.model, target.example_inputs, target.loss_fn, **keywords)
     _write(options, optimized.report)
+    if options.graph:
+        from graphopt.formats.model_graph import planned_graphs
+
+        write_graph(planned_graphs(optimized.planned_graphs), options.graph)
     return Answer(lambda color: render_text(optimized.report, color=color), report_to_json(optimized.report))
 
 
@@ -108,6 +115,8 @@ def solve(options: argparse.Namespace) -> Answer:
 
     if options.planner not in PLANNERS:
         raise UsageError(f"there is no planner {options.planner!r}; there are: {', '.join(PLANNERS)}")
+    if options.graph:
+        check_graph_path(options.graph)
     problem, budget = load_problem(options.problem), parse_bytes(options.mem_budget)
     run = PLANNERS[options.planner]
     data: dict[str, Any] = {"feasible": False, "planner": options.planner}
@@ -126,6 +135,10 @@ def solve(options: argparse.Namespace) -> Answer:
         schedule = improve(problem, schedule, budget, options.plan_seconds)
     data |= {"feasible": True, "minimum_bytes": _minimum_bytes(run, problem)}
     data |= _judged(problem, check_schedule(problem, schedule), budget, options.planner)
+    if options.graph:
+        from graphopt.formats.problem_graph import problem_graph
+
+        write_graph(problem_graph(problem, schedule), options.graph)
     return Answer(lambda _: _solved(problem, data), data)
 
 

@@ -33,6 +33,7 @@ from graphopt.passes.window import window_passes
 from graphopt.passes.window.clip import Clip, ClipValue
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.passes.window.update import GroupUpdate
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
@@ -165,10 +166,14 @@ class TrainStep:
         return self._memory.build_plan(type(self.model).__name__)
 
     @property
+    def planned_graphs(self) -> tuple[PlannedGraph, ...]:
+        """The planned graphs of its micro-batches; empty before the first batch."""
+        return tuple(micro.planned for micro in self._memory.planned)
+
+    @property
     def report(self) -> Report:
         """The report of the plan in force, for the last batch; `print` it."""
-        planned = [micro.planned for micro in self._memory.planned]
-        report = build_report(self.plan, planned, self._memory.plan_seconds)
+        report = build_report(self.plan, self.planned_graphs, self._memory.plan_seconds)
         seconds = sum(micro.planned.simulation.seconds for micro in self._last_micros)
         tail_bytes = self._memory.highest().tail_bytes
         figures = StepFigures(

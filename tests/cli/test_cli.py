@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pytest
 
+import graphopt
 from graphopt.base.errors import BudgetError, CaptureError, GraphoptError, VerificationError
 from graphopt.cli import cli
 from graphopt.planners import PLANNERS
@@ -89,6 +91,16 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
 
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = run(capsys)
+    assert alone == run(capsys, "--help") and alone[0] == 0 and "sweep" in alone[1]
+    assert run(capsys, "--json")[0] == 2  # a program that asks for nothing is wrong
+
+
+def test_the_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"graphopt {graphopt.__version__}\n", "")
+
+
 def test_help_names_every_planner(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "solve", "--help")
     assert code == 0
@@ -143,6 +155,28 @@ def test_solve_may_look_for_longer(chain: Path, capsys: pytest.CaptureFixture[st
     assert longer["seconds"] <= at_once["seconds"]
 
 
+@pytest.mark.parametrize("ending", ["graphml", "dot"])
+def test_solve_may_write_its_graph(
+    ending: str, chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"graph.{ending}"
+    code, out, _ = run(capsys, "solve", chain, "--mem-budget", "300", "--json", "--graph", path)
+    steps = json.loads(out)["schedule"]
+    again = {f"op{op}" for op in steps if steps.count(op) > 1}
+    assert code == 0 and again
+    if ending == "dot":
+        assert path.read_text().startswith("digraph") and path.read_text().count("dashed") >= len(again)
+        return
+    graph = nx.read_graphml(path)
+    assert {name for name, data in graph.nodes.items() if data["kind"] == "op" and data["recomputed"]} == again
+
+
+def test_networkx_is_loaded_only_for_a_graph(chain: Path) -> None:
+    code = f"import sys; from graphopt.cli.cli import main; main(['solve', {str(chain)!r}, '--mem-budget', '1000']); "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit('networkx' in sys.modules)"], capture_output=True)
+    assert done.returncode == 0
+
+
 def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "solve", chain, "--mem-budget", "99", "--json")
     data = json.loads(out)
@@ -158,7 +192,6 @@ def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "required: COMMAND"),
         (["fi"], "invalid choice: 'fi'"),
         (["fit", "{train}:build"], "--mem-budget"),
         (["fit", "{train}:build", "--mem-budget", "8G"], "8GiB"),
@@ -170,6 +203,8 @@ def test_solve_that_cannot(chain: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["solve", "{chain}", "--mem-budget", "8", "--planner", "magic"], "there are: none, sqrt_n"),
         (["solve", "{train}", "--mem-budget", "8GiB"], "not a readable JSON"),
         (["solve", "nowhere.json", "--mem-budget", "8GiB"], "nowhere.json"),
+        (["solve", "nowhere.json", "--mem-budget", "8GiB", "--graph", "a.png"], "written as .graphml or .dot"),
+        (["plan", "nowhere.py:build", "--mem-budget", "8GiB", "--graph", "a"], "written as .graphml or .dot"),
         (["plan", "{train}:build"], "name a budget"),
         (["plan", "{train}:build", "--mem-budget", "-5MiB"], "budget"),
         (["plan", "{train}:build", "--plan", "nowhere.json"], "cannot read nowhere.json"),
@@ -279,8 +314,12 @@ def test_plan_verify_and_sweep_of_a_real_model(train: Path, tmp_path: Path, caps
 
     budget = (curve["minimum_bytes"] + curve["eager_peak_bytes"]) // 2
     plan = tmp_path / "plan.json"
-    code, out, err = run(capsys, "plan", target, "--mem-budget", budget, "--save-plan", plan, "--json")
+    words = ("--mem-budget", budget, "--save-plan", plan, "--json", "--graph", tmp_path / "graph.graphml")
+    code, out, err = run(capsys, "plan", target, *words)
     report = json.loads(out)
+    ops = [data for data in nx.read_graphml(tmp_path / "graph.graphml").nodes.values() if data["kind"] == "op"]
+    again = [name for data in ops for name in [data["name"]] * (len(data["steps"].split()) - 1)]
+    assert sorted(again) == sorted(report["plan"]["graphs"][0]["recomputed"])
     assert code == 0 and report["fits"] and report["plan"]["peak_bytes"] <= budget, err
     assert "a user's own words" not in out
 

@@ -20,7 +20,8 @@ LAYERS = (
     ("capture", "report"),
     ("run",),
     ("step", "verify"),
-    *(("ddp",), ("api",), ("",), ("cli",), ("__main__",)),
+    ("ddp", "formats"),
+    *(("api",), ("",), ("cli",), ("__main__",)),
 )
 SIBLINGS = {"cost_models", "passes"}
 #: These need no torch.
@@ -31,6 +32,8 @@ WITHOUT_TORCH = (
     "cli.cli",
     "cli.commands",
     "__main__",
+    "formats.graph_file",
+    "formats.problem_graph",
     "report.data",
     "report.text",
     "report.html",

@@ -1,0 +1,1 @@
+"""Doors to other tools: graphs for networkx, GraphML and Graphviz."""
