@@ -15,9 +15,9 @@ from torch import nn
 
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.rehearsal import rehearse_step
-from graphopt.graph.step_graph import allocated_bytes, planned_bytes
+from graphopt.device.dtypes import HALF
+from graphopt.device.storages import allocated_bytes, planned_bytes
 
-HALF = (torch.float16, torch.bfloat16)
 #: Whether a parameter gets a gradient.
 Learns = Callable[[torch.Tensor], bool]
 

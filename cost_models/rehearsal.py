@@ -9,19 +9,18 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.optim.optimizer import _default_to_fused_or_foreach
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphopt.base.errors import UsageError
-from graphopt.graph.step_graph import allocated_bytes
+from graphopt.device.dtypes import HALF
+from graphopt.device.storages import allocated_bytes, tensors_in
 
-_HALF = (torch.float16, torch.bfloat16)
 Pairs = list[tuple[torch.Tensor, torch.nn.Parameter]]
 
 
@@ -40,15 +39,15 @@ class LiveBytes(TorchDispatchMode):
         self._live_bytes = 0
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((args, kwargs))):
+        if any(tensor.is_meta for tensor in tensors_in((args, kwargs))):
             if func is torch.ops.aten._local_scalar_dense.default:
                 return 1.0
             if not func._schema.returns:  # it writes, and does no more; not all such ops take meta tensors
                 return None
         made = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(made):
-            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
-                self._add(leaf.untyped_storage())
+        for tensor in tensors_in(made):
+            if tensor.is_meta:
+                self._add(tensor.untyped_storage())
         return made
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -86,7 +85,7 @@ def rehearse_step(
     stand_in, pairs = _stand_in(optimizer, masters, learns)
     device = next((real.device for real, _ in pairs), torch.device("cpu"))
     held_before = _held_bytes(stand_in, pairs)
-    known = [t for _, one in pairs for t in (one, one.grad, *_tensors(stand_in.state.get(one))) if t is not None]
+    known = [t for _, one in pairs for t in (one, one.grad, *tensors_in(stand_in.state.get(one))) if t is not None]
     try:
         peak_bytes = peak_bytes_of(lambda: type(optimizer).step(stand_in), known, device)
     except Exception as error:  # whatever a user's own optimizer may raise
@@ -123,7 +122,7 @@ def _stand_in(
     pairs: Pairs = []
     for group in optimizer.param_groups:
         for real in group["params"]:
-            dtype = torch.float32 if masters and real.dtype in _HALF else real.dtype
+            dtype = torch.float32 if masters and real.dtype in HALF else real.dtype
             one = torch.nn.Parameter(like(real, dtype), requires_grad=real.requires_grad)
             one.grad = like(real, dtype) if learns(real) else None
             if real in optimizer.state:
@@ -152,12 +151,8 @@ def _held_bytes(optimizer: Any, pairs: Pairs) -> int:
     """Bytes of the state that would be on its parameter's device."""
     held: dict[int, int] = {}
     for real, one in pairs:
-        for tensor in _tensors(optimizer.state.get(one)):
+        for tensor in tensors_in(optimizer.state.get(one)):
             if tensor.is_meta or tensor.device == real.device:
                 storage = tensor.untyped_storage()
                 held[storage._cdata] = allocated_bytes(storage.nbytes(), real.device)
     return sum(held.values())
-
-
-def _tensors(state: Mapping[str, Any] | None) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(dict(state or {})) if isinstance(leaf, torch.Tensor)]

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from graphopt.cost_models.costs import OpCost
 from graphopt.cost_models.device_speed import DeviceSpeed, device_speed
-from graphopt.cost_models.signature import known_size, node_device, tensors_in
+from graphopt.cost_models.signature import known_size, node_device
+from graphopt.device.storages import tensors_in
 
 _TRANSCENDENTALS = {
     # By name of the operator: how many exponentials' worth of work an element takes.
@@ -76,7 +77,7 @@ def _transcendentals(node: Node) -> float:
 
 def _operands(node: Node) -> list[torch.Tensor]:
     values = [node.meta.get("val"), *(argument.meta.get("val") for argument in node.all_input_nodes)]
-    return [tensor for value in values for tensor in tensors_in(value)]
+    return tensors_in(values)
 
 
 def _numel(tensor: torch.Tensor) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from graphopt.cost_models.inputs import runnable
-from graphopt.cost_models.signature import Signature, tensors_in
+from graphopt.cost_models.signature import Signature
 from graphopt.device.measure import SPAN_PREFIX, collected_garbage, profiler_is_running, trace_allocations
+from graphopt.device.storages import tensors_in
 
 Scratch = tuple[int, tuple[int, ...]]
 """Workspace bytes, and the bytes of the storage of each tensor output."""

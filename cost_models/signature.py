@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch.fx import Node
+
+from graphopt.device.storages import tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +96,6 @@ def node_device(node: Node) -> torch.device | None:
         for tensor in tensors_in(value):
             return tensor.device
     return None
-
-
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """Tensors of a node's `meta["val"]` in flattened order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def tensor_spec(tensor: torch.Tensor) -> TensorSpec:

@@ -34,11 +34,12 @@ from benchmarks.common import UNLIMITED_BYTES, LossModule, about, build_case
 from benchmarks.gpu.matrix import MARK, REPORTED, SHARES, Row
 from graphopt.device import measure
 from graphopt.device.snapshot import State, restore, snapshot
-from graphopt.graph.step_graph import unique_storage_bytes
+from graphopt.device.storages import tensors_in, unique_storage_bytes
 from graphopt.plan.captured import Choice
 from graphopt.plan.pipeline import plan_within
 from graphopt.report.build import build_plan
 from graphopt.verify.step_result import StepResult, differences, run_step
+from tests.support.deterministic import deterministic
 
 TIMED_SHARES = (1.0, 0.5)
 
@@ -65,8 +66,7 @@ class Subject:
 
     @property
     def resident(self) -> list[Tensor]:
-        inputs = [leaf for leaf in _pytree.tree_leaves([self.args, self.kwargs]) if isinstance(leaf, Tensor)]
-        return [*self.module.parameters(), *self.module.buffers(), *inputs]
+        return [*self.module.parameters(), *self.module.buffers(), *tensors_in([self.args, self.kwargs])]
 
     def step(self, call: Callable[..., Any]) -> Callable[[], None]:
         """A training step through `call`, gradients dropped before it."""
@@ -197,16 +197,6 @@ def _known(subject: Subject, share: float | None, budget: int, plan: graphopt.Pl
         "resident_bytes": dict(plan.resident_bytes),
         "eager_repeats": subject.eager_repeats,
     }
-
-
-def deterministic() -> None:
-    """Make two runs of the same kernels the same, so that a difference is ours."""
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def main() -> int:

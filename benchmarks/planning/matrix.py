@@ -18,11 +18,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 import graphopt
 from graphopt.base.units import format_bytes
 from graphopt.device.measure import peak_bytes
+from graphopt.device.storages import tensors_in
 from tests.support.zoo import ANCHORS, ZOO, Case, differences, step
 
 SHARES: tuple[float | None, ...] = (0.9, 0.7, 0.5, 0.4, 0.3, None)
@@ -131,8 +131,7 @@ def run_matrix(models: list[str], shares: tuple[float | None, ...] = SHARES) -> 
 def measured_peak(case: Case, model: nn.Module) -> int:
     """The highest number of bytes allocated in one step: parameters, buffers, inputs and all that the step makes."""
     case.model.zero_grad(set_to_none=True)
-    inputs = [leaf for leaf in _pytree.tree_leaves([case.args, case.kwargs]) if isinstance(leaf, Tensor)]
-    resident = [*case.model.parameters(), *case.model.buffers(), *inputs]
+    resident = [*case.model.parameters(), *case.model.buffers(), *tensors_in([case.args, case.kwargs])]
 
     def train() -> None:
         # a training loop holds the model's output until the backward has returned

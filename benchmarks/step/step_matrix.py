@@ -21,12 +21,12 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils import _pytree as pytree
 
 import graphopt
 from benchmarks.common import ZOO, LossModule, build_case, write_json
 from graphopt.base.errors import GraphoptError
 from graphopt.device import measure
+from graphopt.device.storages import tensors_in
 
 Ways = int | Literal["auto"]
 WAYS: tuple[Ways, ...] = (1, 4, "auto")
@@ -77,9 +77,8 @@ def measured_peak(step: Any, module: torch.nn.Module, batch: Any) -> int:
     """The peak of a step that is not the first, as the allocator has it."""
     args, kwargs = batch
     step(*args, **kwargs)
-    given = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
     state = [value for tensors in step.optimizer.state.values() for value in tensors.values()]
-    resident = [*module.parameters(), *module.buffers(), *given, *state, *step.accumulators]
+    resident = [*module.parameters(), *module.buffers(), *tensors_in(batch), *state, *step.accumulators]
     return measure.peak_bytes(lambda: step(*args, **kwargs), resident, "cpu")
 
 

@@ -16,6 +16,7 @@ from graphopt.base.units import parse_bytes
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device import measure
 from graphopt.device.snapshot import restore, snapshot, training_mode
+from graphopt.device.storages import tensors_in
 from graphopt.plan.captured import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
@@ -25,7 +26,7 @@ from graphopt.run.loss_module import StepModule, as_call
 from graphopt.run.session import Request, Session
 from graphopt.run.wrapping import check_unwrapped
 from graphopt.verify.compare import compare_with_eager
-from graphopt.verify.step_result import loss_of, tensors_in
+from graphopt.verify.step_result import loss_of
 
 Budget = int | float | str
 

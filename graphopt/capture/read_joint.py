@@ -11,6 +11,8 @@ from torch import fx
 from torch.autograd.function import BackwardCFunction
 
 from graphopt.base.errors import CaptureError
+from graphopt.device.storages import planned_bytes, storage_bytes, storage_key
+from graphopt.graph.fingerprint import hash_graph
 from graphopt.graph.nodes import (
     copied_bytes,
     has_effect,
@@ -25,18 +27,7 @@ from graphopt.graph.nodes import (
     writes_input,
     written_arguments,
 )
-from graphopt.graph.step_graph import (
-    BOUNDARY,
-    OpInfo,
-    StepGraph,
-    ValueInfo,
-    hash_graph,
-    output_args,
-    planned_bytes,
-    storage_bytes,
-    storage_key,
-    tensors_of,
-)
+from graphopt.graph.step_graph import BOUNDARY, OpInfo, StepGraph, ValueInfo, output_args, tensors_of
 
 aten = torch.ops.aten
 

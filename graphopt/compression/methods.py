@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from graphopt.base.errors import UsageError
+from graphopt.device.dtypes import HALF
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class HalfCast:
     dtype: torch.dtype = torch.float16
 
     def __post_init__(self) -> None:
-        if self.dtype not in (torch.float16, torch.bfloat16):
+        if self.dtype not in HALF:
             raise UsageError(f"HalfCast: dtype must be torch.float16 or torch.bfloat16, got {self.dtype}")
 
 

@@ -12,13 +12,15 @@ from functools import cache
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphopt.base.rounding import round_up
+
 ROUND_BYTES = 512
 SMALL_BYTES = 1 << 20
 
 
 def at_least(number_bytes: int) -> int:
     """What is counted for so many bytes where the block was cut to size."""
-    return -(-number_bytes // ROUND_BYTES) * ROUND_BYTES
+    return round_up(number_bytes, ROUND_BYTES)
 
 
 def at_most(number_bytes: int, device: torch.device) -> int:

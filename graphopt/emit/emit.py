@@ -20,9 +20,10 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 from torch.fx.graph import _BoxedCodeGen
 
 from graphopt.base.errors import PlanMismatchError
+from graphopt.device.storages import storage_key
 from graphopt.emit.late_writers import check_settled
 from graphopt.graph.nodes import is_tangent
-from graphopt.graph.step_graph import OpInfo, StepGraph, storage_key, tensors_of
+from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
 from graphopt.problem.schedule import Schedule
 
 RECOMPUTED = "graphopt_recomputed"

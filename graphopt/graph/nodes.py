@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
+from graphopt.device.storages import planned_bytes, same_device, storage_key
 from graphopt.graph.roles import RUN_ONCE
-from graphopt.graph.step_graph import planned_bytes, same_device, storage_key, tensors_of
+from graphopt.graph.step_graph import tensors_of
 
 aten = torch.ops.aten
 _COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "_dtensor")

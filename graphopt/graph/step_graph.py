@@ -6,15 +6,14 @@ followed at the level of storages: views and `getitem` are not ops, they belong 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import fx
 
-from graphopt.device.allocator import at_least, at_most
+from graphopt.device.storages import planned_bytes, same_device, storage_key, tensors_in
 from graphopt.problem.problem import Op, Problem, Value
 
 BOUNDARY = "loss_boundary"
@@ -134,88 +133,4 @@ def output_args(module: fx.GraphModule) -> tuple[object, ...]:
 
 def tensors_of(node: fx.Node) -> tuple[torch.Tensor, ...]:
     """The (fake) tensors that a node holds, flattened."""
-    return tuple(_tensors_in(node.meta.get("val")))
-
-
-def _tensors_in(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
-
-
-def storage_key(tensor: torch.Tensor) -> int:
-    """Identity of a tensor's storage, as long as the tensor lives."""
-    return int(tensor.untyped_storage()._cdata)
-
-
-def storage_bytes(tensor: torch.Tensor, device: torch.device) -> int:
-    """Bytes that the allocator of `device` hands out for the tensor's storage; 0 on another device."""
-    return allocated_bytes(int(tensor.untyped_storage().nbytes()), device) if same_device(tensor, device) else 0
-
-
-def allocated_bytes(number_bytes: int, device: torch.device) -> int:
-    """Requested bytes as the allocator counts them, at the least: CUDA's caching allocator rounds up to 512."""
-    return at_least(number_bytes) if device.type == "cuda" else number_bytes
-
-
-def planned_bytes(number_bytes: int, device: torch.device) -> int:
-    """The most that the allocator may count for a tensor of so many bytes that is to be made."""
-    return at_most(number_bytes, device) if device.type == "cuda" else number_bytes
-
-
-def same_device(tensor: torch.Tensor, device: torch.device) -> bool:
-    """True where the tensor takes memory on `device`."""
-    return tensor.device.type == device.type
-
-
-def unique_storage_bytes(tensors: Iterable[torch.Tensor], device: torch.device) -> int:
-    """Bytes of the distinct storages behind `tensors` on `device`."""
-    return sum({storage_key(tensor): storage_bytes(tensor, device) for tensor in tensors}.values())
-
-
-def hash_graph(module: fx.GraphModule) -> str:
-    """A hash of structure, shapes, strides, dtypes and constants, the same in every process."""
-    return hashlib.sha256("".join(f"{line}\n" for line in spell_graph(module)).encode()).hexdigest()[:32]
-
-
-def spell_graph(module: fx.GraphModule) -> list[str]:
-    """A line for each node, equal where nodes do the same.
-
-    Which of several devices a tensor is on, and an argument that is named `rank`, are left out: they
-    are what differs between processes that run one program.
-    """
-    number = {node: position for position, node in enumerate(module.graph.nodes)}
-
-    def spell(argument: object) -> str:
-        if isinstance(argument, fx.Node):
-            return f"%{number[argument]}"
-        if isinstance(argument, (list, tuple)):
-            return "[" + ",".join(spell(item) for item in argument) + "]"
-        if isinstance(argument, dict):
-            return "{" + ",".join(f"{key}:{spell(item)}" for key, item in sorted(argument.items())) + "}"
-        if isinstance(argument, torch.device):
-            return f"device(type={argument.type!r})"
-        if isinstance(argument, fx.GraphModule) or callable(argument):
-            return str(getattr(argument, "__name__", type(argument).__name__))
-        return repr(argument)
-
-    lines = []
-    for node in module.graph.nodes:
-        target = node.op if node.op in ("placeholder", "get_attr", "output") else str(node.target)
-        shapes = [(tuple(t.shape), t.stride(), str(t.dtype), t.device.type) for t in tensors_of(node)]
-        args, kwargs = _without_rank(node)
-        lines.append(f"{node.op}|{target}|{spell(args)}|{spell(kwargs)}|{shapes}")
-    return lines
-
-
-def _without_rank(node: fx.Node) -> tuple[Sequence[object], Mapping[str, object]]:
-    """A node's arguments, the process's own number replaced."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    if "rank" not in names:
-        return node.args, node.kwargs
-    place = names.index("rank")
-    args = ["rank" if position == place else argument for position, argument in enumerate(node.args)]
-    return args, {name: "rank" if name == "rank" else argument for name, argument in node.kwargs.items()}
+    return tuple(tensors_in(node.meta.get("val")))

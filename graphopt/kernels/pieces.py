@@ -7,6 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from graphopt.base.rounding import ceil_div
+from graphopt.device.allocator import at_least
+
 #: Elements of a parameter that one program of the norm and of Adam goes through.
 PIECE_ELEMENTS = 8192
 _KEPT = 16
@@ -39,9 +42,5 @@ def _table(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 def table_bytes(sizes: list[int]) -> int:
     """The most that the tables of a step's norm and update, which are kept, take of a device for such gradients."""
-    count = sum(-(-size // PIECE_ELEMENTS) for size in sizes)
-    return 2 * _block_bytes(8 * count) + (_KEPT + 1) * _block_bytes(8 * len(sizes))
-
-
-def _block_bytes(number_bytes: int) -> int:
-    return -(-number_bytes // 512) * 512
+    count = sum(ceil_div(size, PIECE_ELEMENTS) for size in sizes)
+    return 2 * at_least(8 * count) + (_KEPT + 1) * at_least(8 * len(sizes))

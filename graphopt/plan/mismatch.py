@@ -11,8 +11,8 @@ from graphopt.base import records
 from graphopt.base.errors import PlanMismatchError
 from graphopt.device.messages import gather
 from graphopt.device.ranks import Ranks
+from graphopt.graph.fingerprint import spell_graph
 from graphopt.graph.nodes import source_line
-from graphopt.graph.step_graph import spell_graph
 
 _SCHEMA = "graphopt.graphs/1"
 _SHOWN_CHARACTERS = 200

@@ -7,18 +7,11 @@ import os
 from collections.abc import Iterable
 
 import torch
-from torch.utils import _pytree as pytree
 
 from graphopt.base.errors import CaptureError
+from graphopt.device.storages import storage_bytes, storage_key, tensors_in, unique_storage_bytes
 from graphopt.graph.nodes import is_tangent
-from graphopt.graph.step_graph import (
-    StepGraph,
-    output_args,
-    storage_bytes,
-    storage_key,
-    tensors_of,
-    unique_storage_bytes,
-)
+from graphopt.graph.step_graph import StepGraph, output_args, tensors_of
 from graphopt.plan.workspaces import take_workspaces
 
 #: Room for the few numbers around a graph, the loss and what it is multiplied by; a block each on CUDA.
@@ -64,7 +57,7 @@ def resident_of_model(model: torch.nn.Module, inputs: object, device: torch.devi
 
     parameters = count(model.parameters())
     buffers = count(model.buffers())
-    given = count(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
+    given = count(tensors_in(inputs))
     return {"parameters": parameters, "buffers": buffers, "inputs": given}
 
 
@@ -85,7 +78,7 @@ def other_bytes(
         return LOOSE_BYTES
     state = [] if optimizer is None else [value for entry in optimizer.state.values() for value in entry.values()]
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs), *state, *gradients, *held]
+    tensors = [*model.parameters(), *model.buffers(), *tensors_in(inputs), *state, *gradients, *held]
     known = unique_storage_bytes((t for t in tensors if isinstance(t, torch.Tensor)), device)
     return max(0, _allocated_bytes(device) - known) + CUDA_LOOSE_BYTES
 
@@ -104,9 +97,9 @@ def check_devices(model: torch.nn.Module, inputs: object) -> None:
     first: dict[str, str] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         first.setdefault(str(tensor.device), f"{name!r}")
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, torch.Tensor) and leaf.ndim > 0:
-            first.setdefault(str(leaf.device), f"an input of shape {tuple(leaf.shape)}")
+    for tensor in tensors_in(inputs):
+        if tensor.ndim > 0:
+            first.setdefault(str(tensor.device), f"an input of shape {tuple(tensor.shape)}")
     if len(first) > 1:
         found = "; ".join(f"{what} is on {device}" for device, what in first.items())
         raise CaptureError(f"the model and its inputs must be on one device: {found}")

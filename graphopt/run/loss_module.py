@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from graphopt.base.errors import UsageError
+from graphopt.device.dtypes import HALF
 
 
 class StepModule(nn.Module):
@@ -55,7 +56,7 @@ class LossModule(nn.Module):
         else:
             with torch.autocast(self.device_type, self.autocast):
                 loss = _loss_in(self.step(*args, **kwargs))
-        return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
+        return loss.float() if loss.dtype in HALF else loss
 
 
 def _loss_in(output: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
+from graphopt.base.rounding import ceil_div
 from graphopt.base.units import UNLIMITED_BYTES, format_bytes
 from graphopt.step.memory import PlannedMicro, StepMemory
 from graphopt.step.micro import HandOver, MicroCall, Micros
@@ -41,7 +42,7 @@ class Trial:
     @property
     def accumulate(self) -> int:
         """The number of micro-batches; the last one may be short."""
-        return -(-self.rows // self.micro_rows)
+        return ceil_div(self.rows, self.micro_rows)
 
     @property
     def seconds(self) -> float:
@@ -92,7 +93,7 @@ class Division:
             if self.accumulate == "auto":
                 self._choose(args, kwargs)
             else:
-                self.settle(-(-rows // self.accumulate), is_cut=self.accumulate > 1)
+                self.settle(ceil_div(rows, self.accumulate), is_cut=self.accumulate > 1)
         return cut(args, kwargs, self.micro_rows if self._is_cut else max(rows, 1), self.weights)
 
     def settle(self, micro_rows: int, *, is_cut: bool) -> None:
@@ -172,7 +173,7 @@ def micro_sizes(rows: int) -> list[int]:
     divisors = [number for number in range(1, rows + 1) if rows % number == 0]
     near = [min(divisors, key=lambda divisor: abs(divisor - wanted)) for wanted in numbers]
     chosen = [n if 4 * abs(n - wanted) <= wanted else wanted for wanted, n in zip(numbers, near, strict=True)]
-    return sorted({-(-rows // min(number, rows)) for number in chosen}, reverse=True)
+    return sorted({ceil_div(rows, min(number, rows)) for number in chosen}, reverse=True)
 
 
 def walk(rows: int, budget_bytes: int, trial: Callable[[int], Trial]) -> Iterator[Trial]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch._subclasses import FakeTensor
-from torch.utils import _pytree as pytree
 
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.device.ranks import Ranks
+from graphopt.device.storages import tensors_in
 from graphopt.plan.agreement import Room, plan_as_one
 from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
 from graphopt.plan.infeasible import tail_error
@@ -107,7 +107,7 @@ class StepMemory:
         kinds["gradients"] = sum(map(float32_bytes, learning)) if self.summed else 0
         kinds["compression"] = self.kept_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["reserve"] = self.reserve_bytes
-        real = [leaf for leaf in pytree.tree_leaves(self.batch) if not isinstance(leaf, FakeTensor)]
+        real = [tensor for tensor in tensors_in(self.batch) if not isinstance(tensor, FakeTensor)]
         held = (*view.masters.values(), *view.unpublished_state, *self.held())
         kinds["other"] = other_bytes(self.model, real, view.optimizer, device, held) + kept_table_bytes(learning)
         return {kind: size for kind, size in kinds.items() if size or kind in ("parameters", "inputs")}

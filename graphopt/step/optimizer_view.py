@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from graphopt.base.errors import UsageError
-from graphopt.cost_models.model_state import HALF, optimizer_bytes
-from graphopt.graph.step_graph import allocated_bytes
+from graphopt.cost_models.model_state import optimizer_bytes
+from graphopt.device.dtypes import HALF
+from graphopt.device.storages import allocated_bytes
 from graphopt.passes.window.update import GroupUpdate
 
 

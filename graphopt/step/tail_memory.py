@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from graphopt.base.errors import UsageError
-from graphopt.cost_models.model_state import HALF, float32_bytes, nbytes
+from graphopt.base.rounding import ceil_div
+from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.cost_models.rehearsal import like, peak_bytes_of, rehearse_step
-from graphopt.graph.step_graph import allocated_bytes
+from graphopt.device.dtypes import HALF
+from graphopt.device.storages import allocated_bytes
 from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 from graphopt.kernels.layout import is_dense
 from graphopt.kernels.pieces import PIECE_ELEMENTS, table_bytes
@@ -67,10 +69,10 @@ def _norm_bytes(view: OptimizerView, gradients: Dtypes) -> int:
     parameters = [view.parameters[name] for name in gradients]
     device = parameters[0].device
     if device.type == "cuda":
-        chunks = max(-(-p.numel() // _NORM_CHUNK) for p in parameters)
+        chunks = max(ceil_div(p.numel(), _NORM_CHUNK) for p in parameters)
         count = len(parameters)
         if own_cuda_kernels(device):  # a double for each piece, and all of them in one tensor again
-            pieces = sum(-(-p.numel() // PIECE_ELEMENTS) for p in parameters)
+            pieces = sum(ceil_div(p.numel(), PIECE_ELEMENTS) for p in parameters)
             return 2 * allocated_bytes(8 * pieces, device) + _SCALARS * allocated_bytes(8, device)
         return allocated_bytes(4 * count * chunks, device) + (count + 1) * allocated_bytes(4, device) + 4 * count
     half = [view.parameters[name] for name, dtype in gradients.items() if dtype in HALF]

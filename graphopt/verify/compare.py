@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from graphopt.base.errors import VerificationError
 from graphopt.base.units import UNLIMITED_BYTES
 from graphopt.capture import aot
+from graphopt.device.storages import tensors_in
 from graphopt.emit.emit import RECOMPUTED
 from graphopt.graph.nodes import is_new_statistics, source_line
 from graphopt.plan.captured import Choice
 from graphopt.run.session import Request, Session
-from graphopt.verify.step_result import Difference, StepResult, differences, run_step, tensors_in
+from graphopt.verify.step_result import Difference, StepResult, differences, run_step
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from graphopt.base.errors import UsageError
 from graphopt.device.snapshot import restore, snapshot, training_mode
+from graphopt.device.storages import tensors_in
 
 # Where capture itself changes the model's code (it asks whether it is being compiled), results
 # differ before we touch them; relative to the tensor's largest element.
@@ -78,19 +79,6 @@ def loss_of(output: Any) -> torch.Tensor:
     return torch.stack([(leaf.float() * _weights(leaf)).sum() for leaf in leaves]).sum()
 
 
-def tensors_in(output: Any) -> list[torch.Tensor]:
-    """The tensors of an output: nested containers, mappings and dataclasses."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [tensor for item in output.values() for tensor in tensors_in(item)]
-    if isinstance(output, (list, tuple)):
-        return [tensor for item in output for tensor in tensors_in(item)]
-    if hasattr(output, "__dataclass_fields__"):
-        return [tensor for name in output.__dataclass_fields__ for tensor in tensors_in(getattr(output, name))]
-    return []
-
-
 def differences(one: StepResult, other: StepResult) -> list[Difference]:
     """Where two steps are not equal bit by bit, in the order of the step."""
     found = []
@@ -133,8 +121,8 @@ def _collect(model: nn.Module, inputs: Any, output: Any, loss: torch.Tensor) -> 
     found = {"loss": loss}
     found.update({f"output {i}": tensor for i, tensor in enumerate(tensors_in(output))})
     found.update({f"gradient of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None})
-    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-    found.update({f"gradient of input {i}": leaf.grad for i, leaf in enumerate(leaves) if leaf.grad is not None})
+    leaves = enumerate(tensors_in(inputs))
+    found.update({f"gradient of input {i}": leaf.grad for i, leaf in leaves if leaf.grad is not None})
     found.update({f"buffer {name}": buffer for name, buffer in model.named_buffers()})
     found["CPU generator"] = torch.get_rng_state()
     if torch.cuda.is_available():

@@ -14,10 +14,10 @@ import torch
 from torch import fx
 
 from graphopt import kernels
+from graphopt.device.dtypes import HALF
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, Beta, add_input
 
 aten = torch.ops.aten
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def accumulate(
@@ -71,7 +71,7 @@ def keep_gradients(joint: fx.GraphModule, num_forward_outputs: int, wanted: Iter
 
 def _add_accumulator(graph: fx.Graph, primal: fx.Node, position: int) -> fx.Node:
     parameter = primal.meta["val"]
-    dtype = torch.float32 if parameter.dtype in _HALF else parameter.dtype
+    dtype = torch.float32 if parameter.dtype in HALF else parameter.dtype
     value = torch.empty_like(parameter, dtype=dtype)
     index = getattr(primal.meta.get(DESCRIPTOR), "idx", position)
     return add_input(graph, f"accumulator_{primal.name}", Accumulator(index), value)

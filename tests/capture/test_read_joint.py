@@ -13,8 +13,9 @@ from torch.autograd.function import BackwardCFunction
 import graphopt
 from graphopt.base.errors import CaptureError
 from graphopt.capture.read_joint import build_step_graph
+from graphopt.graph.fingerprint import hash_graph
 from graphopt.graph.nodes import is_random
-from graphopt.graph.step_graph import StepGraph, hash_graph, to_problem
+from graphopt.graph.step_graph import StepGraph, to_problem
 from graphopt.problem.problem import check_problem
 from tests.support.joint import joint_graph
 
@@ -187,7 +188,7 @@ def test_what_comes_out_is_a_problem(model: nn.Module) -> None:
 def test_source_lines_and_modules_are_kept() -> None:
     step = step_graph(Views(), torch.randn(4, 8))
     softmax = step.ops[op_named(step, "_softmax")]
-    assert "test_capture.py" in softmax.source and softmax.source.endswith("in forward")
+    assert "test_read_joint.py" in softmax.source and softmax.source.endswith("in forward")
     assert step.ops[0].module_path == "mix"
 
 
@@ -200,7 +201,7 @@ def test_the_hash_is_the_same_in_every_process_and_sees_shapes() -> None:
     program = (
         "import sys; sys.path.insert(0, '.'); import torch; from torch import nn;"
         "from tests.support.joint import joint_graph;"
-        "from graphopt.graph.step_graph import hash_graph;"
+        "from graphopt.graph.fingerprint import hash_graph;"
         "print(hash_graph(joint_graph(nn.Linear(3, 2), torch.randn(5, 3))[0]))"
     )
     there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from graphopt.device import allocator
-from graphopt.graph.step_graph import allocated_bytes, planned_bytes
+from graphopt.device.storages import allocated_bytes, planned_bytes
 
 MIB = 1 << 20
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")

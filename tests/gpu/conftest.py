@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.on_gpu import deterministic, forget, note
+from tests.support.deterministic import deterministic
+from tests.support.on_gpu import forget, note
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,10 @@ from torch import fx, nn
 
 import graphopt
 from graphopt.api import optimize
+from graphopt.device.storages import tensors_in
 from graphopt.plan.captured import CapturedGraph, Choice, PlannedGraph
 from graphopt.run import session
-from graphopt.verify.step_result import differences, loss_of, run_step, same_bits, tensors_in
+from graphopt.verify.step_result import differences, loss_of, run_step, same_bits
 from tests.api.test_optimize import BATCH, Blocks, budget_of
 
 

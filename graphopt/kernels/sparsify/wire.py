@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graphopt.base.rounding import ceil_div, round_up
+
 BLOCK_ELEMENTS = 1 << 16
 
 
@@ -35,7 +37,7 @@ class Section:
     @property
     def end_bytes(self) -> int:
         """Where the next section begins."""
-        return self.offsets_begin_bytes + (2 * self.capacity + 3) // 4 * 4
+        return self.offsets_begin_bytes + round_up(2 * self.capacity, 4)
 
 
 def sections(sizes: Sequence[int], counts: Sequence[int]) -> list[Section]:
@@ -43,7 +45,7 @@ def sections(sizes: Sequence[int], counts: Sequence[int]) -> list[Section]:
     result: list[Section] = []
     begin_bytes = 0
     for size, count in zip(sizes, counts, strict=True):
-        result.append(Section(begin_bytes, -(-size // BLOCK_ELEMENTS), min(count, size)))
+        result.append(Section(begin_bytes, ceil_div(size, BLOCK_ELEMENTS), min(count, size)))
         begin_bytes = result[-1].end_bytes
     return result
 

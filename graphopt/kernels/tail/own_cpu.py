@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphopt.device.dtypes import HALF
 from graphopt.kernels.build import cpu_library
 from graphopt.kernels.layout import as_laid_out, is_dense, same_order
 from graphopt.kernels.tail import accumulate, stock_norm, stock_update
 
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_HALF = (torch.float16, torch.bfloat16)
 _POWERS = {1.0: 1, 2.0: 2, 3.0: 3, math.inf: 0}
 
 
@@ -164,7 +164,7 @@ def _split(
         for column in columns:
             fits = fits and column[index].dtype == torch.float32 and same_order(column[index], param)
         if copies:
-            fits = fits and copies[index].dtype in _HALF and same_order(copies[index], param)
+            fits = fits and copies[index].dtype in HALF and same_order(copies[index], param)
         (taken if fits else left).append(index)
     return taken, left
 

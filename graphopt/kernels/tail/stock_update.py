@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphopt.device.dtypes import HALF
 from graphopt.kernels.layout import as_laid_out, is_dense
 
 
@@ -46,7 +47,6 @@ class Gradient:
                 gradient.clamp_(-self.clip_value, self.clip_value)
 
 
-_HALF = (torch.float16, torch.bfloat16)
 Scalar = Tensor | None
 States = list[list[Tensor]]
 #: (indices into the lists, params, gradients, states, divisor of the gradients)
@@ -156,7 +156,7 @@ def _update(
 
 def _computed(param: Tensor, half_fails: bool) -> Tensor:
     """`param` itself where the fused op takes it as it is, else a dense copy."""
-    if half_fails and param.dtype in _HALF:
+    if half_fails and param.dtype in HALF:
         param = param.float()
     return param if is_dense(param) else param.contiguous()
 
@@ -165,7 +165,7 @@ def _batches(params: list[Tensor], gradients: list[Tensor], half_fails: bool) ->
     """Indices that one fused call may take: all of a dtype, but one at a time where something is converted."""
     together: dict[torch.dtype, list[int]] = {}
     for index, (param, gradient) in enumerate(zip(params, gradients, strict=True)):
-        if param.dtype == gradient.dtype and not (half_fails and param.dtype in _HALF):
+        if param.dtype == gradient.dtype and not (half_fails and param.dtype in HALF):
             together.setdefault(param.dtype, []).append(index)
         else:
             yield [index]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from graphopt.base.rounding import ceil_div
 from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import lifetimes
 
@@ -120,5 +121,5 @@ def narrow_cuts(problem: Problem, forward: Forward, most: int) -> list[int]:
             if crossing[position] == close.min() and share[position] - share[last] >= 0.2 / most:
                 found.append(position)
                 last = position
-    stride = -(-len(found) // most)
+    stride = ceil_div(len(found), most)
     return found[stride - 1 :: stride] if stride else []

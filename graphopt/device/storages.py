@@ -1,0 +1,65 @@
+"""Tensors and the storages behind them: which there are, and how many bytes of a device they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+
+import torch
+from torch.utils import _pytree as pytree
+
+from graphopt.device.allocator import at_least, at_most
+
+
+def tensors_in(value: object) -> list[torch.Tensor]:
+    """The tensors of a value in order: in all that pytree knows, other sequences and mappings, and dataclasses."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        else:
+            found.extend(tensor for item in _items(leaf) for tensor in tensors_in(item))
+    return found
+
+
+def _items(leaf: object) -> Iterable[object]:
+    """What is in a container that pytree takes for a leaf."""
+    if isinstance(leaf, Mapping):
+        return leaf.values()
+    if isinstance(leaf, (list, tuple)):
+        return leaf
+    if is_dataclass(leaf) and not isinstance(leaf, type):
+        return (getattr(leaf, field.name, None) for field in fields(leaf))
+    return ()
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Identity of a tensor's storage, as long as the tensor lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def storage_bytes(tensor: torch.Tensor, device: torch.device) -> int:
+    """Bytes that the allocator of `device` hands out for the tensor's storage; 0 on another device."""
+    return allocated_bytes(int(tensor.untyped_storage().nbytes()), device) if same_device(tensor, device) else 0
+
+
+def allocated_bytes(number_bytes: int, device: torch.device) -> int:
+    """Requested bytes as the allocator counts them, at the least: CUDA's caching allocator rounds up to 512."""
+    return at_least(number_bytes) if device.type == "cuda" else number_bytes
+
+
+def planned_bytes(number_bytes: int, device: torch.device) -> int:
+    """The most that the allocator may count for a tensor of so many bytes that is to be made."""
+    return at_most(number_bytes, device) if device.type == "cuda" else number_bytes
+
+
+def same_device(tensor: torch.Tensor, device: torch.device) -> bool:
+    """True where the tensor takes memory on `device`."""
+    return tensor.device.type == device.type
+
+
+def unique_storage_bytes(tensors: Iterable[torch.Tensor], device: torch.device) -> int:
+    """Bytes of the distinct storages behind `tensors` on `device`."""
+    return sum({storage_key(tensor): storage_bytes(tensor, device) for tensor in tensors}.values())

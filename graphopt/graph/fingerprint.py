@@ -1,0 +1,57 @@
+"""What a graph computes, as text and as a hash that is the same in every process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+
+from graphopt.graph.step_graph import tensors_of
+
+
+def hash_graph(module: fx.GraphModule) -> str:
+    """A hash of structure, shapes, strides, dtypes and constants, the same in every process."""
+    return hashlib.sha256("".join(f"{line}\n" for line in spell_graph(module)).encode()).hexdigest()[:32]
+
+
+def spell_graph(module: fx.GraphModule) -> list[str]:
+    """A line for each node, equal where nodes do the same.
+
+    Which of several devices a tensor is on, and an argument that is named `rank`, are left out: they
+    are what differs between processes that run one program.
+    """
+    number = {node: position for position, node in enumerate(module.graph.nodes)}
+
+    def spell(argument: object) -> str:
+        if isinstance(argument, fx.Node):
+            return f"%{number[argument]}"
+        if isinstance(argument, (list, tuple)):
+            return "[" + ",".join(spell(item) for item in argument) + "]"
+        if isinstance(argument, dict):
+            return "{" + ",".join(f"{key}:{spell(item)}" for key, item in sorted(argument.items())) + "}"
+        if isinstance(argument, torch.device):
+            return f"device(type={argument.type!r})"
+        if isinstance(argument, fx.GraphModule) or callable(argument):
+            return str(getattr(argument, "__name__", type(argument).__name__))
+        return repr(argument)
+
+    lines = []
+    for node in module.graph.nodes:
+        target = node.op if node.op in ("placeholder", "get_attr", "output") else str(node.target)
+        shapes = [(tuple(t.shape), t.stride(), str(t.dtype), t.device.type) for t in tensors_of(node)]
+        args, kwargs = _without_rank(node)
+        lines.append(f"{node.op}|{target}|{spell(args)}|{spell(kwargs)}|{shapes}")
+    return lines
+
+
+def _without_rank(node: fx.Node) -> tuple[Sequence[object], Mapping[str, object]]:
+    """A node's arguments, the process's own number replaced."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    if "rank" not in names:
+        return node.args, node.kwargs
+    place = names.index("rank")
+    args = ["rank" if position == place else argument for position, argument in enumerate(node.args)]
+    return args, {name: "rank" if name == "rank" else argument for name, argument in node.kwargs.items()}
