@@ -1,5 +1,5 @@
 # mypy: disable-error-code="misc,untyped-decorator,no-untyped-def"
-"""What `own_cuda` launches for Adam, in Triton: one program a piece of a parameter."""
+"""What `cuda` launches for Adam, in Triton: one program a piece of a parameter."""
 
 from __future__ import annotations
 
