@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphopt import kernels
-from graphopt.kernels.tail import stock_norm, stock_update
+from graphopt.kernels.tail import definition, definition_update
 
 #: Seen through, op by op, where torch's own ops stand behind them.
-STOCK = {kernels.gradient_norm: stock_norm.gradient_norm, kernels.adam_: stock_update.adam_}
+STOCK = {kernels.gradient_norm: definition.gradient_norm, kernels.adam_: definition_update.adam_}
 #: Arguments that an op writes without having read them, and those whose values it never looks at.
 NOT_READ = {"copy_": {"self"}, "_foreach_copy_": {"self"}, "fill_": {"self"}, "adam_": {"copies"}}
 SHAPE_ONLY = ("empty_like", "zeros_like", "ones_like", "new_empty", "new_zeros")

@@ -1,6 +1,7 @@
 """The ops of the gradient tail and of compression, each with torch's ops and, where they can be built, own kernels.
 
-Importing this defines `torch.ops.graphopt.*`; `operators`, `messages`, `quantize` and `sparsify` say what each means.
+Importing this defines `torch.ops.graphopt.*`. Each family is a folder: `ops` says what its ops mean and which functions
+run them, `definition` has those in torch's own ops, `cpu` and `cuda` ours.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from graphopt.base.compiler import Recipe, load_library
 from graphopt.base.errors import CompileError, GraphoptError
 from graphopt.kernels.choice import chosen
 
-_FOLDER = Path(__file__).parent
+#: Where the C++ lies: what families share, and each of them.
+_FOLDERS = tuple(Path(__file__).parent / name for name in ("", "messages", "quantize", "sparsify", "tail"))
 _VECTORS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
@@ -48,10 +49,10 @@ def own_cpu_kernels(device: torch.device) -> bool:
 def triton_builds(device: torch.device) -> bool:
     """Whether Triton is there and compiles a kernel for a CUDA device; where not, it is said once, in a warning."""
     try:
-        from graphopt.kernels.tail import own_cuda
+        from graphopt.kernels.tail import cuda
 
         with _disable_current_modes():
-            norm, _ = own_cuda.gradient_norm([torch.ones(4, device=device)], 2.0)
+            norm, _ = cuda.gradient_norm([torch.ones(4, device=device)], 2.0)
             return float(norm) == 2.0
     except Exception as error:  # whatever a compiler or a driver may raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -68,16 +69,20 @@ def own_cuda_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and (chosen() == "own" or (chosen() == "auto" and triton_builds(device)))
 
 
+def cpu_sources() -> tuple[Path, ...]:
+    """The C++ of all families and the headers that they share, always in the same order."""
+    return tuple(path for folder in _FOLDERS for path in sorted(folder.iterdir()) if path.suffix in (".cpp", ".h"))
+
+
 @cache
 def cpu_library() -> ctypes.CDLL:
     """The kernels, compiled where they are not in the cache yet; raises KernelBuildError."""
     flags = ["-std=c++17", "-O3", *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())]
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp", "-Wno-psabi"]
-    sources = sorted(path for path in _FOLDER.rglob("*") if path.suffix in (".cpp", ".h"))
     # without -lgomp the symbols are those of torch's own library, so that both share one pool of threads
     link_flags = ("-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu")
     try:
-        library = load_library(Recipe("kernels", tuple(sources), tuple(flags), link_flags, torch.__version__))
+        library = load_library(Recipe("kernels", cpu_sources(), tuple(flags), link_flags, torch.__version__))
     except CompileError as error:
         raise KernelBuildError(f"the CPU kernels cannot be built here: {error}") from error
     library.graphopt_sum_of_powers.restype = ctypes.c_double

@@ -1,10 +1,11 @@
-"""How an op of `torch.ops.graphopt` is defined, and which kernels it runs."""
+"""How an op of `torch.ops.graphopt` is defined, and which function runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,8 +16,43 @@ from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 _LIBRARY = torch.library.Library("graphopt", "FRAGMENT")
 
 
+@dataclass(frozen=True)
+class Implementations:
+    """The functions that may run one op, all with the same arguments and results.
+
+    `definition` says in torch's own ops what the op gives, and runs wherever there is no other. `cpu` calls compiled
+    code. `cuda` launches Triton kernels and is a "module:function", imported by the first call on such a device.
+    """
+
+    definition: Callable[..., Any]
+    cpu: Callable[..., Any] | None = None
+    cuda: str | None = None
+
+
+def implementation_for(device: torch.device, op: Implementations) -> Callable[..., Any]:
+    """The function that runs an op on a device, by what `kernels.use` chose and what can be built here."""
+    if op.cpu is not None and own_cpu_kernels(device):
+        return op.cpu
+    if op.cuda is not None and own_cuda_kernels(device):
+        return _loaded(op.cuda)
+    return op.definition
+
+
+def dispatching(op: Implementations) -> Callable[..., Any]:
+    """A function that runs an op by the implementation for the device of its first argument, a tensor or a list."""
+
+    def run(first: Tensor | list[Tensor], /, *arguments: Any, **options: Any) -> Any:
+        some = first if isinstance(first, Tensor) else first[0] if first else torch.empty(0)
+        return implementation_for(some.device, op)(first, *arguments, **options)
+
+    return run
+
+
 def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define one op for every device; gradients do not flow through any of them."""
+    """Define `torch.ops.graphopt.*` by its schema, for every device, and give its overload.
+
+    `fake` gives tensors like the results for such arguments, without their values. No gradient flows through the op.
+    """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, torch.no_grad()(implementation), "CompositeExplicitAutograd")
@@ -28,22 +64,8 @@ def no_result(*_: Any, **__: Any) -> None:
     """What an op that only writes in place gives."""
 
 
-def fitting(stock: Callable[..., Any], own_cpu: ModuleType, own_cuda: str) -> Callable[..., Any]:
-    """The kernels that were chosen, for the device of the first argument; `stock`, where there are no own ones.
-
-    Own ones have the stock one's name; those of CUDA are in the module named `own_cuda`, loaded only there.
-    """
-
-    def run(first: Tensor | list[Tensor], /, *arguments: Any, **options: Any) -> Any:
-        some = first if isinstance(first, Tensor) else first[0] if first else torch.empty(0)
-        return getattr(_own_kernels(some.device, own_cpu, own_cuda), stock.__name__, stock)(
-            first, *arguments, **options
-        )
-
-    return run
-
-
-def _own_kernels(device: torch.device, own_cpu: ModuleType, own_cuda: str) -> ModuleType | None:
-    if own_cpu_kernels(device):
-        return own_cpu
-    return import_module(own_cuda) if own_cuda_kernels(device) else None
+@cache
+def _loaded(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found

@@ -46,3 +46,10 @@ def flat(dense: Tensor) -> Tensor:
     """A one-dimensional view of a dense tensor: its elements in the order that they have in memory."""
     assert is_dense(dense)
     return dense.as_strided((dense.numel(),), (1,))
+
+
+def write_back(laid_out: list[Tensor], originals: list[Tensor]) -> None:
+    """Copy each tensor of `laid_out` that is not the original itself into that."""
+    for source, target in zip(laid_out, originals, strict=True):
+        if source is not target:
+            target.copy_(source)

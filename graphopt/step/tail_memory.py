@@ -17,7 +17,7 @@ from graphopt.device.storages import allocated_bytes
 from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 from graphopt.kernels.layout import is_dense
 from graphopt.kernels.pieces import PIECE_ELEMENTS, table_bytes
-from graphopt.kernels.tail import stock_update
+from graphopt.kernels.tail import definition_update
 from graphopt.passes.window.update import NUMBERS, STATE, GroupUpdate
 from graphopt.step.optimizer_view import OptimizerView
 
@@ -127,7 +127,7 @@ def _one_update_bytes(
     if scale and device.type != "cpu":  # where a skipped step ends before it starts
         scale["found_inf"] = number
     known = [*params, *grads, *copies, number, *(tensor for held in states.values() for tensor in held)]
-    update = stock_update.adam_ if group.kind == "adam" else stock_update.sgd_
+    update = definition_update.adam_ if group.kind == "adam" else definition_update.sgd_
     arguments = {"params": params, "gradients": grads, **states, "copies": copies}
     numbers = dict.fromkeys(NUMBERS[group.kind], 0.5)
     stock_bytes = peak_bytes_of(

@@ -17,4 +17,4 @@ pytestmark = [
 @pytest.mark.parametrize("check", ["norm", "adam", "quantize", "sparsify"])
 def test_triton_kernels_are_the_stock_ones(check: str) -> None:
     pytest.importorskip("triton")
-    import_module("kernels.triton_checks").CHECKS[check](DEVICE)
+    import_module("tests.support.triton_checks").CHECKS[check](DEVICE)

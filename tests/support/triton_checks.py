@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.kernels.quantize import own_cuda as own_cuda_quantize
-from graphopt.kernels.quantize import own_cuda_qsgd, stock_qsgd, stock_quantize
-from graphopt.kernels.sparsify import own_cuda as own_cuda_sparsify
-from graphopt.kernels.sparsify import stock as stock_sparsify
-from graphopt.kernels.tail import own_cuda, stock_norm, stock_update
+from graphopt.kernels.quantize import cuda as quantize_cuda
+from graphopt.kernels.quantize import definition as quantize_definition
+from graphopt.kernels.sparsify import cuda as sparsify_cuda
+from graphopt.kernels.sparsify import definition as sparsify_definition
+from graphopt.kernels.tail import cuda as tail_cuda
+from graphopt.kernels.tail import definition as tail_definition
+from graphopt.kernels.tail import definition_update
 from tests.kernels.sparsify.test_sparsify import denormal, few_values, half_zeros, heavy_tail
 from tests.support.tensors import Adam, clones, random_tensors, same_bits, ulps
 
@@ -36,14 +38,14 @@ def norm(device: str) -> None:
     for dtypes in (FLOATS[:1], FLOATS):
         gradients = moved([t for seed, dtype in enumerate(dtypes) for t in random_tensors(seed, dtype)], device)
         for p in (1.0, 2.0, 3.0, math.inf, 0.5):
-            found, overflow = own_cuda.gradient_norm(gradients, p)
-            assert ulps(found, stock_norm.gradient_norm(gradients, p)[0]) < 40 and overflow == 0, (dtypes, p)
+            found, overflow = tail_cuda.gradient_norm(gradients, p)
+            assert ulps(found, tail_definition.gradient_norm(gradients, p)[0]) < 40 and overflow == 0, (dtypes, p)
             for bad in (math.inf, math.nan):
                 odd = torch.tensor([1.0, bad], device=device)
-                found, overflow = own_cuda.gradient_norm([*gradients, odd], p)
+                found, overflow = tail_cuda.gradient_norm([*gradients, odd], p)
                 assert overflow == 1 and not found.isfinite(), (p, bad)
-    assert own_cuda.gradient_norm([torch.full((9,), 1e25, device=device)], 2.0)[0] == 3e25
-    assert own_cuda.gradient_norm([torch.full((4,), 3e38, device=device)], 2.0) == (math.inf, 0)
+    assert tail_cuda.gradient_norm([torch.full((9,), 1e25, device=device)], 2.0)[0] == 3e25
+    assert tail_cuda.gradient_norm([torch.full((4,), 3e38, device=device)], 2.0) == (math.inf, 0)
 
 
 def adam(device: str) -> None:
@@ -56,7 +58,7 @@ def adam(device: str) -> None:
         (FLOATS[1], True, False, False),
         (FLOATS[2], False, True, True),
     ):
-        (own, half), (stock, expected) = (_adam_steps(m, device, dtype, *flags) for m in (own_cuda, stock_update))
+        (own, half), (stock, expected) = (_adam_steps(m, device, dtype, *flags) for m in (tail_cuda, definition_update))
         worst = max(map(ulps, own, stock))
         assert worst <= (2 if device == "cpu" else 4), (dtype, flags, worst)
         gaps = [float((a - b).abs().max()) for a, b in zip(half, expected, strict=True) if a.numel()]
@@ -83,10 +85,10 @@ def _adam_steps(
 def quantize(device: str) -> None:
     """8 bits there and back with residuals, and few bits at random: the very bits."""
     for bad in (1.0, math.nan, math.inf, 3e38):
-        own, stock = (_eight_bits(m, _odd_gradients(bad, device), device) for m in (own_cuda_quantize, stock_quantize))
+        own, stock = (_eight_bits(m, _odd_gradients(bad, device), device) for m in (quantize_cuda, quantize_definition))
         assert same_bits(own, stock), bad
         for bits in (8, 4, 2):
-            own, stock = (_few_bits(m, _odd_gradients(bad, device), bits) for m in (own_cuda_qsgd, stock_qsgd))
+            own, stock = (_few_bits(m, _odd_gradients(bad, device), bits) for m in (quantize_cuda, quantize_definition))
             assert same_bits(own, stock), (bad, bits)
 
 
@@ -122,7 +124,7 @@ def _few_bits(module: ModuleType, some: list[Tensor], bits: int) -> list[Tensor]
 def sparsify(device: str) -> None:
     """The largest elements, by count and threshold, with momentum and odd layouts: the very bits."""
     if device == "cpu":  # the interpreter is slow by the tile, not by the element
-        own_cuda_sparsify.PIECE_ELEMENTS, own_cuda_sparsify.TILE_ELEMENTS = 1 << 14, 1 << 13
+        sparsify_cuda.PIECE_ELEMENTS, sparsify_cuda.TILE_ELEMENTS = 1 << 14, 1 << 13
     sizes, counts = (70_000, 0, 1, 900), [700, 1, 1, 200]
     for values, threshold in ((denormal, None), (few_values, None), (half_zeros, None), (heavy_tail, 3.0)):
         generator = torch.Generator().manual_seed(2)
@@ -131,7 +133,7 @@ def sparsify(device: str) -> None:
         gradients, third = moved(drawn, device), torch.tensor(1 / 3, device=device)
         wire, *_ = _both("sparsify_", gradients, [residuals], third, counts, threshold)
         placed = [[torch.full_like(g, math.nan) for g in gradients] for _ in range(2)]
-        for module, result in zip((own_cuda_sparsify, stock_sparsify), placed, strict=True):
+        for module, result in zip((sparsify_cuda, sparsify_definition), placed, strict=True):
             module.desparsify_(torch.cat([wire, wire]), result, 2, counts, torch.tensor(3.7, device=device))
         assert same_bits(*placed)
     _both("sparsify_momentum_", gradients, [residuals, clones(gradients)], None, counts, 0.9)
@@ -139,8 +141,8 @@ def sparsify(device: str) -> None:
     for bad in (math.inf, math.nan):
         gradients = moved([torch.randn(900), torch.full((500,), bad)], device)
         flag = torch.zeros((), device=device)
-        wire = own_cuda_sparsify.sparsify_(gradients, [], flag, None, [90, 50], None)
-        own_cuda_sparsify.desparsify_(wire, gradients, 1, [90, 50], None)
+        wire = sparsify_cuda.sparsify_(gradients, [], flag, None, [90, 50], None)
+        sparsify_cuda.desparsify_(wire, gradients, 1, [90, 50], None)
         assert flag == 1
 
 
@@ -154,7 +156,7 @@ def _odd_layouts(device: str) -> None:
 
 def _both(name: str, gradients: list[Tensor], states: list[list[Tensor]], *arguments: Any) -> list[Tensor]:
     results = []
-    for module in (own_cuda_sparsify, stock_sparsify):
+    for module in (sparsify_cuda, sparsify_definition):
         mine, flag = clones(gradients), torch.zeros((), device=gradients[0].device)
         result = getattr(module, name)(mine, *states, flag, *arguments)
         wire, more = result if isinstance(result, tuple) else (result, [])

@@ -16,11 +16,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from graphopt.kernels.quantize import own_cuda as own_cuda_quantize
-from graphopt.kernels.quantize import own_cuda_qsgd
-from graphopt.kernels.sparsify import own_cuda as own_cuda_sparsify
-from graphopt.kernels.sparsify import stock as stock_sparsify
+from graphopt.kernels.quantize import cuda as quantize_cuda
+from graphopt.kernels.quantize import definition as quantize_definition
+from graphopt.kernels.sparsify import cuda as sparsify_cuda
+from graphopt.kernels.sparsify import definition as sparsify_definition
 from tests.support import triton_checks
+from tests.support.tensors import clones
 
 
 class NoDevice:
@@ -54,8 +55,8 @@ def main() -> None:
             with contextlib.suppress(AssertionError):
                 check("cpu")
         _receive()
-    expected = {"_sum_kernel", "adam_kernel", "_quantize_kernel", "_requantize_kernel", "_dequantize_kernel"}
-    expected |= {"_qsgd_kernel", "sum_kernel", "digit_kernel", "tally_kernel", "send_kernel", "place_kernel"}
+    expected = {"sum_of_powers_kernel", "adam_kernel", "quantize_kernel", "requantize_kernel", "dequantize_kernel"}
+    expected |= {"qsgd_kernel", "sum_kernel", "digit_kernel", "tally_kernel", "send_kernel", "place_kernel"}
     assert compiled == expected, compiled ^ expected
 
 
@@ -63,15 +64,15 @@ def _receive() -> None:
     """What the checks do not come to, as what they send is not written; seeds and draws that Triton treats apart."""
     some = [torch.randn(3, 300), torch.randn(900).half()]
     flag = torch.zeros(())
-    wire = own_cuda_quantize.wire_of(some[:1], flag, 8, 3)
-    own_cuda_quantize.requantize_(wire, some[:1], 0, 3)
+    wire = quantize_definition.quantize_(clones(some[:1]), [], flag, None, 3)
+    quantize_cuda.requantize_(wire, some[:1], 0, 3)
     for seed, draw in ((0, 0), (1, 1), (2**63, 2**31 + 5), (2**32 - 1, 16)):
         for bits in (8, 4, 2):
-            sent = own_cuda_qsgd.qsgd(some, flag, None, bits, 2, seed, draw, 1)
-            own_cuda_qsgd.dequantize_qsgd_(torch.cat([sent, sent]), some, 2, bits, None)
-    largest = stock_sparsify.sparsify_(some[:1], [], flag, None, [90], None)
-    own_cuda_sparsify.desparsify_(largest, some[:1], 1, [90], None)
-    own_cuda_sparsify.sparsify_momentum_(some[:1], [some[0]], [some[0]], flag, None, [90], 0.9)
+            sent = quantize_cuda.qsgd(some, flag, None, bits, 2, seed, draw, 1)
+            quantize_cuda.dequantize_qsgd_(torch.cat([sent, sent]), some, 2, bits, None)
+    largest = sparsify_definition.sparsify_(some[:1], [], flag, None, [90], None)
+    sparsify_cuda.desparsify_(largest, some[:1], 1, [90], None)
+    sparsify_cuda.sparsify_momentum_(some[:1], [some[0]], [some[0]], flag, None, [90], 0.9)
 
 
 if __name__ == "__main__":

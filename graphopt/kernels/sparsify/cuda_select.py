@@ -1,5 +1,5 @@
 # mypy: disable-error-code="misc,untyped-decorator,no-untyped-def"
-"""What `own_cuda_sparsify` launches, in Triton: one program a piece of a parameter, or a block of a wire."""
+"""What `cuda` launches, in Triton: one program a piece of a parameter, or a block of a wire."""
 
 from __future__ import annotations
 

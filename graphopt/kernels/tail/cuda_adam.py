@@ -1,5 +1,5 @@
 # mypy: disable-error-code="misc,untyped-decorator,no-untyped-def"
-"""What `own_cuda` launches for Adam, in Triton: one program a piece of a parameter."""
+"""What `cuda` launches for Adam, in Triton: one program a piece of a parameter."""
 
 from __future__ import annotations
 
@@ -8,52 +8,42 @@ import triton.language as tl
 
 
 @triton.jit
-def _adam_block(
-    param,
-    gradient,
-    first,
-    second,
-    maximum,
-    copy,
-    index,
+def _adam_piece(
+    arrays,  # where param, gradient, both averages, the maximum and the copy of a parameter begin
+    numbers,  # what is one for the whole parameter, from the scale of its gradient to eps
+    start,
     size,
-    scale,
-    times,
-    step_size,
-    root,
-    clip,
-    sign,
-    decay,
-    penalty,
-    weight,
-    second_keeps,
-    second_takes,
-    eps,
     amsgrad: tl.constexpr,
     copied: tl.constexpr,
     copy_kind: tl.constexpr,
     masked: tl.constexpr,
+    PIECE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    mask = index < size if masked else None
-    g = tl.load(gradient + index, mask=mask).to(tl.float32) * scale
-    p = tl.load(param + index, mask=mask)
-    m = tl.load(first + index, mask=mask)
-    v = tl.load(second + index, mask=mask)
-    g = tl.where(g < -clip, -clip, g)
-    g = tl.where(g > clip, clip, g) * times * sign
-    g = tl.fma(p, tl.zeros_like(p) + penalty, g)
-    m = tl.fma(tl.zeros_like(p) + weight, g - m, tl.where(weight < 0, g, m))
-    v = tl.fma(second_takes * g, g, v * second_keeps)
-    tl.store(first + index, m, mask=mask)
-    tl.store(second + index, v, mask=mask)
-    if amsgrad:
-        highest = tl.load(maximum + index, mask=mask)
-        v = tl.where((highest < v) | (v != v), v, highest)
-        tl.store(maximum + index, v, mask=mask)
-    p = p * decay + tl.div_rn(step_size * m, tl.div_rn(tl.sqrt_rn(v), tl.zeros_like(v) + root) + eps)
-    tl.store(param + index, p, mask=mask)
-    if copied:
-        tl.store(copy + index, p.to(copy_kind), mask=mask)
+    param, gradient, first, second, maximum, copy = arrays
+    scale, times, step_size, root, clip, sign, decay, penalty, weight, second_keeps, second_takes, eps = numbers
+    for offset in range(0, PIECE, BLOCK):
+        index = start + offset + tl.arange(0, BLOCK)
+        mask = index < size if masked else None
+        g = tl.load(gradient + index, mask=mask).to(tl.float32) * scale
+        p = tl.load(param + index, mask=mask)
+        m = tl.load(first + index, mask=mask)
+        v = tl.load(second + index, mask=mask)
+        g = tl.where(g < -clip, -clip, g)
+        g = tl.where(g > clip, clip, g) * times * sign
+        g = tl.fma(p, tl.zeros_like(p) + penalty, g)
+        m = tl.fma(tl.zeros_like(p) + weight, g - m, tl.where(weight < 0, g, m))
+        v = tl.fma(second_takes * g, g, v * second_keeps)
+        tl.store(first + index, m, mask=mask)
+        tl.store(second + index, v, mask=mask)
+        if amsgrad:
+            highest = tl.load(maximum + index, mask=mask)
+            v = tl.where((highest < v) | (v != v), v, highest)
+            tl.store(maximum + index, v, mask=mask)
+        p = p * decay + tl.div_rn(step_size * m, tl.div_rn(tl.sqrt_rn(v), tl.zeros_like(v) + root) + eps)
+        tl.store(param + index, p, mask=mask)
+        if copied:
+            tl.store(copy + index, p.to(copy_kind), mask=mask)
 
 
 @triton.jit
@@ -107,65 +97,13 @@ def adam_kernel(
         second = _at(seconds, row, tl.float32, aligned)
         maximum = _at(maxima, row, tl.float32, aligned)
         copy = _at(copies, row, copy_kind, aligned)
+        arrays = (param, gradient, first, second, maximum, copy)
         step_size = tl.load(step_sizes + row)
         root = tl.load(roots + row)
         scale = tl.load(inverse_scale)
         times = tl.load(factor)
+        numbers = (scale, times, step_size, root, clip, sign, decay, penalty, weight, second_keeps, second_takes, eps)
         if start + PIECE <= size:  # a mask would keep the compiler from moving 16 bytes at once
-            for offset in range(0, PIECE, BLOCK):
-                index = start + offset + tl.arange(0, BLOCK)
-                _adam_block(
-                    param,
-                    gradient,
-                    first,
-                    second,
-                    maximum,
-                    copy,
-                    index,
-                    size,
-                    scale,
-                    times,
-                    step_size,
-                    root,
-                    clip,
-                    sign,
-                    decay,
-                    penalty,
-                    weight,
-                    second_keeps,
-                    second_takes,
-                    eps,
-                    amsgrad,
-                    copied,
-                    copy_kind,
-                    False,
-                )
+            _adam_piece(arrays, numbers, start, size, amsgrad, copied, copy_kind, False, PIECE, BLOCK)
         else:
-            for offset in range(0, PIECE, BLOCK):
-                index = start + offset + tl.arange(0, BLOCK)
-                _adam_block(
-                    param,
-                    gradient,
-                    first,
-                    second,
-                    maximum,
-                    copy,
-                    index,
-                    size,
-                    scale,
-                    times,
-                    step_size,
-                    root,
-                    clip,
-                    sign,
-                    decay,
-                    penalty,
-                    weight,
-                    second_keeps,
-                    second_takes,
-                    eps,
-                    amsgrad,
-                    copied,
-                    copy_kind,
-                    True,
-                )
+            _adam_piece(arrays, numbers, start, size, amsgrad, copied, copy_kind, True, PIECE, BLOCK)

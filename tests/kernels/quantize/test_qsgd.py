@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphopt import kernels
 from graphopt.kernels.quantize.blocks import BLOCK_ELEMENTS, block_bytes
-from graphopt.kernels.quantize.stock_qsgd import philox
+from graphopt.kernels.quantize.philox import philox
 from tests.support.tensors import KINDS, same_bits
 
 BITS = (8, 4, 2)

@@ -1,4 +1,4 @@
-// Gradients rounded at random to few bits: graphopt/kernels/quantize.py says what it means.
+// Gradients rounded at random to few bits: ops.py says what it means.
 
 #include <atomic>
 

@@ -1,4 +1,4 @@
-"""The largest elements of gradients into a wire and back, in torch's ops."""
+"""The largest elements of gradients, with torch's own ops; `graphopt.kernels.sparsify.ops` says what each op means."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from graphopt.kernels.layout import as_laid_out, dense, flat
+from graphopt.kernels.layout import as_laid_out, dense, flat, write_back
 from graphopt.kernels.sparsify.wire import BLOCK_ELEMENTS, Section, sections
 
 _SAMPLED = 4096
@@ -31,7 +31,7 @@ def sparsify_(
             x.add_(flat(as_laid_out(residuals[index], laid_out[index])))
         indices = _send(wire, section, x, overflow, threshold)
         x[indices] = 0
-    _write_back(laid_out, gradients)
+    write_back(laid_out, gradients)
     return wire
 
 
@@ -56,7 +56,7 @@ def sparsify_momentum_(
         indices = _send(wire, section, x, overflow, None)
         x[indices] = 0
         moved[indices] = 0
-    _write_back(laid_out, gradients)
+    write_back(laid_out, gradients)
     return wire, new_momenta
 
 
@@ -70,7 +70,7 @@ def desparsify_(wire: Tensor, gradients: list[Tensor], copies: int, counts: list
             x[indices] += values
         if scale is not None:
             x.mul_(scale)
-    _write_back(laid_out, gradients)
+    write_back(laid_out, gradients)
 
 
 def _send(wire: Tensor, section: Section, x: Tensor, overflow: Tensor, threshold: float | None) -> Tensor:
@@ -142,9 +142,3 @@ def _read(wire: Tensor, section: Section) -> tuple[Tensor, Tensor]:
 
 def _part(wire: Tensor, begin_bytes: int, length: int, dtype: torch.dtype) -> Tensor:
     return wire[begin_bytes : begin_bytes + length * dtype.itemsize].view(dtype)
-
-
-def _write_back(laid_out: list[Tensor], gradients: list[Tensor]) -> None:
-    for source, target in zip(laid_out, gradients, strict=True):
-        if source is not target:
-            target.copy_(source)

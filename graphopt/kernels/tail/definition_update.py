@@ -1,4 +1,4 @@
-"""Adam, AdamW and SGD with torch's fused functional ops, on the optimizer's own state."""
+"""Adam, AdamW and SGD with torch's fused functional ops, on the optimizer's own state; `ops` says what they mean."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from graphopt.device.dtypes import HALF
-from graphopt.kernels.layout import as_laid_out, is_dense
+from graphopt.kernels.layout import as_laid_out, dense, write_back
 
 
 @dataclass(frozen=True)
-class Gradient:
+class GradientScaling:
     """What is done to a gradient on its way into the update: clamp(g × inverse_scale, ±clip_value) × factor.
 
     The three tensors are fp32 scalars on the parameters' device; where `found_inf` is not zero
@@ -81,10 +81,10 @@ def adam_(
         fused(some, grads, states[0], states[1], maxima, on_device, grad_scale=divisor, found_inf=skip, **options)
         if skip is not None:
             torch._foreach_sub_(on_device, [skip] * len(counts))
-        _write_back(on_device, counts)
+        write_back(on_device, counts)
 
     states = [state for state in (exp_avgs, exp_avg_sqs, max_exp_avg_sqs) if state]
-    _update(update, params, gradients, states, copies, Gradient(inverse_scale, factor, found_inf, clip_value))
+    _update(update, params, gradients, states, copies, GradientScaling(inverse_scale, factor, found_inf, clip_value))
 
 
 def sgd_(
@@ -108,10 +108,10 @@ def sgd_(
         torch._fused_sgd_(some, grads, buffers, is_first_step=first, grad_scale=divisor, found_inf=skip, **options)
 
     states = [momentum_buffers] if momentum_buffers else []
-    gradient = Gradient(inverse_scale, factor, found_inf, clip_value)
+    scaling = GradientScaling(inverse_scale, factor, found_inf, clip_value)
     # torch 2.13's fused SGD on CPU leaves half parameters as they are, but for the last few elements
     half_fails = bool(params) and params[0].device.type != "cuda"
-    _update(update, params, gradients, states, copies, gradient, half_fails=half_fails)
+    _update(update, params, gradients, states, copies, scaling, half_fails=half_fails)
 
 
 def _update(
@@ -120,35 +120,35 @@ def _update(
     gradients: list[Tensor],
     states: States,
     copies: list[Tensor],
-    gradient: Gradient,
+    scaling: GradientScaling,
     *,
     half_fails: bool = False,
 ) -> None:
     """Run `fused` on lists that it takes: of one dtype, dense, and in one order; in fp32 where `half_fails`."""
-    if gradient.skips():
+    if scaling.skips():
         return
-    multiplier, on_cuda = gradient.multiplier(), bool(params) and params[0].is_cuda
+    multiplier, on_cuda = scaling.multiplier(), bool(params) and params[0].is_cuda
     divisor = None if multiplier is None or on_cuda else torch.reciprocal(multiplier)
 
     def run(indices: list[int]) -> None:
         own = [params[i] for i in indices]
-        dense = [_computed(p, half_fails) for p in own]
-        grads = [as_laid_out(gradients[i].to(p.dtype), p) for i, p in zip(indices, dense, strict=True)]
-        gradient.clamped(grads)
+        computed = [_computed(p, half_fails) for p in own]
+        grads = [as_laid_out(gradients[i].to(p.dtype), p) for i, p in zip(indices, computed, strict=True)]
+        scaling.clamped(grads)
         if multiplier is not None and on_cuda:
             # There the fused ops divide each element in fp64, which takes longer than one more read and write, and
             # SGD's rounds otherwise than GradScaler and it in turn.
             torch._foreach_mul_(grads, multiplier)
         own_states = [[state[i] for i in indices] for state in states]
-        dense_states = [
-            [as_laid_out(s.to(p.dtype), p) for s, p in zip(state, dense, strict=True)] for state in own_states
+        computed_states = [
+            [as_laid_out(s.to(p.dtype), p) for s, p in zip(state, computed, strict=True)] for state in own_states
         ]
-        fused(indices, dense, grads, dense_states, divisor)
-        _write_back(dense, own)
-        for after, before in zip(dense_states, own_states, strict=True):
-            _write_back(after, before)
+        fused(indices, computed, grads, computed_states, divisor)
+        write_back(computed, own)
+        for after, before in zip(computed_states, own_states, strict=True):
+            write_back(after, before)
         if copies:
-            _refresh([copies[i] for i in indices], own, gradient.found_inf)
+            _refresh([copies[i] for i in indices], own, scaling.found_inf)
 
     for indices in _batches(params, gradients, half_fails):
         run(indices)  # whose copies are gone before the next ones are made
@@ -156,9 +156,7 @@ def _update(
 
 def _computed(param: Tensor, half_fails: bool) -> Tensor:
     """`param` itself where the fused op takes it as it is, else a dense copy."""
-    if half_fails and param.dtype in HALF:
-        param = param.float()
-    return param if is_dense(param) else param.contiguous()
+    return dense(param.float() if half_fails and param.dtype in HALF else param)
 
 
 def _batches(params: list[Tensor], gradients: list[Tensor], half_fails: bool) -> Iterator[list[int]]:
@@ -182,12 +180,6 @@ def _moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     if tensors[0].device == device:
         return tensors
     return list(torch.stack(tensors).to(device).unbind())
-
-
-def _write_back(computed: list[Tensor], kept: list[Tensor]) -> None:
-    for source, target in zip(computed, kept, strict=True):
-        if source is not target:
-            target.copy_(source)
 
 
 def _refresh(copies: list[Tensor], masters: list[Tensor], found_inf: Tensor | None) -> None:

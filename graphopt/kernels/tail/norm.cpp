@@ -6,7 +6,8 @@
 #include <cstring>
 #include <vector>
 
-#include "half.h"
+#include "../half.h"
+#include "../tiles.h"
 #include "rows.h"
 
 namespace graphopt {

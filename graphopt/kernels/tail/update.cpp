@@ -8,12 +8,13 @@
 #include <cstdint>
 #include <vector>
 
-#include "half.h"
+#include "../half.h"
+#include "../tiles.h"
 #include "rows.h"
 
 namespace graphopt {
 
-// Mirrored by classes of the same names in graphopt/kernels/own.py.
+// Mirrored by classes of the same names in cpu.py.
 struct Scaling {
     double inverse_scale;
     double clip_value;

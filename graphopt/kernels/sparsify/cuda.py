@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.kernels.layout import as_laid_out, dense
+from graphopt.kernels.layout import as_laid_out, dense, write_back
 from graphopt.kernels.pieces import addresses, pieces
 from graphopt.kernels.sparsify.cuda_select import digit_kernel, place_kernel, send_kernel, sum_kernel, tally_kernel
 from graphopt.kernels.sparsify.wire import BLOCK_ELEMENTS, Section, sections
@@ -69,7 +69,7 @@ def desparsify_(wire: Tensor, gradients: list[Tensor], copies: int, counts: list
         place_kernel[(len(rows),)](table, rows, starts, in_block, begins, *arrays, TILE=TILE_ELEMENTS)
     if scale is not None:
         torch._foreach_mul_(laid_out, scale)
-    _write_back(laid_out, gradients)
+    write_back(laid_out, gradients)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _sparsify(
     arrays = _arrays(wire, places)
     launch.run(send_kernel, moved, *launch.pieces, lasts, allowed, begins, *arrays, with_momenta=with_momenta)
     _write_counts(wire, launch, sent, sizes, tuple(counts))
-    _write_back(laid_out, gradients)
+    write_back(laid_out, gradients)
     return wire
 
 
@@ -182,9 +182,3 @@ def _write_counts(wire: Tensor, launch: _Launch, sent: Tensor, sizes: tuple[int,
     begins_block = (launch.starts % BLOCK_ELEMENTS == 0).long()
     in_block = torch.zeros_like(places).index_add_(0, begins_block.cumsum(0) - 1, sent)
     wire.view(torch.int32)[places] = in_block.int()
-
-
-def _write_back(laid_out: list[Tensor], gradients: list[Tensor]) -> None:
-    for source, target in zip(laid_out, gradients, strict=True):
-        if source is not target:
-            target.copy_(source)

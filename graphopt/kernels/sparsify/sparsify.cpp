@@ -10,13 +10,13 @@
 #include <memory>
 #include <vector>
 
-#include "half.h"
+#include "../half.h"
+#include "../tiles.h"
 #include "largest.h"
-#include "rows.h"
 
 namespace graphopt {
 
-// Mirrored by `_rows` in graphopt/kernels/own_cpu_sparsify.py. `residual` may be null; `momentum` is null, or else
+// Mirrored by `_rows` in cpu.py. `residual` may be null; `momentum` is null, or else
 // `residual` and `moved` are not. `section` is where this parameter's part of the wire begins.
 struct SparseRow {
     int64_t size;

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="misc,untyped-decorator,no-untyped-def"
 """The norm and Adam on CUDA, in Triton: one launch a dtype for all tensors, and nothing that waits for the device.
 
 Needs Triton, which torch brings along where it is built for CUDA. A launch gets a table of addresses, and of the
@@ -12,85 +11,32 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from graphopt.kernels.choice import chosen
-from graphopt.kernels.layout import as_laid_out, is_dense, same_order
+from graphopt.kernels.layout import as_laid_out, dense, is_dense, same_order
 from graphopt.kernels.pieces import PIECE_ELEMENTS, addresses, are_aligned, pieces
-from graphopt.kernels.tail import stock_norm, stock_update
+from graphopt.kernels.tail import definition, definition_update
 from graphopt.kernels.tail.cuda_adam import adam_kernel
+from graphopt.kernels.tail.cuda_norm import sum_of_powers_kernel
+from graphopt.kernels.triton_dtypes import TRITON_DTYPES
 
 BLOCK_ELEMENTS = 1024
-_KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
-@triton.jit
-def _added(total, bad, x, power: tl.constexpr):
-    x = tl.abs(x.to(tl.float64))
-    if power == 0:
-        total = tl.maximum(total, x)
-        bad += x - x  # which is NaN where x is not finite
-    elif power == 1:
-        total += x
-    elif power == 2:
-        total += x * x
-    else:
-        total += x * x * x
-    return total, bad
-
-
-@triton.jit
-def _sum_kernel(
-    addresses,
-    rows,
-    starts,
-    sizes,
-    sums,
-    power: tl.constexpr,
-    kind: tl.constexpr,
-    aligned: tl.constexpr,
-    PIECE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    piece = tl.program_id(0)
-    row = tl.load(rows + piece)
-    start = tl.multiple_of(tl.load(starts + piece), BLOCK)
-    size = tl.load(sizes + row)
-    gradient = tl.load(addresses + row).to(tl.pointer_type(kind))
-    if aligned:
-        gradient = tl.multiple_of(gradient, 16)
-    total = tl.zeros([BLOCK], tl.float64)
-    bad = tl.zeros([BLOCK], tl.float64)
-    if start + PIECE <= size:  # a mask would keep the compiler from reading 16 bytes at once
-        for offset in range(0, PIECE, BLOCK):
-            x = tl.load(gradient + start + offset + tl.arange(0, BLOCK))
-            total, bad = _added(total, bad, x, power)
-    else:
-        for offset in range(0, PIECE, BLOCK):
-            index = start + offset + tl.arange(0, BLOCK)
-            x = tl.load(gradient + index, mask=index < size, other=0.0)
-            total, bad = _added(total, bad, x, power)
-    if power == 0:
-        tl.store(sums + piece, tl.max(total) + tl.sum(bad))
-    else:
-        tl.store(sums + piece, tl.sum(total))
 
 
 def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
     """See `graphopt.kernels.tail.ops`; in fp64, where no sum of fp32 powers overflows."""
     powers = {1.0: 1, 2.0: 2, 3.0: 3, math.inf: 0}
-    filled = [g if is_dense(g) else g.contiguous() for g in gradients if g.numel()]
-    if not filled or norm_type not in powers or any(g.dtype not in _KINDS for g in filled):
-        return stock_norm.gradient_norm(gradients, norm_type)
+    filled = [dense(g) for g in gradients if g.numel()]
+    if not filled or norm_type not in powers or any(g.dtype not in TRITON_DTYPES for g in filled):
+        return definition.gradient_norm(gradients, norm_type)
     power = powers[norm_type]
     sums = []
     for kind, indices in _by_kind(filled):
         some = [filled[i] for i in indices]
         rows, starts, sizes = pieces(tuple(g.numel() for g in some), PIECE_ELEMENTS, some[0].device)
         sums.append(torch.empty(len(rows), dtype=torch.float64, device=some[0].device))
-        _sum_kernel[(len(rows),)](
+        sum_of_powers_kernel[(len(rows),)](
             *(addresses(some), rows, starts, sizes, sums[-1]),
             power=power,
             kind=kind,
@@ -123,14 +69,14 @@ def adam_(
     lists = [params, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, copies]
     if len(params) == 1 and chosen() == "auto":
         alone: list[Any] = [*lists, inverse_scale, factor, found_inf]
-        stock_update.adam_(*alone, **options)
+        definition_update.adam_(*alone, **options)
         return
     taken = [i for i in range(len(params)) if _fits([column[i] for column in lists if column], lists)]
     left = sorted(set(range(len(params))) - set(taken))
     if left:
         columns = [[column[i] for i in left] if column else [] for column in lists]
         rest: list[Any] = [*columns, inverse_scale, factor, found_inf]
-        stock_update.adam_(*rest, **options)
+        definition_update.adam_(*rest, **options)
     if taken:
         device = params[taken[0]].device
         one, zero = torch.ones((), device=device), torch.zeros((), device=device)
@@ -158,7 +104,7 @@ def _launch_adam(columns: list[list[Tensor]], scalars: list[Tensor], options: di
             copied=bool(copies),
             aligned=all(map(are_aligned, (*some, *([c[i] for i in indices] for c in (maxima, copies) if c)))),
             kind=kind,
-            copy_kind=_KINDS[copies[0].dtype] if copies else tl.float16,
+            copy_kind=TRITON_DTYPES[copies[0].dtype] if copies else TRITON_DTYPES[torch.float16],
             PIECE=PIECE_ELEMENTS,
             BLOCK=BLOCK_ELEMENTS,
         )
@@ -188,16 +134,16 @@ def _fits(tensors: list[Tensor], lists: list[list[Tensor]]) -> bool:
     copies, step = ([states.pop()] if lists[-1] else []), states.pop()
     return (
         is_dense(param)
-        and gradient.dtype in _KINDS
+        and gradient.dtype in TRITON_DTYPES
         and step.device == param.device
         and all(t.dtype == torch.float32 and same_order(t, param) for t in (param, *states))
-        and all(c.dtype == lists[-1][0].dtype and c.dtype in _KINDS and same_order(c, param) for c in copies)
+        and all(c.dtype == lists[-1][0].dtype and c.dtype in TRITON_DTYPES and same_order(c, param) for c in copies)
     )
 
 
 def _by_kind(tensors: list[Tensor]) -> Iterator[tuple[Any, list[int]]]:
     """Triton's dtype and the indices of the tensors of each; empty ones have no piece."""
-    for dtype, kind in _KINDS.items():
+    for dtype, kind in TRITON_DTYPES.items():
         indices = [i for i, t in enumerate(tensors) if t.dtype == dtype and t.numel()]
         if indices:
             yield kind, indices

@@ -1,4 +1,4 @@
-"""Gradients as 8-bit integers, with torch's own ops; `graphopt.kernels.quantize.ops` says what each op means."""
+"""Gradients as small integers, with torch's own ops; `graphopt.kernels.quantize.ops` says what each op means."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from torch import Tensor
 
 from graphopt.kernels.layout import flat, same_order
 from graphopt.kernels.quantize.blocks import BLOCK_ELEMENTS, block_bytes, block_ranges, empty_wire
-from graphopt.kernels.quantize.stock_blocks import (
+from graphopt.kernels.quantize.definition_blocks import (
     in_blocks,
     inverse_of,
     note_overflow,
+    packed,
     steps_of,
     sum_of_wires,
     true_units,
     write_total,
     write_wire,
 )
+from graphopt.kernels.quantize.philox import uniform
 
 LEVELS = 127
 
@@ -67,3 +69,37 @@ def dequantize_(wire: Tensor, gradients: list[Tensor], copies: int, scale: Tenso
     rows = wire.view(copies, -1, block_bytes(8))
     for gradient, begin, end in block_ranges(gradients):
         write_total(gradient, sum_of_wires(rows[:, begin:end], 8), scale)
+
+
+def qsgd(
+    gradients: list[Tensor],
+    overflow: Tensor,
+    inverse_scale: Tensor | None,
+    bits: int,
+    parts: int,
+    seed: int,
+    draw: int,
+    rank: int,
+) -> Tensor:
+    """See `graphopt.kernels.quantize.ops`."""
+    wire = empty_wire(overflow, [g.numel() for g in gradients], bits, parts)
+    rows = wire.view(-1, block_bytes(bits))
+    most = 2 ** (bits - 1) - 1
+    end = 0
+    for gradient, begin, end in block_ranges(gradients):
+        x = in_blocks(true_units(gradient, None, inverse_scale))
+        step, finite = steps_of(x, most)
+        magnitude = (x * inverse_of(step)).nan_to_num(0, 0, 0).abs().clamp(max=most)
+        lower = magnitude.floor()
+        levels = lower + (uniform(step, seed, draw, rank) < magnitude - lower)
+        write_wire(rows[begin:end], step, packed(torch.where(x < 0, -levels, levels).to(torch.int8), bits))
+        note_overflow(overflow, finite)
+    rows[end:] = 0
+    return wire
+
+
+def dequantize_qsgd_(wire: Tensor, gradients: list[Tensor], copies: int, bits: int, scale: Tensor | None) -> None:
+    """See `graphopt.kernels.quantize.ops`."""
+    rows = wire.view(copies, -1, block_bytes(bits))
+    for gradient, begin, end in block_ranges(gradients):
+        write_total(gradient, sum_of_wires(rows[:, begin:end], bits), scale)

@@ -12,7 +12,8 @@
 #include <immintrin.h>
 #endif
 
-#include "half.h"
+#include "../half.h"
+#include "../tiles.h"
 
 namespace graphopt {
 

@@ -6,7 +6,6 @@ Pointers are only good while the tensors live, so a call keeps the ones it laid 
 from __future__ import annotations
 
 import ctypes
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from graphopt.kernels.build import cpu_library
-from graphopt.kernels.layout import as_laid_out, dense
+from graphopt.kernels.layout import as_laid_out, dense, write_back
+from graphopt.kernels.pointers import address_and_count, number, rows_of
 from graphopt.kernels.sparsify.wire import sections, sparse_wire_bytes
 
 
@@ -27,7 +27,7 @@ class _Options(ctypes.Structure):
 def _rows(
     gradients: list[Tensor], states: list[list[Tensor]], counts: list[int], wire: Tensor
 ) -> Iterator[tuple[ctypes.c_void_p, ctypes.c_int64]]:
-    """Address and number of one `SparseRow` of cpu/sparsify.cpp a gradient, good inside.
+    """Address and number of one `SparseRow` of sparsify.cpp a gradient, good inside.
 
     `states` are residuals, momenta and new momenta; an empty list is a column of nulls. What kernels write into a
     copy of a gradient is in the gradient itself afterwards.
@@ -39,15 +39,17 @@ def _rows(
     ]
     assert all(t.dtype == torch.float32 for t in chain(laid_out, *columns))
     places = sections([g.numel() for g in gradients], counts)
-    table = array("q")
-    for index, (gradient, section) in enumerate(zip(laid_out, places, strict=True)):
-        pointers = [column[index].data_ptr() if column else 0 for column in columns]
-        table.extend([gradient.numel(), section.capacity, gradient.data_ptr(), *pointers])
-        table.append(wire.data_ptr() + section.begin_bytes)
-    yield ctypes.c_void_p(table.buffer_info()[0]), ctypes.c_int64(len(gradients))
-    for source, target in zip(laid_out, gradients, strict=True):
-        if source is not target:
-            target.copy_(source)
+    nothing = [0] * len(gradients)
+    rows = rows_of(
+        [
+            [gradient.numel() for gradient in gradients],
+            [section.capacity for section in places],
+            *([t.data_ptr() for t in column] or nothing for column in (laid_out, *columns)),
+            [wire.data_ptr() + section.begin_bytes for section in places],
+        ]
+    )
+    yield address_and_count(rows, 7)
+    write_back(laid_out, gradients)
 
 
 def sparsify_(
@@ -59,7 +61,7 @@ def sparsify_(
     threshold: float | None,
 ) -> Tensor:
     """See `graphopt.kernels.sparsify.ops`."""
-    options = _Options(_number(inverse_scale), 0.0, threshold or 0.0)
+    options = _Options(number(inverse_scale), 0.0, threshold or 0.0)
     return _sparsify(gradients, [residuals, [], []], overflow, counts, options)
 
 
@@ -74,7 +76,7 @@ def sparsify_momentum_(
 ) -> tuple[Tensor, list[Tensor]]:
     """See `graphopt.kernels.sparsify.ops`."""
     moved = [torch.empty_like(dense(gradient)) for gradient in gradients]
-    options = _Options(_number(inverse_scale), momentum, 0.0)
+    options = _Options(number(inverse_scale), momentum, 0.0)
     return _sparsify(gradients, [residuals, momenta, moved], overflow, counts, options), moved
 
 
@@ -92,10 +94,6 @@ def _sparsify(
 
 def desparsify_(wire: Tensor, gradients: list[Tensor], copies: int, counts: list[int], scale: Tensor | None) -> None:
     """See `graphopt.kernels.sparsify.ops`."""
-    numbers = [ctypes.c_int64(copies), ctypes.c_int64(wire.numel() // copies), ctypes.c_double(_number(scale))]
+    numbers = [ctypes.c_int64(copies), ctypes.c_int64(wire.numel() // copies), ctypes.c_double(number(scale))]
     with _rows(gradients, [[], [], []], counts, wire) as rows:
         cpu_library().graphopt_desparsify(*rows, *numbers, torch.get_num_threads())
-
-
-def _number(scalar: Tensor | None) -> float:
-    return 1.0 if scalar is None else float(scalar)

@@ -1,10 +1,10 @@
-// Sums of half messages: graphopt/kernels/messages.py says what they mean.
+// Sums of half messages: ops.py says what they mean.
 
 #include <algorithm>
 #include <cstdint>
 
-#include "half.h"
-#include "rows.h"
+#include "../half.h"
+#include "../tiles.h"
 
 namespace graphopt {
 

@@ -1,26 +1,12 @@
 # mypy: disable-error-code="misc,untyped-decorator,no-untyped-def"
-"""Gradients rounded at random to few bits on CUDA, in Triton; the bits are those of torch's ops."""
+"""What `cuda` launches to round at random, in Triton: one program a block; the bits are those of torch's ops."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from graphopt.kernels.pieces import addresses
-from graphopt.kernels.quantize.blocks import BLOCK_ELEMENTS, STEP_BYTES, block_bytes
-from graphopt.kernels.quantize.own_cuda import (
-    dequantize_bits_,
-    in_steps,
-    is_finite,
-    largest_bits,
-    launches,
-    one_of,
-    step_of,
-    wire_of,
-)
-
-_LEVELS = tl.constexpr(STEP_BYTES)
+from graphopt.kernels.quantize.cuda_blocks import LEVELS_BEGIN, in_steps, is_finite, largest_bits, step_of
 
 
 @triton.jit
@@ -34,7 +20,7 @@ def _rounded_at_random(x, word, step, most):
 
 
 @triton.jit
-def _qsgd_kernel(
+def qsgd_kernel(
     addresses,
     sizes,
     blocks,
@@ -77,7 +63,7 @@ def _qsgd_kernel(
     d = _rounded_at_random(d, u, step, most)
     to = wire + tl.load(blocks + piece) * BYTES
     tl.store(to.to(tl.pointer_type(tl.float32)), step)
-    to += _LEVELS + lane
+    to += LEVELS_BEGIN + lane
     if bits == 8:
         tl.store(to, (a & 255).to(tl.uint8))
         tl.store(to + QUARTER, (b & 255).to(tl.uint8))
@@ -88,39 +74,3 @@ def _qsgd_kernel(
         tl.store(to + QUARTER, ((b & 15) | (d & 15) << 4).to(tl.uint8))
     else:
         tl.store(to, ((a & 3) | (b & 3) << 2 | (c & 3) << 4 | (d & 3) << 6).to(tl.uint8))
-
-
-def qsgd(
-    gradients: list[Tensor],
-    overflow: Tensor,
-    inverse_scale: Tensor | None,
-    bits: int,
-    parts: int,
-    seed: int,
-    draw: int,
-    rank: int,
-) -> Tensor:
-    """See `graphopt.kernels.quantize.ops`."""
-    wire = wire_of(gradients, overflow, bits, parts)
-    key = _signed(seed & 0xFFFFFFFF | rank << 32, 64)
-    for table, count, kind in launches(gradients):
-        _qsgd_kernel[(count,)](
-            *(addresses(gradients), *table, one_of(inverse_scale, wire), overflow, wire),
-            *(_signed(draw, 32), _signed(seed >> 32, 32), key),
-            bits=bits,
-            kind=kind,
-            BYTES=block_bytes(bits),
-            QUARTER=BLOCK_ELEMENTS // 4,
-        )
-    return wire
-
-
-def dequantize_qsgd_(wire: Tensor, gradients: list[Tensor], copies: int, bits: int, scale: Tensor | None) -> None:
-    """See `graphopt.kernels.quantize.ops`."""
-    dequantize_bits_(wire, gradients, copies, bits, scale)
-
-
-def _signed(number: int, bits: int) -> int:
-    """The number of so many bits, two's complement, that has the number's last bits."""
-    half = 1 << (bits - 1)
-    return (number + half) % (2 * half) - half

@@ -1,4 +1,4 @@
-// Blocks of quantized gradients: graphopt/kernels/blocks.py says what they look like on the wire.
+// Blocks of quantized gradients: blocks.py says what they look like on the wire.
 #pragma once
 
 #include <algorithm>
@@ -6,11 +6,11 @@
 #include <cstring>
 #include <vector>
 
-#include "half.h"
+#include "../half.h"
 
 namespace graphopt {
 
-// Mirrored by `_rows` in graphopt/kernels/own_cpu_quantize.py. `residual` may be null.
+// Mirrored by `_rows` in cpu.py. `residual` may be null.
 struct Quantized {
     int64_t size;
     int64_t kind;

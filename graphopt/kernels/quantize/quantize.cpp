@@ -1,4 +1,4 @@
-// Gradients as 8-bit integers and back: graphopt/kernels/quantize.py says what each function means.
+// Gradients as 8-bit integers and back: ops.py says what each function means.
 
 #include <atomic>
 #include <cmath>

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -19,10 +17,10 @@ from torch import Tensor
 
 from graphopt.device.dtypes import HALF
 from graphopt.kernels.build import cpu_library
-from graphopt.kernels.layout import as_laid_out, is_dense, same_order
-from graphopt.kernels.tail import accumulate, stock_norm, stock_update
+from graphopt.kernels.layout import as_laid_out, dense, is_dense, same_order
+from graphopt.kernels.pointers import KINDS, address_and_count, number, rows_of
+from graphopt.kernels.tail import definition, definition_update
 
-_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _POWERS = {1.0: 1, 2.0: 2, 3.0: 3, math.inf: 0}
 
 
@@ -57,31 +55,30 @@ def _rows(
     steps: list[Tensor],
     copies: list[Tensor],
 ) -> Iterator[tuple[ctypes.c_void_p, ctypes.c_int64]]:
-    """Address and number of one `Row` of cpu/rows.h a gradient, good inside; an empty list is a column of nulls."""
-    dense = [as_laid_out(g, p) for g, p in zip(gradients, params, strict=True)] if params else gradients
+    """Address and number of one `Row` of rows.h a gradient, good inside; an empty list is a column of nulls."""
+    laid_out = [as_laid_out(g, p) for g, p in zip(gradients, params, strict=True)] if params else gradients
     nothing = [0] * len(gradients)
     columns = [
-        [g.numel() for g in dense],
-        [_KINDS[g.dtype] for g in dense],
-        *([t.data_ptr() for t in column] or nothing for column in (dense, params, first, second, maximum, steps)),
-        [_KINDS[c.dtype] for c in copies] or nothing,
+        [g.numel() for g in laid_out],
+        [KINDS[g.dtype] for g in laid_out],
+        *([t.data_ptr() for t in column] or nothing for column in (laid_out, params, first, second, maximum, steps)),
+        [KINDS[c.dtype] for c in copies] or nothing,
         [c.data_ptr() for c in copies] or nothing,
     ]
-    table = array("q", chain.from_iterable(zip(*columns, strict=True)))
-    yield ctypes.c_void_p(table.buffer_info()[0]), ctypes.c_int64(len(gradients))
-    del dense, table
+    rows = rows_of(columns)
+    yield address_and_count(rows, len(columns))
+    del laid_out, rows
 
 
 def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
     """See `graphopt.kernels.tail.ops`."""
-    if norm_type not in _POWERS or any(g.dtype not in _KINDS for g in gradients):
-        return stock_norm.gradient_norm(gradients, norm_type)
-    dense = [g if is_dense(g) else g.contiguous() for g in gradients]
+    if norm_type not in _POWERS or any(g.dtype not in KINDS for g in gradients):
+        return definition.gradient_norm(gradients, norm_type)
     power = _POWERS[norm_type]
-    with _rows([], dense, [], [], [], [], []) as rows:
+    with _rows([], [dense(g) for g in gradients], [], [], [], [], []) as rows:
         total = cpu_library().graphopt_sum_of_powers(*rows, power, torch.get_num_threads())
     if not math.isfinite(total):
-        return stock_norm.norm_without_overflow([g for g in gradients if g.numel()], norm_type)
+        return definition.norm_without_overflow([g for g in gradients if g.numel()], norm_type)
     return torch.tensor(total ** (1 / max(power, 1)), dtype=torch.float32), torch.zeros(())
 
 
@@ -108,7 +105,7 @@ def adam_(
     taken, left = _split(params, gradients, (exp_avgs, exp_avg_sqs, max_exp_avg_sqs), copies)
     if left:
         arguments: list[Any] = [*_some(lists, left), inverse_scale, factor, found_inf]
-        stock_update.adam_(*arguments, clip_value=clip_value, **options)
+        definition_update.adam_(*arguments, clip_value=clip_value, **options)
     scaling = _scaling(inverse_scale, factor, clip_value, options["maximize"])
     numbers = [options[name] for name in ("lr", "beta1", "beta2", "weight_decay", "eps", "decoupled")]
     with _rows(*_some(lists, taken)) as rows:
@@ -134,7 +131,7 @@ def sgd_(
     taken, left = _split(params, gradients, (momentum_buffers,), copies)
     if left:
         arguments: list[Any] = [*_some(lists, left), inverse_scale, factor, found_inf]
-        stock_update.sgd_(*arguments, clip_value=clip_value, **options)
+        definition_update.sgd_(*arguments, clip_value=clip_value, **options)
     scaling = _scaling(inverse_scale, factor, clip_value, options["maximize"])
     numbers = [options[name] for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "first")]
     own, grads, buffers, halves = _some(lists, taken)
@@ -146,7 +143,7 @@ def accumulate_(accumulator: Tensor, gradient: Tensor, beta: float) -> None:
     """See `graphopt.kernels.tail.ops`; where both are fp32 torch's own is as good."""
     fits, _ = _split([accumulator], [gradient], (), [])
     if not fits or gradient.dtype == torch.float32 or not same_order(gradient, accumulator):
-        accumulate.accumulate_(accumulator, gradient, beta)
+        definition.accumulate_(accumulator, gradient, beta)
         return
     with _rows([accumulator], [gradient], [], [], [], [], []) as rows:
         cpu_library().graphopt_accumulate(*rows, ctypes.c_double(beta), torch.get_num_threads())
@@ -160,7 +157,7 @@ def _split(
     left: list[int] = []
     columns = [state for state in (params, *states) if state]
     for index, (param, gradient) in enumerate(zip(params, gradients, strict=True)):
-        fits = gradient.dtype in _KINDS and is_dense(param)
+        fits = gradient.dtype in KINDS and is_dense(param)
         for column in columns:
             fits = fits and column[index].dtype == torch.float32 and same_order(column[index], param)
         if copies:
@@ -176,8 +173,8 @@ def _some(lists: Sequence[list[Tensor]], indices: list[int]) -> list[list[Tensor
 
 def _scaling(inverse_scale: Tensor | None, factor: Tensor | None, clip_value: float | None, maximize: bool) -> _Scaling:
     return _Scaling(
-        1.0 if inverse_scale is None else float(inverse_scale),
+        number(inverse_scale),
         math.inf if clip_value is None else clip_value,
-        1.0 if factor is None else float(factor),
+        number(factor),
         -1.0 if maximize else 1.0,
     )

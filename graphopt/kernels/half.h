@@ -8,9 +8,12 @@
 #include <immintrin.h>
 #endif
 
-#include "rows.h"
-
 namespace graphopt {
+
+// Mirrored by KINDS in pointers.py.
+enum Kind : int64_t { fp32 = 0, fp16 = 1, bf16 = 2 };
+
+inline int64_t bytes_of(int64_t kind) { return kind == fp32 ? 4 : 2; }
 
 inline uint32_t bits_of(float value) {
     uint32_t bits;

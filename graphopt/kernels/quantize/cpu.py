@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from graphopt.kernels.build import cpu_library
 from graphopt.kernels.layout import is_dense, same_order
+from graphopt.kernels.pointers import KINDS, address, address_and_count, number, rows_of
 from graphopt.kernels.quantize.blocks import block_bytes, block_count, empty_wire
-
-_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def quantize_(
@@ -25,7 +23,7 @@ def quantize_(
     wire = empty_wire(overflow, sizes, 8, parts)
     rows = _rows(gradients, residuals)
     cpu_library().graphopt_quantize(
-        *(_address(rows), _count(len(gradients)), _pointer(overflow), _number(inverse_scale), _pointer(wire)),
+        *(*_arguments(rows), address(overflow), _number(inverse_scale), address(wire)),
         *(_count(block_count(sizes, parts)), torch.get_num_threads()),
     )
     return wire
@@ -39,8 +37,8 @@ def requantize_(received: Tensor, gradients: list[Tensor], rank: int, parts: int
     wire = torch.empty(received.numel() // parts, dtype=torch.uint8)
     rows = _rows(gradients, [])
     cpu_library().graphopt_requantize(
-        *(_pointer(received), _address(rows), _count(len(gradients)), _count(rank * blocks), _count(blocks)),
-        *(_count(parts), _pointer(wire), torch.get_num_threads()),
+        *(address(received), *_arguments(rows), _count(rank * blocks), _count(blocks)),
+        *(_count(parts), address(wire), torch.get_num_threads()),
     )
     return wire
 
@@ -65,7 +63,7 @@ def qsgd(
     wire = empty_wire(overflow, sizes, bits, parts)
     rows = _rows(gradients, [])
     cpu_library().graphopt_qsgd(
-        *(_address(rows), _count(len(gradients)), _pointer(overflow), _number(inverse_scale), _pointer(wire)),
+        *(*_arguments(rows), address(overflow), _number(inverse_scale), address(wire)),
         *(_count(block_count(sizes, parts)), bits, _count(seed), _count(draw), rank, torch.get_num_threads()),
     )
     return wire
@@ -77,40 +75,35 @@ def dequantize_qsgd_(wire: Tensor, gradients: list[Tensor], copies: int, bits: i
     assert rest == 0 and blocks >= block_count(_sizes(gradients), 1)
     rows = _rows(gradients, [])
     cpu_library().graphopt_dequantize(
-        *(_pointer(wire), _address(rows), _count(len(gradients)), _count(copies), _count(blocks)),
+        *(address(wire), *_arguments(rows), _count(copies), _count(blocks)),
         *(bits, _number(scale), torch.get_num_threads()),
     )
 
 
 def _rows(gradients: list[Tensor], residuals: list[Tensor]) -> array[int]:
-    """One `Quantized` of cpu/blocks.h a gradient; its pointers are good while the tensors live."""
+    """One `Quantized` of blocks.h a gradient; its pointers are good while the tensors live."""
     assert all(is_dense(gradient) for gradient in gradients)
     assert all(map(same_order, residuals, gradients))
     columns = [
         [gradient.numel() for gradient in gradients],
-        [_KINDS[gradient.dtype] for gradient in gradients],
+        [KINDS[gradient.dtype] for gradient in gradients],
         [gradient.data_ptr() for gradient in gradients],
         [residual.data_ptr() for residual in residuals] or [0] * len(gradients),
     ]
-    return array("q", chain.from_iterable(zip(*columns, strict=True)))
+    return rows_of(columns)
 
 
 def _sizes(gradients: list[Tensor]) -> list[int]:
     return [gradient.numel() for gradient in gradients]
 
 
-def _address(rows: array[int]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(rows.buffer_info()[0])
+def _arguments(rows: array[int]) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
+    return address_and_count(rows, 4)
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    assert tensor.is_contiguous()
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _count(number: int) -> ctypes.c_int64:
-    return ctypes.c_int64(number)
+def _count(count: int) -> ctypes.c_int64:
+    return ctypes.c_int64(count)
 
 
 def _number(scalar: Tensor | None) -> ctypes.c_double:
-    return ctypes.c_double(1.0 if scalar is None else float(scalar))
+    return ctypes.c_double(number(scalar))
