@@ -43,6 +43,8 @@ def dynamo_errors() -> Iterator[None]:
         "skip_tensor_guards_with_matching_dict_tags": False,
         # inside of DDP, Dynamo would cut the graph at the borders of DDP's buckets
         "optimize_ddp": False,
+        # hooks that come or go after a capture change what the model computes
+        "skip_nnmodule_hook_guards": False,
     }
     with torch._dynamo.config.patch(limits), graphopt_errors():
         yield
