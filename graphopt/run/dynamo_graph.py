@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.run.autocast_backward import has_full_precision_products, say_if_backward_is_inside, warn_of_rounding
 
 
 @dataclass(eq=False)
 class DynamoGraph:
     """One of Dynamo's graphs; what a call of it does is for `run` to say.
 
-    `example_inputs` are fake: the graph outlives the batch, and must not hold it.
+    `example_inputs` are fake: the graph outlives the batch, and must not hold it. `tracing` and `ambient` are what
+    Dynamo knows of it, and the modes in which it met it.
     """
 
     module: fx.GraphModule
     example_inputs: Sequence[Any]
     tracing: Any
+    ambient: Ambient
     run: Callable[[DynamoGraph, tuple[Any, ...]], Any]
     name: str = "model"
     compiled: CompiledGraph | None = None
+    warned_of_rounding: bool = False
 
     def __call__(self, *args: Any) -> Any:
         return self.run(self, args)
@@ -37,13 +43,32 @@ class DynamoGraph:
 
     def capture(self, cost_model: str) -> CapturedGraph | None:
         """The joint graph, not yet planned; None where the graph needs no gradient."""
-        with torch._guards.tracing(self.tracing):
+        with self._as_met():
             return capture_only(self._request(cost_model))
 
     def compile(self, cost_model: str, decide: Decide) -> None:
         """Capture it (again), to run with the schedule that `decide` gives."""
-        with torch._guards.tracing(self.tracing):
+        with self._as_met():
             self.compiled = compile_graph(self._request(cost_model), decide)
+
+    def train(self, args: tuple[Any, ...]) -> Any:
+        """Run it as it is planned."""
+        assert self.compiled is not None
+        result = self.compiled.call(*args)
+        autocast = next((name for name, _, _ in self.ambient.autocast if torch.is_autocast_enabled(name)), None)
+        if autocast and self._rounds_in_autocast():
+            say_if_backward_is_inside(result, autocast, self._warn_of_rounding)
+        return result
+
+    def _rounds_in_autocast(self) -> bool:
+        if self.warned_of_rounding or self.compiled is None or self.compiled.emitted is None:
+            return False
+        return has_full_precision_products(self.compiled.emitted.backward)
+
+    def _warn_of_rounding(self) -> None:
+        if not self.warned_of_rounding:
+            self.warned_of_rounding = True
+            warn_of_rounding()
 
     def run_without_gradients(self, args: Sequence[Any]) -> Any:
         """Run it as it was captured; its outputs say that they need gradients where they would."""
@@ -56,6 +81,13 @@ class DynamoGraph:
             needs = isinstance(example, torch.Tensor) and example.requires_grad
             marked.append(result.detach().requires_grad_() if needs and isinstance(result, torch.Tensor) else result)
         return tuple(marked)
+
+    @contextmanager
+    def _as_met(self) -> Iterator[None]:
+        """Inside, all is as when Dynamo met the graph; its backward is captured without autocast, as it should run."""
+        without_autocast = torch._functorch.config.patch(backward_pass_autocast="off")
+        with torch._guards.tracing(self.tracing), self.ambient.restored(), without_autocast:
+            yield
 
     def _request(self, cost_model: str) -> CaptureRequest:
         return CaptureRequest(self.module, self.example_inputs, cost_model, self.name)

@@ -85,7 +85,7 @@ class Running:
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
         if graph.compiled is None:
             raise _CallEnds(Outcome.UNPLANNED)
-        return graph.compiled.call(*args)
+        return graph.train(args)
 
 
 Phase = Meeting | Planning | Running

@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from graphopt.base.errors import CaptureError
+from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import Decide
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, own_frame
 from graphopt.device.ranks import ranks_of
@@ -110,10 +111,13 @@ class Session:
         """torch.compile's backend."""
         examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
         tracing = torch._guards.TracingContext.get()
-        graph = DynamoGraph(module, examples, tracing, lambda graph, args: self._phase.on_call(graph, args))
+        graph = DynamoGraph(module, examples, tracing, ambient(), self._on_call)
         self.graphs.append(graph)
         self._phase.on_new(graph)
         return graph
+
+    def _on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
+        return self._phase.on_call(graph, args)
 
     def _together(self, call: Call, phase: Callable[[], Phase]) -> Any:
         """A call, planned together with the other processes where that is due: all of them raise what one raises."""
