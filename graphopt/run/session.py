@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from graphopt.base.errors import CaptureError
+from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import Decide
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, own_frame
@@ -183,6 +183,14 @@ class Session:
         self._phase = meeting
         try:
             self._attempt(call)
+        except GraphoptError:
+            raise
+        except Exception as error:
+            raise CaptureError(
+                f"the model breaks into several graphs, and could not be run once without gradients to meet them: "
+                f"{type(error).__name__}: {error}. A model that differentiates inside of its forward (autograd.grad, "
+                "backward) cannot be planned, as graphopt does no second derivatives"
+            ) from error
         finally:
             self._phase = interrupted
             restore(self.model, before)
