@@ -58,24 +58,37 @@ def optimize(
     Raises BudgetError below the minimum, CaptureError, PlanMismatchError for a plan of another
     graph, VerificationError, UsageError and BudgetParseError for arguments that cannot be used.
     """
+    _check_model(model)
+    kept = _load(plan)
+    choice = Choice(planner, cost_model, {g.graph_hash: g for g in kept.graphs} if kept else None, plan_seconds)
+    request = _request(model, mem_budget, choice, reserve, optimizer, kept, group)
+    args, kwargs = as_call(example_inputs, example_kwargs)
+    check_devices(model, (args, kwargs))
+    if verify and not (args or kwargs):
+        raise UsageError("verify=True needs example_inputs (or example_kwargs) to compare with eager on")
+    session = Session(_restored(model), request)
+    if args or kwargs:
+        session.plan(args, kwargs)  # capture -> problem -> plan -> emit
+    if verify:
+        compare_with_eager(session, args, kwargs)
+    return _in_front_of(model, session)
+
+
+def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise UsageError(f"optimize() takes an nn.Module, got {type(model).__name__}")
     check_unwrapped(model)
+
+
+def _restored(model: nn.Module) -> nn.Module:
+    """The model without what an earlier `optimize()` put in front of it."""
     before = getattr(model, "graphopt", None)
-    if isinstance(before, Optimized):
-        before.restore()
-    kept = _load(plan)
-    choice = Choice(planner, cost_model, {g.graph_hash: g for g in kept.graphs} if kept else None, plan_seconds)
-    session = Session(model, _request(model, mem_budget, choice, reserve, optimizer, kept, group))
+    return before.restore() if isinstance(before, Optimized) else model
+
+
+def _in_front_of(model: nn.Module, session: Session) -> nn.Module:
+    """The model, whose calls go through the session from now on."""
     handle = Optimized(model, session)
-    args, kwargs = as_call(example_inputs, example_kwargs)
-    check_devices(model, (args, kwargs))
-    if args or kwargs:
-        session.plan(args, kwargs)
-    if verify:
-        if not (args or kwargs):
-            raise UsageError("verify=True needs example_inputs (or example_kwargs) to compare with eager on")
-        compare_with_eager(session, args, kwargs)
     model._compiled_call_impl = session
     model.graphopt = handle  # type: ignore[assignment]
     return model
