@@ -15,7 +15,8 @@ _chosen: Kernels = "auto"
 @contextmanager
 def use(kernels: Kernels) -> Iterator[None]:
     """Inside, `"stock"` runs torch's ops alone; `"own"` ours, and raises where they cannot be built;
-    `"auto"`, the default, ours where they can be. Holds for the whole process, not for a thread.
+    `"auto"`, the default, ours where they can be. Holds for the whole process, not for a thread. Any other word is a
+    UsageError.
     """
     global _chosen
     if kernels not in get_args(Kernels):
@@ -28,5 +29,5 @@ def use(kernels: Kernels) -> Iterator[None]:
 
 
 def chosen() -> Kernels:
-    """What `use` last set."""
+    """What `use` set, `"auto"` outside of it."""
     return _chosen

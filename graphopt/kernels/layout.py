@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one piece of memory, each once, in whatever order."""
+    """Whether the elements of a tensor of any shape fill one piece of memory, each once, in whatever order."""
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -43,7 +43,7 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def flat(dense: Tensor) -> Tensor:
-    """A one-dimensional view of a dense tensor: its elements in the order that they have in memory."""
+    """A view of a dense tensor, [elements], of its elements in the order that they have in memory."""
     assert is_dense(dense)
     return dense.as_strided((dense.numel(),), (1,))
 

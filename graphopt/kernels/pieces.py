@@ -17,14 +17,18 @@ _KEPT = 16
 
 @lru_cache(maxsize=64)
 def pieces(sizes: tuple[int, ...], piece_elements: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each piece its tensor and its first element; of each tensor its size. Not all may be empty."""
+    """Tables of tensors of so many elements, cut into pieces of `piece_elements`, on a device; not all may be empty.
+
+    Of each piece the index of its tensor and its first element in that, [pieces]; of each tensor its size, [tensors].
+    All are int64, and kept: they must not be written to.
+    """
     cut = [(row, start) for row, size in enumerate(sizes) for start in range(0, size, piece_elements)]
     rows, starts = zip(*cut, strict=True)
     return torch.tensor(rows, device=device), torch.tensor(starts, device=device), torch.tensor(sizes, device=device)
 
 
 def addresses(tensors: list[Tensor]) -> Tensor:
-    """Where each tensor begins, as int64 on their device; nothing waits for it."""
+    """The address of each tensor, int64 [tensors] on their device; there must be one. Nothing waits for it."""
     return _table(tuple([t.data_ptr() for t in tensors]), tensors[0].device)
 
 

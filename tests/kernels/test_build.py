@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from graphopt.kernels import build
+
 CODE = """
 import warnings
 import torch
@@ -43,3 +45,12 @@ def test_without_a_compiler_torchs_ops_stand_in_and_it_is_said_once(tmp_path: Pa
     printed = start(tmp_path, CXX=compiler).communicate(timeout=120)[0]
     assert printed.startswith("5.0 the CPU kernels cannot be built here")
     assert printed.count("cannot be built") == 1
+
+
+def test_all_cpp_is_compiled_and_packed_into_the_wheel() -> None:
+    folder = Path(build.__file__).parent
+    found = {path for path in folder.rglob("*") if path.suffix in (".cpp", ".h")}
+    assert found == set(build.cpu_sources())
+    metadata = pytest.importorskip("tomllib").loads((folder.parent.parent / "pyproject.toml").read_text("utf-8"))
+    patterns = metadata["tool"]["setuptools"]["package-data"]["graphopt.kernels"]
+    assert found == {path for pattern in patterns for path in folder.glob(pattern)}

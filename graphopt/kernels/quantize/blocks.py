@@ -29,32 +29,32 @@ LARGEST = 2.0**127
 
 
 def block_count(sizes: Sequence[int], parts: int) -> int:
-    """Blocks of parameters of so many elements each, a multiple of `parts`."""
+    """Blocks of parameters of so many elements each, rounded up to a multiple of `parts`."""
     blocks = sum(blocks_of(size) for size in sizes)
     return round_up(blocks, parts)
 
 
 def blocks_of(size: int) -> int:
-    """Blocks of one parameter."""
+    """Blocks of one parameter of so many elements."""
     return ceil_div(size, BLOCK_ELEMENTS)
 
 
 def block_bytes(bits: int) -> int:
-    """Of one block, whose levels have so many bits."""
+    """Bytes of one block, whose levels have so many bits."""
     return STEP_BYTES + BLOCK_ELEMENTS * bits // 8
 
 
 def quantized_bytes(sizes: Sequence[int], bits: int, parts: int) -> int:
-    """Length of the wire of parameters of so many elements each."""
+    """Bytes of the wire of parameters of so many elements each, in blocks a multiple of `parts`."""
     return block_count(sizes, parts) * block_bytes(bits)
 
 
 def block_ranges(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, int, int]]:
-    """Each tensor, its first block and the one behind its last."""
+    """Each tensor, its first block in the wire and the one behind its last."""
     ends = accumulate(blocks_of(tensor.numel()) for tensor in tensors)
     return ((tensor, end - blocks_of(tensor.numel()), end) for tensor, end in zip(tensors, ends, strict=True))
 
 
 def empty_wire(like: Tensor, sizes: Sequence[int], bits: int, parts: int) -> Tensor:
-    """Bytes for the wire, on the device of `like`, with whatever was there."""
+    """A wire of `quantized_bytes`, uint8 of shape [bytes], on the device of `like`, with whatever was there."""
     return torch.empty(quantized_bytes(sizes, bits, parts), dtype=torch.uint8, device=like.device)

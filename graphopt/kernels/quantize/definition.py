@@ -13,6 +13,7 @@ from graphopt.kernels.quantize.blocks import BLOCK_ELEMENTS, block_bytes, block_
 from graphopt.kernels.quantize.definition_blocks import (
     in_blocks,
     inverse_of,
+    nearest_levels,
     note_overflow,
     packed,
     steps_of,
@@ -38,7 +39,7 @@ def quantize_(
     for (gradient, begin, end), residual in zip_longest(block_ranges(gradients), residuals):
         x = in_blocks(true_units(gradient, residual, inverse_scale))
         step, finite = steps_of(x, LEVELS)
-        levels = (x * inverse_of(step)).round().nan_to_num(0, 0, 0).to(torch.int8)
+        levels = nearest_levels(x, step)
         write_wire(rows[begin:end], step, levels.view(torch.uint8))
         flat(gradient).copy_((x - levels * step).view(-1)[: gradient.numel()])
         note_overflow(overflow, finite)
@@ -50,7 +51,7 @@ def requantize_(received: Tensor, gradients: list[Tensor], rank: int, parts: int
     """See `graphopt.kernels.quantize.ops`."""
     total = sum_of_wires(received.view(parts, -1, block_bytes(8)), 8)
     step, finite = steps_of(total, LEVELS)
-    levels = (total * inverse_of(step)).round().nan_to_num(0, 0, 0).to(torch.int8)
+    levels = nearest_levels(total, step)
     wire = torch.empty(received.numel() // parts, dtype=torch.uint8, device=received.device)
     write_wire(wire.view(-1, block_bytes(8)), torch.where(finite, step, math.inf), levels.view(torch.uint8))
     error = torch.where(finite, total - levels * step, -0.0)  # which added changes nothing, not even a -0.0
@@ -66,9 +67,7 @@ def requantize_(received: Tensor, gradients: list[Tensor], rank: int, parts: int
 
 def dequantize_(wire: Tensor, gradients: list[Tensor], copies: int, scale: Tensor | None) -> None:
     """See `graphopt.kernels.quantize.ops`."""
-    rows = wire.view(copies, -1, block_bytes(8))
-    for gradient, begin, end in block_ranges(gradients):
-        write_total(gradient, sum_of_wires(rows[:, begin:end], 8), scale)
+    dequantize_qsgd_(wire, gradients, copies, 8, scale)
 
 
 def qsgd(

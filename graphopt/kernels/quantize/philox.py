@@ -11,9 +11,10 @@ _LOW = 0xFFFFFFFF
 
 
 def uniform(step: Tensor, seed: int, draw: int, rank: int) -> Tensor:
-    """Random multiples of 2^-24 in [0, 1), one block of a parameter a row; four of them to a call of Philox.
+    """Random multiples of 2^-24 in [0, 1), fp32 [blocks, BLOCK_ELEMENTS], for a parameter's steps, fp32 [blocks, 1].
 
-    A call's numbers go to elements k, k + 128, k + 256 and k + 384 of the block. `step` is [blocks, 1].
+    A call of Philox gives four, which go to elements k, k + 128, k + 256 and k + 384 of a block. Of `seed` the lowest
+    64 bits count, of `draw` 32.
     """
     quarter = BLOCK_ELEMENTS // 4
     calls = torch.arange(len(step) * quarter, device=step.device).view(-1, quarter)
@@ -23,7 +24,10 @@ def uniform(step: Tensor, seed: int, draw: int, rank: int) -> Tensor:
 
 
 def philox(counter: tuple[Tensor, Tensor, int, int], key: tuple[int, int]) -> list[Tensor]:
-    """Philox 4x32-10: four random words of 32 bits a counter, in int64 (Salmon et al., SC 2011)."""
+    """Four random words for each counter, tensors of int64 that hold 32 bits.
+
+    A counter is four words and a key two, of 32 bits; those that are tensors are int64, and broadcast.
+    """
     a, b, c, d = torch.broadcast_tensors(*(torch.as_tensor(word, device=counter[0].device) for word in counter))
     first, second = key
     for _ in range(10):

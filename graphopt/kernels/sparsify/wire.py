@@ -41,7 +41,7 @@ class Section:
 
 
 def sections(sizes: Sequence[int], counts: Sequence[int]) -> list[Section]:
-    """One section a parameter, of its size and of the most elements to send of it; no more than it has."""
+    """One section a parameter, by its size and the most elements to send of it, of which no more count than it has."""
     result: list[Section] = []
     begin_bytes = 0
     for size, count in zip(sizes, counts, strict=True):
@@ -51,5 +51,5 @@ def sections(sizes: Sequence[int], counts: Sequence[int]) -> list[Section]:
 
 
 def sparse_wire_bytes(sizes: Sequence[int], counts: Sequence[int]) -> int:
-    """Length of the wire that `sparsify_` gives for parameters of these sizes."""
+    """Bytes of the wire that `sparsify_` gives for parameters of these sizes, of which so many elements are sent."""
     return sections(sizes, counts)[-1].end_bytes if sizes else 0

@@ -31,7 +31,7 @@ class GradientScaling:
         return self.found_inf is not None and self.found_inf.device.type == "cpu" and bool(self.found_inf)
 
     def multiplier(self) -> Tensor | None:
-        """What is left to multiply gradients by after `clamped`."""
+        """What is left to multiply gradients by after `clamped`, a scalar; None where nothing is."""
         folded = [self.factor] if self.clip_value is not None else [self.inverse_scale, self.factor]
         factors = [f for f in folded if f is not None]
         if not factors:
