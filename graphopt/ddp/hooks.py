@@ -18,7 +18,7 @@ from graphopt.ddp.ddp_step import Arrival
 from graphopt.device.ranks import Ranks, ranks_of
 from graphopt.kernels.layout import is_dense
 
-Gradient = torch.futures.Future[torch.Tensor]
+GradientFuture = torch.futures.Future[torch.Tensor]
 
 
 def compress_ddp(
@@ -54,7 +54,9 @@ def compress_ddp(
     return compression
 
 
-def _hook(compression_and_scaler: tuple[DdpCompression, torch.amp.GradScaler | None], bucket: GradBucket) -> Gradient:
+def _hook(
+    compression_and_scaler: tuple[DdpCompression, torch.amp.GradScaler | None], bucket: GradBucket
+) -> GradientFuture:
     compression, scaler = compression_and_scaler
     buffer = bucket.buffer()
     if buffer.layout != torch.strided:

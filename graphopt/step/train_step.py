@@ -12,6 +12,7 @@ from torch import fx, nn
 from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
+from graphopt.compression.residuals import of_each_rank
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import (
     DESCRIPTOR,
@@ -208,7 +209,7 @@ class TrainStep:
 
         Raises UsageError where it is another step's.
         """
-        every = [state] if isinstance(state, Mapping) else list(state)
+        every = of_each_rank(state)
         masters = every[0]["masters"]
         if set(masters) != set(self._view.masters):
             raise UsageError("the saved state has masters for other parameters than this step")
