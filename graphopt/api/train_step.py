@@ -23,7 +23,8 @@ from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.ranks.exchange import Exchange
-from graphopt.step.ranks.start import start_alike
+from graphopt.step.ranks.failure import naming_absence
+from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import StepOptions, TrainStep
 from graphopt.step.window import Weights
@@ -90,13 +91,18 @@ def train_step(
         raise UsageError(f"compress: expected a method such as TopK(0.01), Auto(...), 'auto' or None, got {compress!r}")
     options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress)
     ranks = ranks_of(group)
-    start_alike(ranks, model)
-    view = OptimizerView(optimizer, model, masters=masters)
-    exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
-    if update_in_backward:
-        _check_update_in_backward(options, view, ranks)
     args, kwargs = as_call(example_inputs, example_kwargs)
-    check_devices(model, (args, kwargs))
+    with naming_absence(ranks, "train_step()"):
+        with raising_together(ranks):
+            check_unwrapped(model)
+            check_devices(model, (args, kwargs))
+        if ranks is not None:
+            start_alike(ranks, model)
+        with raising_together(ranks):
+            view = OptimizerView(optimizer, model, masters=masters)
+            exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
+            if update_in_backward:
+                _check_update_in_backward(options, view, ranks)
     device = next(iter(model.parameters())).device
     total = device_total_bytes(device)
     memory = StepMemory(
