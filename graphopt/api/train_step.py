@@ -71,14 +71,19 @@ def train_step(
 
     Where torch.distributed is initialized with more than one process, they train together: each gives its own part
     of every global batch, and all call the step (and `train_step`, which takes parameters and buffers from the first
-    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means,
-    norms and skipped steps are those of the global batch; buffers are each rank's own afterwards. `compress` is how
+    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means
+    and norms are those of the global batch; buffers are each rank's own afterwards. With a loss scale or compressed
+    gradients an overflow on any rank skips the step on all; without either nobody looks for one, and a NaN is in all
+    ranks' parameters, as it is in one process (ConstantLossScale(1.0) looks, and scales nothing). Optimizer, options,
+    loaded state and program must be alike on all ranks, which is compared before each step. `compress` is how
     gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD; "auto", or Auto, lets measurements
     choose.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
-    at the first batch; a model that breaks into several graphs is refused.
+    at the first batch; a model that breaks into several graphs is refused. What one rank raises before it sends
+    anything is raised on all. Where ranks train different things all of them raise UsageError, or PlanMismatchError
+    for different programs; RankError where one dies, hangs or does not come.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"train_step() takes an nn.Module, got {type(model).__name__}")
