@@ -34,7 +34,7 @@ def begin_to_agree(overflow: TensorLike, ranks: Ranks) -> TensorLike:
     return _c10d.all_reduce_.default(overflow, "max", ranks.name)
 
 
-class Network:
+class Sender:
     """Sends tensors to the other ranks; `sent_bytes` counts what this one sends, if rings carry it."""
 
     def __init__(self, ranks: Ranks) -> None:

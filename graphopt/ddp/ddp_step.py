@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphopt.compression import plain
 from graphopt.compression.bucket import Bucket, Protocol, Shape
-from graphopt.compression.collectives import Network
+from graphopt.compression.collectives import Sender
 from graphopt.compression.interleaving import Interleaved
 from graphopt.compression.local_clip import clip_locally
 from graphopt.compression.methods import DGC, Compression, HalfCast
@@ -53,15 +53,15 @@ class DdpStep:
     arrivals: list[Arrival] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._network = Network(self.ranks)
-        self._interleaved = Interleaved(self._network.begin, self._network.finish)
+        self._sender = Sender(self.ranks)
+        self._interleaved = Interleaved(self._sender.begin, self._sender.finish)
         self._computed: list[_Computed] = []
         self._unclipped: list[int] = []
         self._small: dict[Compression | None, dict[str, Tensor]] = {}
 
     @property
     def sent_bytes(self) -> int:
-        return self._network.sent_bytes
+        return self._sender.sent_bytes
 
     def backward_seconds(self) -> float:
         """About how long the backward took, from when its buckets were ready; 0 with one bucket."""
@@ -90,7 +90,7 @@ class DdpStep:
         for index in self._unclipped:
             self._start(index)
         self._start_small()
-        self._interleaved.finish(lambda: self._network.agree(self._overflow))
+        self._interleaved.finish(lambda: self._sender.agree(self._overflow))
         is_finite = self._overflow.item() == 0
         for arrival, computed in zip(self.arrivals, self._computed, strict=True):
             if not is_finite:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import graphopt
 from graphopt.compression.bucket import Bucket
-from graphopt.compression.collectives import Network
+from graphopt.compression.collectives import Sender
 from graphopt.compression.interleaving import Interleaved
 from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import at_step, protocol_of, travels_by
@@ -96,15 +96,15 @@ def by_hand(method: Compression) -> list[Any]:
             now = at_step(method, number)
             gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
             clip_locally(method, list(gradients.values()), ranks.world)
-            network, overflow = Network(ranks), torch.zeros(())
-            running = Interleaved(network.begin, network.finish)
+            sender, overflow = Sender(ranks), torch.zeros(())
+            running = Interleaved(sender.begin, sender.finish)
             for names in TOGETHER if ranks.world > 2 else [[name] for name in gradients]:
                 shapes = tuple(tuple(gradients[name].shape) for name in names)
                 how = travels_by(now, shapes[0])
                 state = {key: [kept[name][key] for name in names] for key in kept[names[0]]}
                 where = (overflow, ranks.rank, ranks.world, ranks.backend, state)
                 running.start(protocol_of(how)(Bucket(shapes, [gradients[n] for n in names], *where, draw=number)))
-            running.finish(partial(network.agree, overflow))
+            running.finish(partial(sender.agree, overflow))
             optimizer.step()
     return [
         {name: p.detach().numpy() for name, p in net.named_parameters()},
