@@ -23,7 +23,8 @@ from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.ranks.exchange import Exchange
-from graphopt.step.ranks.start import start_alike
+from graphopt.step.ranks.failure import naming_absence
+from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import StepOptions, TrainStep
 from graphopt.step.window import Weights
@@ -70,14 +71,19 @@ def train_step(
 
     Where torch.distributed is initialized with more than one process, they train together: each gives its own part
     of every global batch, and all call the step (and `train_step`, which takes parameters and buffers from the first
-    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means,
-    norms and skipped steps are those of the global batch; buffers are each rank's own afterwards. `compress` is how
+    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means
+    and norms are those of the global batch; buffers are each rank's own afterwards. With a loss scale or compressed
+    gradients an overflow on any rank skips the step on all; without either nobody looks for one, and a NaN is in all
+    ranks' parameters, as it is in one process (ConstantLossScale(1.0) looks, and scales nothing). Optimizer, options,
+    loaded state and program must be alike on all ranks, which is compared before each step. `compress` is how
     gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD; "auto", or Auto, lets measurements
     choose.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
-    at the first batch; a model that breaks into several graphs is refused.
+    at the first batch; a model that breaks into several graphs is refused. What one rank raises before it sends
+    anything is raised on all. Where ranks train different things all of them raise UsageError, or PlanMismatchError
+    for different programs; RankError where one dies, hangs or does not come.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"train_step() takes an nn.Module, got {type(model).__name__}")
@@ -90,13 +96,18 @@ def train_step(
         raise UsageError(f"compress: expected a method such as TopK(0.01), Auto(...), 'auto' or None, got {compress!r}")
     options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress)
     ranks = ranks_of(group)
-    start_alike(ranks, model)
-    view = OptimizerView(optimizer, model, masters=masters)
-    exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
-    if update_in_backward:
-        _check_update_in_backward(options, view, ranks)
     args, kwargs = as_call(example_inputs, example_kwargs)
-    check_devices(model, (args, kwargs))
+    with naming_absence(ranks, "train_step()"):
+        with raising_together(ranks):
+            check_unwrapped(model)
+            check_devices(model, (args, kwargs))
+        if ranks is not None:
+            start_alike(ranks, model)
+        with raising_together(ranks):
+            view = OptimizerView(optimizer, model, masters=masters)
+            exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
+            if update_in_backward:
+                _check_update_in_backward(options, view, ranks)
     device = next(iter(model.parameters())).device
     total = device_total_bytes(device)
     memory = StepMemory(

@@ -1,7 +1,7 @@
-"""A bucket of gradients on its way through a compression protocol, and what a protocol asks of the network.
+"""A bucket of gradients on its way through a compression protocol, and what a protocol says to other ranks.
 
 A protocol is a generator written once and run twice: on tensors, by the hooks of DDP, and on fx proxies, by the
-`compress` pass, which records its ops as nodes. It yields a request, and gets back what the ranks made of it.
+`compress` pass, which records its ops as nodes. It yields a message, and gets back what the ranks made of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 #: A tensor, or the fx proxy of one.
 TensorLike = Any
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Agree:
     """
 
 
-Request = AllReduce | AllGather | AllToAll | Agree
-#: Yields requests; is sent the (waited for) result of each, None for Agree.
-Protocol = Generator[Request, TensorLike, None]
+Message = AllReduce | AllGather | AllToAll
+#: Yields messages; is sent the (waited for) result of each, None for Agree.
+Protocol = Generator[Message | Agree, TensorLike, None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Bucket:
     `draw` counts steps, for stochastic methods. `shapes` are the gradients'.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[Shape, ...]
     gradients: list[TensorLike]
     overflow: TensorLike
     rank: int

@@ -35,7 +35,7 @@ class Auto:
 
 
 @dataclass(frozen=True)
-class Price:
+class MethodPrice:
     """Of one bucket: seconds that its kernels take from the backward, and seconds that it holds the network."""
 
     kernel_seconds: float
@@ -43,7 +43,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenMethods:
     """One method a bucket, None where it travels uncompressed, and why, as lines of a report."""
 
     methods: tuple[Compression | None, ...]
@@ -51,11 +51,11 @@ class Choice:
 
 
 #: What each method, and None, costs a bucket.
-Prices = Mapping[Compression | None, Price]
+MethodPrices = Mapping[Compression | None, MethodPrice]
 
 
 def step_seconds(
-    methods: Sequence[Compression | None], prices: Sequence[Prices], ready_seconds: Sequence[float]
+    methods: Sequence[Compression | None], prices: Sequence[MethodPrices], ready_seconds: Sequence[float]
 ) -> float:
     """From the backward's start until every bucket has arrived.
 
@@ -69,7 +69,7 @@ def step_seconds(
     return max(network, ready_seconds[-1] + behind) if ready_seconds else 0.0
 
 
-def choose(auto: Auto, prices: Sequence[Prices], ready_seconds: Sequence[float]) -> Choice:
+def choose(auto: Auto, prices: Sequence[MethodPrices], ready_seconds: Sequence[float]) -> ChosenMethods:
     """The shortest step that the candidates' order of trust allows."""
     chosen: list[Compression | None] = [None] * len(prices)
     uncompressed = step_seconds(chosen, prices, ready_seconds)
@@ -87,11 +87,14 @@ def choose(auto: Auto, prices: Sequence[Prices], ready_seconds: Sequence[float])
                 f"{method}: not taken: {_milliseconds(everywhere)} for all buckets, {_milliseconds(after)} at best, "
                 f"and less than {LEAST_GAIN:.0%} would be gained over {_milliseconds(before)}"
             )
-    return Choice(tuple(chosen), tuple(reasons))
+    return ChosenMethods(tuple(chosen), tuple(reasons))
 
 
 def _improved(
-    chosen: Sequence[Compression | None], method: Compression, prices: Sequence[Prices], ready_seconds: Sequence[float]
+    chosen: Sequence[Compression | None],
+    method: Compression,
+    prices: Sequence[MethodPrices],
+    ready_seconds: Sequence[float],
 ) -> list[Compression | None]:
     """Each bucket as it is or with `method`, so that the step is shortest, to a few thousandths.
 

@@ -1,46 +1,24 @@
-"""Protocols of several buckets run side by side, their requests in an order that is the same on every rank."""
+"""The scheduler of protocols: those of several buckets side by side, messages in an order that all ranks have alike.
+
+How a message is sent and its result waited for is the caller's: DDP's hook does it, on tensors; the `compress` pass
+writes it into a graph, on fx proxies.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from graphopt.compression.bucket import Agree, AllGather, AllReduce, Protocol, Request
-from graphopt.compression.protocols import request_bytes
-from graphopt.device.ranks import Ranks
-
-# the collectives that the graph pass puts into graphs, so that both ways give the same bits
-_ops = torch.ops._c10d_functional
-
-
-def begun(request: Request, ranks: Ranks) -> Tensor:
-    """What the ranks make of a request, to be passed through `finished` before it is read."""
-    assert not isinstance(request, Agree)
-    message: Tensor = request.tensor
-    result: Tensor
-    if isinstance(request, AllReduce):
-        result = _ops.all_reduce_(message, "sum", ranks.name)
-    elif isinstance(request, AllGather):
-        result = _ops.all_gather_into_tensor(message, ranks.world, ranks.name)
-    else:
-        part = [message.numel() // ranks.world] * ranks.world
-        result = _ops.all_to_all_single(message, part, part, ranks.name)
-    return result
-
-
-def finished(result: Tensor) -> Tensor:
-    """Wait for it."""
-    waited: Tensor = _ops.wait_tensor(result)
-    return waited
+from graphopt.compression.bucket import Agree, Message, Protocol, TensorLike
 
 
 @dataclass
 class _Running:
+    """A protocol on its way, what it said last, and what will be its answer; `agrees` where nothing is left to say."""
+
     protocol: Protocol
-    message: Tensor | None = None
-    result: Tensor | None = None
+    message: Message | None = None
+    answer: TensorLike | None = None
     agrees: bool = False
 
 
@@ -49,39 +27,38 @@ class Interleaved:
 
     A bucket's first message leaves when it starts; only then are the buckets before it taken one message further.
     So the network has work while the next bucket is compressed, and what is sent when depends on no clock.
+
+    `begin` sends a message and gives what `finish` turns into its answer right before the protocol goes on with it.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.sent_bytes = 0
-        self._ranks = ranks
+    def __init__(self, begin: Callable[[Message], TensorLike], finish: Callable[[TensorLike], TensorLike]) -> None:
+        self._begin, self._finish = begin, finish
         self._running: list[_Running] = []
 
     def start(self, protocol: Protocol) -> None:
+        """Send a bucket's first message, then the next one of each bucket before it."""
         earlier = list(self._running)
         self._running.append(_Running(protocol))
-        self._advance(self._running[-1])
-        for running in earlier:
+        for running in (self._running[-1], *earlier):
             self._advance(running)
 
-    def finish(self, overflow: Tensor) -> None:
-        """Run all to their ends; between, `overflow` becomes the maximum over ranks."""
+    def finish(self, agree: Callable[[], None]) -> None:
+        """Run all to their ends; when nothing is left to send, `agree` makes their `overflow` alike on all ranks."""
         while any(not running.agrees for running in self._running):
             for running in self._running:
                 self._advance(running)
-        finished(_ops.all_reduce_(overflow, "max", self._ranks.name))
+        agree()
         for running in self._running:
             assert next(running.protocol, None) is None, "a protocol sends nothing after it agreed"
         self._running.clear()
 
     def _advance(self, running: _Running) -> None:
-        """Take one to its next request."""
+        """Take one to its next message, which is kept, as its memory must live until it was sent."""
         if running.agrees:
             return
-        got = None if running.result is None else finished(running.result)
-        request = running.protocol.send(got)
-        if isinstance(request, Agree):
-            running.message, running.result, running.agrees = None, None, True
-            return
-        self.sent_bytes += request_bytes(request, self._ranks.world)
-        # the message must live until it was sent
-        running.message, running.result = request.tensor, begun(request, self._ranks)
+        answer = None if running.message is None else self._finish(running.answer)
+        said = running.protocol.send(answer)
+        if isinstance(said, Agree):
+            running.message, running.answer, running.agrees = None, None, True
+        else:
+            running.message, running.answer = said, self._begin(said)

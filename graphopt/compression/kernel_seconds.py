@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from graphopt.compression.bucket import Agree, AllGather, Bucket, Request, TensorLike
+from graphopt.compression.bucket import Agree, AllGather, Bucket, Message, TensorLike
 from graphopt.compression.methods import DGC, Compression
 from graphopt.compression.protocols import at_step, protocol_of
 from graphopt.compression.residuals import initial_state
@@ -57,18 +57,18 @@ def _run(method: Compression | None, bucket: Bucket, device: torch.device) -> tu
     while True:
         start = _now(device)
         try:
-            request = protocol.send(result)
+            message = protocol.send(result)
         except StopIteration:
             return seconds + _now(device) - start, messages
         seconds += _now(device) - start
-        messages += not isinstance(request, Agree)
-        result = _received(request, bucket.world)
+        messages += not isinstance(message, Agree)
+        result = _received(message, bucket.world)
 
 
-def _received(request: Request, world: int) -> TensorLike:
-    if isinstance(request, Agree):
+def _received(message: Message | Agree, world: int) -> TensorLike:
+    if isinstance(message, Agree):
         return None
-    return request.tensor.repeat(world) if isinstance(request, AllGather) else request.tensor
+    return message.tensor.repeat(world) if isinstance(message, AllGather) else message.tensor
 
 
 def _now(device: torch.device) -> float:

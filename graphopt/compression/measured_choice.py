@@ -11,7 +11,8 @@ from itertools import accumulate
 import torch
 import torch.distributed as dist
 
-from graphopt.compression.choose import Auto, Choice, Price, Prices, choose
+from graphopt.compression.bucket import Shape
+from graphopt.compression.choose import Auto, ChosenMethods, MethodPrice, MethodPrices, choose
 from graphopt.compression.kernel_seconds import KernelCost, kernel_cost
 from graphopt.compression.link import Link, highest, measure_link
 from graphopt.compression.methods import Compression
@@ -19,8 +20,6 @@ from graphopt.compression.protocols import wire_bytes
 from graphopt.device.messages import device_of
 from graphopt.device.ranks import Ranks
 from graphopt.device.timing import plain_execution
-
-Shape = tuple[int, ...]
 
 
 @dataclass
@@ -36,7 +35,7 @@ _measured: weakref.WeakKeyDictionary[dist.ProcessGroup, _Measured] = weakref.Wea
 
 def choose_methods(
     ranks: Ranks, auto: Auto, buckets: Sequence[Sequence[Shape]], backward_seconds: float = 0.0
-) -> Choice:
+) -> ChosenMethods:
     """A method for each bucket of gradients of these shapes, in the order in which the backward completes them.
 
     A collective call, about a second long the first time: all ranks name the same buckets and get the same choice.
@@ -62,17 +61,17 @@ def _measure(ranks: Ranks, auto: Auto, device: torch.device) -> _Measured:
     return measured
 
 
-def _prices(ranks: Ranks, auto: Auto, shapes: Sequence[Shape], measured: _Measured) -> Prices:
+def _prices(ranks: Ranks, auto: Auto, shapes: Sequence[Shape], measured: _Measured) -> MethodPrices:
     elements = sum(map(math.prod, shapes))
 
     def wire_seconds(method: Compression | None, messages: int) -> float:
         return measured.link.seconds(wire_bytes(method, shapes, ranks.world, ranks.backend), messages)
 
     # whoever sends gradients as they are packs some of them too: left out, so that a doubt speaks for no compression
-    prices: dict[Compression | None, Price] = {None: Price(0.0, wire_seconds(None, 1))}
+    prices: dict[Compression | None, MethodPrice] = {None: MethodPrice(0.0, wire_seconds(None, 1))}
     for method in auto.candidates:
         cost = measured.kernels[method]
-        prices[method] = Price(elements * cost.seconds_per_element, wire_seconds(method, cost.messages))
+        prices[method] = MethodPrice(elements * cost.seconds_per_element, wire_seconds(method, cost.messages))
     return prices
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -124,27 +122,6 @@ class PowerSGD:
 
 
 Compression = HalfCast | EightBit | QSGD | TopK | DGC | WholeMomentum | Threshold | PowerSGD
-_KINDS: dict[str, type[Compression]] = {
-    kind.__name__: kind for kind in (HalfCast, EightBit, QSGD, TopK, DGC, Threshold, PowerSGD)
-}
-
-
-def spelled(method: Compression | None) -> dict[str, Any] | None:
-    """A method as plain data, for a saved state."""
-    if method is None:
-        return None
-    return {"method": type(method).__name__} | {f.name: getattr(method, f.name) for f in fields(method)}
-
-
-def from_spelled(data: Mapping[str, Any] | None) -> Compression | None:
-    """The method that was `spelled`; raises UsageError where it is none."""
-    if data is None:
-        return None
-    options = dict(data)
-    kind = _KINDS.get(options.pop("method", ""))
-    if kind is None or set(options) != {f.name for f in fields(kind)}:
-        raise UsageError(f"a saved state names a way to compress that is not known: {dict(data)}")
-    return kind(**options)
 
 
 def _check_ratio(name: str, ratio: float) -> None:

@@ -15,7 +15,18 @@ import torch
 
 import graphopt.kernels  # noqa: F401  the ops of all others
 from graphopt.compression import plain
-from graphopt.compression.bucket import Agree, AllGather, AllReduce, AllToAll, Bucket, Protocol, Request, TensorLike
+from graphopt.compression.bucket import (
+    Agree,
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Bucket,
+    Message,
+    Protocol,
+    Shape,
+    TensorLike,
+)
+from graphopt.compression.interleaving import Interleaved
 from graphopt.compression.methods import (
     DGC,
     QSGD,
@@ -31,7 +42,6 @@ from graphopt.compression.power import columns, matrix_shape
 
 _ops = torch.ops.graphopt
 _aten = torch.ops.aten
-Shape = tuple[int, ...]
 
 #: Smaller parameters travel as they are: what their indices or scales would save is less than what they cost.
 SMALLEST_ELEMENTS = 1024
@@ -114,17 +124,17 @@ def state_shapes(method: Compression | None, shape: Shape) -> dict[str, Shape]:
     return {"residual": shape}
 
 
-def request_bytes(request: Request, world: int) -> int:
+def message_bytes(message: Message | Agree, world: int) -> int:
     """What a rank sends for it, as rings do it (gloo, NCCL); where parts are uneven, the mean over ranks.
 
     The flag of `Agree`, 4 bytes a step for all buckets, is not counted.
     """
-    if isinstance(request, Agree):
+    if isinstance(message, Agree):
         return 0
-    payload_bytes = int(request.tensor.numel() * request.tensor.element_size())
-    if isinstance(request, AllReduce):
+    payload_bytes = int(message.tensor.numel() * message.tensor.element_size())
+    if isinstance(message, AllReduce):
         return 2 * (world - 1) * payload_bytes // world
-    if isinstance(request, AllToAll):
+    if isinstance(message, AllToAll):
         return (world - 1) * payload_bytes // world
     return (world - 1) * payload_bytes
 
@@ -149,23 +159,17 @@ def _sent_bytes(method: Compression | None, shapes: tuple[Shape, ...], world: in
         for key, its_shape in state_shapes(method, shape).items():
             state.setdefault(key, []).append(empty(its_shape))
     bucket = Bucket(shapes, [empty(shape) for shape in shapes], empty(()), 0, world, backend, state)
-    protocol = protocol_of(method)(bucket)
-    sent, result = 0, None
-    while True:
-        try:
-            request = protocol.send(result)
-        except StopIteration:
-            return sent
-        sent += request_bytes(request, world)
-        result = _received(request, world)
+    sent: list[int] = []
 
+    def begin(message: Message) -> TensorLike:
+        sent.append(message_bytes(message, world))
+        tensor = message.tensor
+        return tensor.new_empty(world * tensor.numel()) if isinstance(message, AllGather) else tensor
 
-def _received(request: Request, world: int) -> TensorLike:
-    if isinstance(request, Agree):
-        return None
-    if isinstance(request, AllGather):
-        return request.tensor.new_empty(world * request.tensor.numel())
-    return request.tensor
+    one = Interleaved(begin, lambda answer: answer)
+    one.start(protocol_of(method)(bucket))
+    one.finish(lambda: None)
+    return sum(sent)
 
 
 def _bf16(bucket: Bucket) -> Protocol:

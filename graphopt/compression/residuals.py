@@ -6,18 +6,20 @@ Every state tensor is one rank's share in true units, so that the sum over ranks
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from graphopt.base.errors import UsageError
+from graphopt.compression.bucket import Shape
 from graphopt.compression.methods import Compression, PowerSGD
 from graphopt.compression.protocols import state_shapes
+from graphopt.device.ranks import Ranks
 
-#: state[name of the parameter][key of `state_shapes`]
-State = dict[str, dict[str, Tensor]]
+#: kept[name of the parameter][key of `state_shapes`]
+KeptState = dict[str, dict[str, Tensor]]
 
 
 def initial_state(method: Compression | None, name: str, parameter: Tensor) -> dict[str, Tensor]:
@@ -36,7 +38,7 @@ def initial_state(method: Compression | None, name: str, parameter: Tensor) -> d
     return state
 
 
-def reshard(states: Sequence[State], world: int) -> list[State]:
+def reshard(states: Sequence[KeptState], world: int) -> list[KeptState]:
     """States of `len(states)` ranks as states of `world` ranks: the sum over ranks of each tensor stays what it was.
 
     Each rank gets the sum divided by `world`, so that the mean residual of a step is kept to 1 ulp of fp32 (a
@@ -51,12 +53,30 @@ def reshard(states: Sequence[State], world: int) -> list[State]:
     return [{name: {key: t.clone() for key, t in kept.items()} for name, kept in shared.items()} for _ in range(world)]
 
 
-def own_state(saved: Mapping[str, Any] | Sequence[Mapping[str, Any]], rank: int, world: int) -> State:
+def of_each_rank(saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A rank's own saved state, or those of all ranks, as a list; raises UsageError where there is none."""
+    every = [saved] if isinstance(saved, Mapping) else list(saved)
+    if not every:
+        raise UsageError("the list of saved states is empty: pass the state_dict() of every rank of then")
+    return every
+
+
+def own_state(
+    saved: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    ranks: Ranks | None,
+    shapes: Mapping[str, Shape],
+    methods_of: Callable[[str], Sequence[Compression | None]],
+) -> KeptState:
     """What a rank goes on with: its own saved state's `"state"`, or its part of all ranks' of then, `reshard`ed.
 
     Each of `saved` says its `"rank"` and `"world"`. Raises UsageError where one rank's state is of another number
-    of ranks, or where not all of them are given.
+    of ranks, where not all of them are given, and where what was kept is not what one of `methods_of(name)` keeps
+    for a parameter of `shapes[name]`.
     """
+    rank, world = (ranks.rank, ranks.world) if ranks is not None else (0, 1)
+    every = sorted(of_each_rank(saved), key=lambda one: int(one["rank"]))
+    for one in every:
+        _check_shapes(one["state"], shapes, methods_of)
     if isinstance(saved, Mapping):
         if saved["world"] != world:
             raise UsageError(
@@ -64,11 +84,24 @@ def own_state(saved: Mapping[str, Any] | Sequence[Mapping[str, Any]], rank: int,
                 "pass the list of all ranks' state_dict() of then"
             )
         return dict(saved["state"])
-    every = sorted(saved, key=lambda one: int(one["rank"]))
-    if not every or [one["rank"] for one in every] != list(range(every[0]["world"])):
-        then, given = every[0]["world"] if every else 0, [one["rank"] for one in every]
-        raise UsageError(f"compression state of {then} ranks was saved, but what is given is of ranks {given}")
+    if [one["rank"] for one in every] != list(range(every[0]["world"])):
+        given = [one["rank"] for one in every]
+        raise UsageError(
+            f"compression state of {every[0]['world']} ranks was saved, but what is given is of ranks {given}"
+        )
     return reshard([one["state"] for one in every], world)[rank]
+
+
+def _check_shapes(
+    state: KeptState, shapes: Mapping[str, Shape], methods_of: Callable[[str], Sequence[Compression | None]]
+) -> None:
+    for name, kept in state.items():
+        if name not in shapes:
+            raise UsageError(f"compression state for {name!r}, which the model does not train")
+        wanted = [state_shapes(method, shapes[name]) for method in methods_of(name)]
+        found = {key: tuple(tensor.shape) for key, tensor in kept.items()}
+        if found not in wanted:
+            raise UsageError(f"compression state of {name!r} has the shapes {found}, the model needs {wanted[0]}")
 
 
 def _share(tensors: list[Tensor], key: str, world: int) -> Tensor:

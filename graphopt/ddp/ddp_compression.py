@@ -20,8 +20,8 @@ from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.measured_choice import choose_methods
 from graphopt.compression.methods import Compression
-from graphopt.compression.protocols import state_shapes
-from graphopt.compression.residuals import State, own_state
+from graphopt.compression.residuals import KeptState, of_each_rank, own_state
+from graphopt.compression.spelling import from_spelled, spelled
 from graphopt.ddp.ddp_step import Arrival, DdpStep
 from graphopt.device.ranks import Ranks
 from graphopt.step.ranks.failure import naming_failures
@@ -51,7 +51,7 @@ class DdpCompression:
         self._chosen: dict[tuple[str, ...], Compression | None] = {}
         self.names = names
         self._ranks = ranks
-        self._state: State = {}
+        self._state: KeptState = {}
         self._step: DdpStep | None = None
         self._futures: list[Outcome] = []
         self._jobs: queue.SimpleQueue[partial[None] | None] = queue.SimpleQueue()
@@ -70,7 +70,7 @@ class DdpCompression:
         """
         rank, world = (self._ranks.rank, self._ranks.world) if self._ranks is not None else (0, 1)
         return {
-            "method": repr(self.method),
+            "method": spelled(self.method),
             "rank": rank,
             "world": world,
             "steps": self.steps,
@@ -83,11 +83,12 @@ class DdpCompression:
         Then what all of them kept back is shared out evenly: its sum over ranks is what it was. Raises UsageError
         where it was saved with another method, for other parameters or of another number of ranks.
         """
-        rank, world = (self._ranks.rank, self._ranks.world) if self._ranks is not None else (0, 1)
-        every = [saved] if isinstance(saved, Mapping) else list(saved)
+        every = of_each_rank(saved)
         for one in every:
-            self._check(one)
-        mine = own_state(saved, rank, world)
+            self._check_method(one["method"])
+        shapes = {name: tuple(parameter.shape) for parameter, name in self.names.items()}
+        methods = self.method.candidates if isinstance(self.method, Auto) else (self.method,)
+        mine = own_state(saved, self._ranks, shapes, lambda _: methods)
         devices = {name: parameter.device for parameter, name in self.names.items()}
         self._state = {
             name: {key: tensor.to(devices[name], copy=True) for key, tensor in kept.items()}
@@ -95,18 +96,11 @@ class DdpCompression:
         }
         self.steps = every[0]["steps"]
 
-    def _check(self, saved: Mapping[str, Any]) -> None:
-        if saved["method"] != repr(self.method):
-            raise UsageError(f"compression state of {saved['method']} cannot be loaded into {self.method}")
-        methods = self.method.candidates if isinstance(self.method, Auto) else (self.method,)
-        shapes = {name: tuple(parameter.shape) for parameter, name in self.names.items()}
-        for name, kept in saved["state"].items():
-            if name not in shapes:
-                raise UsageError(f"compression state for {name!r}, which the model does not train")
-            wanted = [state_shapes(method, shapes[name]) for method in methods]
-            found = {key: tuple(tensor.shape) for key, tensor in kept.items()}
-            if found not in wanted:
-                raise UsageError(f"compression state of {name!r} has the shapes {found}, the model needs {wanted[0]}")
+    def _check_method(self, saved: Mapping[str, Any] | str) -> None:
+        """Once it was saved as text."""
+        then = saved if isinstance(saved, str) else repr(from_spelled(saved))
+        if then != repr(self.method):
+            raise UsageError(f"compression state of {then} cannot be loaded into {self.method}")
 
     def submit(self, arrival: Arrival, scale: float) -> Outcome:
         """Of the next bucket, whose gradients are times `scale`; what is given is done after the step's last one."""

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from graphopt import kernels
 from graphopt.compression import plain
-from graphopt.compression.bucket import Bucket, Protocol
+from graphopt.compression.bucket import Bucket, Protocol, Shape
+from graphopt.compression.collectives import Sender
 from graphopt.compression.interleaving import Interleaved
+from graphopt.compression.local_clip import clip_locally
 from graphopt.compression.methods import DGC, Compression, HalfCast
 from graphopt.compression.protocols import at_step, protocol_of, state_shapes, travels_by
-from graphopt.compression.residuals import State, initial_state
+from graphopt.compression.residuals import KeptState, initial_state
 from graphopt.device.ranks import Ranks
 
 #: Parameters too small to be compressed wait for each other, over buckets, until a message is worth its latency.
@@ -33,7 +34,7 @@ class Arrival:
     at_seconds: float
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
+    def shapes(self) -> tuple[Shape, ...]:
         return tuple(tuple(gradient.shape) for gradient in self.gradients)
 
 
@@ -46,20 +47,21 @@ class DdpStep:
 
     ranks: Ranks
     method_of: Callable[[tuple[str, ...]], Compression | None]
-    state: State
+    state: KeptState
     scale: float
     index: int
     arrivals: list[Arrival] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._interleaved = Interleaved(self.ranks)
+        self._sender = Sender(self.ranks)
+        self._interleaved = Interleaved(self._sender.begin, self._sender.finish)
         self._computed: list[_Computed] = []
         self._unclipped: list[int] = []
         self._small: dict[Compression | None, dict[str, Tensor]] = {}
 
     @property
     def sent_bytes(self) -> int:
-        return self._interleaved.sent_bytes
+        return self._sender.sent_bytes
 
     def backward_seconds(self) -> float:
         """About how long the backward took, from when its buckets were ready; 0 with one bucket."""
@@ -88,7 +90,7 @@ class DdpStep:
         for index in self._unclipped:
             self._start(index)
         self._start_small()
-        self._interleaved.finish(self._overflow)
+        self._interleaved.finish(lambda: self._sender.agree(self._overflow))
         is_finite = self._overflow.item() == 0
         for arrival, computed in zip(self.arrivals, self._computed, strict=True):
             if not is_finite:
@@ -106,10 +108,7 @@ class DdpStep:
         method = self._method(self.arrivals[self._unclipped[0]])
         assert isinstance(method, DGC) and method.max_norm is not None
         gradients = [gradient for index in self._unclipped for gradient in self._computed[index].gradients]
-        norm = kernels.gradient_norm(gradients, 2.0)[0] * self._inverse_scale
-        torch._foreach_mul_(
-            gradients, torch.clamp(method.max_norm / math.sqrt(self.ranks.world) / (norm + 1e-6), max=1)
-        )
+        clip_locally(gradients, method.max_norm, self.ranks.world, self._inverse_scale)
 
     def _start(self, index: int) -> None:
         arrival, computed = self.arrivals[index], self._computed[index]

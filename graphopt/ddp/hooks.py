@@ -17,8 +17,9 @@ from graphopt.ddp.ddp_compression import DdpCompression
 from graphopt.ddp.ddp_step import Arrival
 from graphopt.device.ranks import Ranks, ranks_of
 from graphopt.kernels.layout import is_dense
+from graphopt.step.ranks.failure import naming_absence
 
-Gradient = torch.futures.Future[torch.Tensor]
+GradientFuture = torch.futures.Future[torch.Tensor]
 
 
 def compress_ddp(
@@ -48,13 +49,17 @@ def compress_ddp(
     parameters = ddp_model.module.named_parameters()
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in parameters if parameter.requires_grad}
     how = Auto() if method == "auto" else method
-    compression = DdpCompression(how, names, None if ranks is None else _own_group(ranks, ddp_model))
+    with naming_absence(ranks, "compress_ddp()"):
+        own = None if ranks is None else _own_group(ranks, ddp_model)
+    compression = DdpCompression(how, names, own)
     if ranks is not None:
         ddp_model.register_comm_hook((compression, scaler), _hook)
     return compression
 
 
-def _hook(compression_and_scaler: tuple[DdpCompression, torch.amp.GradScaler | None], bucket: GradBucket) -> Gradient:
+def _hook(
+    compression_and_scaler: tuple[DdpCompression, torch.amp.GradScaler | None], bucket: GradBucket
+) -> GradientFuture:
     compression, scaler = compression_and_scaler
     buffer = bucket.buffer()
     if buffer.layout != torch.strided:

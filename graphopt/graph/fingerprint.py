@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import fx
+from torch._functorch._aot_autograd.descriptors import PlainAOTInput
 
+from graphopt.graph.nodes import is_collective, is_view
+from graphopt.graph.roles import DESCRIPTOR
 from graphopt.graph.step_graph import tensors_of
 
 
@@ -44,6 +47,43 @@ def spell_graph(module: fx.GraphModule) -> list[str]:
         args, kwargs = _without_rank(node)
         lines.append(f"{node.op}|{target}|{spell(args)}|{spell(kwargs)}|{shapes}")
     return lines
+
+
+def spell_program(module: fx.GraphModule) -> list[tuple[fx.Node, str]]:
+    """Each op with a line that is equal where ops do the same, whatever the shapes of what they work on.
+
+    Views, copies into another layout and whole numbers follow from shapes, or name the rank: they are left out.
+    """
+    return [
+        (node, f"{_named(node.target)}({', '.join(_constants((node.args, node.kwargs)))})")
+        for node in module.graph.nodes
+        if node.op == "call_function" and node.target is not torch.ops.aten.clone.default
+        if not is_view(node) and not is_collective(node)
+    ]
+
+
+def spell_inputs(module: fx.GraphModule) -> list[str]:
+    """The layout of each input of the forward."""
+    return [
+        f"{[(tuple(t.shape), t.stride(), str(t.dtype)) for t in tensors_of(node)]}"
+        for node in module.graph.find_nodes(op="placeholder")
+        if isinstance(node.meta.get(DESCRIPTOR), PlainAOTInput)
+    ]
+
+
+def _named(target: object) -> str:
+    return str(target) if isinstance(target, torch._ops.OpOverload) else str(getattr(target, "__name__", target))
+
+
+def _constants(argument: object) -> Iterator[str]:
+    if isinstance(argument, (list, tuple)):
+        for item in argument:
+            yield from _constants(item)
+    elif isinstance(argument, Mapping):
+        for key, item in argument.items():
+            yield from (f"{key}={constant}" for constant in _constants(item))
+    elif isinstance(argument, (bool, float, complex, str, torch.dtype)):
+        yield repr(argument)
 
 
 def _without_rank(node: fx.Node) -> tuple[Sequence[object], Mapping[str, object]]:

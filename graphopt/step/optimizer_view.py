@@ -54,7 +54,7 @@ class OptimizerView:
         """How each group is updated in the next step; momentum that does not exist yet stands apart."""
         found = []
         for number, group in enumerate(self.optimizer.param_groups):
-            names = [self._name(parameter) for parameter in group["params"]]
+            names = [self.name_of(parameter) for parameter in group["params"]]
             for first in (False, True):
                 chosen = tuple(name for name in names if self.is_first(name) is first)
                 if chosen:
@@ -147,9 +147,10 @@ class OptimizerView:
     @property
     def trained(self) -> frozenset[str]:
         """The parameters that the optimizer holds now."""
-        return frozenset(self._name(p) for group in self.optimizer.param_groups for p in group["params"])
+        return frozenset(self.name_of(p) for group in self.optimizer.param_groups for p in group["params"])
 
-    def _name(self, stepped: torch.Tensor) -> str:
+    def name_of(self, stepped: torch.Tensor) -> str:
+        """The name of the parameter that the optimizer holds as `stepped`: itself, or as its master."""
         return self._stepped_names[id(stepped)]
 
     def _group(self, number: int, group: Mapping[str, Any], names: tuple[str, ...], first: bool) -> GroupUpdate:

@@ -21,6 +21,8 @@ class ScaleState:
         if isinstance(how, DynamicLossScale):
             self._tensors["growth_tracker"] = torch.zeros((), dtype=torch.int32, device=device)
             self._tensors["hysteresis_tracker"] = torch.full((), how.hysteresis, dtype=torch.int32, device=device)
+        #: As numbers of the host: how it began, or what was loaded last.
+        self.started_from = self.state_dict()
 
     @property
     def value(self) -> torch.Tensor | None:
@@ -43,3 +45,4 @@ class ScaleState:
             )
         for key, tensor in self._tensors.items():
             tensor.fill_(state[key])
+        self.started_from = self.state_dict()

@@ -12,6 +12,7 @@ from torch import fx, nn
 from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
+from graphopt.compression.residuals import of_each_rank
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import (
     DESCRIPTOR,
@@ -42,8 +43,9 @@ from graphopt.step.division import Accumulate, Division
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import HandOver, Micro, MicroCall
 from graphopt.step.ranks.exchange import Exchange
-from graphopt.step.ranks.failure import naming_failures
+from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
+from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_option
 from graphopt.step.scale_state import ScaleState
 from graphopt.step.window import MicroBatch, Weights, as_shares, weight_of
 from graphopt.step.window_graph import build_window, given_tensors, window_key
@@ -97,10 +99,11 @@ class TrainStep:
         self.optimizer = memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
-        self._exchange = exchange
+        self._exchange, self._autocast = exchange, module.autocast
         how = options.accumulate, options.weights
         self._division = Division(module, memory, self._hand_over, *how, always_summed=exchange is not None)
-        self._lockstep = Lockstep(exchange, self._division) if exchange else None
+        self._lockstep = Lockstep(exchange, self._division, self._settings) if exchange else None
+        self._optimizer_settings = OptimizerSettings(memory.view)
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         memory.held = self._held
@@ -133,7 +136,7 @@ class TrainStep:
 
     def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for this batch; nothing is computed."""
-        with naming_failures(self._exchange.ranks if self._exchange else None):
+        with naming_absence(self._exchange.ranks if self._exchange else None, "train_step()"):
             _, calls = self._prepared(args, kwargs)
         if calls:
             self._window(calls, self._view.groups())
@@ -144,6 +147,23 @@ class TrainStep:
         pieces = self._division.cut(args, kwargs)
         calls = [self._division.resolve(piece) for piece in pieces]
         return as_shares(pieces, weight_of(pieces)), calls
+
+    def _settings(self) -> Settings:
+        """What all ranks must have alike. How a rank cuts its batch, and its budget, are its own."""
+        options = self._options
+        assert self._exchange is not None
+        return {
+            **self._optimizer_settings.now(),
+            "accumulate": "'auto'" if options.accumulate == "auto" else "a number",
+            "clip": repr(options.clip),
+            "loss_scale": repr(options.loss_scale),
+            "autocast": repr(self._autocast),
+            "weights": spelled_option(options.weights),
+            "compress": repr(options.compress),
+            "kernels": chosen(),
+            "the state that the loss scale started from": repr(self._scale.started_from),
+            "the number of steps taken": str(self._exchange.steps),
+        }
 
     @property
     def micro_batch_size(self) -> int:
@@ -208,7 +228,7 @@ class TrainStep:
 
         Raises UsageError where it is another step's.
         """
-        every = [state] if isinstance(state, Mapping) else list(state)
+        every = of_each_rank(state)
         masters = every[0]["masters"]
         if set(masters) != set(self._view.masters):
             raise UsageError("the saved state has masters for other parameters than this step")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from graphopt.compression import plain
-from graphopt.compression.bucket import Bucket, Protocol
+from graphopt.compression.bucket import Bucket, Protocol, Shape
 from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import protocol_of, travels_by
 
@@ -17,8 +17,6 @@ from graphopt.compression.protocols import protocol_of, travels_by
 WHOLE_BYTES = 2**20
 #: Gradients that a compressed message stands for.
 COMPRESSED_BYTES = 25 * 2**20
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

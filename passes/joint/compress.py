@@ -7,7 +7,6 @@ Collectives stand in one order in every schedule, and that is the order of the c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +15,20 @@ import torch
 from torch import fx
 from torch._guards import detect_fake_mode
 
-from graphopt import kernels
-from graphopt.compression.bucket import Agree, AllGather, AllReduce, Bucket, Protocol, Request
+from graphopt.compression import collectives
+from graphopt.compression.bucket import Bucket, Message, Shape
+from graphopt.compression.interleaving import Interleaved
+from graphopt.compression.local_clip import clip_locally
 from graphopt.compression.methods import DGC, Compression
 from graphopt.compression.protocols import state_shapes
 from graphopt.device.ranks import Ranks
 from graphopt.graph.nodes import is_collective, is_view, is_wait
 from graphopt.graph.roles import DESCRIPTOR, RUN_ONCE, Accumulator, Draw, MicroKept, MicroScale, Overflow, add_input
 from graphopt.graph.step_graph import tensors_of
-from graphopt.passes.joint.buckets import Parcel, Shape, parcels
+from graphopt.passes.joint.buckets import Parcel, parcels
 
 aten = torch.ops.aten
 _c10d = torch.ops._c10d_functional
-#: As in torch.nn.utils.clip_grad_norm_.
-_EPSILON = 1e-6
 
 
 def compress(
@@ -47,7 +46,7 @@ def compress(
         return False
     shapes, dtypes = [each.shape for each in sums], [each.value.dtype for each in sums]
     made = parcels(shapes, dtypes, [methods.get(each.index) for each in sums])
-    _Writer(graph, ranks, sums, scaled=scaled and any(parcel.method for parcel in made)).write(made)
+    _ExchangeWriter(graph, ranks, sums, scaled=scaled and any(parcel.method for parcel in made)).write(made)
     graph.lint()
     joint.recompile()
     return True
@@ -115,23 +114,14 @@ class _Recorder(fx.proxy.GraphAppendingTracer):
         return node
 
 
-@dataclass
-class _Parcel:
-    """A parcel on its way: its protocol, and what it is to hear next; `agrees` where all that is left is to agree."""
-
-    protocol: Protocol
-    answer: fx.Proxy | None = None
-    agrees: bool = False
-
-
-class _Writer:
+class _ExchangeWriter:
     """Writes the protocols of parcels into the graph."""
 
     def __init__(self, graph: fx.Graph, ranks: Ranks, sums: list[_Sum], *, scaled: bool) -> None:
         self.graph, self.ranks, self.sums, self.scaled = graph, ranks, sums, scaled
         self.recorder = _Recorder(graph)
-        self.travelling: list[_Parcel] = []
-        self.collectives: list[fx.Node] = []
+        self.interleaved = Interleaved(self.begin, lambda result: result)
+        self.sent: list[fx.Node] = []
         self.flag: fx.Proxy | None = None
         self.shared: dict[str, Any] = {}
 
@@ -141,14 +131,15 @@ class _Writer:
         limits = {p.method.max_norm for p in made if isinstance(p.method, DGC) and p.method.max_norm is not None}
         output = self.graph.output_node()
         if limits:  # by a norm that is known when all gradients are
+            gradients = [fx.Proxy(each.accumulator, self.recorder) for each in self.sums]
             with self.graph.inserting_before(output):
-                self.clip(min(limits))
+                clip_locally(gradients, min(limits), self.ranks.world, self.shared.get("inverse_scale"))
         for parcel in made:
             behind = self.sums[parcel.places[-1]].written
             with self.graph.inserting_before(output if limits else behind.next):
-                self.start(parcel)
+                self.interleaved.start(parcel.protocol(self.bucket(parcel)))
         with self.graph.inserting_before(output):
-            self.finish()
+            self.interleaved.finish(self.agree)
         self.add_waits()
 
     def add_shared(self) -> None:
@@ -162,57 +153,15 @@ class _Writer:
     def input(self, name: str, descriptor: object, value: object) -> fx.Proxy:
         return fx.Proxy(add_input(self.graph, name, descriptor, value), self.recorder)
 
-    def clip(self, max_norm: float) -> None:
-        """Each rank's own gradients to its share of `max_norm` (Lin et al., ICLR 2018, section 3.2)."""
-        gradients = [fx.Proxy(each.accumulator, self.recorder) for each in self.sums]
-        norm = kernels.gradient_norm(gradients, 2.0)[0]
-        if "inverse_scale" in self.shared:
-            norm = aten.mul.Tensor(norm, self.shared["inverse_scale"])
-        ratio = aten.mul.Tensor(aten.reciprocal.default(aten.add.Tensor(norm, _EPSILON)), self.share(max_norm))
-        aten._foreach_mul_.Tensor(gradients, aten.clamp_max.default(ratio, 1.0))
+    def begin(self, message: Message) -> fx.Proxy:
+        """Nothing is waited for before all is written: only then is known who reads it first."""
+        result: fx.Proxy = collectives.begin(message, self.ranks, message.tensor.node.meta["val"])
+        self.sent.append(result.node)
+        return result
 
-    def share(self, max_norm: float) -> float:
-        return max_norm / math.sqrt(self.ranks.world)
-
-    def start(self, parcel: Parcel) -> None:
-        earlier = list(self.travelling)
-        one = _Parcel(parcel.protocol(self.bucket(parcel)))
-        self.travelling.append(one)
-        for each in (one, *earlier):
-            self.go_on(each)
-
-    def finish(self) -> None:
-        while any(not each.agrees for each in self.travelling):
-            for each in self.travelling:
-                self.go_on(each)
+    def agree(self) -> None:
         if self.flag is not None:
-            self.collective(_c10d.all_reduce_.default(self.flag, "max", self.ranks.name))
-            self.add_wait(self.collectives.pop(), self.graph.output_node())
-        for each in self.travelling:
-            assert next(each.protocol, None) is None, "a protocol sends nothing after it agreed"
-
-    def go_on(self, parcel: _Parcel) -> None:
-        if not parcel.agrees:
-            request = parcel.protocol.send(parcel.answer)
-            parcel.agrees = isinstance(request, Agree)
-            parcel.answer = None if isinstance(request, Agree) else self.collective(self.sent(request))
-
-    def sent(self, request: Request) -> fx.Proxy:
-        assert not isinstance(request, Agree)
-        tensor, name, world = request.tensor, self.ranks.name, self.ranks.world
-        value = tensor.node.meta["val"]
-        if isinstance(request, AllReduce):
-            if not value.is_contiguous():  # dense in another order; backends want it flat
-                tensor = aten.as_strided.default(tensor, [value.numel()], [1])
-            return _c10d.all_reduce_.default(tensor, "sum", name)  # type: ignore[no-any-return]
-        if isinstance(request, AllGather):
-            return _c10d.all_gather_into_tensor.default(tensor, world, name)  # type: ignore[no-any-return]
-        parts = [value.numel() // world] * world
-        return _c10d.all_to_all_single.default(tensor, parts, parts, name)  # type: ignore[no-any-return]
-
-    def collective(self, sent: fx.Proxy) -> fx.Proxy:
-        self.collectives.append(sent.node)
-        return sent
+            self.add_wait(collectives.begin_to_agree(self.flag, self.ranks).node, self.graph.output_node())
 
     def bucket(self, parcel: Parcel) -> Bucket:
         sums = [self.sums[place] for place in parcel.places]
@@ -236,7 +185,7 @@ class _Writer:
 
     def add_waits(self) -> None:
         position = {node: i for i, node in enumerate(self.graph.nodes)}
-        for node in self.collectives:
+        for node in self.sent:
             self.add_wait(node, min(node.users, key=position.__getitem__, default=self.graph.output_node()))
 
     def add_wait(self, node: fx.Node, before: fx.Node) -> None:

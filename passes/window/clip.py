@@ -15,6 +15,7 @@ from torch import fx
 from graphopt import kernels
 from graphopt.base.errors import NonFiniteGradientError, UsageError
 from graphopt.graph.roles import ROLE, Norm, Update, set_outputs, with_role
+from graphopt.kernels.tail.clip_factor import clip_factor
 
 aten = torch.ops.aten
 _ops = torch.ops.graphopt
@@ -22,8 +23,6 @@ _ops = torch.ops.graphopt
 _library = torch.library.Library("graphopt", "FRAGMENT")
 _library.define("require_finite(Tensor norm) -> ()")
 _library.define("clip_factor(Tensor norm, float max_norm) -> Tensor")
-#: As in torch.nn.utils.clip_grad_norm_.
-_EPSILON = 1e-6
 
 
 def _require_finite(norm: torch.Tensor) -> None:
@@ -34,12 +33,8 @@ def _require_finite(norm: torch.Tensor) -> None:
         )
 
 
-def _clip_factor(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
-    return torch.clamp(max_norm / (norm + _EPSILON), max=1.0)
-
-
 _library.impl("require_finite", _require_finite, "CompositeExplicitAutograd")
-_library.impl("clip_factor", _clip_factor, "CompositeExplicitAutograd")
+_library.impl("clip_factor", clip_factor, "CompositeExplicitAutograd")
 
 
 @dataclass(frozen=True)

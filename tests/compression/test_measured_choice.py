@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.compression import network
 from graphopt.compression import measured_choice as auto_module
-from graphopt.compression.choose import Auto, Choice
+from graphopt.compression.choose import Auto, ChosenMethods
 from graphopt.compression.kernel_seconds import kernel_cost
 from graphopt.compression.link import measure_link
 from graphopt.compression.measured_choice import choose_methods
@@ -29,7 +29,7 @@ def _link() -> tuple[float, float, float]:
     return link.bytes_per_second, link.latency_seconds, time.perf_counter() - start
 
 
-def _choices() -> tuple[Choice, Choice, int]:
+def _choices() -> tuple[ChosenMethods, ChosenMethods, int]:
     """With kernels that cost nothing beside the network, and with a backward that hides it; groups measured."""
     ranks = ranks_of()
     assert ranks is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from graphopt.compression.bucket import Bucket
+from graphopt.compression.collectives import Sender
 from graphopt.compression.interleaving import Interleaved
 from graphopt.compression.methods import PowerSGD
 from graphopt.compression.protocols import protocol_of
@@ -61,10 +63,11 @@ def _both(rank: int) -> list[float]:
         mine = OneBucket(gradient / 2).gradients()
         state = {"residual": residuals, "query": queries}
         overflow = torch.zeros(())
-        interleaved = Interleaved(ranks)
+        sender = Sender(ranks)
+        interleaved = Interleaved(sender.begin, sender.finish)
         bucket = Bucket(SHAPES, mine, overflow, ranks.rank, ranks.world, ranks.backend, state)
         interleaved.start(protocol_of(PowerSGD(rank))(bucket))
-        interleaved.finish(overflow)
+        interleaved.finish(partial(sender.agree, overflow))
         bucket_of_theirs = OneBucket(gradient)
         powerSGD_hook(theirs, bucket_of_theirs).wait()
         wanted = torch.cat([tensor.flatten() for tensor in bucket_of_theirs.gradients()])

@@ -16,8 +16,8 @@ from graphopt.compression.protocols import (
     SMALLEST_ELEMENTS,
     at_step,
     compressible,
+    message_bytes,
     protocol_of,
-    request_bytes,
     state_shapes,
     wire_bytes,
 )
@@ -185,9 +185,9 @@ def test_a_hundredth_of_25_million_is_a_megabyte_and_a_half() -> None:
 
 def test_rings_send_each_byte_so_often() -> None:
     tensor = torch.empty(100)
-    assert request_bytes(AllReduce(tensor), 4) == 600
-    assert request_bytes(AllGather(tensor), 4) == 1200
-    assert request_bytes(Agree(), 4) == 0
+    assert message_bytes(AllReduce(tensor), 4) == 600
+    assert message_bytes(AllGather(tensor), 4) == 1200
+    assert message_bytes(Agree(), 4) == 0
 
 
 def test_small_and_thin_parameters_travel_whole() -> None:

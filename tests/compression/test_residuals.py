@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.base.errors import UsageError
 from graphopt.compression.methods import DGC, Compression, EightBit, HalfCast, PowerSGD, TopK
-from graphopt.compression.residuals import State, initial_state, reshard
+from graphopt.compression.residuals import KeptState, initial_state, own_state, reshard
 
 
-def _states(world: int, seed: int) -> list[State]:
+def _states(world: int, seed: int) -> list[KeptState]:
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(7, 2, generator=generator)
     return [
@@ -38,6 +41,37 @@ def test_the_sum_over_ranks_is_kept(before: int, after: int, seed: int) -> None:
         now = torch.stack([state[name][key].double() for state in new]).sum(0)
         assert ((now - was).abs() <= 2**-24 * was.abs()).all() or before == after
     assert all(torch.equal(state["b"]["query"], old[0]["b"]["query"]) for state in new)
+
+
+def _saved(**state: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {"rank": 0, "world": 1, "state": state}
+
+
+SHAPES = {"large": (40, 50), "small": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("saved", "what"),
+    [
+        ([], "is empty"),
+        (_saved(other={}), "'other', which the model does not train"),
+        (_saved(large={"residual": torch.zeros(50, 40)}), "has the shapes {'residual': (50, 40)}, the model needs"),
+        (_saved(large={"momentum": torch.zeros(40, 50)}), "has the shapes {'momentum': (40, 50)}, the model needs"),
+        (_saved(small={"residual": torch.zeros(3)}), "of 'small' has the shapes"),
+        ([_saved(large={"residual": torch.zeros(1)})], "of 'large' has the shapes"),
+        ([{**_saved(), "world": 2}], "of 2 ranks was saved, but what is given is of ranks [0]"),
+        ({**_saved(), "world": 2}, "of 2 ranks, and now there are 1"),
+    ],
+)
+def test_what_is_not_this_models_is_refused(saved: Any, what: str) -> None:
+    with pytest.raises(UsageError) as error:
+        own_state(saved, None, SHAPES, lambda _: (TopK(),))
+    assert what in str(error.value)
+
+
+def test_what_one_of_several_methods_keeps_is_taken() -> None:
+    state = {"large": {"residual": torch.ones(40, 50)}, "small": {}}
+    assert own_state(_saved(**state), None, SHAPES, lambda _: (DGC(), TopK())) == state
 
 
 def test_as_many_ranks_keep_their_own() -> None:

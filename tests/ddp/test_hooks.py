@@ -345,9 +345,15 @@ def _refusals(before: list[Any]) -> list[str]:
         compression.load_state_dict(before[1:])
     with pytest.raises(UsageError) as other_method:
         compression.load_state_dict({**before[0], "method": "QSGD()"})
+    with pytest.raises(UsageError) as other_method_as_data:
+        compression.load_state_dict({**before[0], "method": {"method": "QSGD", "bits": 4, "seed": 0}})
     with pytest.raises(UsageError) as other_model:
         compression.load_state_dict({**before[0], "state": {"x": {"residual": torch.zeros(3)}}})
-    return [str(error.value) for error in (other_world, missing, other_method, other_model)]
+    with pytest.raises(UsageError) as empty:
+        compression.load_state_dict([])
+    compression.load_state_dict({**before[dist.get_rank()], "method": "TopK(ratio=0.05)"})  # as it was saved once
+    errors = (other_world, missing, other_method, other_method_as_data, other_model, empty)
+    return [str(error.value) for error in errors]
 
 
 def test_another_number_of_ranks_shares_out_what_was_kept_back() -> None:
@@ -360,10 +366,12 @@ def test_another_number_of_ranks_shares_out_what_was_kept_back() -> None:
     for name in two[0]["state"]:
         was, now = (sum(state["state"][name]["residual"].double() for state in states) for states in (two, three))
         assert torch.allclose(now, was, rtol=1e-6, atol=0)
-    for world, missing, method, model in run_ranks(2, _refusals, two):
+    for world, missing, method, as_data, model, empty in run_ranks(2, _refusals, two):
         assert "of 3 ranks, and now there are 2" in world
         assert "given is of ranks [1]" in missing
         assert "of QSGD() cannot be loaded into TopK" in method
+        assert "of QSGD(bits=4, seed=0) cannot be loaded into TopK" in as_data
+        assert "empty" in empty
         assert "'x', which the model does not train" in model
 
 

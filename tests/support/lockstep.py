@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphopt.compression.bucket import Agree, AllGather, AllReduce, Bucket, Protocol, Request
+from graphopt.compression.bucket import Agree, AllGather, AllReduce, Bucket, Message, Protocol
 from graphopt.compression.methods import Compression
-from graphopt.compression.protocols import compressible, protocol_of, request_bytes
-from graphopt.compression.residuals import State, initial_state
+from graphopt.compression.protocols import compressible, message_bytes, protocol_of
+from graphopt.compression.residuals import KeptState, initial_state
 
 
 @dataclass
 class RankOfMany:
     """One rank's state, and the gradients (summed over ranks) and flag that its last step came to."""
 
-    state: State
+    state: KeptState
     gradients: dict[str, Tensor]
     overflow: float = 0.0
     sent_bytes: int = 0
@@ -68,7 +68,7 @@ def _run(protocols: list[Protocol], flags: list[Tensor], ranks: Sequence[RankOfM
     while True:
         requests = [protocol.send(got) for protocol, got in zip(protocols, results, strict=True)]
         for rank, request in zip(ranks, requests, strict=True):
-            rank.sent_bytes += request_bytes(request, len(ranks))
+            rank.sent_bytes += message_bytes(request, len(ranks))
         if isinstance(requests[0], Agree):
             break
         results = list(exchanged(requests))
@@ -78,7 +78,7 @@ def _run(protocols: list[Protocol], flags: list[Tensor], ranks: Sequence[RankOfM
         assert next(protocol, None) is None
 
 
-def exchanged(requests: Sequence[Request]) -> list[Tensor]:
+def exchanged(requests: Sequence[Message | Agree]) -> list[Tensor]:
     """What each rank gets; sums in rank order."""
     tensors = [request.tensor for request in requests if not isinstance(request, Agree)]
     world = len(requests)

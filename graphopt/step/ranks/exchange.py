@@ -10,16 +10,18 @@ from typing import Any
 import torch
 
 from graphopt.base.errors import UsageError
+from graphopt.compression.bucket import Shape
 from graphopt.compression.choose import Auto
 from graphopt.compression.measured_choice import choose_methods
-from graphopt.compression.methods import DGC, Compression, from_spelled, spelled
+from graphopt.compression.methods import DGC, Compression
 from graphopt.compression.protocols import at_step, state_shapes
-from graphopt.compression.residuals import initial_state, own_state
+from graphopt.compression.residuals import initial_state, of_each_rank, own_state
+from graphopt.compression.spelling import method_from_spelled, spelled
 from graphopt.device.ranks import Ranks
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Draw, Kept, Overflow
 from graphopt.passes.joint import Passes, send_sums
-from graphopt.passes.joint.buckets import COMPRESSED_BYTES, Shape
+from graphopt.passes.joint.buckets import COMPRESSED_BYTES
 from graphopt.passes.joint.compress import in_order_of_readiness
 from graphopt.step.micro import MicroCall
 from graphopt.step.optimizer_view import OptimizerView
@@ -113,16 +115,12 @@ class Exchange:
         With "auto" the methods that it had chosen then stay. Raises UsageError where it was saved with other methods,
         or for another model.
         """
-        first = saved if isinstance(saved, Mapping) else saved[0]
-        methods = {name: from_spelled(data) for name, data in first["methods"].items()}
-        if not self.chooses and methods != self.methods:
+        first = of_each_rank(saved)[0]
+        methods = {name: method_from_spelled(data) for name, data in first["methods"].items()}
+        if set(methods) != set(self.methods) or not (self.chooses or methods == self.methods):
             raise UsageError("the saved state was compressed in other ways, or is another model's")
-        mine = own_state(saved, self.ranks.rank, self.ranks.world)
-        for name, held in mine.items():
-            shape = tuple(self.view.parameters[name].shape) if name in self.view.parameters else ()
-            wanted = state_shapes(methods.get(name), shape)
-            if {key: tuple(tensor.shape) for key, tensor in held.items()} != wanted:
-                raise UsageError(f"the saved state keeps {sorted(held)} for {name}, this step {sorted(wanted)}")
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.view.parameters.items()}
+        mine = own_state(saved, self.ranks, shapes, lambda name: (methods.get(name),))
         self.steps, self.methods, self.auto = first["steps"], methods, None
         with torch.no_grad():
             for name, held in mine.items():

@@ -12,20 +12,24 @@ import torch.distributed as dist
 
 from graphopt.device.ranks import Ranks
 
-_FORMAT = struct.Struct("<dqqq??")
+_FORMAT = struct.Struct("<dqqqqqq??")
 
 
 @dataclass(frozen=True)
 class Header:
-    """Of one rank: what its batch weighs, the rows of its micro-batches, what identifies its graphs and its messages.
+    """Of one rank: what its batch weighs, the rows of its micro-batches, and numbers that stand for what else it has.
 
-    `failed` where an error keeps it from taking the step, `is_planned` where all its graphs are.
+    `graphs` are those to plan, `messages` what the step sends; `settings`, `program` and `inputs` are those of the
+    modules of that name. `failed` where an error keeps it from taking the step, `is_planned` where all its graphs are.
     """
 
     weight: float = 0.0
     micro_rows: int = 0
     graphs: int = 0
     messages: int = 0
+    settings: int = 0
+    program: int = 0
+    inputs: int = 0
     failed: bool = False
     is_planned: bool = False
 

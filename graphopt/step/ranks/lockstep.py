@@ -7,7 +7,7 @@ of them, or a graph that would send other messages, is an error on all and leave
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
@@ -22,6 +22,8 @@ from graphopt.step.division import Division
 from graphopt.step.micro import Micro, MicroCall
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.header import Header, exchange_headers, number_of
+from graphopt.step.ranks.programs import ProgramNumbers, Programs
+from graphopt.step.ranks.settings import Settings, difference_error, lines_of
 from graphopt.step.window import MicroBatch, as_shares, weight_of
 
 
@@ -31,6 +33,7 @@ class Prepared:
 
     pieces: tuple[MicroBatch, ...] = ()
     calls: tuple[MicroCall, ...] = ()
+    settings: Settings = field(default_factory=dict)
     error: Exception | None = None
 
     @property
@@ -46,9 +49,10 @@ class Prepared:
 class Lockstep:
     """Prepares steps on all ranks of a group at once."""
 
-    def __init__(self, exchange: Exchange, division: Division) -> None:
+    def __init__(self, exchange: Exchange, division: Division, settings: Callable[[], Settings]) -> None:
         self.exchange, self.ranks, self.division = exchange, exchange.ranks, division
         self.names = exchange.view.names
+        self._settings, self._programs = settings, Programs(exchange.ranks)
 
     def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
         """The pieces of a batch, weights as shares of all ranks' batches, and their planned graphs.
@@ -60,9 +64,14 @@ class Lockstep:
             headers = exchange_headers(self.ranks, self._header(prepared), self.division.memory.device)
             if any(header.failed for header in headers):
                 raise_together(self.ranks, prepared.error)
+            if len({header.settings for header in headers}) > 1:
+                difference = difference_error(self.ranks, prepared.settings)
+                assert difference is not None
+                raise difference
             _check_weights(headers)
             if len({header.messages for header in headers}) > 1:
                 self._raise_mismatch(prepared)
+            self._programs.check(headers, prepared.calls[-1].micro)
             rows = {header.micro_rows for header in headers}
             if self.division.accumulate == "auto" and len(rows) > 1:
                 self.division.settle(min(rows), is_cut=True)
@@ -83,7 +92,7 @@ class Lockstep:
         last = [self.division.resolve(piece) for piece in pieces[-1:]]
         calls = [self.division.resolve(piece, is_last=False) for piece in pieces[:-1]] + last
         self._check_last(calls)
-        return Prepared(tuple(pieces), tuple(calls))
+        return Prepared(tuple(pieces), tuple(calls), self._settings())
 
     def _check_last(self, calls: Sequence[MicroCall]) -> None:
         sent = {id(call.flat[index]) for call in calls[-1:] for index in call.micro.accumulators}
@@ -120,11 +129,16 @@ class Lockstep:
             raise_together(self.ranks, error)
 
     def _header(self, prepared: Prepared) -> Header:
+        of_last = (self._programs.numbers(call.micro) for call in prepared.calls[-1:])
+        numbers = next(of_last, ProgramNumbers())
         return Header(
             weight=weight_of(prepared.pieces),
             micro_rows=self.division.micro_rows,
             graphs=number_of([micro.captured.step.graph_hash for micro in prepared.unplanned]),
             messages=number_of(self._messages(prepared)),
+            settings=number_of(lines_of(prepared.settings)),
+            program=numbers.program,
+            inputs=numbers.inputs,
             failed=prepared.error is not None,
             is_planned=not prepared.unplanned,
         )

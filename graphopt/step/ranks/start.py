@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from graphopt.base.errors import UsageError
 from graphopt.device.ranks import Ranks
+from graphopt.plan.agreement import raise_together
+from graphopt.step.ranks.settings import Settings, difference_error
 
 
-def start_alike(ranks: Ranks | None, model: nn.Module) -> None:
-    """Give all ranks the first one's parameters and buffers, in place; a collective call, if there are ranks.
+@contextmanager
+def raising_together(ranks: Ranks | None) -> Iterator[None]:
+    """What one rank raises inside is raised on all; a collective call, if there are ranks."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:  # raised again when the other ranks know
+        error = caught
+    if ranks is not None:
+        raise_together(ranks, error)
+    elif error is not None:
+        raise error
 
-    Raises UsageError for a model that DDP, or FSDP, hands to the other ranks already.
+
+def start_alike(ranks: Ranks, model: nn.Module) -> None:
+    """Give all ranks the first one's parameters and buffers, in place; a collective call.
+
+    Raises UsageError where the ranks' models do not have the same ones.
     """
-    if dist.is_available():
-        _check_unwrapped(model)
-    if ranks is None:
-        return
+    difference = difference_error(ranks, _spelled(model))
+    if difference is not None:
+        raise difference
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             whole = tensor.detach().contiguous()
@@ -27,7 +45,19 @@ def start_alike(ranks: Ranks | None, model: nn.Module) -> None:
                 tensor.copy_(whole)
 
 
-def _check_unwrapped(model: nn.Module) -> None:
+def _spelled(model: nn.Module) -> Settings:
+    kinds = {"parameter": model.named_parameters(), "buffer": model.named_buffers()}
+    return {
+        f"the {kind} {name}": f"{list(tensor.shape)} {tensor.dtype}"
+        for kind, tensors in kinds.items()
+        for name, tensor in tensors
+    }
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise UsageError for a model that DDP, or FSDP, hands to the other ranks already."""
+    if not dist.is_available():
+        return
     # here, as loading DTensor takes longer than many a small model's capture
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 

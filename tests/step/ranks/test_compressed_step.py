@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,12 +14,14 @@ from torch.nn import functional as F
 
 import graphopt
 from graphopt.compression.bucket import Bucket
+from graphopt.compression.collectives import Sender
 from graphopt.compression.interleaving import Interleaved
 from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import at_step, protocol_of, travels_by
 from graphopt.compression.residuals import initial_state
 from graphopt.device.ranks import ranks_of
 from tests.support.ranks import run_ranks
+from tests.support.tensors import same_bits
 from tests.support.train_together import resident, settled_peak_bytes
 
 METHODS: dict[str, Compression] = {
@@ -32,6 +35,8 @@ METHODS: dict[str, Compression] = {
     "power": graphopt.PowerSGD(2),
 }
 STEPS = 3
+#: Of a gradient's norm, some below it and one above.
+LIMITS = (0.01, 0.03, 0.05, 100.0)
 #: What travels together in the graph.
 TOGETHER = [["second.weight", "first.weight"], ["second.bias", "first.bias"]]
 
@@ -91,14 +96,15 @@ def by_hand(method: Compression) -> list[Any]:
             now = at_step(method, number)
             gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
             clip_locally(method, list(gradients.values()), ranks.world)
-            running, overflow = Interleaved(ranks), torch.zeros(())
+            sender, overflow = Sender(ranks), torch.zeros(())
+            running = Interleaved(sender.begin, sender.finish)
             for names in TOGETHER if ranks.world > 2 else [[name] for name in gradients]:
                 shapes = tuple(tuple(gradients[name].shape) for name in names)
                 how = travels_by(now, shapes[0])
                 state = {key: [kept[name][key] for name in names] for key in kept[names[0]]}
                 where = (overflow, ranks.rank, ranks.world, ranks.backend, state)
                 running.start(protocol_of(how)(Bucket(shapes, [gradients[n] for n in names], *where, draw=number)))
-            running.finish(overflow)
+            running.finish(partial(sender.agree, overflow))
             optimizer.step()
     return [
         {name: p.detach().numpy() for name, p in net.named_parameters()},
@@ -192,6 +198,34 @@ def restarted() -> dict[str, bool]:
 
 def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
     assert run_ranks(2, restarted) == [dict.fromkeys(("dgc", "power"), True)] * 2
+
+
+def clipped() -> list[tuple[list[Tensor], list[Tensor]]]:
+    """What is kept, and the parameters, after a step of the graph and after one of DDP with its hook."""
+    found = []
+    x, y = batches(dist.get_rank())[0]
+    for max_norm in LIMITS:
+        method, net, other = graphopt.DGC(0.02, max_norm=max_norm), model(), model()
+        with graphopt.kernels.use("stock"):
+            step = graphopt.train_step(net, None, sgd(net.parameters()), compress=method, cost_model="roofline")
+            step(x, y)
+            hooked = nn.parallel.DistributedDataParallel(other)
+            compression = graphopt.compress_ddp(hooked, method)
+            hooked(x, y).backward()
+            sgd(other.parameters()).step()
+        mine, theirs = step.state_dict()["compression"]["state"], compression.state_dict()["state"]
+        pairs = [(kept[key], theirs[name][key]) for name, kept in mine.items() for key in kept]
+        pairs += zip(net.parameters(), other.parameters(), strict=True)
+        found.append(([a.detach() for a, _ in pairs], [b.detach() for _, b in pairs]))
+    return found
+
+
+def test_the_graph_and_the_hook_of_ddp_clip_to_the_same_bits() -> None:
+    for rank in run_ranks(2, clipped):
+        for ours, theirs in rank:
+            assert same_bits(ours, theirs)
+        # smaller limits clip, the largest one does not: or nothing was compared
+        assert [same_bits(ours, rank[-1][0]) for ours, _ in rank] == [False, False, False, True]
 
 
 def resharded(saved: list[dict[str, Any]]) -> dict[str, Any]:

@@ -153,6 +153,33 @@ def test_a_nan_on_one_rank_skips_the_step_on_all_and_poisons_nothing() -> None:
             assert _are_equal(plain, overflown), method
 
 
+def _unseen(options: dict[str, Any]) -> tuple[bool, list[Any], list[Any]]:
+    """Whether a step with a NaN on rank 1 is skipped, and the parameters before and after it."""
+    step = _training(**{"method": None, **options})
+    inputs, targets = _batch(0)
+    if dist.get_rank() == 1:
+        inputs[3, 5] = torch.nan
+    before = _numbers(step)
+    out = step(inputs, targets)
+    return out.skipped, before, _numbers(step)
+
+
+def _all_unseen() -> list[tuple[bool, list[Any], list[Any]]]:
+    scale, clip = graphopt.ConstantLossScale(1.0), graphopt.ClipNorm(1.0)
+    return [_unseen(options) for options in ({}, {"clip": clip}, {"loss_scale": scale}, {"method": HalfCast()})]
+
+
+def test_a_nan_is_looked_for_with_a_loss_scale_or_compression_and_else_it_is_everybodys() -> None:
+    first, second = run_ranks(2, _all_unseen)
+    for number, ((skipped, before, after), (other_skipped, _, other)) in enumerate(zip(first, second, strict=True)):
+        assert skipped == other_skipped == (number >= 2)
+        assert [one.tobytes() for one in after] == [one.tobytes() for one in other]
+        if skipped:
+            assert _are_equal(before, after)
+        else:
+            assert all(bool((one != one).any()) for one in after), "as in one process"
+
+
 def _trained(method: Compression | None, file: Path, first: int, last: int) -> list[Any]:
     """Steps first..last, from what was saved before `first` if that is not 0; saved after the last."""
     step = _training(method, loss_scale=graphopt.DynamicLossScale(initial=256.0, interval=2))
