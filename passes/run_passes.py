@@ -31,7 +31,7 @@ Rule = Callable[[G], Callable[[bool], str]]
 
 
 @dataclass(frozen=True)
-class Pass(Generic[G]):
+class NamedPass(Generic[G]):
     """A named edit of a graph; `run` says whether it changed anything.
 
     What it `requires` must hold before it, and what it `ensures` holds after it: that is how an order
@@ -44,7 +44,7 @@ class Pass(Generic[G]):
     ensures: tuple[Fact[G], ...] = ()
 
 
-def run_passes(graph: G, passes: Sequence[Pass[G]], rules: Sequence[Rule[G]] = ()) -> bool:
+def run_passes(graph: G, passes: Sequence[NamedPass[G]], rules: Sequence[Rule[G]] = ()) -> bool:
     """Run passes in order; True where one of them changed the graph.
 
     A GraphoptError is for the user: it goes on as it is, with a note that names the pass. Any other
@@ -67,7 +67,7 @@ def run_passes(graph: G, passes: Sequence[Pass[G]], rules: Sequence[Rule[G]] = (
     return any_changed
 
 
-def _run_one(graph: G, each: Pass[G], rules: Sequence[Rule[G]]) -> bool:
+def _run_one(graph: G, each: NamedPass[G], rules: Sequence[Rule[G]]) -> bool:
     _demand(graph, each.requires, "requires")
     kept = [rule(graph) for rule in rules]
     changed = each.run(graph)
@@ -82,7 +82,7 @@ def _demand(graph: G, facts: Sequence[Fact[G]], verb: str) -> None:
         assert fact(graph), f"it {verb} that {fact.__name__.replace('_', ' ')}, and that is not so"
 
 
-def _place(each: Pass[G], done: Sequence[str]) -> str:
+def _place(each: NamedPass[G], done: Sequence[str]) -> str:
     return f"pass {each.name!r}, after {', '.join(done) or 'no other'},"
 
 

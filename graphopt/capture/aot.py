@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -116,9 +116,17 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
-    with _dense_tangents():
+    with _dense_tangents(), _draws_kept():
         call: Callable[..., Any] = compiler(request.module, request.example_inputs)
     return CompiledGraph(call, halves[0] if halves else None, runnables, tuple(statistics))
+
+
+def _draws_kept() -> AbstractContextManager[None]:
+    """Let no random op be dropped whose result is unused: what is drawn after it would be drawn from another state.
+
+    While a graph is traced, `fx.Graph.eliminate_dead_code` takes random ops for pure ones unless this is set.
+    """
+    return torch._inductor.config.patch(fallback_random=True)  # type: ignore[no-any-return]
 
 
 @contextmanager

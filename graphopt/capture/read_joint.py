@@ -33,7 +33,7 @@ aten = torch.ops.aten
 
 
 @dataclass
-class _Builder:
+class _StepReader:
     """Values and ops while they are being collected, in the order of the step."""
 
     device: torch.device
@@ -63,27 +63,27 @@ def build_step_graph(joint: JointGraph, static_inputs: Sequence[int] = ()) -> St
     """
     _check_dense(joint)
     primals = joint.primals
-    builder = _Builder(_device_of(joint.graph.find_nodes(op="placeholder")))
+    reader = _StepReader(_device_of(joint.graph.find_nodes(op="placeholder")))
     for node in [*primals, *joint.added, *joint.graph.find_nodes(op="get_attr")]:
         for tensor in tensors_of(node):
-            builder.home[node] = builder.value_of(tensor, node, "resident")
+            reader.home[node] = reader.value_of(tensor, node, "resident")
     forward, backward = _ordered_nodes(joint)
-    mutated = _mutated_values(builder, forward)
+    mutated = _mutated_values(reader, forward)
     for node in forward:
-        _add_node(builder, node, backward=False, mutated=mutated)
-    boundary = len(builder.ops)
-    _add_boundary(builder, joint)
+        _add_node(reader, node, backward=False, mutated=mutated)
+    boundary = len(reader.ops)
+    _add_boundary(reader, joint)
     for node in backward:
-        _add_node(builder, node, backward=True, mutated=mutated)
-    _hold_to_the_end(builder)
-    outputs = _kept_outputs(builder, joint, boundary)
+        _add_node(reader, node, backward=True, mutated=mutated)
+    _hold_to_the_end(reader)
+    outputs = _kept_outputs(reader, joint, boundary)
     return StepGraph(
         joint=joint,
-        device=builder.device,
-        ops=tuple(builder.ops),
-        values=_label_values(builder, joint),
+        device=reader.device,
+        ops=tuple(reader.ops),
+        values=_label_values(reader, joint),
         outputs=outputs,
-        home=builder.home,
+        home=reader.home,
         static_inputs=frozenset(primals[i].name for i in static_inputs if i < len(primals)),
         boundary=boundary,
         graph_hash=hash_graph(joint.module),
@@ -100,7 +100,7 @@ def _check_dense(joint: JointGraph) -> None:
             )
 
 
-def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: frozenset[int]) -> None:
+def _add_node(reader: _StepReader, node: fx.Node, *, backward: bool, mutated: frozenset[int]) -> None:
     if node.target is operator.getitem:
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -108,21 +108,21 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
         if isinstance(node.meta.get("val"), torch.Tensor):
             # A snapshot taken for the tuple and one taken for its item may be two fake tensors.
             item = source.meta["val"][node.args[1]]
-            builder.by_storage.setdefault(storage_key(tensors[0]), builder.value_of(item, node, "activations"))
-            builder.home[node] = builder.by_storage[storage_key(tensors[0])]
+            reader.by_storage.setdefault(storage_key(tensors[0]), reader.value_of(item, node, "activations"))
+            reader.home[node] = reader.by_storage[storage_key(tensors[0])]
         return
-    inputs = tuple(dict.fromkeys([*_input_values(builder, node), *_sent_values(builder, node)]))
-    known = set(builder.by_storage)
+    inputs = tuple(dict.fromkeys([*_input_values(reader, node), *_sent_values(reader, node)]))
+    known = set(reader.by_storage)
     produced = [t for t in tensors_of(node) if storage_key(t) not in known]
     held = tensors_of(node)
-    outputs = tuple(dict.fromkeys(builder.value_of(tensor, node, "activations") for tensor in produced))
-    outputs += _room_to_receive(builder, node)
+    outputs = tuple(dict.fromkeys(reader.value_of(tensor, node, "activations") for tensor in produced))
+    outputs += _room_to_receive(reader, node)
     if len(held) == 1:
-        builder.home[node] = builder.by_storage[storage_key(held[0])]
+        reader.home[node] = reader.by_storage[storage_key(held[0])]
     if is_view(node) or (not held and not has_effect(node)):
         return
-    recomputable = may_run_again(node, set(inputs) & mutated, builder.home)
-    written = [builder.home[n] for n in written_arguments(node) if n in builder.home] if backward else []
+    recomputable = may_run_again(node, set(inputs) & mutated, reader.home)
+    written = [reader.home[n] for n in written_arguments(node) if n in reader.home] if backward else []
     info = OpInfo(
         name=node.name,
         node=node,
@@ -133,12 +133,12 @@ def _add_node(builder: _Builder, node: fx.Node, *, backward: bool, mutated: froz
         random=is_random(node),
         module_path=module_path(node),
         source=source_line(node),
-        writes=tuple(v for v in dict.fromkeys(written) if builder.values[v].kind == "resident"),
+        writes=tuple(v for v in dict.fromkeys(written) if reader.values[v].kind == "resident"),
     )
-    builder.ops.append(info)
+    reader.ops.append(info)
 
 
-def _sent_values(builder: _Builder, node: fx.Node) -> list[int]:
+def _sent_values(reader: _StepReader, node: fx.Node) -> list[int]:
     """What a collective sends, and receives into, lives until somebody waits for it.
 
     And somewhat longer, as the backend's thread lets go of it after it has said that it is done: here until the next
@@ -147,79 +147,77 @@ def _sent_values(builder: _Builder, node: fx.Node) -> list[int]:
     if not is_wait(node):
         return []
     sent = node.all_input_nodes[0]
-    held = [*_input_values(builder, sent), *([builder.received[sent]] if sent in builder.received else [])]
-    before, builder.lingering = builder.lingering, held
+    held = [*_input_values(reader, sent), *([reader.received[sent]] if sent in reader.received else [])]
+    before, reader.lingering = reader.lingering, held
     return held + before
 
 
-def _hold_to_the_end(builder: _Builder) -> None:
+def _hold_to_the_end(reader: _StepReader) -> None:
     """What the last collective held is there while the last op runs."""
-    last = builder.ops[-1]
-    builder.ops[-1] = replace(last, inputs=tuple(dict.fromkeys([*last.inputs, *builder.lingering])))
+    last = reader.ops[-1]
+    reader.ops[-1] = replace(last, inputs=tuple(dict.fromkeys([*last.inputs, *reader.lingering])))
 
 
-def _room_to_receive(builder: _Builder, node: fx.Node) -> tuple[int, ...]:
+def _room_to_receive(reader: _StepReader, node: fx.Node) -> tuple[int, ...]:
     """gloo gathers into memory of its own, as large as the result, and copies it from there."""
-    if not is_gather(node) or builder.device.type != "cpu":
+    if not is_gather(node) or reader.device.type != "cpu":
         return ()
-    size = sum(storage_bytes(tensor, builder.device) for tensor in tensors_of(node))
-    builder.received[node] = len(builder.values)
-    builder.values.append(ValueInfo(f"{node.name}_received", node, "activations", size, (size,), "uint8"))
-    return (builder.received[node],)
+    size = sum(storage_bytes(tensor, reader.device) for tensor in tensors_of(node))
+    reader.received[node] = len(reader.values)
+    reader.values.append(ValueInfo(f"{node.name}_received", node, "activations", size, (size,), "uint8"))
+    return (reader.received[node],)
 
 
-def _add_boundary(builder: _Builder, joint: JointGraph) -> None:
-    made = {value for op in builder.ops for value in op.outputs}
-    inputs = [
-        builder.home[node] for node in joint.forward_outputs if isinstance(node, fx.Node) and node in builder.home
-    ]
+def _add_boundary(reader: _StepReader, joint: JointGraph) -> None:
+    made = {value for op in reader.ops for value in op.outputs}
+    inputs = [reader.home[node] for node in joint.forward_outputs if isinstance(node, fx.Node) and node in reader.home]
     outputs = []
     for node in joint.tangents:
         for tensor in tensors_of(node):
-            builder.home[node] = builder.value_of(tensor, node, "tangents")
-            outputs.append(builder.home[node])
+            reader.home[node] = reader.value_of(tensor, node, "tangents")
+            outputs.append(reader.home[node])
     kept = tuple(value for value in dict.fromkeys(inputs) if value in made)
-    builder.ops.append(
+    reader.ops.append(
         OpInfo(
             BOUNDARY, None, kept, tuple(dict.fromkeys(outputs)), True, False, False, "", "the loss, outside the graph"
         )
     )
 
 
-def _kept_outputs(builder: _Builder, joint: JointGraph, boundary: int) -> tuple[int, ...]:
+def _kept_outputs(reader: _StepReader, joint: JointGraph, boundary: int) -> tuple[int, ...]:
     """Values alive at the end: what the user holds, the gradients, and tangents that others hold.
 
     `backward()` holds the one it starts from, a single number. Autograd held all of them until the
     backward returned; since torch 2.13 it hands them over in a list that the backward empties.
     """
-    made = {value for op in builder.ops for value in op.outputs}
-    returned = [builder.home[node] for node in joint.outputs if isinstance(node, fx.Node) and node in builder.home]
+    made = {value for op in reader.ops for value in op.outputs}
+    returned = [reader.home[node] for node in joint.outputs if isinstance(node, fx.Node) and node in reader.home]
     hands_over = hasattr(BackwardCFunction, "apply_boxed")
-    tangents = builder.ops[boundary].outputs
-    returned += [v for v in tangents if not hands_over or builder.values[v].shape == ()]
+    tangents = reader.ops[boundary].outputs
+    returned += [v for v in tangents if not hands_over or reader.values[v].shape == ()]
     return tuple(value for value in dict.fromkeys(returned) if value in made)
 
 
-def _label_values(builder: _Builder, joint: JointGraph) -> tuple[ValueInfo, ...]:
+def _label_values(reader: _StepReader, joint: JointGraph) -> tuple[ValueInfo, ...]:
     kinds: dict[int, str] = {}
     for position, node in enumerate(joint.outputs):
-        if isinstance(node, fx.Node) and node in builder.home:
-            kinds.setdefault(builder.home[node], "outputs" if position < joint.num_forward_outputs else "gradients")
+        if isinstance(node, fx.Node) and node in reader.home:
+            kinds.setdefault(reader.home[node], "outputs" if position < joint.num_forward_outputs else "gradients")
     return tuple(
         ValueInfo(value.name, value.node, kinds[i], value.bytes, value.shape, value.dtype)
         if i in kinds and value.kind == "activations"
         else value
-        for i, value in enumerate(builder.values)
+        for i, value in enumerate(reader.values)
     )
 
 
-def _input_values(builder: _Builder, node: fx.Node) -> list[int]:
+def _input_values(reader: _StepReader, node: fx.Node) -> list[int]:
     values = []
     for source in node.all_input_nodes:
-        if source in builder.home:
-            values.append(builder.home[source])
+        if source in reader.home:
+            values.append(reader.home[source])
         else:
-            values.extend(builder.by_storage[storage_key(tensor)] for tensor in tensors_of(source))
+            values.extend(reader.by_storage[storage_key(tensor)] for tensor in tensors_of(source))
     return values
 
 
@@ -255,11 +253,11 @@ def _ordered_nodes(joint: JointGraph) -> tuple[list[fx.Node], list[fx.Node]]:
     return ordered, backward
 
 
-def _mutated_values(builder: _Builder, forward: list[fx.Node]) -> frozenset[int]:
+def _mutated_values(reader: _StepReader, forward: list[fx.Node]) -> frozenset[int]:
     written: set[int] = set()
     for node in forward:
         if writes_input(node):
-            written.update(builder.by_storage[storage_key(t)] for t in tensors_of(node.args[0]))  # type: ignore[arg-type]
+            written.update(reader.by_storage[storage_key(t)] for t in tensors_of(node.args[0]))  # type: ignore[arg-type]
     return frozenset(written)
 
 

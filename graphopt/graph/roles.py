@@ -126,7 +126,7 @@ class OptimizerState:
 
 
 @dataclass(frozen=True)
-class Option:
+class OptimizerOption:
     """`optimizer.param_groups[group][key]`, a number."""
 
     group: int
@@ -148,7 +148,7 @@ class Tangent:
 
 
 @dataclass(frozen=True)
-class Gradient:
+class WindowGradient:
     """A node (or accumulator input): the gradient of a parameter over the whole window."""
 
     parameter: str

@@ -19,8 +19,8 @@ from graphopt.graph.roles import (
     First,
     Given,
     Master,
+    OptimizerOption,
     OptimizerState,
-    Option,
     Scaling,
     SummedGradient,
     Weight,
@@ -277,7 +277,7 @@ class TrainStep:
         source: dict[type, Callable[[Any], Any]] = {
             Given: lambda role: given[role.number],
             Weight: lambda role: pieces[role.number].weight,
-            Option: lambda role: view.option(role.group, role.key),
+            OptimizerOption: lambda role: view.option(role.group, role.key),
             OptimizerState: lambda role: view.state(role.parameter, role.key),
             First: lambda role: view.is_first(role.parameter),
             Master: lambda role: view.masters[role.parameter],

@@ -22,20 +22,20 @@ from graphopt.graph.roles import (
     Draw,
     First,
     Given,
-    Gradient,
     Kept,
     MicroFirst,
     MicroKept,
     MicroOption,
     MicroScale,
     MicroState,
+    OptimizerOption,
     OptimizerState,
-    Option,
     Overflow,
     Scaling,
     SummedGradient,
     Tangent,
     Weight,
+    WindowGradient,
     add_input,
     as_name,
     find_input,
@@ -68,10 +68,10 @@ def build_window(
     `parameters` has the names of those to train, `names` of all parameters and buffers, both by `id`. With
     the name of a process group the loss is the mean over its ranks' batches, of which weights are shares.
     """
-    return _Builder(calls, parameters, names, group_name).build()
+    return _WindowWriter(calls, parameters, names, group_name).build()
 
 
-class _Builder:
+class _WindowWriter:
     """Writes a window, micro-batch by micro-batch."""
 
     def __init__(
@@ -103,7 +103,7 @@ class _Builder:
             sent = self.graph.call_function(_c10d.all_reduce_.default, (loss, "sum", self.group_name))
             loss = self.graph.call_function(_c10d.wait_tensor.default, (sent,))
         for name, node in self.gradients.items():
-            node.meta[ROLE] = Gradient(name)
+            node.meta[ROLE] = WindowGradient(name)
         self.graph.output((loss, None, None, list(self.gradients.values())))
         self.graph.set_codegen(_BoxedCodeGen())
         self.graph.lint()
@@ -152,7 +152,7 @@ class _Builder:
             name = self.parameters[id(call.flat[role.index])]
             return add_input(self.graph, f"first_{as_name(name)}", First(name))
         if isinstance(role, MicroOption):
-            return add_input(self.graph, f"{role.key}_of_group_{role.group}", Option(role.group, role.key))
+            return add_input(self.graph, f"{role.key}_of_group_{role.group}", OptimizerOption(role.group, role.key))
         if isinstance(role, Beta):
             return float(number > 0)
         return self.exchanged(role, call)

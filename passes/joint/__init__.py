@@ -23,26 +23,26 @@ from graphopt.passes.joint.skip_copies import skip_copies
 from graphopt.passes.joint.specialize import specialize
 from graphopt.passes.joint.split_dropout import split_dropout
 from graphopt.passes.joint.update_in_backward import update_in_backward
-from graphopt.passes.run_passes import Pass
+from graphopt.passes.run_passes import NamedPass
 from graphopt.passes.window.update import GroupUpdate
 
-Passes = tuple[Pass[JointGraph], ...]
+Passes = tuple[NamedPass[JointGraph], ...]
 
 CLEANING: Passes = (
-    Pass("specialize", specialize, ensures=(sizes_are_numbers,)),
-    Pass("skip_copies", skip_copies, requires=(sizes_are_numbers,)),
-    Pass("skip_clones", skip_clones, requires=(sizes_are_numbers,)),
-    Pass("free_shapes", free_shapes, requires=(sizes_are_numbers,)),
-    Pass("split_dropout", split_dropout, requires=(sizes_are_numbers,)),
+    NamedPass("specialize", specialize, ensures=(sizes_are_numbers,)),
+    NamedPass("skip_copies", skip_copies, requires=(sizes_are_numbers,)),
+    NamedPass("skip_clones", skip_clones, requires=(sizes_are_numbers,)),
+    NamedPass("free_shapes", free_shapes, requires=(sizes_are_numbers,)),
+    NamedPass("split_dropout", split_dropout, requires=(sizes_are_numbers,)),
 )
 
-RETURN_GRADIENTS: Passes = (Pass("own_gradients", own_gradients, requires=(gradients_are_unused,)),)
+RETURN_GRADIENTS: Passes = (NamedPass("own_gradients", own_gradients, requires=(gradients_are_unused,)),)
 
 
 def return_gradients(wanted: Iterable[int]) -> Passes:
     """Gradients of the primals at positions `wanted` are returned, and only those."""
     return (
-        Pass("keep_gradients", partial(keep_gradients, wanted=wanted), requires=(gradients_are_unused,)),
+        NamedPass("keep_gradients", partial(keep_gradients, wanted=wanted), requires=(gradients_are_unused,)),
         *RETURN_GRADIENTS,
     )
 
@@ -50,7 +50,7 @@ def return_gradients(wanted: Iterable[int]) -> Passes:
 def sum_gradients(wanted: Iterable[int], *, fuse_products: bool) -> Passes:
     """Gradients of the primals at positions `wanted` are summed up over micro-batches."""
     run = partial(accumulate, wanted=wanted, fuse_products=fuse_products)
-    return (Pass("accumulate", run, requires=(gradients_are_unused,), ensures=(no_gradient_is_returned,)),)
+    return (NamedPass("accumulate", run, requires=(gradients_are_unused,), ensures=(no_gradient_is_returned,)),)
 
 
 def send_sums(ranks: Ranks, methods: Mapping[int, Compression | None], *, scaled: bool) -> Passes:
@@ -59,10 +59,10 @@ def send_sums(ranks: Ranks, methods: Mapping[int, Compression | None], *, scaled
     def run(joint: JointGraph) -> bool:
         return compress(joint.module, ranks, methods, scaled=scaled)
 
-    return (Pass("compress", run, requires=(no_gradient_is_returned,)),)
+    return (NamedPass("compress", run, requires=(no_gradient_is_returned,)),)
 
 
 def update_parameters(updates: Mapping[int, GroupUpdate], *, clip_value: float | None) -> Passes:
     """The primals at positions `updates` are updated as soon as their gradients exist."""
     run = partial(update_in_backward, updates=updates, clip_value=clip_value)
-    return (Pass("update_in_backward", run, requires=(gradients_are_unused,), ensures=(no_gradient_is_returned,)),)
+    return (NamedPass("update_in_backward", run, requires=(gradients_are_unused,), ensures=(no_gradient_is_returned,)),)

@@ -74,6 +74,8 @@ def _replace(graph: fx.Graph, node: fx.Node, source: fx.Node, chance: float) -> 
         item.replace_all_uses_with(product if item.args[1] == 0 else mask)
         graph.erase_node(item)
     graph.erase_node(node)
+    if not product.users:  # only the draw is needed, for the state in which it leaves the generator
+        graph.erase_node(product)
     # eager's backward multiplies by the scaled mask of its forward, AOTAutograd's by a number that was not rounded
     for user in list(mask.users):
         if user.target is aten.native_dropout_backward.default:

@@ -11,23 +11,25 @@ from functools import partial
 
 from torch import fx
 
-from graphopt.passes.run_passes import Pass
+from graphopt.passes.run_passes import NamedPass
 from graphopt.passes.window.clip import Clip, clip
 from graphopt.passes.window.contract import gradients_are_unscaled, gradients_are_used, updates_are_unconditional
 from graphopt.passes.window.heed_overflow import heed_overflow
 from graphopt.passes.window.loss_scale import LossScale, loss_scale
 from graphopt.passes.window.update import GroupUpdate, update
 
-Passes = tuple[Pass[fx.GraphModule], ...]
+Passes = tuple[NamedPass[fx.GraphModule], ...]
 
 
 def window_passes(groups: Sequence[GroupUpdate], clip_by: Clip | None, scale_by: LossScale | None) -> Passes:
     """From a window that returns its gradients to one that updates the parameters with them."""
     used, unscaled, unconditional = gradients_are_used, gradients_are_unscaled, updates_are_unconditional
     passes = (
-        Pass("update", partial(update, groups=groups), ensures=(used,)),
-        Pass("clip", partial(clip, how=clip_by), requires=(used, unscaled)) if clip_by else None,
-        Pass("loss_scale", partial(loss_scale, how=scale_by), requires=(used, unconditional)) if scale_by else None,
-        Pass("heed_overflow", heed_overflow, requires=(used,)),
+        NamedPass("update", partial(update, groups=groups), ensures=(used,)),
+        NamedPass("clip", partial(clip, how=clip_by), requires=(used, unscaled)) if clip_by else None,
+        NamedPass("loss_scale", partial(loss_scale, how=scale_by), requires=(used, unconditional))
+        if scale_by
+        else None,
+        NamedPass("heed_overflow", heed_overflow, requires=(used,)),
     )
     return tuple(each for each in passes if each is not None)

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import fx
 
-from graphopt.graph.roles import OUTPUTS, ROLE, Gradient, Tangent, Update, with_role
+from graphopt.graph.roles import OUTPUTS, ROLE, Tangent, Update, WindowGradient, with_role
 from graphopt.passes.rules import ANY_GRAPH, Still
 
 
 def gradients_are_used(window: fx.GraphModule) -> bool:
     """Every gradient is read by what updates its parameter, or finishes it for the optimizer."""
     updates = set(with_role(window.graph, Update))
-    return all(updates.intersection(node.users) for node in with_role(window.graph, Gradient))
+    return all(updates.intersection(node.users) for node in with_role(window.graph, WindowGradient))
 
 
 def gradients_are_unscaled(window: fx.GraphModule) -> bool:
@@ -42,7 +42,7 @@ def outputs_keep_their_places(window: fx.GraphModule) -> Still:
 
 def roles_stay(window: fx.GraphModule) -> Still:
     """There is one node for each gradient, tangent and update that there was."""
-    kinds = Gradient, Tangent, Update
+    kinds = WindowGradient, Tangent, Update
     before = Counter(node.meta[ROLE] for kind in kinds for node in with_role(window.graph, kind))
 
     def broken(_changed: bool) -> str:

@@ -17,11 +17,11 @@ from graphopt.graph.roles import (
     DESCRIPTOR,
     ROLE,
     Given,
-    Gradient,
     Master,
+    OptimizerOption,
     OptimizerState,
-    Option,
     Update,
+    WindowGradient,
     add_input,
     as_name,
     set_outputs,
@@ -90,7 +90,7 @@ def update(window: fx.GraphModule, groups: Sequence[GroupUpdate]) -> bool:
     A window that updates already is left as it is. Gradients that the graph uses up are not returned.
     """
     graph = window.graph
-    gradients = {node.meta[ROLE].parameter: node for node in with_role(graph, Gradient)}
+    gradients = {node.meta[ROLE].parameter: node for node in with_role(graph, WindowGradient)}
     if any(with_role(graph, Update)):
         return False
     left: list[fx.Node] = []
@@ -142,7 +142,7 @@ def _add_fused(graph: fx.Graph, group: GroupUpdate, names: list[str], gradients:
 
 
 def _option(graph: fx.Graph, group: int, key: str) -> fx.Node:
-    descriptor = Option(group, key)
+    descriptor = OptimizerOption(group, key)
     found: list[fx.Node] = [n for n in graph.find_nodes(op="placeholder") if n.meta[DESCRIPTOR] == descriptor]
     return found[0] if found else add_input(graph, f"{key}_of_group_{group}", descriptor)
 

@@ -1,4 +1,4 @@
-"""Parameters updated where their gradients appear: the graph's text, eager's values, gradients that die at once."""
+"""Parameters updated where their gradients appear: eager's values, gradients that die at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import graphopt
 from graphopt import kernels
 from graphopt.base.errors import PlanMismatchError
 from graphopt.emit.late_writers import check_settled, settle
-from graphopt.passes.joint.update_in_backward import update_in_backward
-from graphopt.passes.window.update import GroupUpdate
-from tests.support.joint import joint_graph, text_of
+from tests.support.small_models import TwoLayers
 from tests.support.zoo import ZOO
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -25,53 +23,6 @@ OPTIMIZERS: dict[str, Make] = {
     "momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, dampening=0.1, fused=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-2, fused=True),
 }
-
-
-class TwoLayers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 4, bias=False)
-        self.second = nn.Linear(4, 4, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(self.first(x)).sum()
-
-
-SGD = GroupUpdate(0, "sgd", ("first.weight", "second.weight"), (("nesterov", False), ("maximize", False)), ())
-
-
-def test_an_update_stands_behind_the_last_read_of_its_parameter() -> None:
-    joint, _ = joint_graph(TwoLayers(), torch.randn(2, 3))
-    assert update_in_backward(joint, {0: SGD, 2: SGD})
-    lines = text_of(joint.graph).splitlines()
-    assert [line.partition("(")[0] for line in lines[lines.index("sum_1 = sum.default(mm_1)") :]] == [
-        "sum_1 = sum.default",
-        "expand = expand.default",
-        "t_2 = t.default",
-        "mm_2 = mm.default",
-        "t_3 = t.default",
-        "t_4 = t.default",
-        "mm_3 = mm.default",
-        "t_5 = t.default",
-        "sgd__default_1 = sgd_.default",
-        "t_6 = t.default",
-        "mm_4 = mm.default",
-        "t_7 = t.default",
-        "t_8 = t.default",
-        "sgd__default = sgd_.default",
-        "return ",
-    ]
-    second = next(line for line in lines if line.startswith("sgd__default_1"))
-    assert "params=[primals_3], gradients=[t_5], momentum_buffers=[], copies=[], lr=lr_of_group_0" in second
-    assert lines[-1] == "return (sum_1, None, None, None)"
-
-
-def test_gradients_that_update_nothing_are_given_up_and_then_nothing_changes() -> None:
-    joint, _ = joint_graph(TwoLayers(), torch.randn(2, 3))
-    assert update_in_backward(joint, {})
-    text = text_of(joint.graph)
-    assert text.endswith("sum_1 = sum.default(mm_1)\nreturn (sum_1, None, None, None)")
-    assert not update_in_backward(joint, {0: SGD, 2: SGD}) and text_of(joint.graph) == text
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -50,3 +50,13 @@ class Writes(nn.Module):
         y[:, 0] = x[:, 1]
         y[:, 1:] = 3.0
         return (y * y).sum()
+
+
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4, bias=False)
+        self.second = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x)).sum()  # type: ignore[no-any-return]

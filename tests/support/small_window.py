@@ -12,12 +12,12 @@ from graphopt.graph.roles import (
     DESCRIPTOR,
     ROLE,
     Given,
-    Gradient,
+    OptimizerOption,
     OptimizerState,
-    Option,
     Scaling,
     Tangent,
     Weight,
+    WindowGradient,
     add_input,
 )
 
@@ -36,7 +36,7 @@ def small_window() -> fx.GraphModule:
     tangent.meta[ROLE] = Tangent(0)
     gradients = [call(aten.mul.Tensor, (tangent, x)), call(aten.mul.Tensor, (tangent, call(aten.mul.Tensor, (b, 2))))]
     for name, node in zip("ab", gradients, strict=True):
-        node.meta[ROLE] = Gradient(name)
+        node.meta[ROLE] = WindowGradient(name)
     graph.output((loss, None, None, gradients))
     return fx.GraphModule(nn.Module(), graph, "TrainingStep")
 
@@ -52,7 +52,7 @@ def feeds(
                 found.append(given[name])
             case Weight():
                 found.append(1.0)
-            case Option(_, key):
+            case OptimizerOption(_, key):
                 found.append(options[key])
             case OptimizerState(parameter, key):
                 found.append(others.setdefault(f"{key} of {parameter}", torch.zeros_like(given[parameter])))

@@ -25,7 +25,7 @@ from graphopt.passes.rules import (
     passes_say_whether_they_changed_it,
     writes_stay_in_order,
 )
-from graphopt.passes.run_passes import Pass, run_passes
+from graphopt.passes.run_passes import NamedPass, run_passes
 from tests.support.joint import joint_graph
 
 aten = torch.ops.aten
@@ -201,7 +201,7 @@ def test_a_rule_finds_what_breaks_it(
     joint, _ = joint_graph(Everything(), torch.randn(3, 4))
     assert rule in RULES
     with pytest.raises(PassError, match=f"'{breaks.__name__}', after no other, failed: AssertionError: .*{what}"):
-        run_passes(joint, [Pass(breaks.__name__, breaks)], [rule])
+        run_passes(joint, [NamedPass(breaks.__name__, breaks)], [rule])
 
 
 def test_a_pass_that_does_no_harm_breaks_no_rule() -> None:
@@ -213,7 +213,7 @@ def test_a_pass_that_does_no_harm_breaks_no_rule() -> None:
             made.meta["val"] = torch.empty(3, 4)
         return True
 
-    assert run_passes(joint, [Pass("harmless", harmless)], RULES)
+    assert run_passes(joint, [NamedPass("harmless", harmless)], RULES)
 
 
 def test_every_rule_is_broken_by_a_test() -> None:

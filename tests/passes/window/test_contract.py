@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graphopt.base.errors import PassError
-from graphopt.graph.roles import ROLE, Gradient, Norm, Tangent, Update, set_outputs, with_role
+from graphopt.graph.roles import ROLE, Norm, Tangent, Update, WindowGradient, set_outputs, with_role
 from graphopt.passes.rules import (
     ANY_GRAPH,
     Still,
@@ -19,7 +19,7 @@ from graphopt.passes.rules import (
     passes_say_whether_they_changed_it,
     writes_stay_in_order,
 )
-from graphopt.passes.run_passes import Pass, run_passes
+from graphopt.passes.run_passes import NamedPass, run_passes
 from graphopt.passes.window import Passes, window_passes
 from graphopt.passes.window.clip import ClipNorm, ClipValue
 from graphopt.passes.window.contract import RULES, outputs_keep_their_places, roles_stay
@@ -64,7 +64,7 @@ def draw(window: fx.GraphModule) -> bool:
 
 
 def too_early(window: fx.GraphModule) -> bool:
-    next(with_role(window.graph, Gradient)).prepend(next(with_role(window.graph, Update)))
+    next(with_role(window.graph, WindowGradient)).prepend(next(with_role(window.graph, Update)))
     return True
 
 
@@ -84,13 +84,13 @@ def three_outputs(window: fx.GraphModule) -> bool:
 
 
 def forget_gradient(window: fx.GraphModule) -> bool:
-    del next(with_role(window.graph, Gradient)).meta[ROLE]
+    del next(with_role(window.graph, WindowGradient)).meta[ROLE]
     return True
 
 
 def two_tangents(window: fx.GraphModule) -> bool:
     (tangent,) = with_role(window.graph, Tangent)
-    next(with_role(window.graph, Gradient)).meta[ROLE] = tangent.meta[ROLE]
+    next(with_role(window.graph, WindowGradient)).meta[ROLE] = tangent.meta[ROLE]
     return True
 
 
@@ -104,7 +104,7 @@ BROKEN: list[tuple[Callable[[fx.GraphModule], bool], Callable[[fx.GraphModule], 
     (no_norm, outputs_keep_their_places, "it returned"),
     (three_outputs, outputs_keep_their_places, "it returned"),
     (drop_update, roles_stay, r"Update\(group=0\)"),
-    (forget_gradient, roles_stay, r"Gradient\(parameter='a'\)"),
+    (forget_gradient, roles_stay, r"WindowGradient\(parameter='a'\)"),
     (two_tangents, roles_stay, r"Tangent\(number=0\)"),
 ]
 
@@ -116,7 +116,7 @@ def test_a_rule_finds_what_breaks_it(
     window = finished()
     assert rule in RULES
     with pytest.raises(PassError, match=f"'{breaks.__name__}', after no other, failed: AssertionError: .*{what}"):
-        run_passes(window, [Pass(breaks.__name__, breaks)], [rule])
+        run_passes(window, [NamedPass(breaks.__name__, breaks)], [rule])
 
 
 def test_every_rule_is_broken_by_a_test() -> None:
