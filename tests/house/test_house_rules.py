@@ -18,9 +18,8 @@ SAME_NAMES = {
     "Choice",
     "Comparison",
     "Effort",
-    "Gradient",
     "Option",
-    "Slot",
+    "Pass",
     "StepResult",
     "_Builder",
     "_Writer",
@@ -33,12 +32,19 @@ SILENT = {
     "ddp.ddp_step.DdpStep.add",
     "ddp.ddp_step.DdpStep.sent_bytes",
     "device.timing.synchronize",
+    "graph.joint.JointGraph.graph",
+    "kernels.quantize.cuda_qsgd.qsgd_kernel",
+    "kernels.quantize.cuda_quantize.dequantize_kernel",
+    "kernels.quantize.cuda_quantize.quantize_kernel",
+    "kernels.quantize.cuda_quantize.requantize_kernel",
     "kernels.sparsify.cuda_select.digit_kernel",
     "kernels.sparsify.cuda_select.place_kernel",
     "kernels.sparsify.cuda_select.send_kernel",
     "kernels.sparsify.cuda_select.sum_kernel",
     "kernels.sparsify.cuda_select.tally_kernel",
     "kernels.tail.cuda_adam.adam_kernel",
+    "kernels.tail.cuda_norm.sum_of_powers_kernel",
+    "passes.run_passes.HasGraph.graph",
     "passes.window.loss_scale.ConstantLossScale.initial",
     "planners.moves.anneal_moves.Search.delete",
     "planners.moves.anneal_moves.Search.evict",
@@ -46,20 +52,18 @@ SILENT = {
     "planners.orders.moves.Ordering.cost",
     "planners.schedules.layout.layout_of",
     "report.text.left_out",
-    "run.dynamo_graph.Slot.compile",
+    "run.phases.Meeting.on_call",
+    "run.phases.Planning.on_call",
+    "run.phases.Running.on_call",
     "step.micro.Micro.is_planned",
     "step.ranks.lockstep.Prepared.unplanned",
 }
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "api.train_step.train_step",
-    "kernels.tail.cuda_adam.adam_kernel",
 }
 PRIVATE_READS = {
-    ("api.estimate", "_session"),
     ("api.fit", "_division"),
-    ("api.optimize", "_session"),
-    ("api.optimize", "_verified"),
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
