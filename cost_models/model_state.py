@@ -13,7 +13,6 @@ import torch
 
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.rehearsal import rehearse_step
-from graphopt.device.dtypes import HALF
 from graphopt.device.storages import allocated_bytes, planned_bytes
 
 #: Whether a parameter gets a gradient.
