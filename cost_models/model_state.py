@@ -1,4 +1,4 @@
-"""Bytes that a model holds whatever the plan: parameters, buffers, masters, gradients, optimizer state.
+"""Bytes that a training step holds whatever the plan: the optimizer's state, masters, summed gradients.
 
 The accounting is that of Rajbhandari et al., "ZeRO" (2020), section 3.1, for Φ parameters under Adam: 16Φ
 in float32, gradients summed up or not; 16Φ for half parameters with float32 masters, and 18Φ where their
@@ -8,68 +8,15 @@ gradients are summed up, in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.rehearsal import rehearse_step
-from graphopt.device.dtypes import HALF
 from graphopt.device.storages import allocated_bytes, planned_bytes
 
 #: Whether a parameter gets a gradient.
 Learns = Callable[[torch.Tensor], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelState:
-    """Bytes by what they are for; each storage counts once, however many names it has.
-
-    `transient_bytes` is the most that stands beside all this for a moment: the half gradient that is
-    about to be added to its sum.
-    """
-
-    parameter_bytes: int
-    buffer_bytes: int
-    master_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    transient_bytes: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        """All of it but what is transient."""
-        kept = (self.parameter_bytes, self.buffer_bytes, self.master_bytes, self.gradient_bytes, self.optimizer_bytes)
-        return sum(kept)
-
-
-def model_state(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
-    *,
-    masters: bool = False,
-    accumulating: bool = False,
-) -> ModelState:
-    """State of `module` at the end of a backward: all gradients present, frozen parameters having none.
-
-    Gradients are as large as their parameters; where they are summed up over micro-batches
-    (`accumulating`) they are so in float32. With `masters` the optimizer, which must not have them yet,
-    is to hold float32 copies of half parameters. Raises UsageError as `optimizer_bytes` does.
-    """
-    parameters = list(module.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    half = [parameter for parameter in trained if parameter.dtype in HALF]
-    parameter_storages = _storages(parameters)
-    buffers = {key: size for key, size in _storages(module.buffers()).items() if key not in parameter_storages}
-    return ModelState(
-        parameter_bytes=sum(parameter_storages.values()),
-        buffer_bytes=sum(buffers.values()),
-        master_bytes=sum(float32_bytes(parameter) for parameter in half) if masters else 0,
-        gradient_bytes=sum(float32_bytes(p) if accumulating else nbytes(p) for p in trained),
-        optimizer_bytes=0 if optimizer is None else optimizer_bytes(optimizer, masters=masters),
-        transient_bytes=max((nbytes(parameter) for parameter in half), default=0) if accumulating else 0,
-    )
 
 
 def optimizer_bytes(

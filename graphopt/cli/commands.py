@@ -1,4 +1,4 @@
-"""What each command does; every one returns an Answer, which the command line prints."""
+"""What each command does; every one returns a CommandResult, which the command line prints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """The result of a command: `text(color)` for people, `data` for programs."""
 
     text: Callable[[bool], str]
@@ -32,7 +32,7 @@ class Answer:
     exit_code: int = 0
 
 
-def plan(options: argparse.Namespace) -> Answer:
+def plan(options: argparse.Namespace) -> CommandResult:
     """Plan a model and report it."""
     if options.graph:
         check_graph_path(options.graph)
@@ -45,10 +45,10 @@ def plan(options: argparse.Namespace) -> Answer:
         from graphopt.formats.model_graph import planned_graphs
 
         write_graph(planned_graphs(optimized.planned_graphs), options.graph)
-    return Answer(lambda color: render_text(optimized.report, color=color), report_to_json(optimized.report))
+    return CommandResult(lambda color: render_text(optimized.report, color=color), report_to_json(optimized.report))
 
 
-def verify(options: argparse.Namespace) -> Answer:
+def verify(options: argparse.Namespace) -> CommandResult:
     """Plan a model, run it against eager, and report both."""
     target, keywords = _prepare(options)
     from graphopt.api.verify import verify_model
@@ -64,10 +64,10 @@ def verify(options: argparse.Namespace) -> Answer:
         )
 
     data = {"equal": result.equal, "bitwise": result.bitwise, "lines": list(result.lines)}
-    return Answer(text, {**data, "report": report_to_json(result.report)})
+    return CommandResult(text, {**data, "report": report_to_json(result.report)})
 
 
-def sweep(options: argparse.Namespace) -> Answer:
+def sweep(options: argparse.Namespace) -> CommandResult:
     """The whole memory/time curve of a model."""
     from graphopt.cli.build_function import load_target
     from graphopt.report.sweep import sweep_html
@@ -84,10 +84,10 @@ def sweep(options: argparse.Namespace) -> Answer:
         "minimum_bytes": found.minimum_bytes,
         "points": [{"peak_bytes": p, "overhead": o, "planner": n} for p, o, n in found.points],
     }
-    return Answer(found.text, data)
+    return CommandResult(found.text, data)
 
 
-def fit(options: argparse.Namespace) -> Answer:
+def fit(options: argparse.Namespace) -> CommandResult:
     """The ways to cut a batch that fit, and the largest batch that needs no cutting."""
     parse_bytes(options.mem_budget, device_total_bytes=2**40)
     from graphopt.api.fit import fit_model
@@ -106,10 +106,10 @@ def fit(options: argparse.Namespace) -> Answer:
         **_costs(options),
     )
     data = {"schema": "graphopt.fit/1", **asdict(found)}
-    return Answer(lambda color: fit_text(found, color=color), data, 0 if found.chosen else BudgetError.exit_code)
+    return CommandResult(lambda color: fit_text(found, color=color), data, 0 if found.chosen else BudgetError.exit_code)
 
 
-def solve(options: argparse.Namespace) -> Answer:
+def solve(options: argparse.Namespace) -> CommandResult:
     """Run a planner on a bare problem; the simulator judges."""
     from graphopt.planners import PLANNERS
 
@@ -128,7 +128,7 @@ def solve(options: argparse.Namespace) -> Answer:
         if not options.json:
             raise
         print(f"graphopt: {error}", file=sys.stderr)
-        return Answer(lambda _: "", data | {"minimum_bytes": error.minimum_bytes}, error.exit_code)
+        return CommandResult(lambda _: "", data | {"minimum_bytes": error.minimum_bytes}, error.exit_code)
     if options.plan_seconds:
         from graphopt.planners.moves.anneal import improve
 
@@ -139,7 +139,7 @@ def solve(options: argparse.Namespace) -> Answer:
         from graphopt.formats.problem_graph import problem_graph
 
         write_graph(problem_graph(problem, schedule), options.graph)
-    return Answer(lambda _: _solved(problem, data), data)
+    return CommandResult(lambda _: _solved(problem, data), data)
 
 
 def _judged(problem: Problem, schedule: Schedule, budget: int, planner: str) -> dict[str, Any]:
@@ -160,12 +160,12 @@ def _judged(problem: Problem, schedule: Schedule, budget: int, planner: str) -> 
     }
 
 
-def demo(options: argparse.Namespace) -> Answer:
+def demo(options: argparse.Namespace) -> CommandResult:
     """Train a small GPT-2 inside a third of eager's memory."""
     from graphopt.cli.demo import run_demo
 
     data = run_demo(options.steps)
-    return Answer(lambda _: "", data)
+    return CommandResult(lambda _: "", data)
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
