@@ -56,9 +56,8 @@ def run_cp_sat(problem: Problem, budget_bytes: int, limit_seconds: float) -> dic
     from ortools.sat.python import cp_model
 
     from graphopt.planners.retention.model import PARTS, RetentionModel
-    from graphopt.planners.retention.window import whole
 
-    model = RetentionModel(whole(problem, budget_bytes), dict.fromkeys(range(len(problem.ops)), 1))
+    model = RetentionModel(problem, budget_bytes, dict.fromkeys(range(len(problem.ops)), 1))
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_time_in_seconds = limit_seconds

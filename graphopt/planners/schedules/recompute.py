@@ -1,0 +1,41 @@
+"""Schedules from a choice of what to keep: all else is computed again just before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from graphopt.planners.native.arrays import Ints
+from graphopt.planners.study.study import Study
+
+
+def missing_ops(study: Study, wanted: Iterable[int], alive: set[int]) -> list[int]:
+    """Ops to run, in order, so that all `wanted` values are there, given those that are `alive`."""
+    producer, reads = study.problem.producer, study.reads
+    needed: set[int] = set()
+    stack = [v for v in wanted if producer[v] >= 0 and v not in alive]
+    while stack:
+        maker = producer[stack.pop()]
+        if maker not in needed:
+            needed.add(maker)
+            stack.extend(reads[maker] - alive)
+    return sorted(needed)
+
+
+def recompute_once(study: Study, end: int, kept: Collection[int]) -> Ints:
+    """Run the forward up to op `end`, keep `kept`, then compute what is missing once, when it is first read.
+
+    This is what segment checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)
+    and PyTorch's partitioner both emit; they differ in how `kept` is chosen.
+    """
+    ops, reads, alive = study.problem.ops, study.reads, set(study.held.union(kept))
+    schedule = list(range(end))
+    for op_id in range(end, len(ops)):
+        if not alive.issuperset(reads[op_id]):
+            for again in missing_ops(study, reads[op_id], alive):
+                schedule.append(again)
+                alive.update(ops[again].outputs)
+        schedule.append(op_id)
+        alive.update(ops[op_id].outputs)
+    return np.array(schedule, dtype=np.int64)
