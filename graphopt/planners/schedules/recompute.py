@@ -29,13 +29,24 @@ def recompute_once(study: Study, end: int, kept: Collection[int]) -> Ints:
     This is what segment checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)
     and PyTorch's partitioner both emit; they differ in how `kept` is chosen.
     """
-    ops, reads, alive = study.problem.ops, study.reads, set(study.held.union(kept))
-    schedule = list(range(end))
-    for op_id in range(end, len(ops)):
-        if not alive.issuperset(reads[op_id]):
-            for again in missing_ops(study, reads[op_id], alive):
-                schedule.append(again)
-                alive.update(ops[again].outputs)
+    ops, reads, alive = study.problem.ops, study.reads, study.held.union(kept)
+    never = len(ops)
+    # For each value the first op from `end` on that needs it, be it through what is computed again for that one.
+    need = [never] * len(study.problem.values)
+    for op_id in reversed(range(end, never)):
+        for value in reads[op_id]:
+            need[value] = op_id
+    again: list[tuple[int, int]] = []
+    for op_id in reversed(range(end)):
+        before = min([need[value] for value in ops[op_id].outputs if value not in alive], default=never)
+        if before < never:
+            again.append((before, op_id))
+            for value in reads[op_id]:
+                need[value] = min(before, need[value])
+    schedule, reached = list[int](), 0
+    for before, op_id in sorted(again):
+        schedule.extend(range(reached, before))
         schedule.append(op_id)
-        alive.update(ops[op_id].outputs)
+        reached = before
+    schedule.extend(range(reached, never))
     return np.array(schedule, dtype=np.int64)
