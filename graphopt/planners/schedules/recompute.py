@@ -29,20 +29,22 @@ def recompute_once(study: Study, end: int, kept: Collection[int]) -> Ints:
     This is what segment checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)
     and PyTorch's partitioner both emit; they differ in how `kept` is chosen.
     """
-    ops, reads, alive = study.problem.ops, study.reads, study.held.union(kept)
-    never = len(ops)
-    # For each value the first op from `end` on that needs it, be it through what is computed again for that one.
-    need = [never] * len(study.problem.values)
-    for op_id in reversed(range(end, never)):
+    producer, reads, alive = study.problem.producer, study.reads, study.held.union(kept)
+    never = len(reads)
+    # For each op the first one from `end` on that needs it, be it through what is computed again for that one.
+    need = [never] * never
+    for op_id in range(never - 1, end - 1, -1):
         for value in reads[op_id]:
-            need[value] = op_id
+            if value not in alive:
+                need[producer[value]] = op_id
     again: list[tuple[int, int]] = []
-    for op_id in reversed(range(end)):
-        before = min([need[value] for value in ops[op_id].outputs if value not in alive], default=never)
+    for op_id in range(end - 1, -1, -1):
+        before = need[op_id]
         if before < never:
             again.append((before, op_id))
             for value in reads[op_id]:
-                need[value] = min(before, need[value])
+                if value not in alive and before < need[producer[value]]:
+                    need[producer[value]] = before
     schedule, reached = list[int](), 0
     for before, op_id in sorted(again):
         schedule.extend(range(reached, before))
