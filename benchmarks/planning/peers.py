@@ -11,7 +11,7 @@ Generator states that a recomputed random op needs are left out on all sides (5 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.planning.subjects import Peer, Subject
@@ -49,11 +49,10 @@ def auto_points(subject: Subject) -> list[tuple[int, float]]:
     return sorted([*points, (eager.peak_bytes, eager.seconds)])
 
 
-def compare(subject: Subject, peer: Peer) -> Row:
-    """One peer's schedule against `auto` at the same peak, and at the same time."""
+def compare(subject: Subject, points: Sequence[tuple[int, float]], peer: Peer) -> Row:
+    """One peer's schedule against `auto`, given as its `points`, at the same peak, and at the same time."""
     theirs = simulate(subject.problem, peer.schedule)
     eager = simulate(subject.problem, subject.captured_schedule)
-    points = auto_points(subject)
     seconds = min((s for peak, s in points if peak <= theirs.peak_bytes), default=math.inf)
     allowed = theirs.seconds + EQUAL_SECONDS * eager.seconds
     return Row(
@@ -70,4 +69,5 @@ def compare(subject: Subject, peer: Peer) -> Row:
 
 def compare_all(subject: Subject) -> Iterator[Row]:
     """Every peer's points on one model."""
-    return (compare(subject, peer) for peer in subject.peers)
+    points = auto_points(subject)
+    return (compare(subject, points, peer) for peer in subject.peers)

@@ -24,9 +24,9 @@ from benchmarks.planning.layered_graphs import layered_graph
 from benchmarks.planning.planner_tables import MOST_OPS, print_tables, verdicts
 from benchmarks.planning.subjects import subject
 from graphopt.base.errors import GraphoptError
-from graphopt.planners import pareto_curve
+from graphopt.planners import Study, pareto_curve
+from graphopt.planners.bounds.floor import floor_in_any_order
 from graphopt.planners.bounds.lower_bound import lower_bound_seconds
-from graphopt.planners.schedules.floor import practical_floor
 from graphopt.problem.problem import Problem, load_problem
 from graphopt.problem.schedule import simulate
 from tests.support.zoo import ANCHORS, ZOO
@@ -55,10 +55,15 @@ class Results:
 class Curve:
     """`auto`'s curve of a problem, over the peak and the time of the problem's own order."""
 
-    problem: Problem
+    study: Study
     points: tuple[tuple[int, float], ...]
     eager_peak_bytes: int
     plan_seconds: float
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that it is of."""
+        return self.study.problem
 
     def overhead_at(self, share: float) -> float | None:
         """The least extra time at a share of eager's peak; None where nothing fits."""
@@ -67,7 +72,7 @@ class Curve:
 
     def bound_at(self, share: float) -> float:
         """What no plan is below there, in any order."""
-        return lower_bound_seconds(self.problem, int(share * self.eager_peak_bytes)) / self.problem.seconds - 1
+        return lower_bound_seconds(self.study, int(share * self.eager_peak_bytes)) / self.problem.seconds - 1
 
 
 def plan(problem: Problem) -> Curve:
@@ -76,13 +81,13 @@ def plan(problem: Problem) -> Curve:
     gc.freeze()  # a process of its own would not look through what this one holds
     taken = []
     for _ in range(COLD_STARTS if len(problem.ops) <= MOST_OPS else 1):
-        problem = replace(problem)  # with nothing kept from the last one
+        study = Study(replace(problem))  # with nothing kept from the last one
         started = time.process_time()
-        curve = pareto_curve(problem)
+        curve = pareto_curve(study)
         taken.append(time.process_time() - started)
     plan_seconds = min(taken)
     eager_peak_bytes = simulate(problem, range(len(problem.ops))).peak_bytes
-    return Curve(problem, tuple((p.peak_bytes, p.seconds) for p in curve), eager_peak_bytes, plan_seconds)
+    return Curve(study, tuple((p.peak_bytes, p.seconds) for p in curve), eager_peak_bytes, plan_seconds)
 
 
 def problem_row(name: str, group: str, curve: Curve) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def problem_row(name: str, group: str, curve: Curve) -> dict[str, Any]:
         "eager_peak_bytes": curve.eager_peak_bytes,
         "minimum_bytes": curve.points[0][0],
         "minimum_overhead": curve.points[0][1] / curve.problem.seconds - 1,
-        "floor_bytes": practical_floor(curve.problem),
+        "floor_bytes": floor_in_any_order(curve.study),
         "plan_seconds": curve.plan_seconds,
         "points": len(curve.points),
         "shares": at_shares,
@@ -126,7 +131,7 @@ def exact_rows(name: str, curve: Curve, limit_seconds: float) -> Iterator[dict[s
         started = time.monotonic()
         try:
             found = solve_exact(
-                curve.problem, int(share * curve.eager_peak_bytes), limit_seconds=limit_seconds, workers=1
+                curve.study, int(share * curve.eager_peak_bytes), limit_seconds=limit_seconds, workers=1
             )
         except GraphoptError as error:
             print(f"{name}: no optimum at {share:g}: {error}", file=sys.stderr)

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.planning.solvers_linear import solve_with_highs
+from graphopt.planners import Study
 from graphopt.planners.auto import in_order_curve
 from graphopt.problem.problem import Problem, load_problem
 from graphopt.problem.schedule import simulate
@@ -56,9 +57,8 @@ def run_cp_sat(problem: Problem, budget_bytes: int, limit_seconds: float) -> dic
     from ortools.sat.python import cp_model
 
     from graphopt.planners.retention.model import PARTS, RetentionModel
-    from graphopt.planners.retention.window import whole
 
-    model = RetentionModel(whole(problem, budget_bytes), dict.fromkeys(range(len(problem.ops)), 1))
+    model = RetentionModel(problem, budget_bytes, dict.fromkeys(range(len(problem.ops)), 1))
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_time_in_seconds = limit_seconds
@@ -92,7 +92,7 @@ def one(solver: str, path: str, share: float, limit_seconds: float) -> dict[str,
     problem = load_problem(path)
     budget_bytes = budget_of(problem, share)
     started = time.process_time()
-    fitting = [point for point in in_order_curve(problem) if point.peak_bytes <= budget_bytes]
+    fitting = [point for point in in_order_curve(Study(problem)) if point.peak_bytes <= budget_bytes]
     auto_seconds = time.process_time() - started
     started = time.process_time()
     row = RUN[solver](problem, budget_bytes, limit_seconds)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.planners.retention.window import may_run_again
+from graphopt.planners.retention.model import may_run_again
 from graphopt.problem.problem import Problem
 
 Terms = list[tuple[int, float]]

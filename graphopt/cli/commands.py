@@ -20,6 +20,7 @@ from graphopt.report.json import report_to_json
 from graphopt.report.text import render_text
 
 if TYPE_CHECKING:
+    from graphopt.planners import Planner, Study
     from graphopt.report.data import Report
 
 
@@ -111,19 +112,19 @@ def fit(options: argparse.Namespace) -> CommandResult:
 
 def solve(options: argparse.Namespace) -> CommandResult:
     """Run a planner on a bare problem; the simulator judges."""
-    from graphopt.planners import PLANNERS
+    from graphopt.planners import PLANNERS, Study
 
     if options.planner not in PLANNERS:
         raise UsageError(f"there is no planner {options.planner!r}; there are: {', '.join(PLANNERS)}")
     if options.graph:
         check_graph_path(options.graph)
     problem, budget = load_problem(options.problem), parse_bytes(options.mem_budget)
-    run = PLANNERS[options.planner]
+    run, study = PLANNERS[options.planner], Study(problem)
     data: dict[str, Any] = {"feasible": False, "planner": options.planner}
     data |= dict.fromkeys(("peak_bytes", "seconds", "overhead", "lower_bound_seconds"))
     data |= {"proven_optimal": False, "minimum_bytes": None, "schedule": None}
     try:
-        schedule = run(problem, budget)
+        schedule = run(study, budget)
     except InfeasibleError as error:
         if not options.json:
             raise
@@ -132,9 +133,9 @@ def solve(options: argparse.Namespace) -> CommandResult:
     if options.plan_seconds:
         from graphopt.planners.moves.anneal import improve
 
-        schedule = improve(problem, schedule, budget, options.plan_seconds)
-    data |= {"feasible": True, "minimum_bytes": _minimum_bytes(run, problem)}
-    data |= _judged(problem, check_schedule(problem, schedule), budget, options.planner)
+        schedule = improve(study, schedule, budget, options.plan_seconds)
+    data |= {"feasible": True, "minimum_bytes": _minimum_bytes(run, study)}
+    data |= _judged(study, check_schedule(problem, schedule), budget, options.planner)
     if options.graph:
         from graphopt.formats.problem_graph import problem_graph
 
@@ -142,14 +143,15 @@ def solve(options: argparse.Namespace) -> CommandResult:
     return CommandResult(lambda _: _solved(problem, data), data)
 
 
-def _judged(problem: Problem, schedule: Schedule, budget: int, planner: str) -> dict[str, Any]:
+def _judged(study: Study, schedule: Schedule, budget: int, planner: str) -> dict[str, Any]:
     """What the simulator and the lower bound say of a schedule."""
     from graphopt.planners.bounds.lower_bound import lower_bound_seconds
 
+    problem = study.problem
     result = simulate(problem, schedule)
     if result.peak_bytes > budget:
         raise GraphoptError(f"planner {planner!r} went over its budget: {result.peak_bytes:,} of {budget:,}")
-    bound_seconds = lower_bound_seconds(problem, budget)
+    bound_seconds = lower_bound_seconds(study, budget)
     return {
         "peak_bytes": result.peak_bytes,
         "seconds": result.seconds,
@@ -198,10 +200,10 @@ def _write(options: argparse.Namespace, report: Report) -> None:
         write_text(options.html, render_html(report))
 
 
-def _minimum_bytes(run: Callable[[Problem, int], tuple[int, ...]], problem: Problem) -> int:
+def _minimum_bytes(run: Planner, study: Study) -> int:
     """The least budget that this planner has a schedule for: what it answers to a budget of nothing."""
     try:
-        return simulate(problem, run(problem, 0)).peak_bytes
+        return simulate(study.problem, run(study, 0)).peak_bytes
     except InfeasibleError as error:
         return error.minimum_bytes
 

@@ -11,7 +11,7 @@ from graphopt.emit.emit import generator_state_bytes
 from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
-from graphopt.planners import PLANNERS, pareto_curve
+from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.problem.plan import GraphPlan
 from graphopt.problem.runs import schedule_of
 from graphopt.problem.schedule import Schedule, Simulation, check_schedule, simulate
@@ -39,6 +39,11 @@ class GraphStudy:
     def __init__(self, graph: CapturedGraph, kept: GraphPlan | None = None) -> None:
         self.graph = graph
         self.kept = kept
+
+    @cached_property
+    def planned(self) -> Study:
+        """The graph's problem and what planners find out about it, whichever are asked and for however many budgets."""
+        return Study(self.graph.problem)
 
     @cached_property
     def eager(self) -> Simulation:
@@ -102,7 +107,7 @@ class GraphStudy:
         if self.eager.peak_bytes <= budget_bytes:
             return self.graph.captured_schedule
         try:
-            return PLANNERS[planner](self.graph.problem, budget_bytes - self.most_state_bytes)
+            return PLANNERS[planner](self.planned, budget_bytes - self.most_state_bytes)
         except InfeasibleError as error:
             least = min(error.minimum_bytes + self.most_state_bytes, self.eager.peak_bytes)
             raise InfeasibleError(budget_bytes, least) from None
@@ -115,7 +120,7 @@ class GraphStudy:
         yield Candidate(budget_bytes, simulate(self.graph.problem, schedule).seconds, planner, schedule)
 
     def _new_candidates(self) -> Iterable[Candidate]:
-        points = pareto_curve(self.graph.problem)
+        points = pareto_curve(self.planned)
         return (self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in points)
 
     def _kept_candidates(self, kept: GraphPlan) -> Iterable[Candidate]:

@@ -61,7 +61,7 @@ def _improved(study: GraphStudy, schedule: Schedule, budget_bytes: int, seconds:
     """What a local search makes of a schedule that fits; generator states that it adds may not take it over."""
     problem = study.graph.problem
     own_bytes = max(simulate(problem, schedule).peak_bytes, budget_bytes - study.most_state_bytes)
-    better = settle(study.graph.step, anneal.improve(problem, schedule, own_bytes, seconds))
+    better = settle(study.graph.step, anneal.improve(study.planned, schedule, own_bytes, seconds))
     return better if study.peak_bytes(better) <= budget_bytes else schedule
 
 

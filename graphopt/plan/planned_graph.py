@@ -56,7 +56,7 @@ class PlannedGraph:
             seconds=self.simulation.seconds,
             eager_seconds=study.eager.seconds,
             # two sums of the same seconds may differ by rounding
-            bound_seconds=min(lower_bound_seconds(problem, self.budget_bytes), self.simulation.seconds),
+            bound_seconds=min(lower_bound_seconds(study.planned, self.budget_bytes), self.simulation.seconds),
             checkpoints=find_checkpoints(step, problem, self.schedule),
             recomputed=recomputed_names(step, self.schedule),
             curve=_kept_points(study.curve),

@@ -10,11 +10,11 @@ from graphopt.planners.chains.actions import Action, performed
 from graphopt.planners.chains.programme import SLOTS, Chain
 from graphopt.planners.chains.region_options import options_of
 from graphopt.planners.chains.regions import Regions, regions_of
-from graphopt.planners.curves.curve import Curve, CurvePoint, once_per_problem, pareto, pick
+from graphopt.planners.curves.curve import Curve, CurvePoint, pareto, pick
 from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.none import none_curve
-from graphopt.planners.schedules.spans import point
-from graphopt.problem.problem import Problem
+from graphopt.planners.schedules.memory_profile import point
+from graphopt.planners.study.study import Study, once_per_study
 from graphopt.problem.schedule import Schedule
 
 #: The programme takes time in the cube of the regions.
@@ -79,38 +79,38 @@ class _Writer:
         self.done.append(Action("forget", list(values - self.regions.held)))
 
 
-def chain_points(problem: Problem) -> list[CurvePoint]:
+def chain_points(study: Study) -> list[CurvePoint]:
     """Schedules of the programme at a few memories between its least and its greatest."""
-    regions = regions_of(problem, MOST_REGIONS)
-    if regions is None or _is_wide(problem, regions):
+    regions = regions_of(study, MOST_REGIONS)
+    if regions is None or _is_wide(study, regions):
         return []
-    options = options_of(regions)
-    return [found for room in ROOMS for found in _points(problem, regions, Chain(problem, regions, options, room))]
+    options = options_of(study, regions)
+    return [found for room in ROOMS for found in _points(study, regions, Chain(study.problem, regions, options, room))]
 
 
-def _is_wide(problem: Problem, regions: Regions) -> bool:
+def _is_wide(study: Study, regions: Regions) -> bool:
     """Whether so much crosses the borders that holding them saves nothing: no chain, but a mesh."""
-    crossing = [sum(problem.values[v].bytes for v in border) for border in regions.border[1:]]
-    return median(crossing) > WIDE * none_curve(problem)[0].peak_bytes
+    crossing = [sum(study.problem.values[v].bytes for v in border) for border in regions.border[1:]]
+    return median(crossing) > WIDE * none_curve(study)[0].peak_bytes
 
 
-def _points(problem: Problem, regions: Regions, chain: Chain) -> list[CurvePoint]:
+def _points(study: Study, regions: Regions, chain: Chain) -> list[CurvePoint]:
     cost = chain.seconds[0, -1, chain.PAD :]
     reachable = np.flatnonzero(np.isfinite(cost))
     if not len(reachable):
         return []
     first = int(reachable[0])
-    wanted = np.geomspace(max(1, first), SLOTS, effort_for(problem).read_outs).astype(np.int64)
+    wanted = np.geomspace(max(1, first), SLOTS, effort_for(study.problem).read_outs).astype(np.int64)
     memories = sorted({int(np.flatnonzero(cost == cost[max(m, first)])[0]) for m in wanted.tolist()})
-    return [point(problem, performed(problem, regions, _Writer(chain).write(m)), "chain") for m in memories]
+    return [point(study, performed(study, regions, _Writer(chain).write(m)), "chain") for m in memories]
 
 
-@once_per_problem
-def chain_curve(problem: Problem) -> Curve:
+@once_per_study
+def chain_curve(study: Study) -> Curve:
     """The chain's schedules, and the one without recomputation."""
-    return pareto([*chain_points(problem), *none_curve(problem)])
+    return pareto([*chain_points(study), *none_curve(study)])
 
 
-def plan_chain(problem: Problem, budget_bytes: int) -> Schedule:
-    """The fastest chain schedule that fits."""
-    return pick(chain_curve(problem), budget_bytes)
+def plan_chain(study: Study, budget_bytes: int) -> Schedule:
+    """The fastest chain schedule that fits; raises InfeasibleError where none does."""
+    return pick(chain_curve(study), budget_bytes)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
 
 from graphopt.base.errors import InfeasibleError
 from graphopt.planners.auto import auto_curve, in_order_curve
 from graphopt.planners.bounds.lower_bound import dearest_step, lower_bound_seconds
-from graphopt.planners.bounds.wanted import wanted_in_any_order, wanted_in_order
-from graphopt.planners.curves.curve import Curve, pick
+from graphopt.planners.bounds.wanted import wanted_in_order
+from graphopt.planners.curves.curve import pick
 from graphopt.planners.orders.lower_order import in_lower_order, reordered
-from graphopt.planners.retention.solve import Effort, Question, require_solver, solve
-from graphopt.planners.retention.window import whole
+from graphopt.planners.retention.solve import RetentionQuestion, SolverLimits, require_solver, solve
+from graphopt.planners.study.study import Study, study_of
 from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import Schedule, simulate
 
@@ -29,7 +28,8 @@ SAME = 1e-6
 class ExactResult:
     """A schedule, its seconds, and seconds that none of its kind is below: the same, but for rounding, where `proven`.
 
-    Of its kind are those in which each op runs at most as often as was allowed, or as in the start.
+    Of its kind are those whose first runs stand in the problem's own order and in which each op runs at
+    most as often as was allowed, or as in the start.
     """
 
     schedule: Schedule
@@ -39,11 +39,10 @@ class ExactResult:
 
 
 def solve_exact(
-    problem: Problem,
+    problem: Problem | Study,
     budget_bytes: int,
     *,
     computations: int = 2,
-    order: Literal["fixed", "free"] = "fixed",
     limit_seconds: float = 60.0,
     workers: int = 1,
     seed: int = 0,
@@ -51,55 +50,50 @@ def solve_exact(
 ) -> ExactResult:
     """The fastest schedule inside `budget_bytes` in which an op runs at most `computations` times.
 
-    `order="fixed"` keeps the first runs in the problem's own order, with what runs again between two of
-    them in that order too; `"free"` is for some dozen ops. Never slower than `start`, nor than `auto`
-    where no start is given. The same every time with one worker, unless the clock ends the search.
-    Raises InfeasibleError where `auto` has no schedule either, UsageError without the extra.
+    First runs keep the problem's own order, with what runs again between two of them in that order too.
+    Never slower than `start`, nor than `auto` where no start is given. The same every time with one
+    worker, unless the clock ends the search. Raises InfeasibleError where `auto` has no schedule either,
+    UsageError without the extra. The model is that of Bartan et al., Moccasin (ICML 2023), section 2.
     """
     require_solver()
-    best = tuple(start) if start is not None else _auto_schedule(problem, budget_bytes, order)
+    study = study_of(problem)
+    problem = study.problem
+    best = tuple(start) if start is not None else _auto_schedule(study, budget_bytes)
     started = simulate(problem, range(len(problem.ops)) if best is None else best)
     assert best is None or started.peak_bytes <= budget_bytes, "the start does not fit"
     seconds = started.seconds
-    bound = lower_bound_seconds(problem, budget_bytes, order)
+    bound = lower_bound_seconds(study, budget_bytes, "fixed")
     if best is not None and seconds <= bound * (1 + SAME):
         return ExactResult(best, seconds, bound, True)
     runs = Counter(best or ())
     most = {op: max(computations, runs[op]) - 1 for op in range(len(problem.ops))}
-    step = dearest_step(problem, budget_bytes, order)
-    wanted = wanted_in_order(problem) if order == "fixed" else wanted_in_any_order(problem)
-    answer = solve(
-        Question(whole(problem, budget_bytes), most, order, [(step, wanted(step))]),
-        best or (),
-        Effort(limit_seconds, workers, seed),
-    )
+    step = dearest_step(study, budget_bytes, "fixed")
+    question = RetentionQuestion(problem, budget_bytes, most, step, wanted_in_order(problem)(step))
+    answer = solve(question, best or (), SolverLimits(limit_seconds, workers, seed))
     if answer.schedule is not None:
         found = simulate(problem, answer.schedule)
         if found.peak_bytes <= budget_bytes and (best is None or found.seconds < seconds):
             best, seconds = answer.schedule, found.seconds
     if best is None:
-        raise InfeasibleError(budget_bytes, _auto_curve(problem, order)[0].peak_bytes)
+        raise InfeasibleError(budget_bytes, in_order_curve(study)[0].peak_bytes)
     bound = seconds if answer.finished else max(bound, problem.seconds + answer.bound_seconds)
     return ExactResult(best, seconds, bound, answer.finished)
 
 
-def _auto_curve(problem: Problem, order: Literal["fixed", "free"]) -> Curve:
-    return in_order_curve(problem) if order == "fixed" else auto_curve(problem)
+def _auto_schedule(study: Study, budget_bytes: int) -> Schedule | None:
+    curve = in_order_curve(study)
+    return pick(curve, budget_bytes) if curve[0].peak_bytes <= budget_bytes else None
 
 
-def _auto_schedule(problem: Problem, budget_bytes: int, order: Literal["fixed", "free"]) -> Schedule | None:
-    try:
-        return pick(_auto_curve(problem, order), budget_bytes)
-    except InfeasibleError:
-        return None
+def plan_exact(study: Study, budget_bytes: int) -> Schedule:
+    """The best that the solver finds in a minute, in the order in which `auto` is faster; no slower than `auto`.
 
-
-def plan_exact(problem: Problem, budget_bytes: int) -> Schedule:
-    """The best that the solver finds in a minute, in the order in which `auto` is faster; no slower than `auto`."""
+    Raises InfeasibleError where `auto` has no schedule in `budget_bytes`, UsageError without the extra.
+    """
     require_solver()
-    order, start = reordered(problem), pick(auto_curve(problem), budget_bytes)
-    if len(start) == len(problem.ops):
+    order, start = reordered(study), pick(auto_curve(study), budget_bytes)
+    if len(start) == len(study.problem.ops):
         return start
     if tuple(dict.fromkeys(start)) == order:
-        return tuple(order[op_id] for op_id in solve_exact(in_lower_order(problem), budget_bytes).schedule)
-    return solve_exact(problem, budget_bytes).schedule
+        return tuple(order[op_id] for op_id in solve_exact(in_lower_order(study), budget_bytes).schedule)
+    return solve_exact(study, budget_bytes).schedule

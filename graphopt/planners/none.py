@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from graphopt.planners.curves.curve import Curve, once_per_problem, pareto, pick
-from graphopt.planners.schedules.spans import point
-from graphopt.problem.problem import Problem
+from graphopt.planners.curves.curve import Curve, pick
+from graphopt.planners.schedules.memory_profile import in_own_order
+from graphopt.planners.study.study import Study, once_per_study
 from graphopt.problem.schedule import Schedule
 
 
-@once_per_problem
-def none_curve(problem: Problem) -> Curve:
+@once_per_study
+def none_curve(study: Study) -> Curve:
     """The one point at which every op runs once."""
-    return pareto([point(problem, range(len(problem.ops)), "none")])
+    return (in_own_order(study).point("none"),)
 
 
-def plan_none(problem: Problem, budget_bytes: int) -> Schedule:
-    """Every op once, in the problem's own order."""
-    return pick(none_curve(problem), budget_bytes)
+def plan_none(study: Study, budget_bytes: int) -> Schedule:
+    """Every op once, in the problem's own order; raises InfeasibleError where that does not fit."""
+    return pick(none_curve(study), budget_bytes)

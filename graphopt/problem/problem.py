@@ -52,10 +52,6 @@ class Problem:
     ops: tuple[Op, ...]
     outputs: tuple[int, ...]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles find anew what is kept with a problem: some of it holds for one process alone."""
-        return {"values": self.values, "ops": self.ops, "outputs": self.outputs}
-
     @cached_property
     def producer(self) -> tuple[int, ...]:
         """For each value the id of the op that produces it, or -1 where it is resident."""

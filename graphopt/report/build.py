@@ -72,7 +72,7 @@ def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
         return Comparison(name, peak_bytes, seconds / eager_seconds - 1)
 
     try:
-        segments = PLANNERS["sqrt_n"](problem, chosen.budget_bytes - study.most_state_bytes)
+        segments = PLANNERS["sqrt_n"](study.planned, chosen.budget_bytes - study.most_state_bytes)
         result = simulate(problem, segments)
         by_segments = row("sqrt_n", result.peak_bytes + study.most_state_bytes, result.seconds)
     except InfeasibleError:

@@ -23,6 +23,12 @@ LAYERS = (
     ("ddp", "formats"),
     *(("api",), ("",), ("cli",), ("__main__",)),
 )
+#: The same inside `planners/`: the planners themselves, one file each, stand above their tools.
+PLANNER_LAYERS = (
+    *(("native",), ("study",), ("curves",), ("schedules",)),
+    ("bounds", "orders", "retention"),
+    *(("moves",), ("chains",), ("",)),
+)
 SIBLINGS = {"cost_models", "passes"}
 #: These need no torch.
 WITHOUT_TORCH = (
@@ -78,6 +84,24 @@ def test_imports_point_down(module: str) -> None:
             continue
         there = layer(name.removeprefix("graphopt").lstrip("."))
         assert there == here or LEVEL[there] < LEVEL[here], f"{module} imports {name}, which is not below it"
+
+
+def planner_level(module: str) -> int:
+    """The rank of the folder of `planners/` that a module is in."""
+    return next(level for level, names in enumerate(PLANNER_LAYERS) if planner_folder(module) in names)
+
+
+def planner_folder(module: str) -> str:
+    """The folder of `planners/` that a module is in; none for the planners themselves."""
+    return module.removeprefix("planners").lstrip(".").rpartition(".")[0]
+
+
+@pytest.mark.parametrize("module", sorted(m for m in SOURCES if f"{m}.".startswith("planners.")))
+def test_imports_of_planners_point_down(module: str) -> None:
+    for name in imports(module):
+        there = name.removeprefix("graphopt.")
+        if there.startswith("planners.") and planner_folder(there) != planner_folder(module):
+            assert planner_level(there) < planner_level(module), f"{module} imports {name}, which is not below it"
 
 
 TORCHLESS = sorted(m for m in SOURCES if any(f"{m}.".startswith(f"{name}.") for name in WITHOUT_TORCH))

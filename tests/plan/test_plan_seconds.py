@@ -10,8 +10,8 @@ from torch import nn
 
 import graphopt
 from graphopt.api import optimize
+from graphopt.planners import Study
 from graphopt.planners.moves import anneal
-from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import Schedule, simulate
 from tests.api.test_optimize import BATCH, Blocks, budget_of
 
@@ -34,7 +34,7 @@ def test_plan_seconds_never_make_a_plan_slower_nor_larger(model: Blocks) -> None
 def test_plan_seconds_are_divided_over_the_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
 
-    def improve(_problem: Problem, schedule: Schedule, _budget_bytes: int, seconds: float) -> Schedule:
+    def improve(_study: Study, schedule: Schedule, _budget_bytes: int, seconds: float) -> Schedule:
         asked.append(seconds)
         return schedule
 
@@ -48,7 +48,7 @@ def test_plan_seconds_are_divided_over_the_graphs(monkeypatch: pytest.MonkeyPatc
 def test_a_training_step_is_searched_too(model: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
 
-    def improve(_problem: Problem, schedule: Schedule, _budget_bytes: int, seconds: float) -> Schedule:
+    def improve(_study: Study, schedule: Schedule, _budget_bytes: int, seconds: float) -> Schedule:
         asked.append(seconds)
         return schedule
 
@@ -68,7 +68,8 @@ def test_a_training_step_is_searched_too(model: Blocks, monkeypatch: pytest.Monk
 def test_a_search_that_goes_over_the_budget_by_generator_states_is_not_taken(
     model: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def improve(problem: Problem, schedule: Schedule, _budget_bytes: int, _seconds: float) -> Schedule:
+    def improve(study: Study, schedule: Schedule, _budget_bytes: int, _seconds: float) -> Schedule:
+        problem = study.problem
         every = tuple(range(len(problem.ops)))
         return every if simulate(problem, every).peak_bytes > _budget_bytes else schedule
 

@@ -6,7 +6,8 @@ import pytest
 
 from graphopt.planners.auto import in_order_curve
 from graphopt.planners.curves.curve import Curve
-from graphopt.planners.schedules.replay import held_values
+from graphopt.planners.study.held import held_values
+from graphopt.planners.study.study import Study
 from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import simulate
 from tests.support.problems import random_problem
@@ -60,7 +61,7 @@ def compared() -> list[tuple[bool, bool, float]]:
     while len(rows) < 60:
         problem = random_problem(rng.randrange(10**6), 5)
         best = optimum(problem)
-        curve = in_order_curve(problem)
+        curve = in_order_curve(Study(problem))
         worst = 1.0
         for peak, seconds in best:
             fitting = [p.seconds for p in curve if p.peak_bytes <= peak]

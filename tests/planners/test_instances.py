@@ -9,6 +9,7 @@ from graphopt.planners.chain import chain_curve
 from graphopt.planners.mincut import mincut_curve
 from graphopt.planners.search import search_curve
 from graphopt.planners.sqrt_n import sqrt_n_curve
+from graphopt.planners.study.study import Study
 from graphopt.problem.problem import load_problem
 from graphopt.problem.schedule import check_schedule, simulate
 
@@ -52,9 +53,10 @@ def test_auto_fails_nowhere_and_is_beaten_nowhere(name: str) -> None:
     if not path.exists():
         pytest.skip(f"{path} is not here")
     problem = load_problem(path)
-    curve = pareto_curve(problem)
+    study = Study(problem)
+    curve = pareto_curve(study)
     for member in MEMBERS:
-        for point in member(problem):
+        for point in member(study):
             fitting = [p for p in curve if p.peak_bytes <= point.peak_bytes]
             assert fitting, f"{point.planner} reaches {point.peak_bytes} bytes"
             assert fitting[-1].seconds <= point.seconds * (1 + 1e-9)

@@ -12,6 +12,7 @@ from graphopt.planners.chain import chain_curve
 from graphopt.planners.moves.fill import fill
 from graphopt.planners.moves.hoist import hoist
 from graphopt.planners.sqrt_n import sqrt_n_curve
+from graphopt.planners.study.study import Study
 from graphopt.problem.problem import Op, Problem, Value, check_problem
 from graphopt.problem.schedule import simulate
 from tests.support.problems import assert_good, problems, random_problem
@@ -37,7 +38,7 @@ def test_none_runs_every_op_once() -> None:
 
 def test_segments_take_sublinear_memory_for_one_forward_more() -> None:
     problem = chain(100)
-    lowest = sqrt_n_curve(problem)[0]
+    lowest = sqrt_n_curve(Study(problem))[0]
     assert lowest.peak_bytes <= 10 * (2 * 10 + 6)
     assert lowest.seconds <= problem.seconds + 100
     assert max(Counter(lowest.schedule).values()) == 2
@@ -45,8 +46,9 @@ def test_segments_take_sublinear_memory_for_one_forward_more() -> None:
 
 def test_chain_nests_where_segments_cannot_go() -> None:
     problem = chain(100)
-    assert chain_curve(problem)[0].peak_bytes < sqrt_n_curve(problem)[0].peak_bytes
-    assert max(Counter(chain_curve(problem)[0].schedule).values()) > 2
+    study = Study(problem)
+    assert chain_curve(study)[0].peak_bytes < sqrt_n_curve(study)[0].peak_bytes
+    assert max(Counter(chain_curve(study)[0].schedule).values()) > 2
 
 
 def test_search_goes_near_the_least_that_an_op_needs() -> None:
@@ -58,7 +60,8 @@ def test_search_goes_near_the_least_that_an_op_needs() -> None:
 
 def test_fill_ends_without_recomputation_and_says_what_the_simulator_says() -> None:
     problem = chain(20)
-    trajectory = fill(problem, sqrt_n_curve(problem)[0], "sqrt_n")
+    study = Study(problem)
+    trajectory = fill(study, sqrt_n_curve(study)[0], "sqrt_n")
     assert trajectory[-1].schedule == tuple(range(40))
     for found in trajectory:
         result = simulate(problem, found.schedule)
@@ -77,7 +80,7 @@ def test_hoisting_moves_a_recomputation_to_where_less_is_alive() -> None:
     )
     problem = check_problem(Problem(tuple(map(Value, sizes)), ops, (5,)))
     late = (0, 1, 2, 3, 4, 1, 5)
-    earlier = hoist(problem, late)
+    earlier = hoist(Study(problem), late)
     assert_good(problem, earlier, simulate(problem, late).peak_bytes - 10)
     assert earlier.index(4) > len(earlier) - 1 - earlier[::-1].index(1)
 
@@ -86,5 +89,5 @@ def test_hoisting_moves_a_recomputation_to_where_less_is_alive() -> None:
 @example(problem=random_problem(282027, 19))
 @given(problem=problems)
 def test_first_runs_stay_in_the_problems_own_order(problem: Problem) -> None:
-    for found in in_order_curve(problem):
+    for found in in_order_curve(Study(problem)):
         assert tuple(dict.fromkeys(found.schedule)) == tuple(range(len(problem.ops)))

@@ -6,9 +6,11 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 
-from graphopt.planners.mincut import Cutter, mincut_curve, sweep
+from graphopt.planners.mincut import mincut_curve, sweep
+from graphopt.planners.moves.cuts import Cutter
 from graphopt.planners.schedules.flow import Network
-from graphopt.planners.schedules.replay import held_values, missing_ops
+from graphopt.planners.schedules.recompute import missing_ops
+from graphopt.planners.study.study import Study
 from graphopt.problem.problem import Op, Problem, Value, check_problem
 from tests.support.problems import assert_good, random_problem
 
@@ -21,7 +23,7 @@ def cut_value(edges: list[tuple[int, int, int]], source_side: set[int]) -> int:
 def test_cut_is_the_least_of_all_also_after_capacities_change(seed: int) -> None:
     rng = random.Random(seed)
     edges = [(rng.randrange(7), rng.randrange(7), rng.randrange(9)) for _ in range(14)]
-    network = Network(7)
+    network = Network(Study(random_problem(seed)), 7)
     numbers = [network.edge(*edge) for edge in edges]
     for _ in range(3):
         side = {node for node, there in enumerate(network.source_side()) if there}
@@ -36,7 +38,7 @@ def cost(cutter: Cutter, kept: set[int], price: float) -> float:
     problem, split = cutter.problem, cutter.split
     late = [v for op in problem.ops[split:] for v in op.inputs if problem.producer[v] < split]
     late += [v for v in problem.outputs if problem.producer[v] < split]
-    again = missing_ops(problem, late, kept | held_values(problem))
+    again = missing_ops(cutter.study, late, kept | cutter.held)
     if not all(problem.ops[i].recomputable for i in again):
         return float("inf")
     return sum(problem.ops[i].seconds for i in again) + price * sum(problem.values[v].bytes for v in kept)
@@ -46,7 +48,7 @@ def cost(cutter: Cutter, kept: set[int], price: float) -> float:
 def test_what_is_kept_is_the_optimum_at_its_price(seed: int) -> None:
     problem = random_problem(seed, 14, training=True)
     split = problem.first_backward
-    cutter = Cutter(problem, split)
+    cutter = Cutter(Study(problem), split)
     free = [v for v, maker in enumerate(problem.producer) if 0 <= maker < split and v not in cutter.held]
     # A late value of the op just before the split has no step between its birth and the split.
     shape = np.zeros(len(problem.ops))
@@ -70,7 +72,7 @@ def pairs(length: int) -> Problem:
 
 def test_less_is_kept_as_prices_rise() -> None:
     problem = pairs(20)
-    cutter = Cutter(problem, problem.first_backward)
+    cutter = Cutter(Study(problem), problem.first_backward)
     shape = np.zeros(len(problem.ops))
     shape[cutter.split] = 1.0
     sizes = [sum(problem.values[v].bytes for v in kept) for kept in sweep(cutter, shape)]
@@ -80,7 +82,7 @@ def test_less_is_kept_as_prices_rise() -> None:
 
 def test_cheap_and_large_values_are_computed_again() -> None:
     problem = pairs(20)
-    curve = mincut_curve(problem)
+    curve = mincut_curve(Study(problem))
     cheap = [p for p in curve if p.seconds <= problem.seconds + 1.0 + 1e-9]
     assert min(p.peak_bytes for p in cheap) <= 10 * 10 + 2 * 120 + 10
     for found in curve:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.base.errors import InfeasibleError
-from graphopt.planners import PLANNERS, minimum_bytes, pareto_curve
+from graphopt.planners import PLANNERS, Study, minimum_bytes, pareto_curve
 from graphopt.problem.problem import Op, Problem, Value, check_problem
 from graphopt.problem.schedule import Schedule, simulate
 from tests.support.problems import assert_good, problems, random_problem
@@ -24,7 +24,7 @@ def own_bytes(problem: Problem, op: Op) -> int:
     return op.workspace_bytes + sum(problem.values[v].bytes for v in made)
 
 
-def plan(name: str, problem: Problem, budget: int) -> Schedule | None:
+def plan(name: str, problem: Study, budget: int) -> Schedule | None:
     try:
         return PLANNERS[name](problem, budget)
     except InfeasibleError as error:
@@ -36,19 +36,21 @@ def plan(name: str, problem: Problem, budget: int) -> Schedule | None:
 @given(problem=problems, share=st.floats(0.2, 1.2))
 def test_schedules_are_valid_and_inside_the_budget(problem: Problem, share: float) -> None:
     budget = int(share * simulate(problem, range(len(problem.ops))).peak_bytes)
+    study = Study(problem)
     for name in PLANNERS:
-        schedule = plan(name, problem, budget)
+        schedule = plan(name, study, budget)
         if schedule is not None:
-            assert_good(problem, schedule, budget)
+            assert_good(study, schedule, budget)
 
 
 @few
 @given(problem=problems, share=st.floats(0.2, 1.2))
 def test_auto_is_never_beaten_by_a_member(problem: Problem, share: float) -> None:
     budget = int(share * simulate(problem, range(len(problem.ops))).peak_bytes)
-    best = plan("auto", problem, budget)
+    study = Study(problem)
+    best = plan("auto", study, budget)
     for name in MEMBERS:
-        schedule = plan(name, problem, budget)
+        schedule = plan(name, study, budget)
         if schedule is not None:
             assert best is not None
             assert simulate(problem, best).seconds <= simulate(problem, schedule).seconds
@@ -58,9 +60,10 @@ def test_auto_is_never_beaten_by_a_member(problem: Problem, share: float) -> Non
 @given(problem=problems)
 def test_more_bytes_never_cost_more_time(problem: Problem) -> None:
     peak = simulate(problem, range(len(problem.ops))).peak_bytes
-    least = minimum_bytes(problem)
+    study = Study(problem)
+    least = minimum_bytes(study)
     seconds = [
-        simulate(problem, PLANNERS["auto"](problem, budget)).seconds
+        simulate(problem, PLANNERS["auto"](study, budget)).seconds
         for budget in sorted({least, peak, *range(least, peak, max(1, peak // 17))})
     ]
     assert seconds == sorted(seconds, reverse=True)
@@ -70,7 +73,8 @@ def test_more_bytes_never_cost_more_time(problem: Problem) -> None:
 @few
 @given(problem=problems)
 def test_curve_is_what_the_simulator_says(problem: Problem) -> None:
-    curve = pareto_curve(problem)
+    study = Study(problem)
+    curve = pareto_curve(study)
     for before, after in pairwise(curve):
         assert before.peak_bytes < after.peak_bytes
         assert before.seconds > after.seconds
@@ -78,18 +82,19 @@ def test_curve_is_what_the_simulator_says(problem: Problem) -> None:
         result = simulate(problem, found.schedule)
         assert result.peak_bytes == found.peak_bytes
         assert result.seconds == pytest.approx(found.seconds, rel=1e-12)
-        assert_good(problem, found.schedule, found.peak_bytes)
+        assert_good(study, found.schedule, found.peak_bytes)
 
 
 @few
 @given(problem=problems)
 def test_there_is_a_plan_at_the_minimum_and_none_below(problem: Problem) -> None:
-    least = minimum_bytes(problem)
-    assert_good(problem, PLANNERS["auto"](problem, least), least)
+    study = Study(problem)
+    least = minimum_bytes(study)
+    assert_good(study, PLANNERS["auto"](study, least), least)
     assert least >= max(own_bytes(problem, op) for op in problem.ops)
     if least:
         with pytest.raises(InfeasibleError) as caught:
-            PLANNERS["auto"](problem, least - 1)
+            PLANNERS["auto"](study, least - 1)
         assert (caught.value.budget_bytes, caught.value.minimum_bytes) == (least - 1, least)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from graphopt.planners.orders.lower_order import reordered, slightly_lower
+from graphopt.planners.study.study import Study, study_of
 from graphopt.problem.problem import Op, Problem, Value, check_problem
 from graphopt.problem.schedule import Schedule, check_schedule, simulate
 
@@ -56,9 +57,11 @@ def random_schedule(problem: Problem, seed: int) -> Schedule:
 problems = st.builds(random_problem, st.integers(0, 10**6), st.integers(1, 24))
 
 
-def assert_good(problem: Problem, schedule: Sequence[int], budget: int) -> None:
+def assert_good(planned: Problem | Study, schedule: Sequence[int], budget: int) -> None:
     """Valid, inside the budget, and first runs in one of the three orders."""
+    study = study_of(planned)
+    problem = study.problem
     check_schedule(problem, schedule)
-    orders = (tuple(range(len(problem.ops))), reordered(problem), slightly_lower(problem))
+    orders = (tuple(range(len(problem.ops))), reordered(study), slightly_lower(study))
     assert tuple(dict.fromkeys(schedule)) in orders
     assert simulate(problem, schedule).peak_bytes <= budget

@@ -14,7 +14,8 @@ import numpy as np
 
 from graphopt.planners.bounds.step_model import StepModel
 from graphopt.planners.bounds.wanted import Wanted, wanted_in_any_order, wanted_in_order
-from graphopt.planners.schedules.spans import Spans
+from graphopt.planners.schedules.memory_profile import in_own_order
+from graphopt.planners.study.study import Study, study_of
 from graphopt.problem.problem import Problem
 
 Order = Literal["fixed", "free"]
@@ -25,28 +26,29 @@ FIRST_ROUND, LATER_ROUNDS, TIME = 16, 6, 20_000
 ENOUGH, ROUNDING = 1e-4, 1e-9
 
 
-def lower_bound_seconds(problem: Problem, budget_bytes: int, order: Order = "free") -> float:
+def lower_bound_seconds(problem: Problem | Study, budget_bytes: int, order: Order = "free") -> float:
     """Seconds that no valid schedule with a simulated peak of at most `budget_bytes` is below.
 
     At least `problem.seconds`; infinite where it is proven that no schedule fits. With
     `order="fixed"` only schedules whose first runs stand in the problem's own order are meant, which
     are those that planners return unless they say otherwise.
     """
-    if _never_fits(problem, budget_bytes):
+    study = study_of(problem)
+    if _never_fits(study.problem, budget_bytes):
         return math.inf
-    return _look_around(problem, budget_bytes, order).seconds
+    return _look_around(study, budget_bytes, order).seconds
 
 
-def dearest_step(problem: Problem, budget_bytes: int, order: Order = "free") -> int:
+def dearest_step(study: Study, budget_bytes: int, order: Order = "free") -> int:
     """The op whose first run is the moment that gives `lower_bound_seconds`; 0 where all fits."""
-    return _look_around(problem, budget_bytes, order).step
+    return _look_around(study, budget_bytes, order).step
 
 
-def _look_around(problem: Problem, budget_bytes: int, order: Order) -> _Worst:
-    memory = Spans(problem, range(len(problem.ops))).memory
+def _look_around(study: Study, budget_bytes: int, order: Order) -> _Worst:
+    problem, memory = study.problem, in_own_order(study).live_bytes
     over = np.flatnonzero(memory > budget_bytes)
     wanted = wanted_in_order(problem) if order == "fixed" else wanted_in_any_order(problem)
-    worst = _Worst(problem, budget_bytes, wanted)
+    worst = _Worst(study, budget_bytes, wanted)
     left = max(FIRST_ROUND, TIME // len(problem.ops))
     count = FIRST_ROUND
     while len(over) and left > 0:
@@ -75,8 +77,9 @@ def _never_fits(problem: Problem, budget_bytes: int) -> bool:
 class _Worst:
     """The step that costs most of those looked at; its price is where the next one starts."""
 
-    def __init__(self, problem: Problem, budget_bytes: int, wanted: Wanted) -> None:
-        self.problem, self.budget_bytes, self.wanted = problem, budget_bytes, wanted
+    def __init__(self, study: Study, budget_bytes: int, wanted: Wanted) -> None:
+        problem = study.problem
+        self.study, self.problem, self.budget_bytes, self.wanted = study, problem, budget_bytes, wanted
         self.seconds, self.step = problem.seconds, 0
         self.price = 0.1 * problem.seconds / max(1, budget_bytes)
         self.seen: set[int] = set()
@@ -84,7 +87,7 @@ class _Worst:
 
     def look(self, step: int) -> None:
         self.seen.add(step)
-        model = StepModel(self.problem, step, self.wanted(step), self.budget_bytes)
+        model = StepModel(self.study, step, self.wanted(step), self.budget_bytes)
         if model.impossible:
             self.seconds = math.inf
         cut = model.best(self.price, ENOUGH * self.problem.seconds)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.planners.schedules.flow import SINK, SOURCE, Network
-from graphopt.problem.problem import Problem
+from graphopt.planners.study.study import Study
 
 #: Whole numbers into which the seconds of a step are cut, more than any cut is worth, and most of all prices together.
 PARTS, ENDLESS, MOST = 1 << 40, 1 << 62, 1 << 61
@@ -24,7 +24,7 @@ CUTS = 12
 
 
 @dataclass(frozen=True)
-class Cut:
+class PricedCut:
     """The bound in seconds at `price` (seconds a byte), and how it changes with the price (bytes)."""
 
     price: float
@@ -39,14 +39,15 @@ class Cut:
 class StepModel:
     """The choice at one step: `wanted` values that were made before it are read later, or are outputs."""
 
-    def __init__(self, problem: Problem, step: int, wanted: Iterable[int], budget_bytes: int) -> None:
+    def __init__(self, study: Study, step: int, wanted: Iterable[int], budget_bytes: int) -> None:
+        problem = study.problem
         op = problem.ops[step]
         self.problem = problem
         self.own = {v for v in (*op.inputs, *op.outputs) if problem.producer[v] >= 0}
         self.room_bytes = budget_bytes - op.workspace_bytes - sum(problem.values[v].bytes for v in self.own)
         self.wanted = [v for v in wanted if self._takes_room(v)]
         self.part_seconds = max(problem.seconds, 1e-300) / PARTS
-        self._build()
+        self._build(study)
 
     @property
     def impossible(self) -> bool:
@@ -58,11 +59,11 @@ class StepModel:
     def _takes_room(self, value: int) -> bool:
         return self.problem.producer[value] >= 0 and self.problem.values[value].bytes > 0 and value not in self.own
 
-    def _build(self) -> None:
+    def _build(self, study: Study) -> None:
         """Source → wanted values –(price × bytes)→ their ops –(seconds)→ sink; ops → values that they read."""
         ops, values, maker = self.problem.ops, self.problem.values, self.problem.producer
         first_op = 2 + len(values)
-        self.network = network = Network(first_op + len(ops))
+        self.network = network = Network(study, first_op + len(ops))
         self.sources = [network.edge(SOURCE, 2 + value, ENDLESS) for value in self.wanted]
         #: For each value that may be kept its edge and bytes.
         self.keep: dict[int, int] = {}
@@ -85,7 +86,7 @@ class StepModel:
         self.edges = np.array(list(self.keep), dtype=np.int64)
         self.sizes = np.array(list(self.keep.values()), dtype=np.float64)
 
-    def cut(self, price: float) -> Cut:
+    def cut(self, price: float) -> PricedCut:
         """The bound at one price. Whole numbers are rounded down, so that it stays one."""
         network, parts = self.network, price / self.part_seconds
         prices = np.minimum(parts * self.sizes, MOST / max(1, len(self.edges)))
@@ -95,12 +96,14 @@ class StepModel:
             size for edge, size in self.keep.items() if side[network.to[edge ^ 1]] and not side[network.to[edge]]
         )
         flow = int((network.capacity[self.sources] - network.room[self.sources]).sum())
-        return Cut(price, self.part_seconds * flow - price * self.room_bytes, float(kept - self.room_bytes))
+        return PricedCut(price, self.part_seconds * flow - price * self.room_bytes, float(kept - self.room_bytes))
 
-    def best(self, price: float, enough_seconds: float) -> Cut:
+    def best(self, price: float, enough_seconds: float) -> PricedCut:
         """The best bound over all prices, to `enough_seconds`; `price` is the first one tried."""
-        low = best = Cut(0.0, 0.0, float(sum(self.problem.values[v].bytes for v in self.wanted) - self.room_bytes))
-        high: Cut | None = None
+        low = best = PricedCut(
+            0.0, 0.0, float(sum(self.problem.values[v].bytes for v in self.wanted) - self.room_bytes)
+        )
+        high: PricedCut | None = None
         for _ in range(CUTS if low.slope_bytes > 0 else 0):
             found = self.cut(price)
             best = max(best, found, key=lambda cut: cut.seconds)

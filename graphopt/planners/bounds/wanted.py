@@ -6,13 +6,12 @@ from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 
+from graphopt.planners.native.arrays import Bools
 from graphopt.problem.problem import Problem
 
 #: Values that are wanted across the first run of an op.
 Wanted = Callable[[int], list[int]]
-Bools = npt.NDArray[np.bool_]
 
 
 def wanted_in_order(problem: Problem) -> Wanted:

@@ -9,10 +9,9 @@ from typing import Literal
 import numpy as np
 
 from graphopt.planners.chains.regions import Regions
-from graphopt.planners.native import native_for
-from graphopt.planners.schedules.layout import Ints
-from graphopt.planners.schedules.replay import missing_ops
-from graphopt.problem.problem import Problem
+from graphopt.planners.native.arrays import Ints
+from graphopt.planners.schedules.recompute import missing_ops
+from graphopt.planners.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -23,22 +22,19 @@ class Action:
     items: list[int]
 
 
-def performed(problem: Problem, regions: Regions, actions: Sequence[Action]) -> Ints:
+def performed(study: Study, regions: Regions, actions: Sequence[Action]) -> Ints:
     """The schedule: the forward once, and from then on what is missing computed before it is read.
 
     What a region's backward computed again of the forward is gone once it has run.
     """
-    native = native_for(problem)
-    if native is not None:
-        kinds = ("reach", "forget", "run")
-        numbers = [number for a in actions for number in (kinds.index(a.kind), len(a.items), *a.items)]
-        return native.perform(regions.end, regions.held, np.array(numbers, dtype=np.int64))
-    return np.array(_Performance(problem, regions).schedule_of(actions), dtype=np.int64)
+    return np.array(_Performance(study, regions).schedule_of(actions), dtype=np.int64)
 
 
 class _Performance:
-    def __init__(self, problem: Problem, regions: Regions) -> None:
-        self.problem, self.end = problem, regions.end
+    """What is alive, and the schedule so far."""
+
+    def __init__(self, study: Study, regions: Regions) -> None:
+        self.study, self.end = study, regions.end
         self.alive = set(regions.held)
         self.schedule: list[int] = []
 
@@ -54,7 +50,7 @@ class _Performance:
 
     def reach(self, wanted: Sequence[int]) -> None:
         if self.schedule:
-            self.schedule.extend(missing_ops(self.problem, wanted, self.alive))
+            self.schedule.extend(missing_ops(self.study, wanted, self.alive))
         else:
             self.schedule.extend(range(self.end))
         self.alive.update(wanted)
@@ -62,10 +58,10 @@ class _Performance:
     def run(self, ops: Sequence[int]) -> None:
         here: set[int] = set()
         for op_id in ops:
-            inputs = self.problem.ops[op_id].inputs
-            missing = [] if self.alive.issuperset(inputs) else missing_ops(self.problem, inputs, self.alive)
+            inputs = self.study.reads[op_id]
+            missing = [] if self.alive.issuperset(inputs) else missing_ops(self.study, inputs, self.alive)
             for step in (*missing, op_id):
-                outputs = self.problem.ops[step].outputs
+                outputs = self.study.problem.ops[step].outputs
                 self.schedule.append(step)
                 if step < self.end:
                     here.update([v for v in outputs if v not in self.alive])

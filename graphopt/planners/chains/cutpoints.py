@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from graphopt.base.rounding import ceil_div
+from graphopt.planners.native.arrays import Bools, Floats, Ints
 from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import lifetimes
 
@@ -39,11 +39,11 @@ class Forward:
 
     end: int
     #: For each position the bytes that ops before it hand to forward ops at or after it.
-    crossing: npt.NDArray[np.int64]
+    crossing: Ints
     #: For each value the last forward op that reads it, or its producer; -1 outside the forward.
-    last_forward: npt.NDArray[np.int64]
+    last_forward: Ints
     #: For each value whether it is read after the forward (or is an output).
-    read_later: npt.NDArray[np.bool_]
+    read_later: Bools
 
 
 def forward_part(problem: Problem) -> Forward:
@@ -91,7 +91,7 @@ def border_values(problem: Problem, forward: Forward, positions: list[int]) -> s
     return set(np.flatnonzero(crosses).tolist())
 
 
-def _kept_weight(problem: Problem, forward: Forward) -> npt.NDArray[np.float64]:
+def _kept_weight(problem: Problem, forward: Forward) -> Floats:
     """For each forward op the bytes it makes that the backward reads."""
     weight = np.full(forward.end, 1e-9)
     for value, maker in enumerate(problem.producer):

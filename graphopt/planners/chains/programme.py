@@ -14,15 +14,14 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.planners.chains.region_options import Option
+from graphopt.planners.chains.region_options import RegionOption
 from graphopt.planners.chains.regions import Regions
+from graphopt.planners.native.arrays import Floats, Ints
 from graphopt.problem.problem import Problem
 
 #: Steps in which the dynamic programme counts memory.
 SLOTS = 300
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Number = TypeVar("Number", Floats, Ints)
 
 
@@ -36,7 +35,7 @@ class Chain:
 
     PAD = SLOTS + 1
 
-    def __init__(self, problem: Problem, regions: Regions, options: list[list[Option]], room: float) -> None:
+    def __init__(self, problem: Problem, regions: Regions, options: list[list[RegionOption]], room: float) -> None:
         self.regions, self.options = regions, options
         self.count = count = len(regions.parts)
         own = [sum(problem.ops[i].seconds for i in part.ops[: part.turn]) for part in regions.parts]

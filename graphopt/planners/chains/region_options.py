@@ -6,21 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-import numpy as np
-
 from graphopt.planners.chains.regions import Region, Regions
 from graphopt.planners.moves.evict import descend, reach
 from graphopt.planners.moves.fill import fill, fill_under
-from graphopt.planners.schedules.layout import Ints
-from graphopt.planners.schedules.spans import Spans
+from graphopt.planners.native.arrays import Ints
+from graphopt.planners.schedules.memory_profile import in_own_order, profile_of
+from graphopt.planners.study.study import Study
 from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import lifetimes
 
 #: Steps from keeping all to keeping nothing, and the ratio of the peaks of schedules that keep least.
 STEPS, RATIO = 8, 0.85
 
 
 @dataclass(frozen=True)
-class Option:
+class RegionOption:
     """One way to run a region. Values and steps are the region's own."""
 
     #: What is kept from the forward for the backward, and its bytes beside what the next region is handed anyway.
@@ -35,13 +35,13 @@ class Option:
     steps: tuple[int, ...]
 
 
-def options_of(regions: Regions) -> list[list[Option]]:
+def options_of(study: Study, regions: Regions) -> list[list[RegionOption]]:
     """The options of every region; those of one kind share theirs, at the median of their times."""
     members: dict[tuple[object, ...], list[Region]] = {}
     kinds = [part.kind for part in regions.parts]
     for kind, part in zip(kinds, regions.parts, strict=True):
         members.setdefault(kind, []).append(part)
-    solved = {kind: _solve(_at_median(parts)) for kind, parts in members.items()}
+    solved = {kind: _solve(study, _at_median(parts)) for kind, parts in members.items()}
     return [solved[kind] for kind in kinds]
 
 
@@ -51,12 +51,13 @@ def _at_median(parts: Sequence[Region]) -> Region:
     return replace(parts[0], local=replace(parts[0].local, ops=ops))
 
 
-def _solve(region: Region) -> list[Option]:
+def _solve(study: Study, region: Region) -> list[RegionOption]:
     """Keep ever less at the turn; then, from there, lower the peak of the backward."""
-    plain = range(len(region.local.ops))
-    whole = _option(region, plain)
+    alone = study.of(region.local)
+    plain = in_own_order(alone)
+    whole = _option(alone, region, plain.steps)
     # With the rest of the step so large, the highest step is the turn: only what is kept counts.
-    line = Spans(_with_rest(region, 4 * Spans(region.local, plain).peak_bytes), plain)
+    line = in_own_order(study.of(_with_rest(region, 4 * plain.peak_bytes)))
     least = line.peak_bytes - whole.kept_bytes
     found = [whole]
     for share in range(STEPS - 1, -1, -1):
@@ -66,10 +67,9 @@ def _solve(region: Region) -> list[Option]:
             if not reached:
                 break
             line = fill_under(reached[-1], max(target, reached[-1].peak_bytes))
-            found += [_option(region, step.op) for step in (*reached, line)]
-    found += [_option(region, p.steps) for p in fill(line.problem, line.point(""), "")]
-    lower = descend(region.local, line.op, "", RATIO)
-    found += [_option(region, p.steps) for p in lower]
+            found += [_option(alone, region, step.steps) for step in (*reached, line)]
+    found += [_option(alone, region, p.steps) for p in fill(line.study, line.point(""), "")]
+    found += [_option(alone, region, p.steps) for p in descend(alone, line.steps, "", RATIO)]
     return _undominated(found)
 
 
@@ -79,24 +79,27 @@ def _with_rest(region: Region, rest_bytes: int) -> Problem:
     return replace(region.local, ops=tuple(ops))
 
 
-def _option(region: Region, schedule: Sequence[int] | Ints) -> Option:
+def _option(alone: Study, region: Region, schedule: Ints) -> RegionOption:
     problem, turn = region.local, region.turn
-    spans = Spans(problem, schedule)
-    at = int(np.flatnonzero(spans.op == turn)[0])
-    alive = spans.cells.value[(spans.cells.step < at) & (spans.cells.last > at)]
-    kept = frozenset(alive[spans.layout.producer[alive] < turn].tolist())
-    return Option(
+    line, steps = profile_of(alone, schedule), schedule.tolist()
+    at = steps.index(turn)
+    kept = frozenset(
+        value
+        for value, first, last in lifetimes(problem, steps)
+        if first < at < last and problem.producer[value] < turn
+    )
+    return RegionOption(
         kept,
         sum(problem.values[v].bytes for v in kept.difference(problem.ops[turn].inputs)),
-        int(spans.memory[:at].max(initial=0)),
-        int(spans.memory[at + 1 :].max(initial=0)),
-        spans.seconds - problem.seconds,
-        tuple(spans.op[at + 1 :].tolist()),
+        int(line.live_bytes[:at].max(initial=0)),
+        int(line.live_bytes[at + 1 :].max(initial=0)),
+        line.seconds - problem.seconds,
+        tuple(steps[at + 1 :]),
     )
 
 
-def _undominated(options: Iterable[Option]) -> list[Option]:
-    best: list[Option] = []
+def _undominated(options: Iterable[RegionOption]) -> list[RegionOption]:
+    best: list[RegionOption] = []
     for new in sorted(options, key=lambda o: (o.seconds, o.kept_bytes, o.backward_bytes)):
         if not any(b.kept_bytes <= new.kept_bytes and b.backward_bytes <= new.backward_bytes for b in best):
             best.append(new)

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from graphopt.planners.chains.cutpoints import Forward, forward_part, narrow_cuts
-from graphopt.planners.schedules.replay import held_values
+from graphopt.planners.native.arrays import Ints
+from graphopt.planners.study.study import Study
 from graphopt.problem.problem import Op, Problem, Value
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,9 @@ class Regions:
     entry_base: Ints
 
 
-def regions_of(problem: Problem, most: int) -> Regions | None:
+def regions_of(study: Study, most: int) -> Regions | None:
     """At most `most` + 1 regions; None where the forward has no place to cut."""
+    problem, held = study.problem, study.held
     forward = forward_part(problem)
     if not 0 < forward.end < len(problem.ops):
         return None
@@ -70,7 +69,6 @@ def regions_of(problem: Problem, most: int) -> Regions | None:
         (range(a, b), again)
         for (a, b), again in zip(pairwise(edges), _backwards(problem, forward, positions), strict=True)
     ]
-    held = frozenset(held_values(problem))
     place = [0] * len(problem.ops)
     for number, (first, second) in enumerate(ranges):
         for op_id in (*first, *second):

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, wraps
-from typing import TypeVar
-
-import numpy as np
-import numpy.typing as npt
 
 from graphopt.base.errors import InfeasibleError
-from graphopt.problem.problem import Problem
+from graphopt.planners.native.arrays import Ints
 from graphopt.problem.schedule import Schedule
 
 #: A faster point has to be faster by more than rounding, or the curve would not be monotone under `simulate`.
 LEAST_GAIN = 1e-9
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +26,18 @@ class CurvePoint:
     peak_bytes: int
     seconds: float
     planner: str
-    base: npt.NDArray[np.int64]
-    gone_at: npt.NDArray[np.int64] | None = None
+    base: Ints
+    gone_at: Ints | None = None
     move: int = 0
 
     @property
-    def steps(self) -> npt.NDArray[np.int64]:
+    def steps(self) -> Ints:
         """Op ids in the order in which they run."""
         return self.base if self.gone_at is None else self.base[self.gone_at > self.move]
 
-    @cached_property
+    @property
     def schedule(self) -> Schedule:
-        """The same as a tuple."""
+        """The same as a tuple, made each time that it is asked for."""
         return tuple(self.steps.tolist())
 
 
@@ -63,7 +56,7 @@ def pareto(points: Iterable[CurvePoint]) -> Curve:
 
 
 def at_most(curve: Curve, most_bytes: float) -> CurvePoint:
-    """The fastest point of a curve at so many bytes, of which there must be one."""
+    """The fastest point of a curve in `most_bytes`; there must be one."""
     return curve[bisect_right(curve, most_bytes, key=lambda p: p.peak_bytes) - 1]
 
 
@@ -89,17 +82,3 @@ def pick(curve: Curve, budget_bytes: int) -> Schedule:
     if not fitting:
         raise InfeasibleError(budget_bytes, curve[0].peak_bytes)
     return fitting[-1].schedule
-
-
-def once_per_problem(build: Callable[[Problem], Made]) -> Callable[[Problem], Made]:
-    """Keep with a problem what does not depend on any budget, such as its curve."""
-    key = f"{build.__module__}.{build.__qualname__}"
-
-    @wraps(build)
-    def cached(problem: Problem) -> Made:
-        kept: dict[str, Made] = problem.__dict__
-        if key not in kept:
-            kept[key] = build(problem)
-        return kept[key]
-
-    return cached

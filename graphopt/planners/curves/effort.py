@@ -46,7 +46,7 @@ class Effort:
     #: Ratios of one target to the one above it on the way down from there.
     bottom: tuple[float, ...]
     #: How many of a curve's drops are tried hard to be had for less.
-    crumbs: int
+    drops: int
     #: Passes over the curve at which points are lowered to budgets.
     passes: tuple[Pass, ...] = ()
     #: Budgets for which cuts and local moves are made.
@@ -71,7 +71,7 @@ _TINY = Effort(
     lowest=3,
     hoists=5,
     bottom=(0.95, 0.9),
-    crumbs=16,
+    drops=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
     retouches=30,
     both=True,
@@ -91,12 +91,12 @@ _SMALL = Effort(
     lowest=3,
     hoists=5,
     bottom=(0.95, 0.9),
-    crumbs=16,
+    drops=16,
     passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
     retouches=10,
     least_drop=5e-4,
 )
-_MEDIUM = replace(_SMALL, bottom=(0.95,), crumbs=8, retouches=1)
+_MEDIUM = replace(_SMALL, bottom=(0.95,), drops=8, retouches=1)
 _LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0)
 _HUGE = replace(
     _LARGE,
@@ -125,7 +125,7 @@ _VAST = replace(
     read_outs=10,
     lowest=0,
     hoists=0,
-    crumbs=0,
+    drops=0,
     passes=(),
     least_drop=math.inf,
 )

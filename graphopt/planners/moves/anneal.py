@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from graphopt.planners.mincut import cutter_at
-from graphopt.planners.moves.anneal_moves import Search
 from graphopt.planners.moves.cut_prices import schedules_under
-from graphopt.planners.native import native_for
+from graphopt.planners.moves.cuts import cutter_at
+from graphopt.planners.native.anneal_round import AnnealRound
 from graphopt.planners.orders.lower_order import in_lower_order, reordered
-from graphopt.planners.schedules.spans import Spans
+from graphopt.planners.schedules.memory_profile import in_own_order
+from graphopt.planners.study.study import Study, study_of
 from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import Schedule, simulate
 
@@ -31,8 +31,6 @@ PATIENCE = 4.0
 CUTS, MOVES_PER_CUT, RATES = 12, 25, (3.0, 12.0)
 #: Moves of a search of two short rounds.
 BRIEF = 1800
-#: First and last temperature, in what one recomputation of the start takes.
-HOT, COLD = 0.5, 0.01
 #: A schedule is better if it is faster by more than rounding.
 LEAST_GAIN = 1e-9
 
@@ -49,41 +47,44 @@ class _Best:
             self.schedule, self.seconds = schedule, seconds
 
 
-def improve(problem: Problem, schedule: Schedule, budget_bytes: int, seconds: float, seed: int = 0) -> Schedule:
+def improve(problem: Problem | Study, schedule: Schedule, budget_bytes: int, seconds: float, seed: int = 0) -> Schedule:
     """A schedule inside `budget_bytes` that is at least as fast as `schedule`, which must fit.
 
     `seconds` are turned into a number of moves by a fixed rate, so that the same call gives the same
     schedule; only where the clock says that it takes several times as long does it end early.
     """
-    moves = int(seconds * MOVES_PER_SECOND / (1 + len(problem.ops) / OPS_HALVE))
-    return improve_by(problem, schedule, budget_bytes, moves, seed, time.monotonic() + PATIENCE * seconds)
+    study = study_of(problem)
+    moves = int(seconds * MOVES_PER_SECOND / (1 + len(study.problem.ops) / OPS_HALVE))
+    return improve_by(study, schedule, budget_bytes, moves, seed, time.monotonic() + PATIENCE * seconds)
 
 
-def improve_briefly(problem: Problem, schedule: Schedule, budget_bytes: int) -> Schedule:
+def improve_briefly(study: Study, schedule: Schedule, budget_bytes: int) -> Schedule:
     """The same, by two short rounds."""
-    return improve_by(problem, schedule, budget_bytes, BRIEF)
+    return improve_by(study, schedule, budget_bytes, BRIEF)
 
 
 def improve_by(
-    problem: Problem,
-    schedule: Schedule,
-    budget_bytes: int,
-    moves: int,
-    seed: int = 0,
-    end: float = math.inf,
+    study: Study, schedule: Schedule, budget_bytes: int, moves: int, seed: int = 0, end: float = math.inf
 ) -> Schedule:
     """The same, by a number of moves, until `end` on the monotonic clock."""
+    problem = study.problem
     order = tuple(dict.fromkeys(schedule))
     if order != tuple(range(len(problem.ops))):
         # Cuts are made in the order in which the ops first run here.
         place = {op_id: at for at, op_id in enumerate(order)}
-        there = in_lower_order(problem)
-        if order != reordered(problem):
-            there = replace(problem, ops=tuple(problem.ops[op_id] for op_id in order))
-        found = improve_by(there, tuple(place[op_id] for op_id in schedule), budget_bytes, moves, seed, end)
+        there = in_lower_order(study)
+        if order != reordered(study):
+            there = study.of(replace(problem, ops=tuple(problem.ops[op_id] for op_id in order)))
+        found = _improved(there, tuple(place[op_id] for op_id in schedule), budget_bytes, moves, seed, end)
         return tuple(order[op_id] for op_id in found)
+    return _improved(study, schedule, budget_bytes, moves, seed, end)
+
+
+def _improved(study: Study, schedule: Schedule, budget_bytes: int, moves: int, seed: int, end: float) -> Schedule:
+    """The same, where first runs stand in the problem's own order."""
+    problem = study.problem
     best = _Best(tuple(schedule), simulate(problem, schedule).seconds)
-    alive = Spans(problem, range(len(problem.ops))).memory
+    alive = in_own_order(study).live_bytes
     over = np.flatnonzero(alive > budget_bytes).tolist()
     if not over:
         best.offer(tuple(range(len(problem.ops))), problem.seconds)
@@ -93,46 +94,18 @@ def improve_by(
     length = min(FIRST_ROUND, max(1, moves - CUTS * MOVES_PER_CUT))
     split, rate, turn = int(alive.argmax()), RATES[1] / 2, 0
     while moves > 0 and time.monotonic() < end:
-        cut = min(schedules_under(cutter_at(problem, split), budget_bytes, CUTS, rate), default=None)
+        cut = min(schedules_under(cutter_at(study, split), budget_bytes, CUTS, rate), default=None)
         if cut is not None:
             best.offer(cut[1], cut[0])
-        start = cut[1] if turn % 2 and cut is not None else best.schedule
+        begin = np.array(cut[1] if turn % 2 and cut is not None else best.schedule, dtype=np.int64)
         moves -= CUTS * MOVES_PER_CUT
-        _anneal(problem, start, budget_bytes, rng, best, length, min(moves, length), end)
+        number, left = rng.getrandbits(62), end - time.monotonic()
+        what = AnnealRound(budget_bytes, number, length, min(moves, length), best.seconds, left)
+        faster = study.loops.anneal(begin, what)
+        if faster is not None:
+            best.offer(tuple(faster[0].tolist()), faster[1])
         moves -= length
         split, rate = rng.choice(over), RATES[0] * (RATES[1] / RATES[0]) ** rng.random()
         length, turn = 2 * length, turn + 1
     assert simulate(problem, best.schedule).peak_bytes <= budget_bytes
     return best.schedule
-
-
-def _anneal(
-    problem: Problem,
-    start: Schedule,
-    budget_bytes: int,
-    rng: random.Random,
-    best: _Best,
-    length: int,
-    moves: int,
-    end: float,
-) -> None:
-    """The first `moves` moves of a round of `length`."""
-    native = native_for(problem)
-    if native is not None:
-        begin = np.array(start, dtype=np.int64)
-        left = end - time.monotonic()
-        found = native.anneal(begin, budget_bytes, rng, length, moves, best.seconds, left)
-        if found is not None:
-            best.offer(tuple(found[0].tolist()), found[1])
-        return
-    search = Search(problem, start, budget_bytes, rng)
-    if not search.again:
-        return
-    extra = search.track.seconds - search.problem.seconds
-    hot = HOT * extra / len(search.again)
-    for move in range(moves):
-        temperature = hot * (COLD / HOT) ** (move / length)
-        if search.try_move(temperature):
-            best.offer(tuple(search.track.schedule), search.track.seconds)
-        if not search.again or (move % 64 == 0 and time.monotonic() > end):
-            return

@@ -9,42 +9,41 @@ from __future__ import annotations
 from graphopt.planners.curves.curve import Curve, at_most, pareto, with_points
 from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.moves.evict import reach
-from graphopt.planners.moves.fill import fill_under
-from graphopt.planners.schedules.spans import Spans
-from graphopt.planners.search import fill_points
-from graphopt.problem.problem import Problem
+from graphopt.planners.moves.fill import fill_points, fill_under
+from graphopt.planners.schedules.memory_profile import profile_of
+from graphopt.planners.study.study import Study
 
-#: So many budgets in a row at which less than this share of a step was gained.
+#: Budgets in a row at which less than this share of a step was gained, after which only every other one is tried.
 QUIET, LEAST_GAIN = 3, 1e-4
 
 
-def refined(problem: Problem, known: Curve) -> Curve:
+def refined(study: Study, known: Curve) -> Curve:
     """The curve, at least as good everywhere."""
-    curve, effort = known, effort_for(problem)
+    curve, effort = known, effort_for(study.problem)
     for sweep in effort.passes:
-        budget, in_vain = curve[-1].peak_bytes * sweep.first, 0
+        budget, fruitless = curve[-1].peak_bytes * sweep.first, 0
         while budget > curve[0].peak_bytes:
             # Where nothing was gained for a while every other budget will do.
-            if effort.patient or in_vain < QUIET or in_vain % 2:
-                before, curve = curve, _lowered(problem, curve, int(budget), budget * sweep.above)
+            if effort.patient or fruitless < QUIET or fruitless % 2:
+                before, curve = curve, _lowered(study, curve, int(budget), budget * sweep.above)
                 gained = _seconds(before, int(budget)) - _seconds(curve, int(budget))
-                in_vain = 0 if gained > LEAST_GAIN * problem.seconds else in_vain + 1
+                fruitless = 0 if gained > LEAST_GAIN * study.problem.seconds else fruitless + 1
             else:
-                in_vain += 1
+                fruitless += 1
             budget *= sweep.ratio
-    return known if curve is known else pareto([*curve, *fill_points(problem, curve, known)])
+    return known if curve is known else pareto([*curve, *fill_points(study, curve, known)])
 
 
 def _seconds(curve: Curve, budget_bytes: int) -> float:
     return at_most(curve, budget_bytes).seconds
 
 
-def _lowered(problem: Problem, curve: Curve, budget_bytes: int, most_bytes: float) -> Curve:
+def _lowered(study: Study, curve: Curve, budget_bytes: int, most_bytes: float) -> Curve:
     """With the best schedule of at most `most_bytes` lowered to the budget, and more kept again there."""
     start = at_most(curve, most_bytes)
     if start.peak_bytes <= budget_bytes:
         return curve
-    found = reach(Spans(problem, start.steps), budget_bytes)
+    found = reach(profile_of(study, start.steps), budget_bytes)
     if found and found[-1].peak_bytes <= budget_bytes:
         found.append(fill_under(found[-1], budget_bytes))
     return with_points(curve, (step.point(start.planner) for step in found))

@@ -12,29 +12,29 @@ from itertools import pairwise
 from graphopt.planners.curves.curve import Curve, CurvePoint, with_points
 from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.moves.anneal import improve_briefly
-from graphopt.planners.schedules.spans import point
-from graphopt.problem.problem import Problem
+from graphopt.planners.schedules.memory_profile import point
+from graphopt.planners.study.study import Study
 
 #: Steps of a staircase count as wider than they are by this much (logarithm of bytes), or no narrow one is looked at.
 WIDER = 0.1
 #: Budgets that are tried lie this share of their bytes apart.
 APART = 0.005
-#: After so many budgets in a row for which nothing better was found there is nothing to find.
-IN_VAIN = 3
+#: Budgets in a row for which nothing better was found, after which the search ends.
+MOST_FRUITLESS = 3
 
 
-def retouched(problem: Problem, known: Curve) -> Curve:
+def retouched(study: Study, known: Curve) -> Curve:
     """The curve, at least as good everywhere: better at its lowest point, then where its steps are largest."""
-    curve, tried, in_vain = known, list[int](), 0
-    for turn in range(effort_for(problem).retouches):
+    curve, tried, fruitless = known, list[int](), 0
+    for turn in range(effort_for(study.problem).retouches):
         steps = _steps(curve, tried) if turn else iter([(0.0, curve[0].peak_bytes, curve[0])])
         _, budget, start = min(steps, key=lambda step: step[:2], default=(0.0, 0, None))
-        if start is None or in_vain == IN_VAIN:
+        if start is None or fruitless == MOST_FRUITLESS:
             break
         tried.append(budget)
-        found = point(problem, improve_briefly(problem, start.schedule, budget), start.planner)
+        found = point(study, improve_briefly(study, start.schedule, budget), start.planner)
         before, curve = curve, with_points(curve, [found])
-        in_vain = in_vain + 1 if curve is before else 0
+        fruitless = fruitless + 1 if curve is before else 0
     return curve
 
 

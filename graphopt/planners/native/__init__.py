@@ -1,9 +1,5 @@
-"""The planners' inner loops as machine code, compiled once where there is a compiler; the same schedules either way.
+"""The planners' inner loops: as C++, and as the short Python that defines what they do.
 
-Each stands beside its Python, which is what it is checked against, and what runs where it cannot be compiled.
+`loops.py` says what they are, and picks: the C++ (`compiled.py`, `cpp/`) where there is a compiler, the
+definitions (`plain*.py`) elsewhere. Both keep the same promises; they need not find the same schedules.
 """
-
-from graphopt.planners.native.build import without_native
-from graphopt.planners.native.calls import Native, native_for
-
-__all__ = ["Native", "native_for", "without_native"]

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, chain
 
 import numpy as np
 
-from graphopt.planners.schedules.replay import held_values, pinned_values
 from graphopt.problem.problem import Problem
 
 #: Fields of cpp/problem.h behind the seconds: one row of whole numbers each.
 _ROWS = (
-    *("workspace", "all_inputs", "recomputable", "repeatable"),
-    *("size", "producer", "slot", "free", "fixed", "pinned", "output"),
+    *("workspace", "all_inputs", "recomputable", "repeatable", "keeps_turn"),
+    *("size", "producer", "slot", "free", "output"),
     *("inputs_at", "inputs", "made_at", "made", "readers_at", "readers"),
 )
 
 
 class _Struct(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("ops", "values", "outputs")),
+        *((name, ctypes.c_int64) for name in ("ops", "values", "outputs", "first_backward")),
         ("total_seconds", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("seconds", *_ROWS)),
     ]
@@ -30,9 +29,9 @@ class _Struct(ctypes.Structure):
 class Tables:
     """The rows of one problem, which live as long as this does, and the address of the struct that names them."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, held: frozenset[int]) -> None:
         ops, sizes, producer = problem.ops, [value.bytes for value in problem.values], problem.producer
-        rows = _rows(problem, sizes)
+        rows = _rows(problem, held, sizes)
         self._seconds = np.array([op.seconds for op in ops], dtype=np.float64)
         # One array for all rows: a problem of some ops is made in a tenth of a millisecond.
         self._numbers = np.array(list(chain.from_iterable(rows[name] for name in _ROWS)), dtype=np.int64)
@@ -40,14 +39,14 @@ class Tables:
         first = self._numbers.ctypes.data
         addresses = [first + 8 * start for start, _ in zip(starts, _ROWS, strict=False)]
         outputs = sum(producer[v] >= 0 for v in problem.outputs)
-        self._struct = _Struct(len(ops), len(sizes), outputs, problem.seconds, self._seconds.ctypes.data, *addresses)
+        counts = (len(ops), len(sizes), outputs, problem.first_backward)
+        self._struct = _Struct(*counts, problem.seconds, self._seconds.ctypes.data, *addresses)
         self.address = ctypes.addressof(self._struct)
 
 
-def _rows(problem: Problem, sizes: list[int]) -> dict[str, Sequence[int]]:
+def _rows(problem: Problem, held: frozenset[int], sizes: list[int]) -> dict[str, Sequence[int]]:
     """Every row; resident values are left out of what is read."""
     ops, producer = problem.ops, problem.producer
-    held, pinned = held_values(problem), pinned_values(problem)
     slot = [0] * len(sizes)
     for op in ops:
         for place, value in enumerate(op.outputs):
@@ -57,12 +56,11 @@ def _rows(problem: Problem, sizes: list[int]) -> dict[str, Sequence[int]]:
         "all_inputs": [len(op.inputs) for op in ops],
         "recomputable": [op.recomputable for op in ops],
         "repeatable": [op.recomputable and held.isdisjoint(op.outputs) for op in ops],
+        "keeps_turn": [op.pinned or not op.recomputable for op in ops],
         "size": sizes,
         "producer": producer,
         "slot": slot,
         "free": [size > 0 and value not in held for value, size in enumerate(sizes)],
-        "fixed": _marked(len(sizes), held.union(problem.outputs)),
-        "pinned": _marked(len(sizes), pinned),
         "output": [v for v in problem.outputs if producer[v] >= 0],
     }
     read = [[v for v in op.inputs if producer[v] >= 0] for op in ops]
@@ -70,10 +68,3 @@ def _rows(problem: Problem, sizes: list[int]) -> dict[str, Sequence[int]]:
         rows[f"{name}_at"] = list(accumulate(map(len, packed), initial=0))
         rows[name] = list(chain.from_iterable(packed))
     return rows
-
-
-def _marked(count: int, numbers: Iterable[int]) -> list[int]:
-    flags = [0] * count
-    for number in numbers:
-        flags[number] = 1
-    return flags

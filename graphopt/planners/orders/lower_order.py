@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from graphopt.planners.curves.curve import Curve, once_per_problem
-from graphopt.planners.orders.moves import Ordering, able_to_pass, settle
-from graphopt.problem.problem import Problem
+from graphopt.planners.curves.curve import Curve
+from graphopt.planners.native.arrays import Ints
+from graphopt.planners.orders.unrelated import able_to_pass
+from graphopt.planners.study.study import Study, once_per_study
 
 #: An order is another one only if it lowers the peak by this share.
 LEAST_GAIN = 0.005
@@ -18,48 +19,60 @@ MOST_OPS = 20_000
 PEAKS, PASSES = 8, 4
 
 
-@once_per_problem
-def _orders(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+@once_per_study
+def _orders(study: Study) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """An order of a lower peak, be it by a byte, and one of a clearly lower peak; the own one where none was found."""
-    own = tuple(range(len(problem.ops)))
-    if len(problem.ops) > MOST_OPS:
+    order = np.arange(len(study.problem.ops))
+    own: tuple[int, ...] = tuple(order.tolist())
+    if len(own) > MOST_OPS:
         return own, own
-    ordering = Ordering(problem)
-    first, at = ordering.highest()
+    first, at = highest = _highest(study, order)
     seen: set[int] = set()
     # Where nothing could pass the highest steps there is no need to look at all the other ops.
     while at not in seen and len(seen) < PEAKS:
         seen.add(at)
-        settle(ordering, able_to_pass(ordering, at), 1)
-        at = ordering.highest()[1]
-    lower = tuple(ordering.order) if ordering.highest()[0] < first else own
-    if ordering.highest()[0] > (1 - LEAST_GAIN) * first:
+        order = study.loops.reorder(order, np.array(able_to_pass(study, order, at), dtype=np.int64), 1)
+        highest = _highest(study, order)
+        at = highest[1]
+    lower = tuple(order.tolist()) if highest[0] < first else own
+    if highest[0] > (1 - LEAST_GAIN) * first:
         return lower, own
-    settle(ordering, range(len(problem.ops)), PASSES)
-    return lower, tuple(ordering.order)
+    return lower, tuple(study.loops.reorder(order, np.arange(len(own)), PASSES).tolist())
 
 
-def slightly_lower(problem: Problem) -> tuple[int, ...]:
+def _highest(study: Study, order: Ints) -> tuple[int, int]:
+    """The most bytes that are alive in an order, and the first op that runs then."""
+    live_bytes, peak_bytes, _ = study.loops.profile(order)
+    return peak_bytes, int(order[live_bytes.argmax()])
+
+
+def slightly_lower(study: Study) -> tuple[int, ...]:
     """Op ids in an order of which the peak is lower, be it by a byte: good for one schedule, not for a whole curve."""
-    return _orders(problem)[0]
+    return _orders(study)[0]
 
 
-def reordered(problem: Problem) -> tuple[int, ...]:
+def reordered(study: Study) -> tuple[int, ...]:
     """Op ids in an order of which the peak is clearly lower; the problem's own order where none was found.
 
     Ops that are pinned, or cannot be recomputed, keep their order among themselves; forward ops stay
     before the first backward op, the others behind it.
     """
-    return _orders(problem)[1]
+    return _orders(study)[1]
 
 
-@once_per_problem
-def in_lower_order(problem: Problem) -> Problem:
-    """The problem with its ops in the other order: its op `i` is the problem's op `reordered(problem)[i]`."""
-    return replace(problem, ops=tuple(problem.ops[op_id] for op_id in reordered(problem)))
+@once_per_study
+def in_lower_order(study: Study) -> Study:
+    """Of the problem with its ops in the other order: its op `i` is the problem's op `reordered(study)[i]`.
+
+    The study itself where there is no other order.
+    """
+    order, ops = reordered(study), study.problem.ops
+    if order == tuple(range(len(ops))):
+        return study
+    return study.of(replace(study.problem, ops=tuple(ops[op_id] for op_id in order)))
 
 
-def in_own_ids(problem: Problem, curve: Curve) -> Curve:
-    """Points of a curve of `in_lower_order(problem)` as schedules of the problem itself."""
-    ids = np.array(reordered(problem), dtype=np.int64)
+def in_own_ids(study: Study, curve: Curve) -> Curve:
+    """Points of a curve of `in_lower_order(study)` as schedules of the problem itself."""
+    ids = np.array(reordered(study), dtype=np.int64)
     return tuple(replace(point, base=ids[point.base], planner="reorder") for point in curve)

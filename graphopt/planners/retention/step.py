@@ -22,7 +22,7 @@ def add_step(model: RetentionModel, step: int, wanted: Iterable[int]) -> None:
         cut.want(value, None)
     cut.close()
     kept = sum(problem.values[v].bytes * literal for v, literal in cut.kept.items())
-    model.model.add(kept <= model.window.budget_bytes - taken)
+    model.model.add(kept <= model.budget_bytes - taken)
 
 
 class _StepCut:
@@ -54,7 +54,7 @@ class _StepCut:
         model = self.model.model
         self.kept[value] = kept = model.new_bool_var("")
         maker = self.model.problem.producer[value]
-        runs = [run for run in self.model.runs.get(maker, ()) if run.present is not None]
+        runs = [run for run in self.model.runs[maker] if run.present is not None]
         if maker not in self.later:
             self.later[maker] = [self._is_later(run) for run in runs]
             self.open.extend((maker, literal) for literal in self.later[maker])

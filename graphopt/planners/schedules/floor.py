@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from graphopt.planners.curves.curve import once_per_problem
-from graphopt.planners.schedules.replay import held_values
-from graphopt.problem.problem import Problem
+from graphopt.planners.study.study import Study, once_per_study
 
 
-@once_per_problem
-def practical_floor(problem: Problem) -> int:
+@once_per_study
+def practical_floor(study: Study) -> int:
     """Bytes below which it is not worth looking.
 
     While an op first runs there are its own values, and of those made before it the outputs of a
     training step and what cannot be made again and is still to be read.
     """
+    problem, fixed = study.problem, study.held
     ops, size = problem.ops, problem.values
     stuck_until = [-1] * len(size)
     for op in ops:
         for value in op.outputs:
             if not op.recomputable:
                 stuck_until[value] = max(problem.readers[value], default=-1)
-    fixed = held_values(problem)
     for value in problem.outputs:
         if value in fixed:
             stuck_until[value] = len(ops)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from graphopt.planners import pareto_curve
 from graphopt.planners.auto import in_order_curve
 from graphopt.planners.bounds.lower_bound import Order, lower_bound_seconds
+from graphopt.planners.study.study import Study
 from graphopt.problem.problem import Op, Problem, Value, check_problem
 from graphopt.problem.schedule import Schedule, simulate
 from tests.support.problems import problems, random_problem, random_schedule
@@ -71,8 +72,9 @@ def test_never_above_the_best_of_all_schedules(seed: int) -> None:
 def test_never_above_what_planners_find(problem: Problem, seed: int) -> None:
     result = simulate(problem, random_schedule(problem, seed))
     assert lower_bound_seconds(problem, result.peak_bytes, "fixed") <= result.seconds
-    for found in in_order_curve(problem):
-        assert problem.seconds <= lower_bound_seconds(problem, found.peak_bytes, "fixed") <= found.seconds
+    study = Study(problem)
+    for found in in_order_curve(study):
+        assert problem.seconds <= lower_bound_seconds(study, found.peak_bytes, "fixed") <= found.seconds
     other, order = reordered(problem, seed)
     for found in pareto_curve(other):
         peak = simulate(problem, [order[i] for i in found.schedule]).peak_bytes
@@ -83,9 +85,10 @@ def test_it_is_often_reached() -> None:
     reached = total = 0
     for seed in range(60):
         problem = random_problem(seed, 12, training=True)
-        for found in in_order_curve(problem):
+        study = Study(problem)
+        for found in in_order_curve(study):
             total += 1
-            reached += found.seconds <= lower_bound_seconds(problem, found.peak_bytes, "fixed") * (1 + 1e-6)
+            reached += found.seconds <= lower_bound_seconds(study, found.peak_bytes, "fixed") * (1 + 1e-6)
     assert reached >= 0.5 * total
 
 

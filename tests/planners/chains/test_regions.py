@@ -12,6 +12,7 @@ from graphopt.planners.chains.programme import Chain
 from graphopt.planners.chains.region_options import options_of
 from graphopt.planners.chains.regions import Regions, regions_of
 from graphopt.planners.sqrt_n import sqrt_n_curve
+from graphopt.planners.study.study import Study
 from graphopt.problem.problem import Op, Problem, Value, check_problem
 from graphopt.problem.schedule import simulate
 from tests.support.problems import assert_good, problems
@@ -51,7 +52,7 @@ def blocks(count: int, *, skip: bool = False, jitter: float = 0.0) -> Problem:
 
 
 def regions(problem: Problem) -> Regions:
-    found = regions_of(problem, 40)
+    found = regions_of(Study(problem), 40)
     assert found is not None
     return found
 
@@ -75,16 +76,17 @@ def test_a_skip_crosses_every_border_up_to_its_last_reader() -> None:
     (skip,) = next(op.outputs for op in problem.ops if op.name == "end0")
     holding = [skip in border for border in regions(problem).border]
     assert sum(holding) >= 7
-    assert_good(problem, chain_curve(problem)[0].schedule, chain_curve(problem)[0].peak_bytes)
+    lowest = chain_curve(Study(problem))[0]
+    assert_good(problem, lowest.schedule, lowest.peak_bytes)
 
 
 def test_options_keep_a_part_of_a_block() -> None:
     """Of two wide values one is cheap to have again: it goes first, and the dear one stays."""
     problem = blocks(8)
-    kept = {option.kept_bytes for option in options_of(regions(problem))[4]}
+    kept = {option.kept_bytes for option in options_of(Study(problem), regions(problem))[4]}
     assert any(100 <= size < 200 for size in kept)
     peak = simulate(problem, range(len(problem.ops))).peak_bytes
-    less = [p for p in chain_curve(problem) if p.peak_bytes <= 0.7 * peak][-1]
+    less = [p for p in chain_curve(Study(problem)) if p.peak_bytes <= 0.7 * peak][-1]
     # All or nothing would take three whole blocks again, of twelve seconds each.
     assert less.seconds - problem.seconds < 2 * 12
 
@@ -93,7 +95,7 @@ def test_options_keep_a_part_of_a_block() -> None:
 def test_the_choices_of_the_programme_take_the_seconds_that_it_says(room: float) -> None:
     problem = blocks(7, skip=True)
     found = regions(problem)
-    chain = Chain(problem, found, options_of(found), room)
+    chain = Chain(problem, found, options_of(Study(problem), found), room)
 
     def seconds(i: int, j: int, slots: int) -> float:
         if slots < 0:
@@ -117,16 +119,17 @@ def test_the_choices_of_the_programme_take_the_seconds_that_it_says(room: float)
 @pytest.mark.parametrize("count", [6, 24])
 def test_the_chain_is_no_worse_than_segments_at_their_lowest(count: int) -> None:
     problem = blocks(count)
-    assert chain_curve(problem)[0].peak_bytes <= sqrt_n_curve(problem)[0].peak_bytes
+    assert chain_curve(Study(problem))[0].peak_bytes <= sqrt_n_curve(Study(problem))[0].peak_bytes
 
 
 @settings(max_examples=60, deadline=None)
 @given(problem=problems, most=st.integers(1, 8))
 def test_regions_of_any_problem_are_problems(problem: Problem, most: int) -> None:
-    found = regions_of(problem, most)
+    study = Study(problem)
+    found = regions_of(study, most)
     if found is not None:
         ops = [op_id for part in found.parts for op_id in part.ops if op_id >= 0]
         assert sorted(ops) == list(range(len(problem.ops)))
-        for part, options in zip(found.parts, options_of(found), strict=True):
+        for part, options in zip(found.parts, options_of(study, found), strict=True):
             check_problem(part.local)
             assert options[0].seconds == pytest.approx(0.0)

@@ -1,4 +1,6 @@
-// graphopt/planners/evict.py: values freed between two reads and computed again, the cheapest first.
+// Values freed between two reads and computed again, the cheapest first; ../plain_lower.py says what it is. Pricing is
+// what takes time, so an eviction is priced only as far as its turn has come: until then the seconds of those ops that it
+// is known to need stand for its price.
 #include <algorithm>
 #include <queue>
 
@@ -8,7 +10,9 @@
 
 namespace {
 
+// Share of a value's bytes that keeping one of its op's inputs for it may take.
 constexpr double SMALL_INPUT = 0.25;
+// Inputs that are looked at in search of one round's evictions: so many an op, and some more.
 constexpr i64 WORK = 12, LEAST_WORK = 2000;
 
 // A stretch in which a value could be freed, and what covers it.
@@ -210,7 +214,7 @@ bool Evictor::lower(i64 moves, Ints &schedule) {
         const double allowed = std::max(4 * bound, heap.empty() ? INFINITE : heap.top().first) * gap.most;
         if (!price(number, allowed)) continue;
         const double gain = quote.stack.empty()
-            ? static_cast<double>(static_cast<__int128>(std::min(quote.net_bytes, excess)) * gap.covered)
+            ? static_cast<double>(std::min(quote.net_bytes, excess)) * static_cast<double>(gap.covered)
             : gap.most;
         heap.emplace(quote.seconds / gain, number);
     }

@@ -1,10 +1,11 @@
-// graphopt/planners/fill.py: keep, one by one, what saves most seconds per byte.
+// Keep, one by one, what saves most seconds per byte; PlainLoops.fill in ../plain.py says what it is.
 #include <algorithm>
 
 #include "timeline.h"
 
 namespace {
 
+// A trajectory whose overhead is this many times that of a known curve, and this share of a step more, ends.
 constexpr double FAR_ABOVE = 1.5, FAR_ABOVE_STEP = 0.01;
 
 // Peaks, and seconds, of a curve that is known.

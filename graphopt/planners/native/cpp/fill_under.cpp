@@ -1,4 +1,4 @@
-// graphopt/planners/fill.py: recomputations that can go while the peak stays under a level.
+// Recomputations that can go while the peak stays under a level; PlainLoops.fill_under in ../plain.py says what it is.
 #include <algorithm>
 
 #include "profile.h"

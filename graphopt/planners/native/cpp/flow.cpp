@@ -1,4 +1,4 @@
-// graphopt/planners/mincut_flow.py: maximum flow on a network whose capacities change (Dinic, 1970).
+// Maximum flow on a network whose capacities change (Dinic, 1970), as in ../plain_flow.py.
 #include <algorithm>
 #include <cstring>
 

@@ -29,13 +29,14 @@ struct Row {
 inline Row row(const Rows &rows, i64 number) { return {rows.begin(number), rows.end(number)}; }
 
 struct Problem {
-    i64 ops, values, outputs;
+    i64 ops, values, outputs, first_backward;
     double total_seconds;
     const double *seconds;                   // by op
     const i64 *workspace, *all_inputs;       // by op; the number of inputs, resident ones too
     const i64 *recomputable, *repeatable;    // by op; `repeatable`: and no output is held
+    const i64 *keeps_turn;                   // by op: pinned, or not recomputable
     const i64 *size, *producer, *slot;       // by value; the place among its op's outputs
-    const i64 *free, *fixed, *pinned;        // by value
+    const i64 *free;                         // by value: has bytes, and is not held
     const i64 *output;                       // values that are there at the end
     Rows inputs, made, readers;
 };

@@ -1,11 +1,13 @@
-// graphopt/planners/reorder_moves.py: ops moved one by one to where less is alive.
+// Ops moved one by one to where less is alive, as in ../plain_order.py.
 #include <algorithm>
 #include <cmath>
 
-#include "problem.h"
+#include "result.h"
 
 namespace {
 
+// What a step costs is its share of the peak to this power; how far an op is moved at once; a move has to gain this much,
+// where the highest step of the problem's own order costs 1.
 constexpr double POWER = 6.0;
 constexpr i64 FARTHEST = 200;
 constexpr double LEAST_GAIN = 1e-6;
@@ -17,36 +19,59 @@ struct Place {
     bool operator<(const Place &other) const { return gain != other.gain ? gain < other.gain : at < other.at; }
 };
 
-// A permutation of the ops and what is alive before each; the arrays are the caller's.
-struct Ordering {
-    const Problem &problem;
-    const std::int8_t *half;
-    const std::uint8_t *pinned;
-    const i64 *made, *own, *unread;
-    i64 peak;
-    i64 *order, *where, *freed, *before;
-    std::vector<char> kept, mark, passed;
+// A permutation of the ops and what is alive before each.
+class Ordering {
+  public:
+    Ordering(const Problem &problem, const i64 *order);
 
-    bool may_pass(i64 first, i64 second) const;
-    i64 freed_by(i64 op) const;
-    void fill(i64 start, i64 stop);
-    double cost(i64 alive, i64 op) const { return std::pow(static_cast<double>(alive + own[op]) / peak, POWER); }
-    // Calls `each` for what both read and what dies with `second`, the later one.
-    template <class Each> void dying(i64 first, i64 second, Each each);
+    Ints order;
+
     Place best_later(i64 op);
     Place best_earlier(i64 op);
     void move(i64 op, i64 place);
+
+  private:
+    const Problem &problem;
+    Ints where, made, own, freed, before;
+    double peak;
+    std::vector<char> kept, mark, passed;
+
+    bool may_pass(i64 first, i64 second) const;
+    i64 half(i64 op) const { return (op > problem.first_backward) - (op < problem.first_backward); }
+    i64 freed_by(i64 op) const;
+    void fill(i64 start, i64 stop);
+    double cost(i64 alive, i64 op) const { return std::pow(static_cast<double>(alive + own[op]) / peak, POWER); }
+    // Calls `each` for what both read and that dies with `second`, the later one.
+    template <class Each> void dying(i64 first, i64 second, Each each);
 };
 
+Ordering::Ordering(const Problem &given, const i64 *first)
+    : order(first, first + given.ops), problem(given), where(given.ops), made(given.ops, 0), own(given.ops),
+      freed(given.ops), before(given.ops, 0), peak(1.0), kept(given.values, 0), mark(given.values, 0),
+      passed(given.values, 0) {
+    for (i64 at = 0; at < problem.outputs; ++at) kept[problem.output[at]] = 1;
+    for (i64 at = 0; at < problem.ops; ++at) where[order[at]] = at;
+    for (i64 op = 0; op < problem.ops; ++op) {
+        for (i64 value : row(problem.made, op)) made[op] += problem.size[value];
+        own[op] = made[op] + problem.workspace[op];
+        freed[op] = freed_by(op);
+    }
+    fill(0, problem.ops);
+    for (i64 at = 0; at < problem.ops; ++at)
+        peak = std::max(peak, static_cast<double>(before[at] + own[order[at]]));
+}
+
 bool Ordering::may_pass(i64 first, i64 second) const {
-    if (half[first] != half[second] || (pinned[first] && pinned[second])) return false;
+    if (half(first) != half(second) || (problem.keeps_turn[first] && problem.keeps_turn[second])) return false;
     for (i64 value : row(problem.inputs, second))
         if (problem.producer[value] == first) return false;
     return true;
 }
 
 i64 Ordering::freed_by(i64 op) const {
-    i64 bytes = unread[op];
+    i64 bytes = 0;
+    for (i64 value : row(problem.made, op))
+        if (!kept[value] && !problem.readers.count(value)) bytes += problem.size[value];
     for (i64 value : row(problem.inputs, op)) {
         if (kept[value]) continue;
         bool dies = true;
@@ -122,9 +147,9 @@ Place Ordering::best_earlier(i64 op) {
 void Ordering::move(i64 op, i64 place) {
     const i64 at = where[op];
     if (at < place)
-        std::rotate(order + at, order + at + 1, order + place + 1);
+        std::rotate(order.begin() + at, order.begin() + at + 1, order.begin() + place + 1);
     else
-        std::rotate(order + place, order + at, order + at + 1);
+        std::rotate(order.begin() + place, order.begin() + at, order.begin() + at + 1);
     const i64 low = std::min(at, place), high = std::max(at, place) + 1;
     for (i64 index = low; index < high; ++index) where[order[index]] = index;
     for (i64 index = low; index < high; ++index) freed[order[index]] = freed_by(order[index]);
@@ -133,14 +158,10 @@ void Ordering::move(i64 op, i64 place) {
 
 }  // namespace
 
-// Move ops until no move gains anything or all `movable` ones were looked at so many times.
-extern "C" i64 graphopt_settle(
-    const Problem *problem, const std::int8_t *half, const std::uint8_t *pinned, const i64 *made, const i64 *own,
-    const i64 *unread, i64 peak, i64 *order, i64 *where, i64 *freed, i64 *before, const i64 *movable, i64 count,
-    i64 passes) {
-    std::vector<char> kept(problem->values, 0), none(problem->values, 0);
-    for (i64 at = 0; at < problem->outputs; ++at) kept[problem->output[at]] = 1;
-    Ordering ordering{*problem, half, pinned, made, own, unread, peak, order, where, freed, before, kept, none, none};
+// The length of the order with ops moved until no move gains anything or all `movable` ones were looked at so many times.
+extern "C" i64 graphopt_reorder(
+    const Problem *problem, const i64 *order, i64, const i64 *movable, i64 count, i64 passes) {
+    Ordering ordering(*problem, order);
     for (i64 turn = 0; turn < passes; ++turn) {
         bool moved = false;
         for (i64 at = 0; at < count; ++at) {
@@ -152,5 +173,5 @@ extern "C" i64 graphopt_settle(
         }
         if (!moved) break;
     }
-    return 0;
+    return keep(std::move(ordering.order));
 }

@@ -1,4 +1,4 @@
-// What a schedule keeps alive and when: graphopt/planners/spans.py, step by step.
+// What a schedule keeps alive and when.
 #pragma once
 
 #include "problem.h"

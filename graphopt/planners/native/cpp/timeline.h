@@ -1,4 +1,5 @@
-// A schedule that can lose recomputations one by one: graphopt/planners/timeline.py, step by step.
+// A schedule that can lose recomputations one by one, with its memory kept exact. A step that went stays as a
+// position at which only the values that live across it count: never more than at its neighbours.
 #pragma once
 
 #include "profile.h"

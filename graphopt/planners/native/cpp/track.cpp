@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr Label SPACE = Label{1} << 80;
+constexpr Label SPACE = Label{1} << 40;
 
 i64 bisect_left(const Labels &labels, Label label) {
     return std::lower_bound(labels.begin(), labels.end(), label) - labels.begin();
@@ -66,6 +66,18 @@ Labels Track::room_before(Label label, i64 steps) const {
     if (gap)
         for (i64 step = 0; step < steps; ++step) room.push_back(low + gap * (step + 1));
     return room;
+}
+
+void Track::renumber(std::initializer_list<Labels *> others) {
+    const Labels old = labels;
+    const auto renewed = [&old](Label label) { return SPACE * (bisect_left(old, label) + 1); };
+    for (Label &label : labels) label = renewed(label);
+    for (auto rows : {&runs, &reads})
+        for (Labels &row : *rows)
+            for (Label &label : row) label = renewed(label);
+    for (Labels *row : others)
+        for (Label &label : *row) label = renewed(label);
+    end = SPACE * (count() + 1);
 }
 
 i64 Track::insert(Label label, i64 id) {

@@ -1,10 +1,13 @@
-// A schedule in which steps come and go: graphopt/planners/local_track.py, step by step.
+// A schedule in which steps come and go in some microseconds, with its memory kept exact. A step is known by its
+// label; what a value's lives are follows from two sorted lists: when its op runs, and when it is read.
 #pragma once
+
+#include <initializer_list>
 
 #include "problem.h"
 
-// Greater than the labels of all steps before it; there is always room between two for a good while.
-using Label = __int128;
+// Greater than the labels of all steps before it. Room between two runs out; `renumber` makes new room.
+using Label = i64;
 using Labels = std::vector<Label>;
 
 class Track {
@@ -32,6 +35,8 @@ class Track {
     Life life(i64 value, Label label) const;
     // Labels for so many steps right before one; none where numbers have run out.
     Labels room_before(Label label, i64 steps) const;
+    // Spread the labels evenly again; `others` are labels of steps too, and are translated in place.
+    void renumber(std::initializer_list<Labels *> others);
     // Run `id` at a free label; what reads its outputs later reads this copy. Its rank.
     i64 insert(Label label, i64 id);
     // Take out a recomputation; what read its outputs reads the copy before it.

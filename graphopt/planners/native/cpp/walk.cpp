@@ -1,4 +1,6 @@
-// graphopt/planners/walk.py: the ops walked under a limit, evicted what costs least to have again.
+// The ops walked under a limit; evicted is what costs least to have again: Kirisame et al., Dynamic Tensor
+// Rematerialization (2021), section 2, with the root of the distance to the next read, which is known here, in the
+// place of staleness.
 #include <algorithm>
 #include <cmath>
 
@@ -6,6 +8,8 @@
 
 namespace {
 
+// A walk that has computed again this many times what a step costs has lost its way; a relative change of a price
+// that is not worth carrying on.
 constexpr double GIVE_UP = 4.0, TOLERANCE = 0.2;
 
 // The rates of the values that can go, by which the one to go is found.
@@ -173,14 +177,14 @@ void Walk::settle(i64 value) {
     const bool read_again = read_[value] < problem_.readers.count(value);
     if (!read_again && !output_[value]) {
         release(value);
-    } else if (!problem_.fixed[value] && problem_.size[value]) {
+    } else if (problem_.free[value] && !output_[value]) {
         next_use_[value] = read_again ? readers.begin()[read_[value]] : problem_.ops;
         rate_.set(value, cost_[value] / static_cast<double>(problem_.size[value]));
     }
 }
 
 void Walk::release(i64 value) {
-    if (!problem_.pinned[value]) {
+    if (problem_.recomputable[problem_.producer[value]]) {
         alive_[value] = 0;
         owed_[value] = cost_[value];
         live_ -= problem_.size[value];

@@ -1,18 +1,45 @@
-// graphopt/planners/local_moves.py: recomputations dropped, values evicted elsewhere until all fits again.
+// Recomputations dropped, values evicted elsewhere until all fits again: ruin and recreate as in Christiaens and Vanden
+// Berghe, Slack Induction by String Removals for Vehicle Routing Problems (2020). What is removed lies close together,
+// and what comes instead is chosen greedily with some candidates overlooked at random. Which moves are taken is decided
+// by annealing (Kirkpatrick et al., 1983).
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <random>
 
 #include "profile.h"
-#include "random.h"
 #include "result.h"
 #include "track.h"
 
 namespace {
 
+// Ops that one eviction may ask to run again, and evictions that one move may make; values looked at and priced for one
+// eviction.
 constexpr i64 LONGEST = 40, MOST = 24, LOOKED_AT = 48, PRICED = 10;
-constexpr double BLINK = 0.1, BANNED = 0.7, MOST_DROPPED = 6.0, WIDEST = 64.0;
+// Chance to overlook a candidate, and to forbid the eviction that a move undoes.
+constexpr double BLINK = 0.1, BANNED = 0.7;
+// Recomputations dropped besides the first, and how far from it, in steps.
+constexpr double MOST_DROPPED = 6.0, WIDEST = 64.0;
+// First and last temperature, in what one recomputation of the start takes; a schedule is better if it is faster by more
+// than rounding.
 constexpr double HOT = 0.5, COLD = 0.01, LEAST_GAIN = 1e-9;
+
+// The same numbers everywhere, which the standard's own distributions do not promise.
+class Random {
+  public:
+    explicit Random(i64 seed) : words_(static_cast<std::uint64_t>(seed)) {}
+
+    // From 0 up to 1.
+    double uniform() { return static_cast<double>(words_() >> 11) * 0x1p-53; }
+    // Of mean 0 and deviation 1 (Box and Muller, 1958).
+    double normal() {
+        const double length = std::sqrt(-2.0 * std::log(1.0 - uniform()));
+        return length * std::cos(2.0 * 3.141592653589793 * uniform());
+    }
+
+  private:
+    std::mt19937_64 words_;
+};
 
 struct Eviction {
     Label stop = 0;
@@ -41,7 +68,7 @@ struct Change {
 
 class Search {
   public:
-    Search(const Problem &problem, const i64 *schedule, i64 length, i64 budget, Random random);
+    Search(const Problem &problem, const i64 *schedule, i64 length, i64 budget, i64 seed);
 
     Track track;
     // Labels of recomputations; a track's `place` is the place in this list.
@@ -62,6 +89,7 @@ class Search {
     std::vector<Change> log_;
     Ints over_, in_again_;
     i64 question_ = 0;
+    bool is_crowded_ = false;
 
     void find_lives();
     const Ints &alive_at(Label label);
@@ -80,8 +108,8 @@ class Search {
     bool fits(i64 needed, Label before, const Candidate &gap) const;
 };
 
-Search::Search(const Problem &problem, const i64 *schedule, i64 length, i64 budget, Random random)
-    : track(problem, schedule, length), problem_(problem), budget_(budget), random_(random),
+Search::Search(const Problem &problem, const i64 *schedule, i64 length, i64 budget, i64 seed)
+    : track(problem, schedule, length), problem_(problem), budget_(budget), random_(seed),
       banned_(problem.values, 0), in_again_(problem.ops, 0) {
     for (i64 rank = 0; rank < track.count(); ++rank) {
         if (track.runs[track.op[rank]].front() == track.labels[rank])
@@ -180,6 +208,10 @@ void Search::drop(Label given) {
 }
 
 bool Search::try_move(double temperature) {
+    if (is_crowded_) {
+        track.renumber({&again, &first_});
+        is_crowded_ = false;
+    }
     const double most_seconds = track.seconds - temperature * std::log(1 - random_.uniform());
     const Label first = again[static_cast<i64>(random_.uniform() * static_cast<double>(again.size()))];
     const i64 undone = track.op[track.rank(first)];
@@ -219,7 +251,10 @@ bool Search::recreate(double most_seconds) {
         Eviction found;
         if (!choose(rank, excess, most_seconds - track.seconds, found)) return false;
         const Labels room = track.room_before(found.stop, static_cast<i64>(found.again.size()));
-        if (room.empty()) return false;
+        if (room.empty()) {
+            is_crowded_ = true;
+            return false;
+        }
         for (std::size_t at = 0; at < room.size(); ++at) insert(room[at], found.again[at]);
     }
     return false;
@@ -251,7 +286,7 @@ std::vector<Candidate> Search::look(i64 rank, i64 excess, double allowed) {
         if (!find_gap(value, label, start, stop)) continue;
         const i64 covered = over_[track.rank(stop) - 1] - over_[track.rank(start)];
         const double gain =
-            static_cast<double>(static_cast<__int128>(std::min(problem_.size[value], excess)) * covered);
+            static_cast<double>(std::min(problem_.size[value], excess)) * static_cast<double>(covered);
         found.push_back({cost / gain, value, start, stop, gain});
         if (static_cast<i64>(found.size()) >= LOOKED_AT) break;
     }
@@ -320,10 +355,10 @@ using Clock = std::chrono::steady_clock;
 // The first `moves` moves of a round of `length`, for so many seconds. The length of the best schedule that is faster
 // than `best_seconds`, which become its own, or -1.
 extern "C" i64 graphopt_anneal(
-    const Problem *problem, const i64 *schedule, i64 steps, i64 budget, std::uint32_t *state, double *spare,
-    std::uint8_t *has_spare, i64 length, i64 moves, double seconds_left, double *best_seconds) {
+    const Problem *problem, const i64 *schedule, i64 steps, i64 budget, i64 seed, i64 length, i64 moves,
+    double seconds_left, double *best_seconds) {
     const auto start = Clock::now();
-    Search search(*problem, schedule, steps, budget, Random(state, spare, has_spare));
+    Search search(*problem, schedule, steps, budget, seed);
     if (search.again.empty()) return -1;
     const double extra = search.track.seconds - problem->total_seconds;
     const double hot = HOT * extra / static_cast<double>(search.again.size());

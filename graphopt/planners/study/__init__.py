@@ -1,0 +1,1 @@
+"""What is derived from a problem once, and handed to whoever plans it."""
