@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,13 @@ from graphopt.base.errors import CaptureError, GraphoptError
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager.
 _PLANS_PER_MODEL = 256
+
+# What only logs must not break a graph in two; it is left out of what is captured, as Dynamo cannot move it out of
+# functions that it inlines.
+_FUNCTIONS_THAT_LOG: set[Callable[..., Any]] = {
+    warnings.warn,
+    *(logging.debug, logging.info, logging.warning, logging.error, logging.critical, logging.exception, logging.log),
+}
 
 _session_numbers = itertools.count(1)
 
@@ -45,9 +54,19 @@ def dynamo_errors() -> Iterator[None]:
         "optimize_ddp": False,
         # hooks that come or go after a capture change what the model computes
         "skip_nnmodule_hook_guards": False,
+        "ignore_logging_functions": (
+            torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
+        ),
     }
     with torch._dynamo.config.patch(limits), graphopt_errors():
         yield
+
+
+def _methods_that_log() -> set[Callable[..., Any]]:
+    """Methods of every logger, those that other libraries have added too, such as transformers' `warning_once`."""
+    names = ("debug", "info", "warning", "warn", "error", "critical", "fatal", "exception", "log")
+    added = ("warning_once", "warning_advice", "info_once")
+    return {getattr(logging.Logger, name) for name in (*names, *added) if hasattr(logging.Logger, name)}
 
 
 @contextmanager
