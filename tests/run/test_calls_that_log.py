@@ -12,7 +12,6 @@ from torch import nn
 
 import graphopt
 
-
 LOGGER = logging.getLogger(__name__)
 
 
