@@ -15,8 +15,8 @@ from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
 
-# Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager.
-_PLANS_PER_MODEL = 256
+# Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds them.
+_PLANS_PER_MODEL = 1 << 16
 
 # What only logs must not break a graph in two; it is left out of what is captured, as Dynamo cannot move it out of
 # functions that it inlines.

@@ -58,6 +58,34 @@ def making_several(sequence: Sequence[GraphStudy], choice: Choice) -> Make:
     return make
 
 
+def in_the_place_of(
+    call: CallPlan, position: int, study: GraphStudy, budget_bytes: int, choice: Choice
+) -> PlannedGraph:
+    """A graph that was captured anew, planned for the place of another one (or behind the last) while all others stay.
+
+    Raises BudgetError where it has no schedule that fits beside theirs.
+    """
+    room = Room(budget_bytes, call.resident_bytes)
+    studies = [graph.study for graph in call.planned]
+    schedules = [graph.schedule for graph in call.planned]
+    studies[position : position + 1] = [study]
+    for candidate in reversed(study.curve_by(choice.planner)):
+        schedules[position : position + 1] = [candidate.schedule]
+        if joint_peak_bytes(studies, schedules) <= room.own_bytes:
+            return plan_graph(study, candidate.peak_bytes, choice)
+    schedules[position : position + 1] = [study.curve[0].schedule]
+    least = joint_peak_bytes(studies, schedules)
+    raise budget_error([study], least, budget_bytes, call.resident_bytes, choice.planner)
+
+
+def with_piece(call: CallPlan, position: int, graph: DynamoGraph, planned: PlannedGraph) -> CallPlan:
+    """The call with another graph at that place (or behind the last)."""
+    graphs, plans = list(call.graphs), list(call.planned)
+    graphs[position : position + 1] = [graph]
+    plans[position : position + 1] = [planned]
+    return replace(call, graphs=tuple(graphs), planned=tuple(plans))
+
+
 def _shares(sequence: Sequence[GraphStudy], room: Room, choice: Choice) -> dict[GraphStudy, int]:
     """What each graph may use of the room, the least of its shares where it runs more than once."""
     try:

@@ -77,14 +77,21 @@ class Running:
     """Planned graphs are run, and new ones are planned as in `planning`."""
 
     planning: Planning
+    #: Plans a graph in the place of another one of the same call; None where the call has no plan of several graphs.
+    plan_piece: Callable[[DynamoGraph, int], None] | None
+    _ran: int = 0
 
     def on_new(self, graph: DynamoGraph) -> None:
-        """Plan it now if it is the whole model."""
-        self.planning.on_new(graph)
+        """Plan it now if it is the whole model, or what a part of it has become."""
+        if self.plan_piece is not None:
+            self.plan_piece(graph, self._ran)
+        elif not self._ran:
+            self.planning.on_new(graph)
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
         if graph.compiled is None:
             raise _CallEnds(Outcome.UNPLANNED)
+        self._ran += graph.compiled.emitted is not None
         return graph.train(args)
 
 

@@ -12,6 +12,7 @@ have it; nothing in these graphs waits for another process.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from graphopt.plan.resident import other_bytes, resident_of_model
 from graphopt.plan.room import Room
 from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.schedule import Schedule
-from graphopt.run.call_plan import CallPlan, Make, making_one, making_several
+from graphopt.run.call_plan import CallPlan, Make, in_the_place_of, making_one, making_several, with_piece
 from graphopt.run.dynamo_graph import DynamoGraph
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.request import Request
@@ -46,6 +47,9 @@ from graphopt.run.wrapping import (
     is_sharded,
     wrapping_of,
 )
+
+#: Captures after which all of them are forgotten, as each holds code and fake tensors.
+MOST_GRAPHS = 256
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -60,7 +64,9 @@ class Session:
         self.in_force: CallPlan | None = None
         self._phase: Phase = self._planning()
         self._inputs: object = ()
-        self._known_calls: set[object] = set()
+        #: What is planned for calls with inputs of these shapes and types.
+        self._calls: dict[object, CallPlan | None] = {}
+        self._signature: object = None
         self._wrapping: Wrapping | None = None
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
@@ -88,7 +94,15 @@ class Session:
         return [runnable for graph in self.graphs if graph.compiled for runnable in graph.compiled.runnables]
 
     def _train(self, *args: Any, **kwargs: Any) -> Any:
-        return self._together((args, kwargs), lambda: Running(self._planning()))
+        if len(self.graphs) >= MOST_GRAPHS:
+            self._forget()
+            warn_of_many_graphs()
+        return self._together((args, kwargs), self._running)
+
+    def _running(self) -> Running:
+        known = self._calls.get(self._signature)
+        several = known is not None and len(known.graphs) > 1
+        return Running(self._planning(), self._plan_piece if several else None)
 
     def _planning(self) -> Planning:
         return Planning(self._plan_whole)
@@ -100,7 +114,11 @@ class Session:
             return
         self._wrapping = wrapping
         self._ranks = ranks_of(self.request.group or group_of(wrapping))
-        self.graphs, self.in_force, self._known_calls = [], None, set()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget all that is captured and planned; what is needed is made anew."""
+        self.graphs, self.in_force, self._calls = [], None, {}
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
 
@@ -132,9 +150,9 @@ class Session:
             raise
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
-        signature = _signature(call)
+        self._signature = _signature(call)
         before = None
-        if signature not in self._known_calls:
+        if self._signature not in self._calls:
             check_sharded_whole(self.model)
             before = snapshot(self.model)
         self._inputs = call
@@ -154,7 +172,7 @@ class Session:
             self._inputs = ()
         assert outcome is not Outcome.UNPLANNED, "all graphs of the call were met, and one of them has no plan"
         if outcome is Outcome.FINISHED:
-            self._known_calls.add(signature)
+            self.in_force = self._calls.setdefault(self._signature, self.in_force)
         if not self.graphs:
             raise CaptureError(
                 f"nothing of {type(self.model).__name__} could be captured: torch.compile skipped its forward; "
@@ -175,6 +193,19 @@ class Session:
             return self._agreed([(graph, study)], make, captured.step.device)[graph]
 
         graph.compile(self.request.choice.cost_model, decide)
+
+    def _plan_piece(self, graph: DynamoGraph, position: int) -> None:
+        """Plan a graph that was captured anew in a call of several, in the place of the one that it stands for."""
+        call, choice = self._calls[self._signature], self.request.choice
+        assert call is not None
+
+        def decide(captured: CapturedGraph) -> Schedule:
+            study = studied(captured, choice)
+            planned = in_the_place_of(call, position, study, self.request.budget_bytes, choice)
+            self.in_force = self._calls[self._signature] = with_piece(call, position, graph, planned)
+            return planned.schedule
+
+        graph.compile(choice.cost_model, decide)
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
         """Run the model once without gradients to collect its graphs, then plan all of them."""
@@ -231,7 +262,8 @@ class Session:
         if sequence:
             graphs = tuple(graph for graph, _ in sequence)
             in_order = tuple(by_graph[graph] for graph in graphs)
-            self.in_force = CallPlan(graphs, in_order, resident, time.perf_counter() - started)
+            call = CallPlan(graphs, in_order, resident, time.perf_counter() - started)
+            self.in_force = self._calls[self._signature] = call
         return {graph: plan.schedule for graph, plan in by_graph.items()}
 
     def _resident(self, device: torch.device) -> dict[str, int]:
@@ -242,6 +274,16 @@ class Session:
             kinds |= bytes_of(self._wrapping, self.model)
         kinds["other"] = other_bytes(self.model, self._inputs, self.request.optimizer, device)
         return kinds
+
+
+def warn_of_many_graphs() -> None:
+    """What changes at every call costs a capture each time."""
+    warnings.warn(
+        f"graphopt: the model was captured {MOST_GRAPHS} times, for as many shapes or Python numbers that its forward "
+        "reads (TORCH_LOGS=recompiles shows which); all are forgotten, and those in use are captured again. Pad to "
+        "fewer shapes, or keep a number that changes in a buffer",
+        stacklevel=3,
+    )
 
 
 def _always(schedule: Schedule) -> Decide:

@@ -1,0 +1,108 @@
+"""What is captured anew in the middle of training: a piece of a broken model, and numbers that change at every call."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt
+from graphopt.device.measure import peak_bytes
+from graphopt.run import session
+
+
+def blocks(count: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(count)))
+
+
+class Item(nn.Module):
+    """Its second half is captured for each value of a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = blocks(4), blocks(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        self.norm = x.detach().norm().item()
+        return self.b(x).square().mean()
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.n = nn.Linear(8, 8), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.n += 1
+        return (self.layer(x).sum() / self.n).square()
+
+
+def step(model: nn.Module, x: torch.Tensor) -> None:
+    model.zero_grad()
+    model(x).backward()
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def change(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_piece_is_planned_beside_the_others(frozen: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Item(), torch.randn(512, 64)
+    eager = copy.deepcopy(model)
+    resident = [*model.parameters(), x]
+    device = torch.device("cpu")
+    probe = graphopt.optimize(copy.deepcopy(model), "1GiB", example_inputs=x)
+    least, most = probe.graphopt.plan.minimum_bytes, probe.graphopt.plan.eager_peak_bytes
+    budget = (3 * least + most) // 4
+    graphopt.optimize(model, budget)
+    step(model, x)
+    for module in (model, eager):
+        change(module)
+        if frozen:
+            module.b[0].requires_grad_(False)
+    model.zero_grad()
+    assert peak_bytes(lambda: step(model, x), resident, device) <= budget
+    model.zero_grad()
+    assert peak_bytes(lambda: step(model, x), resident, device) <= budget
+    assert model.graphopt.plan.peak_bytes <= budget
+    step(eager, x)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model), gradients(eager), strict=True))
+
+
+def test_a_number_that_changes_at_every_call_never_ends_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "MOST_GRAPHS", 4)
+    torch.manual_seed(0)
+    model, x = Counts(), torch.randn(4, 8)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "1MiB", cost_model="roofline")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(10):
+            step(model, x)
+            step(eager, x)
+            assert torch.equal(model.layer.weight.grad, eager.layer.weight.grad)
+            assert len(model.graphopt.session.graphs) <= 4
+    assert any("captured 4 times" in str(warning.message) for warning in caught)
+
+
+def test_each_shape_keeps_its_plan_and_the_one_in_force_is_shown() -> None:
+    torch.manual_seed(0)
+    model = graphopt.optimize(blocks(2), "64MiB", cost_model="roofline")
+    peaks = []
+    for rows in (64, 128, 64):
+        model(torch.randn(rows, 64)).sum().backward()
+        peaks.append(model.graphopt.plan.peak_bytes)
+    assert peaks[0] == peaks[2] < peaks[1]
+    assert len(model.graphopt.session.graphs) == 2
