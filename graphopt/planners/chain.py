@@ -8,7 +8,7 @@ import numpy as np
 
 from graphopt.planners.chains.actions import Action, performed
 from graphopt.planners.chains.programme import SLOTS, Chain
-from graphopt.planners.chains.region_options import options_of
+from graphopt.planners.chains.region_options import backward_of, kept_of, options_of
 from graphopt.planners.chains.regions import Regions, regions_of
 from graphopt.planners.curves.curve import Curve, CurvePoint, pareto, pick
 from graphopt.planners.curves.effort import effort_for
@@ -32,6 +32,7 @@ class _Writer:
         self.chain, self.regions = chain, chain.regions
         self.pending: list[frozenset[int]] = []
         self.done: list[Action] = []
+        self._kept: dict[tuple[int, int], frozenset[int]] = {}
 
     def write(self, slots: int) -> list[Action]:
         # An explicit stack: a chain of many regions nests deep.
@@ -66,13 +67,19 @@ class _Writer:
 
     def kept(self, region: int, option: int) -> frozenset[int]:
         """The values that an option keeps; none where -1 stands for no option."""
-        values = self.regions.parts[region].values
-        return frozenset(values[v] for v in self.chain.options[region][option].kept) if option >= 0 else frozenset()
+        if option < 0:
+            return frozenset()
+        if (region, option) not in self._kept:
+            part = self.regions.parts[region]
+            kept = kept_of(part, self.chain.options[region][option])
+            self._kept[region, option] = frozenset(part.values[v] for v in kept)
+        return self._kept[region, option]
 
     def backward(self, region: int, option: int) -> None:
         """The backward of a region as its option has it."""
-        ops = self.regions.parts[region].ops
-        self.done.append(Action("run", [ops[local] for local in self.chain.options[region][option].steps]))
+        part = self.regions.parts[region]
+        steps = backward_of(part, self.chain.options[region][option])
+        self.done.append(Action("run", [part.ops[step] for step in steps]))
         self.forget(self.kept(region, option) - self.regions.border[region])
 
     def forget(self, values: frozenset[int]) -> None:
