@@ -12,7 +12,6 @@ import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd import collect_metadata_analysis
-from torch._functorch._aot_autograd.descriptors import PlainAOTInput
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
@@ -20,9 +19,6 @@ from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Runnable
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
-from graphopt.graph.nodes import is_new_statistics
-from graphopt.graph.roles import DESCRIPTOR
-from graphopt.graph.step_graph import StepGraph
 from graphopt.passes.joint.specialize import plain
 from graphopt.problem.schedule import Schedule
 
@@ -35,13 +31,11 @@ class CompiledGraph:
     """One of Dynamo's graphs, ready to be called with its flat inputs.
 
     `emitted` is None where it needs no gradient. `runnables` are its forward and, once that is compiled, its backward.
-    `statistics` are the positions of flat inputs that are running statistics, which the graph updates.
     """
 
     call: Callable[..., Any]
     emitted: Emitted | None
     runnables: list[Runnable]
-    statistics: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -90,13 +84,11 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
     halves: list[Emitted] = []
-    statistics: list[int] = []
 
     def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
         static = list(known.get("static_lifetime_input_indices") or ())
         options = (request.cost_model, request.name, reason, request.hand_over)
         captured = capture_graph(JointGraph(joint, num_fwd_outputs), static, *options)
-        statistics.extend(_statistics(captured.step))
         halves.append(emit(captured.step, decide(captured)))
         return halves[-1].forward, halves[-1].backward
 
@@ -118,7 +110,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     )
     with _dense_tangents(), _draws_kept():
         call: Callable[..., Any] = compiler(request.module, request.example_inputs)
-    return CompiledGraph(call, halves[0] if halves else None, runnables, tuple(statistics))
+    return CompiledGraph(call, halves[0] if halves else None, runnables)
 
 
 def _draws_kept() -> AbstractContextManager[None]:
@@ -146,16 +138,6 @@ def _dense_tangents() -> Iterator[None]:
 
     with mock.patch.object(collect_metadata_analysis, before.__name__, expected):
         yield
-
-
-def _statistics(step: StepGraph) -> Iterator[int]:
-    """Positions of Dynamo's flat inputs into which the forward writes new running statistics."""
-    for node in step.graph_module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
-        target, source = node.args[0], node.args[1]
-        if isinstance(target, fx.Node) and isinstance(source, fx.Node) and is_new_statistics(source):
-            role = target.meta.get(DESCRIPTOR)
-            if isinstance(role, PlainAOTInput):
-                yield role.idx
 
 
 def break_reason(module: fx.GraphModule) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph
@@ -55,10 +54,7 @@ class DynamoGraph:
     def train(self, args: tuple[Any, ...]) -> Any:
         """Run it as it is planned."""
         assert self.compiled is not None
-        # batch norm's own kernel does not tell autograd of what it updates, which an eval call before may have kept
-        statistics = tuple(args[position] for position in self.compiled.statistics)
-        with _unsafe_preserve_version_counter(statistics) if statistics else nullcontext():
-            result = self.compiled.call(*args)
+        result = self.compiled.call(*args)
         autocast = next((name for name, _, _ in self.ambient.autocast if torch.is_autocast_enabled(name)), None)
         if autocast and self._rounds_in_autocast():
             say_if_backward_is_inside(result, autocast, self._warn_of_rounding)
