@@ -15,6 +15,7 @@ from torch._functorch._aot_autograd import collect_metadata_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.true_strides import true_strides
 from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Runnable
 from graphopt.graph.captured_graph import CapturedGraph
@@ -108,7 +109,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
-    with _dense_tangents(), _draws_kept():
+    with _dense_tangents(), _draws_kept(), true_strides():
         call: Callable[..., Any] = compiler(request.module, request.example_inputs)
     return CompiledGraph(call, halves[0] if halves else None, runnables)
 
