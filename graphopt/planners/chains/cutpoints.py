@@ -98,7 +98,7 @@ def border_values(problem: Problem, forward: Forward, positions: list[int]) -> s
 def narrow_cuts(forward: Forward, most: int) -> list[int]:
     """At most `most` positions that few bytes cross for their part of the forward.
 
-    Those of repeated blocks are alike, and so are those left where every so many are taken.
+    Those of repeated blocks are alike, and so are those left where every second, or third, is taken.
     """
     share = np.concatenate([[0.0], np.cumsum(forward.kept_bytes) / forward.kept_bytes.sum()])[:-1]
     crossing = forward.crossing[: forward.end]
