@@ -149,8 +149,8 @@ def _models(data: Data) -> Grid:
         "their lowest",
     )
     return Grid(
-        "Models: extra time at shares of eager's peak (no plan can be below); smallest budget, and a floor under it: "
-        "the largest op with what must be kept; every block in torch.utils.checkpoint; "
+        "Models: extra time at shares of eager's peak (no plan can be below); smallest budget, and a floor under it "
+        "in any order: the largest op with what must be kept; every block in torch.utils.checkpoint; "
         "PyTorch's activation_memory_budget: auto better / equal / worse, and by how many points in the median",
         columns,
         rows,

@@ -27,7 +27,7 @@ NEAR_LOWEST = 1.3
 
 def _lowest(study: Study, members: list[Curve], best: Curve) -> list[CurvePoint]:
     """What lies below the lowest points of the curve and of its members."""
-    count = effort_for(study.problem).lowest
+    count = effort_for(study).lowest
     distinct = {(curve[0].peak_bytes, curve[0].seconds): curve[0] for curve in (best, *members)}
     starts = [distinct[key] for key in sorted(distinct)]
     near = [p for p in starts if p.peak_bytes <= NEAR_LOWEST * starts[0].peak_bytes]
@@ -47,7 +47,7 @@ def _in_both_orders(study: Study) -> Curve:
     other = in_lower_order(study)
     if other is study:
         return in_order_curve(study)
-    own = in_order_curve(study) if effort_for(study.problem).both else members_curve(study)
+    own = in_order_curve(study) if effort_for(study).both else members_curve(study)
     return pareto([*own, *in_own_ids(study, in_order_curve(other))])
 
 

@@ -107,7 +107,7 @@ def _points(study: Study, regions: Regions, chain: Chain) -> list[CurvePoint]:
     if not len(reachable):
         return []
     first = int(reachable[0])
-    wanted = np.geomspace(max(1, first), SLOTS, effort_for(study.problem).read_outs).astype(np.int64)
+    wanted = np.geomspace(max(1, first), SLOTS, effort_for(study).read_outs).astype(np.int64)
     memories = sorted({int(np.flatnonzero(cost == cost[max(m, first)])[0]) for m in wanted.tolist()})
     return [point(study, performed(study, regions, _Writer(chain).write(m)), "chain") for m in memories]
 

@@ -30,7 +30,7 @@ def sweep(cutter: Cutter, shape: Floats) -> Iterator[frozenset[int]]:
     sizes = cutter.problem.values
     most = sum(sizes[v].bytes for v in cutter.late)
     price = FIRST_PRICE / max(1, most)
-    ratio = effort_for(cutter.problem).price_ratio
+    ratio = effort_for(cutter.study).price_ratio
     before: frozenset[int] | None = None
     for _ in range(MOST_PRICES):
         kept = cutter.cut(price * shape)
@@ -46,7 +46,7 @@ def shapes(study: Study, split: int) -> list[Floats]:
     """Proportions of the steps' prices: each that is over half of the peak has one; only the split has."""
     line = in_own_order(study)
     above: Floats = np.maximum(2 * line.live_bytes / max(1, line.peak_bytes) - 1, 0.0)
-    if not effort_for(study.problem).price_alone:
+    if not effort_for(study).price_alone:
         return [above]
     alone = np.zeros(len(line.steps))
     alone[split] = 1.0

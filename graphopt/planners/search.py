@@ -21,7 +21,7 @@ def walk_points(study: Study) -> list[CurvePoint]:
     """One walk for each of a series of limits, as long as they find their way."""
     peak, floor = in_own_order(study).peak_bytes, practical_floor(study)
     points: list[CurvePoint] = []
-    for share in effort_for(study.problem).walks:
+    for share in effort_for(study).walks:
         schedule = study.loops.walk(floor + int((peak - floor) * share))
         if schedule is None:
             break
@@ -33,7 +33,7 @@ def walk_points(study: Study) -> list[CurvePoint]:
 def search_curve(study: Study) -> Curve:
     """Both searches, and what keeping more makes of each of their schedules."""
     walked = pareto(walk_points(study))
-    lowered = pareto(descend(study, in_own_order(study).steps, "search", effort_for(study.problem).descent))
+    lowered = pareto(descend(study, in_own_order(study).steps, "search", effort_for(study).descent))
     known = pareto([*none_curve(study), *walked, *lowered])
     known = pareto([*known, *fill_points(study, lowered, known)])
     return pareto([*known, *fill_points(study, walked, known)])

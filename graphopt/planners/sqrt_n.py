@@ -21,7 +21,7 @@ def segment_points(study: Study) -> list[CurvePoint]:
     tried: set[tuple[int, ...]] = set()
     count = 2
     while count <= max(2, forward.end // 3) and count <= 512:
-        positions = cuts(problem, forward, count - 1)
+        positions = cuts(forward, count - 1)
         if tuple(positions) not in tried:
             tried.add(tuple(positions))
             kept = border_values(problem, forward, positions)

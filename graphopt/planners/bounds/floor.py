@@ -11,7 +11,8 @@ def floor_in_any_order(study: Study) -> int:
 
     While an op first runs there are its inputs, its outputs and its workspace, and of what planners never
     free (`Study.held`) all that is made by ops on which it depends and is either an output or read by ops
-    that depend on it. At the end there are the outputs. Takes a bit for each pair of ops.
+    that depend on it. At the end there are the outputs. Every op is looked at with all that it depends on,
+    and all that depends on it.
     """
     problem, held = study.problem, study.held
     size, maker = [value.bytes for value in problem.values], problem.producer

@@ -56,14 +56,16 @@ class _Performance:
         self.alive.update(wanted)
 
     def run(self, ops: Sequence[int]) -> None:
+        problem_ops, reads, alive, schedule = self.study.problem.ops, self.study.reads, self.alive, self.schedule
         here: set[int] = set()
         for op_id in ops:
-            inputs = self.study.reads[op_id]
-            missing = [] if self.alive.issuperset(inputs) else missing_ops(self.study, inputs, self.alive)
-            for step in (*missing, op_id):
-                outputs = self.study.problem.ops[step].outputs
-                self.schedule.append(step)
-                if step < self.end:
-                    here.update([v for v in outputs if v not in self.alive])
-                self.alive.update(outputs)
-        self.alive -= here
+            if not alive.issuperset(reads[op_id]):
+                for again in missing_ops(self.study, reads[op_id], alive):
+                    here.update(set(problem_ops[again].outputs) - alive)
+                    schedule.append(again)
+                    alive.update(problem_ops[again].outputs)
+            if op_id < self.end:
+                here.update(set(problem_ops[op_id].outputs) - alive)
+            schedule.append(op_id)
+            alive.update(problem_ops[op_id].outputs)
+        alive -= here

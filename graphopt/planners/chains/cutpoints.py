@@ -44,6 +44,8 @@ class Forward:
     last_forward: Ints
     #: For each value whether it is read after the forward (or is an output).
     read_later: Bools
+    #: For each forward op the bytes it makes that the backward reads; hardly anything in the place of nothing.
+    kept_bytes: Floats
 
 
 def forward_part(problem: Problem) -> Forward:
@@ -53,6 +55,7 @@ def forward_part(problem: Problem) -> Forward:
     last_forward = np.full(len(problem.values), -1, dtype=np.int64)
     read_later = np.zeros(len(problem.values), dtype=np.bool_)
     read_later[list(problem.outputs)] = True
+    kept_bytes = np.full(end, 1e-9)
     for value, maker in enumerate(problem.producer):
         if not 0 <= maker < end:
             continue
@@ -60,19 +63,20 @@ def forward_part(problem: Problem) -> Forward:
         last = max((r for r in readers if r < end), default=maker)
         last_forward[value] = last
         read_later[value] |= bool(readers) and readers[-1] >= end
+        if read_later[value]:
+            kept_bytes[maker] += problem.values[value].bytes
         change[maker + 1] += problem.values[value].bytes
         change[last + 1] -= problem.values[value].bytes
-    return Forward(end, np.cumsum(change)[: end + 1], last_forward, read_later)
+    return Forward(end, np.cumsum(change)[: end + 1], last_forward, read_later, kept_bytes)
 
 
-def cuts(problem: Problem, forward: Forward, count: int) -> list[int]:
+def cuts(forward: Forward, count: int) -> list[int]:
     """At most `count` positions that split the forward into parts of like weight.
 
     Around each of the ideal positions (equal shares of the bytes that the backward reads) the one
     with the fewest crossing bytes is taken.
     """
-    weight = _kept_weight(problem, forward)
-    share = np.cumsum(weight) / weight.sum()
+    share = np.cumsum(forward.kept_bytes) / forward.kept_bytes.sum()
     chosen: set[int] = set()
     edges = np.searchsorted(share, (np.arange(count + 1) + 0.5) / (count + 1)) + 1
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -91,22 +95,12 @@ def border_values(problem: Problem, forward: Forward, positions: list[int]) -> s
     return set(np.flatnonzero(crosses).tolist())
 
 
-def _kept_weight(problem: Problem, forward: Forward) -> Floats:
-    """For each forward op the bytes it makes that the backward reads."""
-    weight = np.full(forward.end, 1e-9)
-    for value, maker in enumerate(problem.producer):
-        if 0 <= maker < forward.end and forward.read_later[value]:
-            weight[maker] += problem.values[value].bytes
-    return weight
-
-
-def narrow_cuts(problem: Problem, forward: Forward, most: int) -> list[int]:
+def narrow_cuts(forward: Forward, most: int) -> list[int]:
     """At most `most` positions that few bytes cross for their part of the forward.
 
-    Those of repeated blocks are alike, and so are those left where every so many are taken.
+    Those of repeated blocks are alike, and so are those left where every second, or third, is taken.
     """
-    weight = _kept_weight(problem, forward)
-    share = np.concatenate([[0.0], np.cumsum(weight) / weight.sum()])[:-1]
+    share = np.concatenate([[0.0], np.cumsum(forward.kept_bytes) / forward.kept_bytes.sum()])[:-1]
     crossing = forward.crossing[: forward.end]
     found: list[int] = []
     low = np.searchsorted(share, share - WINDOW)

@@ -61,7 +61,7 @@ def regions_of(study: Study, most: int) -> Regions | None:
     forward = forward_part(problem)
     if not 0 < forward.end < len(problem.ops):
         return None
-    positions = narrow_cuts(problem, forward, most)
+    positions = narrow_cuts(forward, most)
     if not positions:
         return None
     edges = [0, *positions, forward.end]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from graphopt.problem.problem import Problem
+from graphopt.planners.study.study import Study
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ _TABLE = (
 )
 
 
-def effort_for(problem: Problem) -> Effort:
-    """What there is time for."""
-    return next(effort for most, effort in _TABLE if len(problem.ops) <= most)
+def effort_for(study: Study) -> Effort:
+    """What there is time for: with slow loops as much as for a problem of as many times the ops."""
+    ops = len(study.problem.ops) * study.loops.slowness
+    return next(effort for most, effort in _TABLE if ops <= most)

@@ -34,7 +34,7 @@ def fill_under(line: MemoryProfile, level_bytes: int) -> MemoryProfile:
 def fill_points(study: Study, seeds: Curve, known: Curve = ()) -> list[CurvePoint]:
     """What keeping more makes of those `seeds` that lie far enough apart, and not far above a `known` curve."""
     points: list[CurvePoint] = []
-    effort = effort_for(study.problem)
+    effort = effort_for(study)
     last = 0.0
     for seed in seeds:
         if seed.peak_bytes * effort.apart >= last and len(seed.base) > len(study.problem.ops):

@@ -21,7 +21,7 @@ ROUNDS = 2
 
 def polish_points(study: Study, curve: Curve) -> list[CurvePoint]:
     """Points of a good curve, each lowered as far as the next one."""
-    effort = effort_for(study.problem)
+    effort = effort_for(study)
     highest, lowest = curve[-1].peak_bytes, max(1, curve[0].peak_bytes)
     points: list[CurvePoint] = []
     until = 0
@@ -37,7 +37,7 @@ def polish_points(study: Study, curve: Curve) -> list[CurvePoint]:
 def lowest_points(study: Study, lowest: CurvePoint) -> list[CurvePoint]:
     """From a low point down: hoist and lower in turn, until neither helps."""
     points: list[CurvePoint] = []
-    effort = effort_for(study.problem)
+    effort = effort_for(study)
     for _ in range(effort.hoists):
         hoisted = point(study, hoist(study, lowest.schedule), lowest.planner)
         found = [hoisted]
@@ -65,7 +65,7 @@ def lowered_at_drops(study: Study, curve: Curve, done: set[CurvePoint]) -> Curve
 
 
 def _points_under_drops(study: Study, curve: Curve, done: set[CurvePoint]) -> list[CurvePoint]:
-    effort, once = effort_for(study.problem), study.problem.seconds
+    effort, once = effort_for(study), study.problem.seconds
     steps = (pair for pair in pairwise(curve) if pair[1] not in done)
     drops = sorted(steps, key=lambda pair: pair[1].seconds - pair[0].seconds)
     points: list[CurvePoint] = []

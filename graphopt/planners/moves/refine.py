@@ -19,7 +19,7 @@ QUIET, LEAST_GAIN = 3, 1e-4
 
 def refined(study: Study, known: Curve) -> Curve:
     """The curve, at least as good everywhere."""
-    curve, effort = known, effort_for(study.problem)
+    curve, effort = known, effort_for(study)
     for sweep in effort.passes:
         budget, fruitless = curve[-1].peak_bytes * sweep.first, 0
         while budget > curve[0].peak_bytes:

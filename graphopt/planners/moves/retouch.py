@@ -26,7 +26,7 @@ MOST_FRUITLESS = 3
 def retouched(study: Study, known: Curve) -> Curve:
     """The curve, at least as good everywhere: better at its lowest point, then where its steps are largest."""
     curve, tried, fruitless = known, list[int](), 0
-    for turn in range(effort_for(study.problem).retouches):
+    for turn in range(effort_for(study).retouches):
         steps = _steps(curve, tried) if turn else iter([(0.0, curve[0].peak_bytes, curve[0])])
         _, budget, start = min(steps, key=lambda step: step[:2], default=(0.0, 0, None))
         if start is None or fruitless == MOST_FRUITLESS:

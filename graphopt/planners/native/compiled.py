@@ -18,6 +18,8 @@ from graphopt.problem.problem import Problem
 class CompiledLoops:
     """One problem's arrays, and the loops in C++ over them; see `loops.Loops`."""
 
+    slowness = 1
+
     def __init__(self, loaded: ctypes.CDLL, problem: Problem, held: frozenset[int]) -> None:
         self._library, self._tables = loaded, Tables(problem, held)
         self._problem = ctypes.c_void_p(self._tables.address)

@@ -16,6 +16,11 @@ from graphopt.problem.problem import Problem
 class Loops(Protocol):
     """The loops in which planning spends its time, on schedules given as arrays of op ids."""
 
+    @property
+    def slowness(self) -> int:
+        """About how many times as long as the machine code they take."""
+        ...
+
     def profile(self, schedule: Ints) -> tuple[Ints, int, float]:
         """Bytes alive at each step, their peak, and the seconds: what the simulator says."""
         ...

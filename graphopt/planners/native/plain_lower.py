@@ -13,7 +13,7 @@ from graphopt.problem.schedule import simulate
 
 #: Share of a value's bytes that keeping one of its op's inputs for it may take.
 SMALL_INPUT = 0.25
-#: Ops that are looked at in search of evictions: so many an op of the problem, and some more.
+#: Ops that are looked at in search of evictions: a number for each op of the problem, and some more.
 WORK, LEAST_WORK = 6, 1000
 
 
@@ -68,7 +68,7 @@ class _Pricer:
         return copies[bisect_left(copies, stop, key=lambda copy: copy.born) - 1]
 
     def _can_stay(self, size: int, last: int, value: int, start: int, stop: int) -> bool:
-        """Whether so many bytes can stay from after `last` until `stop`, in the room that the evicted value makes."""
+        """Whether `size` bytes can stay from after `last` until `stop`, in the room that the evicted value makes."""
         freed, memory = self.problem.values[value].bytes, self.memory
         if int(memory[last + 1 : start + 1].max(initial=0)) + size > self.target_bytes:
             return False

@@ -57,7 +57,7 @@ class Ordering:
         self.before[start + 1 : stop] = self.before[start] + np.cumsum(self.made[ops] - self.freed[ops])
 
     def cost(self, alive: Ints, op: Ints | int) -> Floats:
-        """What steps cost at which ops run while so many bytes are alive before them."""
+        """What steps cost at which ops run while `alive` bytes are there before them."""
         share = (alive + self.own[op]) / self.peak
         cube: Floats = share * share * share
         return cube * cube

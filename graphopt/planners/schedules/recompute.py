@@ -32,11 +32,7 @@ def recompute_once(study: Study, end: int, kept: Collection[int]) -> Ints:
     producer, reads, alive = study.problem.producer, study.reads, study.held.union(kept)
     never = len(reads)
     # For each op the first one from `end` on that needs it, be it through what is computed again for that one.
-    need = [never] * never
-    for op_id in range(never - 1, end - 1, -1):
-        for value in reads[op_id]:
-            if value not in alive:
-                need[producer[value]] = op_id
+    need: list[int] = _first_late_readers(study, end, alive).tolist()
     again: list[tuple[int, int]] = []
     for op_id in range(end - 1, -1, -1):
         before = need[op_id]
@@ -45,10 +41,24 @@ def recompute_once(study: Study, end: int, kept: Collection[int]) -> Ints:
             for value in reads[op_id]:
                 if value not in alive and before < need[producer[value]]:
                     need[producer[value]] = before
-    schedule, reached = list[int](), 0
-    for before, op_id in sorted(again):
-        schedule.extend(range(reached, before))
-        schedule.append(op_id)
-        reached = before
-    schedule.extend(range(reached, never))
-    return np.array(schedule, dtype=np.int64)
+    before_and_op = np.array(sorted(again), dtype=np.int64).reshape(-1, 2)
+    return np.insert(np.arange(never), before_and_op[:, 0], before_and_op[:, 1])
+
+
+def _first_late_readers(study: Study, end: int, alive: frozenset[int]) -> Ints:
+    """For each op the first one from `end` on that reads of it what is not `alive`; the number of ops for none."""
+    reader, value, maker = study.once(_reads_in_order)
+    first = np.full(len(study.reads), len(study.reads), dtype=np.int64)
+    is_alive = np.zeros(len(study.problem.values), dtype=np.bool_)
+    is_alive[list(alive)] = True
+    late = np.flatnonzero((reader >= end) & ~is_alive[value])[::-1]
+    # Of several that are assigned to one place the last one stays: the first reader.
+    first[maker[late]] = reader[late]
+    return first
+
+
+def _reads_in_order(study: Study) -> tuple[Ints, Ints, Ints]:
+    """Each read of what an op makes, in the order of the ops that read: the reader, the value, and its maker."""
+    reader = np.repeat(np.arange(len(study.reads)), [len(read) for read in study.reads])
+    value = np.fromiter((v for read in study.reads for v in read), dtype=np.int64, count=len(reader))
+    return reader, value, np.array(study.problem.producer, dtype=np.int64)[value]

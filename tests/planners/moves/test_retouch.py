@@ -48,7 +48,7 @@ def test_it_finds_what_lies_between_two_points() -> None:
 
 def test_large_problems_are_left_as_they_are() -> None:
     problem = random_problem(3, 1501)
-    assert not effort_for(problem).retouches
+    assert not effort_for(Study(problem)).retouches
     study = Study(problem)
     curve = none_curve(study)
     assert retouched(study, curve) is curve

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -46,12 +45,3 @@ def test_what_the_compiler_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, tm
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.undo()
     build.library.cache_clear()
-
-
-@needs_compiler
-def test_it_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("GRAPHOPT_CACHE_DIR", str(tmp_path))
-    made = build._compiled()
-    assert made.parent == tmp_path
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("compiled again"))
-    assert build._compiled() == made
