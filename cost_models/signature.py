@@ -31,6 +31,7 @@ class TensorSpec:
 
     @property
     def extent_bytes(self) -> int:
+        """Bytes from the first element to the last one, gaps included."""
         return self.extent * self.dtype.itemsize
 
 
@@ -57,6 +58,7 @@ class Signature:
 
     @property
     def device(self) -> torch.device:
+        """Where the op runs: its first tensor's device, or the one that it makes a tensor on."""
         return self.tensors[0].device if self.tensors else torch.device(self.kwargs.get("device") or "cpu")
 
     @property

@@ -18,7 +18,9 @@ class HasGraph(Protocol):
     """What passes edit: a window's GraphModule, or a JointGraph."""
 
     @property
-    def graph(self) -> fx.Graph: ...
+    def graph(self) -> fx.Graph:
+        """The fx graph that passes edit."""
+        ...
 
 
 G = TypeVar("G", bound=HasGraph)

@@ -38,7 +38,7 @@ from graphopt.device.storages import tensors_in, unique_storage_bytes
 from graphopt.plan.choice import Choice
 from graphopt.plan.model_plan import build_plan
 from graphopt.plan.pipeline import plan_within
-from graphopt.verify.step_result import StepResult, differences, run_step
+from graphopt.verify.step_result import RecordedStep, differences, run_step
 from tests.support.deterministic import deterministic
 
 TIMED_SHARES = (1.0, 0.5)
@@ -57,8 +57,8 @@ class Subject:
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    eager: StepResult = dataclasses.field(default_factory=lambda: StepResult({}))
-    captured: StepResult = dataclasses.field(default_factory=lambda: StepResult({}))
+    eager: RecordedStep = dataclasses.field(default_factory=lambda: RecordedStep({}))
+    captured: RecordedStep = dataclasses.field(default_factory=lambda: RecordedStep({}))
     eager_repeats: bool = True
     eager_peak_bytes: int = 0
     held_bytes: int = 0
@@ -77,13 +77,13 @@ class Subject:
 
         return run
 
-    def run(self, call: Callable[..., Any]) -> StepResult:
+    def run(self, call: Callable[..., Any]) -> RecordedStep:
         """The results of one step from the first buffers and a fixed seed, in host memory."""
         if self.start is not None:
             restore(self.module, self.start)
         torch.manual_seed(1)
         found = run_step(self.module, call, self.args, self.kwargs)
-        return StepResult({name: tensor.cpu() for name, tensor in found.tensors.items()})
+        return RecordedStep({name: tensor.cpu() for name, tensor in found.tensors.items()})
 
     def peak_bytes(self, call: Callable[..., Any]) -> tuple[int, int]:
         """Measured peak of a step, and the peak as requested (0 where the allocator does not say)."""

@@ -55,7 +55,7 @@ def fit_model(
     held = _optimizer(optimizer, model) if isinstance(optimizer, str) else optimizer
 
     def division(changed: Mapping[str, Any]) -> Division:
-        return train_step(model, loss_fn, held, mem_budget, accumulate="auto", **{**options, **changed})._division
+        return train_step(model, loss_fn, held, mem_budget, accumulate="auto", **{**options, **changed}).division
 
     exact = division({})
     rough = division({"cost_model": "roofline"}) if exact.memory.choice.cost_model != "roofline" else None

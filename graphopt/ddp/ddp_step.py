@@ -35,6 +35,7 @@ class Arrival:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
+        """The gradients' shapes, in order."""
         return tuple(tuple(gradient.shape) for gradient in self.gradients)
 
 
@@ -61,6 +62,7 @@ class DdpStep:
 
     @property
     def sent_bytes(self) -> int:
+        """Bytes that this rank has sent in the step so far."""
         return self._sender.sent_bytes
 
     def backward_seconds(self) -> float:
@@ -71,6 +73,7 @@ class DdpStep:
         return seconds / after_the_first if after_the_first else 0.0
 
     def add(self, arrival: Arrival) -> None:
+        """Take a bucket in, and send of it what can be sent before the others are there."""
         if not self.arrivals:
             device = arrival.buffer.device
             self._overflow = torch.zeros((), device=device)

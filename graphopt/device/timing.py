@@ -67,6 +67,7 @@ def seconds_of(run: Callable[[], object], device: torch.device, repetitions: int
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for what is queued on a CUDA device; nothing elsewhere."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

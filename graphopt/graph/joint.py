@@ -29,6 +29,7 @@ class JointGraph:
 
     @property
     def graph(self) -> fx.Graph:
+        """The fx graph behind it."""
         return self.module.graph
 
     @property

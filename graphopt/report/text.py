@@ -176,6 +176,7 @@ def _graphs(report: Report) -> Table:
 
 
 def left_out(count: int, what: str) -> Text:
+    """The line that stands for rows that were cut."""
     return Text(f"… {count} {what} left out here; all are in --html and --json", style="dim")
 
 

@@ -50,6 +50,7 @@ class Meeting:
         """It waits for the others."""
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
+        """Note that it is called, and run it without gradients."""
         self.met.append(graph)
         return graph.run_without_gradients(args)
 
@@ -69,6 +70,7 @@ class Planning:
             self._planned_one = True
 
     def on_call(self, graph: DynamoGraph, _args: tuple[Any, ...]) -> Any:
+        """End the call: none is run."""
         raise _CallEnds(Outcome.PLANNED if graph.compiled else Outcome.UNPLANNED)
 
 
@@ -89,6 +91,7 @@ class Running:
             self.planning.on_new(graph)
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
+        """Run it as it is planned; end the call where it has no plan."""
         if graph.compiled is None:
             raise _CallEnds(Outcome.UNPLANNED)
         self._ran += graph.compiled.emitted is not None

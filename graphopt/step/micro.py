@@ -64,6 +64,7 @@ class Micro:
 
     @property
     def is_planned(self) -> bool:
+        """Whether a plan of it was asked for."""
         return "planned" in self.__dict__
 
     @cached_property

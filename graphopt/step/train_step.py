@@ -101,8 +101,8 @@ class TrainStep:
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange, self._autocast = exchange, module.autocast
         how = options.accumulate, options.weights
-        self._division = Division(module, memory, self._hand_over, *how, always_summed=exchange is not None)
-        self._lockstep = Lockstep(exchange, self._division, self._settings) if exchange else None
+        self.division = Division(module, memory, self._hand_over, *how, always_summed=exchange is not None)
+        self._lockstep = Lockstep(exchange, self.division, self._settings) if exchange else None
         self._optimizer_settings = OptimizerSettings(memory.view)
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
@@ -144,8 +144,8 @@ class TrainStep:
     def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
         if self._lockstep:
             return self._lockstep.prepare(args, kwargs)
-        pieces = self._division.cut(args, kwargs)
-        calls = [self._division.resolve(piece) for piece in pieces]
+        pieces = self.division.cut(args, kwargs)
+        calls = [self.division.resolve(piece) for piece in pieces]
         return as_shares(pieces, weight_of(pieces)), calls
 
     def _settings(self) -> Settings:
@@ -168,7 +168,7 @@ class TrainStep:
     @property
     def micro_batch_size(self) -> int:
         """Rows of a micro-batch; 0 before the first batch is known."""
-        return self._division.micro_rows
+        return self.division.micro_rows
 
     @property
     def accumulators(self) -> tuple[torch.Tensor, ...]:
@@ -197,7 +197,7 @@ class TrainStep:
         seconds = sum(micro.planned.simulation.seconds for micro in self._last_micros)
         tail_bytes = self._memory.highest().tail_bytes
         figures = StepFigures(
-            len(self._last_micros), self._division.micro_rows, seconds, tail_bytes, *self._exchange_figures()
+            len(self._last_micros), self.division.micro_rows, seconds, tail_bytes, *self._exchange_figures()
         )
         return replace(report, step=figures)
 

@@ -19,18 +19,18 @@ from graphopt.graph.nodes import is_new_statistics, source_line
 from graphopt.plan.choice import Choice
 from graphopt.run.request import Request
 from graphopt.run.session import Session
-from graphopt.verify.step_result import Difference, StepResult, differences, run_step
+from graphopt.verify.step_result import Difference, RecordedStep, differences, run_step
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EagerComparison:
     """`bitwise`: equal to eager bit by bit; `lines`: what was compared, for people."""
 
     bitwise: bool
     lines: tuple[str, ...]
 
 
-def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Comparison:
+def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> EagerComparison:
     """Run a step optimized, captured without recomputation, and eager, from the same state.
 
     Optimized must equal the captured step bit by bit, and eager bit by bit wherever the captured one
@@ -39,7 +39,7 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
     """
     model = session.model
 
-    def step_of(call: Callable[..., Any]) -> StepResult:
+    def step_of(call: Callable[..., Any]) -> RecordedStep:
         return run_step(model, call, args, kwargs)
 
     def op_by_op(call: Callable[..., Any]) -> list[_Entry]:
@@ -49,7 +49,7 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
     gaps = differences(eager, optimized)
     count = len(eager.tensors)
     if not gaps:
-        return Comparison(
+        return EagerComparison(
             True, (f"{count} tensors (loss, outputs, gradients, buffers, generators) equal eager's bit by bit",)
         )
     plain = Session(model, Request(UNLIMITED_BYTES, Choice("none", session.request.choice.cost_model)))
@@ -63,7 +63,7 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
     if wrong:
         raise _error("capture changes the model's results by more than rounding", wrong, op)
     worst = max(gaps, key=lambda gap: gap.relative)
-    return Comparison(
+    return EagerComparison(
         False,
         (
             f"{count} tensors equal the captured step without recomputation bit by bit",

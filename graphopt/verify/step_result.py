@@ -20,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, tor
 
 
 @dataclass(frozen=True)
-class StepResult:
+class RecordedStep:
     """Everything that one forward and backward leaves behind, copied, by name."""
 
     tensors: Mapping[str, torch.Tensor]
@@ -43,7 +43,7 @@ class Difference:
 
 def run_step(
     model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> StepResult:
+) -> RecordedStep:
     """One training step through `call`; the model, its gradients and the generators are put back after.
 
     Copied are the loss, the outputs, every gradient (of inputs too), every buffer and the generators.
@@ -57,7 +57,7 @@ def run_step(
             output = call(*inputs[0], **inputs[1])
             loss = loss_of(output)
             loss.backward()
-        return StepResult(_collect(model, inputs, output, loss))
+        return RecordedStep(_collect(model, inputs, output, loss))
     finally:
         restore(model, before)
         for name, parameter in model.named_parameters():
@@ -79,7 +79,7 @@ def loss_of(output: Any) -> torch.Tensor:
     return torch.stack([(leaf.float() * _weights(leaf)).sum() for leaf in leaves]).sum()
 
 
-def differences(one: StepResult, other: StepResult) -> list[Difference]:
+def differences(one: RecordedStep, other: RecordedStep) -> list[Difference]:
     """Where two steps are not equal bit by bit, in the order of the step."""
     found = []
     for name in dict.fromkeys((*one.tensors, *other.tensors)):

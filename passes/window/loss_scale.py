@@ -32,6 +32,7 @@ class ConstantLossScale:
 
     @property
     def initial(self) -> float:
+        """The scale of the first step."""
         return self.scale
 
 

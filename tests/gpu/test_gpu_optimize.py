@@ -15,7 +15,7 @@ import graphopt
 from graphopt.capture.aot import graphopt_backend
 from graphopt.cli.cli import main
 from graphopt.device.measure import peak_bytes
-from graphopt.verify.step_result import StepResult, differences, run_step
+from graphopt.verify.step_result import RecordedStep, differences, run_step
 from tests.support.on_gpu import DEVICE, ON_GPU, at_least, forget, note
 
 pytestmark = ON_GPU
@@ -100,14 +100,14 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return make().to(DEVICE).train(), batch().to(DEVICE)
 
 
-def seeded_step(model: nn.Module, call: Callable[..., Any], batch: Tensor) -> StepResult:
+def seeded_step(model: nn.Module, call: Callable[..., Any], batch: Tensor) -> RecordedStep:
     """A step's results from the first statistics, in host memory."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
     torch.manual_seed(1)
     found = run_step(model, call, (batch,), {})
-    return StepResult({name: tensor.cpu() for name, tensor in found.tensors.items()})
+    return RecordedStep({name: tensor.cpu() for name, tensor in found.tensors.items()})
 
 
 def peak_of(model: nn.Module, call: Callable[..., Any], batch: Tensor) -> int:
@@ -151,7 +151,7 @@ def test_the_backend_keeps_to_its_budget() -> None:
     eager = seeded_step(model, model, batch)
     eager_bytes = peak_of(model, model, batch)
 
-    def compiled(budget_bytes: int) -> tuple[StepResult, int, int]:
+    def compiled(budget_bytes: int) -> tuple[RecordedStep, int, int]:
         call = torch.compile(model, backend=BACKEND, options={"mem_budget": budget_bytes})
         return seeded_step(model, call, batch), peak_of(model, call, batch), budget_bytes
 

@@ -37,6 +37,7 @@ def qsgd_kernel(
     BYTES: tl.constexpr,
     QUARTER: tl.constexpr,
 ):
+    """One program rounds one block of one gradient at random to few bits, into its place of the wire."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     start = tl.load(starts + piece)

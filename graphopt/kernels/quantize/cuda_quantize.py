@@ -36,6 +36,7 @@ def quantize_kernel(
     BYTES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One program writes one block of gradient × 1/scale + residual to the wire, and what is left to the residual."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     lane = tl.arange(0, BLOCK)
@@ -71,6 +72,7 @@ def requantize_kernel(
     BYTES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One program adds up one block of this rank's part from all ranks, and writes it to the wire again."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     block = tl.load(blocks + piece) - first
@@ -108,6 +110,7 @@ def dequantize_kernel(
     BYTES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One program adds up one block of all copies of a wire, into the gradient."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     block = tl.load(blocks + piece)

@@ -26,6 +26,7 @@ def sum_kernel(
     TILE: tl.constexpr,
     BINS: tl.constexpr,
 ):
+    """Put gradient × 1/scale + residual (and momentum) into the gradient's own buffer, piece by piece."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     start = tl.load(starts + piece)
@@ -67,6 +68,7 @@ def digit_kernel(
     TILE: tl.constexpr,
     BINS: tl.constexpr,
 ):
+    """Count, for each row, how many magnitudes with the prefix found so far have each next digit of 8 bits."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     start = tl.load(starts + piece)
@@ -87,6 +89,7 @@ def digit_kernel(
 
 @triton.jit
 def tally_kernel(gradients, rows, starts, sizes, lasts, above, equal, PIECE: tl.constexpr, TILE: tl.constexpr):
+    """Count, for each piece, the magnitudes above the last one that is sent, and those equal to it."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     start = tl.load(starts + piece)
@@ -121,6 +124,7 @@ def send_kernel(
     PIECE: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    """Write the chosen elements of one piece to the wire, in the order of memory, and zeros where they were."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     start = tl.load(starts + piece)
@@ -152,6 +156,7 @@ def send_kernel(
 
 @triton.jit
 def place_kernel(gradients, rows, starts, counts, begins, values, places, TILE: tl.constexpr):
+    """Add the values that a wire has for one block to the elements of a gradient at their places."""
     block = tl.program_id(0)
     row = tl.load(rows + block)
     gradient = tl.load(gradients + row).to(tl.pointer_type(tl.float32)) + tl.load(starts + block)

@@ -86,6 +86,7 @@ def adam_kernel(
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One program updates one piece of one parameter, with its moments, from addresses in tables."""
     if tl.load(found_inf) == 0:
         piece = tl.program_id(0)
         row = tl.load(rows + piece)

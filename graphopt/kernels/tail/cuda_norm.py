@@ -35,6 +35,7 @@ def sum_of_powers_kernel(
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One program sums |gradient|^power over one piece, in fp64, and flags what is not finite."""
     piece = tl.program_id(0)
     row = tl.load(rows + piece)
     start = tl.multiple_of(tl.load(starts + piece), BLOCK)

@@ -9,7 +9,7 @@ from graphopt.planners.study.study import Study
 
 
 @dataclass(frozen=True)
-class Pass:
+class BudgetSweep:
     """Budgets in one pass over a curve, from its highest peak down."""
 
     #: Ratio of a budget to the one above it, and of the first one to the highest peak.
@@ -48,7 +48,7 @@ class Effort:
     #: How many of a curve's drops are tried hard to be had for less.
     drops: int
     #: Passes over the curve at which points are lowered to budgets.
-    passes: tuple[Pass, ...] = ()
+    passes: tuple[BudgetSweep, ...] = ()
     #: Budgets for which cuts and local moves are made.
     retouches: int = 0
     #: Whether of two orders the one with the higher peak is polished and brought down too.
@@ -72,7 +72,7 @@ _TINY = Effort(
     hoists=5,
     bottom=(0.95, 0.9),
     drops=16,
-    passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
+    passes=(BudgetSweep(0.98, 0.98, 1.04), BudgetSweep(0.98, 0.99, 1.07), BudgetSweep(0.98, 0.985, 1.03)),
     retouches=30,
     both=True,
     least_drop=5e-4,
@@ -92,7 +92,7 @@ _SMALL = Effort(
     hoists=5,
     bottom=(0.95, 0.9),
     drops=16,
-    passes=(Pass(0.98, 0.98, 1.04), Pass(0.98, 0.99, 1.07), Pass(0.98, 0.985, 1.03)),
+    passes=(BudgetSweep(0.98, 0.98, 1.04), BudgetSweep(0.98, 0.99, 1.07), BudgetSweep(0.98, 0.985, 1.03)),
     retouches=10,
     least_drop=5e-4,
 )
@@ -111,7 +111,7 @@ _HUGE = replace(
     lowest=1,
     hoists=1,
     bottom=(0.9,),
-    passes=(Pass(0.97, 0.97, 1.05),),
+    passes=(BudgetSweep(0.97, 0.97, 1.05),),
     least_drop=1e-3,
 )
 #: A walk looks at all values for each one that goes, so it is what grows fastest.

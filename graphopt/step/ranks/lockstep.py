@@ -43,6 +43,7 @@ class Prepared:
 
     @property
     def unplanned(self) -> list[Micro]:
+        """The graphs among them that have no plan yet."""
         return [micro for micro in self.micros if not micro.is_planned]
 
 
