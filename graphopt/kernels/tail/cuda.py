@@ -46,7 +46,8 @@ def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Te
         )
     every = torch.cat(sums)
     total = every.sum() if power else every.max()
-    return (total ** (1 / max(power, 1))).float(), (~torch.isfinite(total)).float()
+    norm = total ** (1 / max(power, 1))
+    return norm.to(definition.norm_dtype(filled)), (~torch.isfinite(total)).float()
 
 
 def adam_(
@@ -80,7 +81,7 @@ def adam_(
     if taken:
         device = params[taken[0]].device
         one, zero = torch.ones((), device=device), torch.zeros((), device=device)
-        scalars = [one if inverse_scale is None else inverse_scale, one if factor is None else factor]
+        scalars = [one if inverse_scale is None else inverse_scale, one if factor is None else factor.float()]
         columns = [[column[i] for i in taken] if column else [] for column in lists]
         _launch_adam(columns, [*scalars, zero if found_inf is None else found_inf], options)
 

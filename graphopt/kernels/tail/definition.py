@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
-    """See `graphopt.kernels.tail.ops`; bit for bit what `clip_grad_norm_` finds where gradients are fp32.
+    """See `graphopt.kernels.tail.ops`; bit for bit what `clip_grad_norm_` finds where gradients are fp32 or fp64.
 
     One read, as a norm that is finite proves every element to be. Only a norm that is not has the
     gradients read again, to tell an infinite element from a sum beyond fp32.
@@ -17,13 +17,18 @@ def gradient_norm(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Te
     wide = [g for g in filled if g.dtype == torch.float64]
     rest = [g for g in filled if g.dtype != torch.float64]
     if not filled:
-        return torch.zeros((), device=device), torch.zeros((), device=device)
+        return torch.zeros((), dtype=norm_dtype(gradients), device=device), torch.zeros((), device=device)
     norms = [*torch._foreach_norm(rest, norm_type, dtype=torch.float32)] if rest else []
-    norms += [torch.linalg.vector_norm(g, norm_type).float() for g in wide]
-    norm = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    norms += [torch.linalg.vector_norm(g, norm_type) for g in wide]
+    norm = torch.linalg.vector_norm(torch.stack([each.to(norm_dtype(gradients)) for each in norms]), norm_type)
     if torch.isfinite(norm):
-        return norm, torch.zeros_like(norm)
+        return norm, torch.zeros_like(norm, dtype=torch.float32)
     return norm_without_overflow(filled, norm_type)
+
+
+def norm_dtype(gradients: list[Tensor]) -> torch.dtype:
+    """What the norm of these gradients is given in: fp64 where one of them is."""
+    return torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
 
 
 def norm_without_overflow(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
@@ -33,10 +38,10 @@ def norm_without_overflow(gradients: list[Tensor], norm_type: float) -> tuple[Te
     """
     largest = torch.stack([g.abs().max().double() for g in gradients]).max()
     if not torch.isfinite(largest):
-        return largest.float(), torch.ones_like(largest, dtype=torch.float32)
+        return largest.to(norm_dtype(gradients)), torch.ones_like(largest, dtype=torch.float32)
     norms = [torch.linalg.vector_norm(g.double() / largest, norm_type) for g in gradients]
     norm = largest * torch.linalg.vector_norm(torch.stack(norms), norm_type)
-    return norm.float(), torch.zeros_like(norm, dtype=torch.float32)
+    return norm.to(norm_dtype(gradients)), torch.zeros_like(norm, dtype=torch.float32)
 
 
 def scale_update_(

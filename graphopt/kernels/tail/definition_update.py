@@ -17,7 +17,7 @@ from graphopt.kernels.layout import as_laid_out, dense, write_back
 class GradientScaling:
     """What is done to a gradient on its way into the update: clamp(g × inverse_scale, ±clip_value) × factor.
 
-    The three tensors are fp32 scalars on the parameters' device; where `found_inf` is not zero
+    The three tensors are scalars on the parameters' device, fp32, or `factor` fp64; where `found_inf` is not zero
     nothing is updated.
     """
 
@@ -128,22 +128,23 @@ def _update(
     if scaling.skips():
         return
     multiplier, on_cuda = scaling.multiplier(), bool(params) and params[0].is_cuda
-    divisor = None if multiplier is None or on_cuda else torch.reciprocal(multiplier)
+    divisor = None if multiplier is None or on_cuda else torch.reciprocal(multiplier.float())
 
     def run(indices: list[int]) -> None:
         own = [params[i] for i in indices]
         computed = [_computed(p, half_fails) for p in own]
         grads = [as_laid_out(gradients[i].to(p.dtype), p) for i, p in zip(indices, computed, strict=True)]
         scaling.clamped(grads)
-        if multiplier is not None and on_cuda:
-            # There the fused ops divide each element in fp64, which takes longer than one more read and write, and
-            # SGD's rounds otherwise than GradScaler and it in turn.
-            torch._foreach_mul_(grads, multiplier)
+        is_wide = computed[0].dtype == torch.float64
+        if multiplier is not None and (on_cuda or is_wide):
+            # On CUDA the fused ops divide each element in fp64, which takes longer than one more read and write, and
+            # SGD's rounds otherwise than GradScaler and it in turn. They take no divisor but in fp32.
+            torch._foreach_mul_(grads, multiplier if is_wide else multiplier.float())
         own_states = [[state[i] for i in indices] for state in states]
         computed_states = [
             [as_laid_out(s.to(p.dtype), p) for s, p in zip(state, computed, strict=True)] for state in own_states
         ]
-        fused(indices, computed, grads, computed_states, divisor)
+        fused(indices, computed, grads, computed_states, None if is_wide else divisor)
         write_back(computed, own)
         for after, before in zip(computed_states, own_states, strict=True):
             write_back(after, before)

@@ -1,18 +1,18 @@
 """The custom ops of the gradient tail, `torch.ops.graphopt.*`: what they mean, and what stands in for them in a graph.
 
-`gradient_norm(gradients, norm_type)` gives `(norm, found_inf)`, two fp32 scalars on the gradients' device: the
+`gradient_norm(gradients, norm_type)` gives `(norm, found_inf)`, two scalars on the gradients' device: the
 `norm_type`-norm (any p > 0, or inf) of all elements as they are, added up in fp32 or wider, and 1.0 where any
-element is infinite or NaN, else 0.0. A sum of powers beyond fp32 is not an infinite element. Gradients may be of
-any shapes, floating dtypes and layouts, on one device.
+element is infinite or NaN, else 0.0. A sum of powers beyond fp32 is not an infinite element. The norm is fp64 where a
+gradient is, else fp32 as the flag. Gradients may be of any shapes, floating dtypes and layouts, on one device.
 
 `adam_` and `sgd_` update parameters in place by clamp(gradient × inverse_scale, ±clip_value) × factor, where what is
 None is left out. Lists hold one tensor a parameter, of its shape, or are empty where that is said. Parameters and state
-are of any floating dtypes and layouts, on one device. The scalars `inverse_scale`, `factor` and `found_inf` are fp32,
-on the parameters' device. Where `found_inf` is not zero nothing changes: parameters, state, step counts and copies keep
-their bits. Gradients may be half while parameters are fp32, and may be overwritten. `copies` are empty, or the half
-parameters that take the updated ones, their fp32 masters. Step counts are fp32 scalars that advance here. `adam_` is
-AdamW where `decoupled`; `max_exp_avg_sqs` are empty without `amsgrad`. `sgd_` reads no momentum buffer while `first`,
-which the caller passes until a step was taken; buffers are empty without `momentum`.
+are of any floating dtypes and layouts, on one device. The scalars `inverse_scale`, `factor` and `found_inf` are fp32
+(`factor` may be fp64), on the parameters' device. Where `found_inf` is not zero nothing changes: parameters, state,
+step counts and copies keep their bits. Gradients may be half while parameters are fp32, and may be overwritten.
+`copies` are empty, or the half parameters that take the updated ones, their fp32 masters. Step counts are fp32 scalars
+that advance here. `adam_` is AdamW where `decoupled`; `max_exp_avg_sqs` are empty without `amsgrad`. `sgd_` reads no
+momentum buffer while `first`, which the caller passes until a step was taken; buffers are empty without `momentum`.
 
 `scale_update_` moves a dynamic loss scale, a fp32 scalar: an overflow, where the fp32 scalar `found_inf` is not zero,
 takes one from the hysteresis and, when none is left, multiplies the scale by `backoff`, to no less than `lowest`;
@@ -66,7 +66,8 @@ def _noticed(update: Callable[..., None]) -> Callable[..., None]:
 
 def _two_scalars(gradients: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     device = gradients[0].device if gradients else "cpu"
-    return torch.empty((), device=device), torch.empty((), device=device)
+    norm = torch.empty((), dtype=definition.norm_dtype(gradients), device=device)
+    return norm, torch.empty((), device=device)
 
 
 gradient_norm = define(
