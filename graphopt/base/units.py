@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 from graphopt.base.errors import BudgetParseError
+
+Number = TypeVar("Number", int, float)
 
 #: Bytes as `parse_bytes` reads them.
 Budget = int | float | str
@@ -23,17 +26,19 @@ _PATTERN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 def parse_bytes(text: Budget, device_total_bytes: int | None = None) -> int:
     """Read `"8GiB"` (2**30), `"8GB"` (10**9), `"80%"` (of the device) or a bare number of bytes.
 
-    Raises BudgetParseError for a negative or zero number, an unknown unit, a unit with two
+    Raises BudgetParseError for a negative or zero number, one above 2**63 - 1, an unknown unit, a unit with two
     readings (`"8G"`), and a percentage where the device's memory is not known.
     """
     if isinstance(text, bool) or not isinstance(text, (int, float, str)):
         raise BudgetParseError(f"a number of bytes was expected, not {text!r}")
+    if isinstance(text, int):
+        text = _bounded(text)
     match = _PATTERN.fullmatch(str(text) if not isinstance(text, float) else f"{text:f}")
     if match is None:
         raise BudgetParseError(
             f"cannot read {text!r} as a number of bytes; write for example '8GiB', '8GB', '80%' or 8589934592"
         )
-    number, unit = float(match[1]), match[2]
+    number, unit = _bounded(float(match[1])), match[2]
     if unit == "%":
         return _positive(text, _share(text, number, device_total_bytes))
     if unit.upper() in {"K", "M", "G", "T", "P"}:
@@ -57,7 +62,13 @@ def _share(text: object, percent: float, device_total_bytes: int | None) -> int:
 def _positive(text: object, number_bytes: int) -> int:
     if number_bytes <= 0:
         raise BudgetParseError(f"a budget must be more than zero bytes, got {text!r}")
-    return number_bytes
+    return _bounded(number_bytes)
+
+
+def _bounded(number: Number) -> Number:
+    if not -(2**63) < number < 2**63:
+        raise BudgetParseError("a number of bytes is at most 2**63 - 1")
+    return number
 
 
 def format_bytes(number_bytes: float) -> str:

@@ -1,4 +1,8 @@
-"""The problem: all that a planner may see. Plain data, JSON in and out, no torch."""
+"""The problem: all that a planner may see. Plain data, JSON in and out, no torch.
+
+What a file may hold is bounded, so that every sum that a planner makes is exact and every quotient is a number: see
+`MOST_BYTES`, `LEAST_SECONDS`, `MOST_SECONDS`, `MOST_ITEMS` and `MOST_FILE_BYTES`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,18 @@ from typing import Any
 from graphopt.base.errors import ProblemError
 
 SCHEMA = "graphopt.problem/1"
+
+#: Bytes of all values and of the largest workspace together. No schedule has more alive at once; the bound is so far
+#: below 2**63 and 2**53 that some times as much is still exact as a whole number and as a float.
+MOST_BYTES = 2**50
+#: Seconds of an op that takes any, and of any op: a step's share of a second per byte stays an ordinary float.
+LEAST_SECONDS, MOST_SECONDS = 1e-30, 1e30
+#: Values, and what all ops and the problem together name of them.
+MOST_ITEMS = 2**24
+#: A problem of a hundred thousand ops is some twenty megabytes.
+MOST_FILE_BYTES = 2**28
+#: Digits of a whole number, and letters of a text, that a message shows.
+_DIGITS, _SHOWN = 30, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +98,9 @@ class Problem:
 
 
 def check_problem(problem: Problem) -> Problem:
-    """Return `problem`; raise ProblemError, naming the op, where it is not one."""
+    """Return `problem`; raise ProblemError, naming the op or the field, where it is not one."""
     count = len(problem.values)
+    _check_sums(problem)
     produced: set[int] = set()
     made_somewhere = {v for op in problem.ops for v in op.outputs}
     for position, op in enumerate(problem.ops):
@@ -109,6 +126,20 @@ def check_problem(problem: Problem) -> Problem:
     if len(set(problem.outputs)) != len(problem.outputs):
         raise ProblemError("outputs names a value twice")
     return problem
+
+
+def _check_sums(problem: Problem) -> None:
+    ops = problem.ops
+    all_bytes = sum(value.bytes for value in problem.values)
+    workspace_bytes = max((op.workspace_bytes for op in ops), default=0)
+    if all_bytes + workspace_bytes > MOST_BYTES:
+        raise ProblemError(
+            f"values and ops: the bytes of all values ({all_bytes:,}) and the largest workspace ({workspace_bytes:,}) "
+            f"are together at most 2**50"
+        )
+    named = sum(len(op.inputs) + len(op.outputs) for op in ops) + len(problem.outputs)
+    if max(len(problem.values), len(ops), named) > MOST_ITEMS:
+        raise ProblemError(f"values and ops: at most {MOST_ITEMS:,} values, ops, and names of values in all of them")
 
 
 def problem_to_json(problem: Problem) -> dict[str, Any]:
@@ -137,7 +168,7 @@ def problem_from_json(data: object) -> Problem:
     """Read `graphopt.problem/1` data; raises ProblemError naming the field that is wrong."""
     root = _mapping(data, "problem")
     if root.get("schema") != SCHEMA:
-        raise ProblemError(f"problem.schema: expected {SCHEMA!r}, got {root.get('schema')!r}")
+        raise ProblemError(f"problem.schema: expected {SCHEMA!r}, got {_shown(root.get('schema'))}")
     values = tuple(
         Value(_integer(_mapping(item, f"values[{i}]").get("bytes"), f"values[{i}].bytes"))
         for i, item in enumerate(_sequence(root.get("values"), "values"))
@@ -149,15 +180,33 @@ def problem_from_json(data: object) -> Problem:
 
 
 def load_problem(path: str | Path) -> Problem:
-    """Read a problem file. Raises ProblemError with the file's name."""
+    """Read a problem file. Raises ProblemError with the file's name and the field that is wrong."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        with Path(path).open("rb") as file:
+            raw = file.read(MOST_FILE_BYTES + 1)
+        if len(raw) > MOST_FILE_BYTES:
+            raise ProblemError(f"larger than {MOST_FILE_BYTES:,} bytes")
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_int=_whole)
+    except (OSError, ValueError, RecursionError) as error:
         raise ProblemError(f"{path}: not a readable JSON file: {error}") from error
     try:
         return problem_from_json(data)
     except ProblemError as error:
         raise ProblemError(f"{path}: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ProblemError(f"the field {_shown(twice)} stands twice in one object")
+    return fields
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number; one of so many digits that no field takes it as a float, which the field then names."""
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
 
 
 def save_problem(problem: Problem, path: str | Path) -> None:
@@ -169,9 +218,11 @@ def _op(data: object, where: str) -> Op:
     item = _mapping(data, where)
     name, seconds = item.get("name", ""), item.get("seconds")
     if not isinstance(name, str):
-        raise ProblemError(f"{where}.name: expected text, got {name!r}")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
-        raise ProblemError(f"{where}.seconds: expected a number of at least 0, got {seconds!r}")
+        raise ProblemError(f"{where}.name: expected text, got {_shown(name)}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not _is_time(seconds):
+        raise ProblemError(
+            f"{where}.seconds: expected 0, or a number from {LEAST_SECONDS} to {MOST_SECONDS}, got {_shown(seconds)}"
+        )
     return Op(
         name=name,
         seconds=float(seconds),
@@ -196,15 +247,31 @@ def _sequence(data: object, where: str) -> list[Any]:
     return data
 
 
+def _is_time(seconds: float) -> bool:
+    return seconds == 0 or LEAST_SECONDS <= seconds <= MOST_SECONDS
+
+
 def _integer(data: object, where: str) -> int:
-    if isinstance(data, bool) or not isinstance(data, int) or not 0 <= data < 2**63:
-        raise ProblemError(f"{where}: expected a whole number from 0 to 2**63 - 1, got {data!r}")
+    if isinstance(data, bool) or not isinstance(data, int) or not 0 <= data <= MOST_BYTES:
+        raise ProblemError(f"{where}: expected a whole number from 0 to 2**50, got {_shown(data)}")
     return data
+
+
+def _shown(data: object) -> str:
+    """What was found, in one short line."""
+    if isinstance(data, (dict, list)):
+        return "an object" if isinstance(data, dict) else f"a list of {len(data)}"
+    text = f"{float(data)}" if isinstance(data, float) else ascii(data) if not _is_long(data) else "a longer number"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _is_long(data: object) -> bool:
+    return isinstance(data, int) and abs(data) >= 10**_DIGITS
 
 
 def _boolean(data: object, where: str) -> bool:
     if not isinstance(data, bool):
-        raise ProblemError(f"{where}: expected true or false, got {data!r}")
+        raise ProblemError(f"{where}: expected true or false, got {_shown(data)}")
     return data
 
 

@@ -36,6 +36,15 @@ def test_two_readings_are_refused_and_both_named() -> None:
             parse_bytes(text)
 
 
+@pytest.mark.parametrize(
+    "text", [2**63, "9223372036854775808", "9000PiB", "9" * 5000, f"{'9' * 5000}GiB", 10**5000, -(10**5000), 1e300],
+    ids=range(8),
+)
+def test_more_than_a_number_of_bytes_can_be_is_refused(text: str | float) -> None:
+    with pytest.raises(BudgetParseError, match=r"at most 2\*\*63 - 1"):
+        parse_bytes(text)
+
+
 @pytest.mark.parametrize("text", [0, "0", "0GiB", "0.4", 0.0, "0%"])
 def test_zero_is_refused(text: str | float) -> None:
     with pytest.raises(BudgetParseError, match="more than zero"):

@@ -73,6 +73,8 @@ def in_lower_order(study: Study) -> Study:
 
 
 def in_own_ids(study: Study, curve: Curve) -> Curve:
-    """Points of a curve of `in_lower_order(study)` as schedules of the problem itself."""
+    """Points of a curve of `in_lower_order(study)` as schedules of the problem itself; trajectories stay shared."""
     ids = np.array(reordered(study), dtype=np.int64)
-    return tuple(replace(point, base=ids[point.base], planner="reorder") for point in curve)
+    bases = {id(point.base): point.base for point in curve}
+    own = {key: ids[base] for key, base in bases.items()}
+    return tuple(replace(point, base=own[id(point.base)], planner="reorder") for point in curve)
