@@ -13,6 +13,7 @@ from torch import fx
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.problem.schedule import Schedule
 from graphopt.run.autocast_backward import has_full_precision_products, say_if_backward_is_inside, warn_of_rounding
 
 
@@ -81,6 +82,14 @@ class DynamoGraph:
             needs = isinstance(example, torch.Tensor) and example.requires_grad
             marked.append(result.detach().requires_grad_() if needs and isinstance(result, torch.Tensor) else result)
         return tuple(marked)
+
+    def compile_without_gradients(self, cost_model: str) -> None:
+        """Compile a graph that needs no gradient, to run as it is."""
+
+        def decide(_graph: CapturedGraph) -> Schedule:
+            raise AssertionError("a graph that was captured without gradients has some now")
+
+        self.compile(cost_model, decide)
 
     @contextmanager
     def _as_met(self) -> Iterator[None]:

@@ -235,7 +235,9 @@ class Session:
         for number, graph in enumerate(dict.fromkeys(met), start=1):
             graph.name = f"graph {number}"
             captured = graph.capture(choice.cost_model)
-            if captured is not None:
+            if captured is None:
+                graph.compile_without_gradients(choice.cost_model)
+            else:
                 studies[graph] = studied(captured, choice)
         if not studies:
             return

@@ -37,7 +37,8 @@ def test_two_readings_are_refused_and_both_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [2**63, "9223372036854775808", "9000PiB", "9" * 5000, f"{'9' * 5000}GiB", 10**5000, -(10**5000), 1e300],
+    "text",
+    [2**63, "9223372036854775808", "9000PiB", "9" * 5000, f"{'9' * 5000}GiB", 10**5000, -(10**5000), 1e300],
     ids=range(8),
 )
 def test_more_than_a_number_of_bytes_can_be_is_refused(text: str | float) -> None:

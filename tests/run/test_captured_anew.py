@@ -106,3 +106,31 @@ def test_each_shape_keeps_its_plan_and_the_one_in_force_is_shown() -> None:
         peaks.append(model.graphopt.plan.peak_bytes)
     assert peaks[0] == peaks[2] < peaks[1]
     assert len(model.graphopt.session.graphs) == 2
+
+
+class Idle(nn.Module):
+    """Its first pieces compute what nobody uses, or what needs no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        h = self.a(h)
+        nn.functional.dropout(h, 0.2)
+        torch._dynamo.graph_break()
+        mean = h.detach().mean()
+        torch._dynamo.graph_break()
+        return nn.functional.dropout(h - mean, 0.5).square().mean()
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_pieces_that_need_no_gradient_run_as_they_are(example: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Idle(), torch.randn(5, 4)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "1MiB", cost_model="roofline", example_inputs=x if example else None)
+    for module in (model, eager):
+        torch.manual_seed(1)
+        step(module, x)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model), gradients(eager), strict=True))
