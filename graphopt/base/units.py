@@ -11,8 +11,9 @@ Number = TypeVar("Number", int, float)
 
 #: Bytes as `parse_bytes` reads them.
 Budget = int | float | str
-#: A budget that nothing exceeds.
-UNLIMITED_BYTES = 1 << 62
+#: A budget that nothing exceeds, and the largest that can be named.
+UNLIMITED_BYTES, MOST_BYTES = 1 << 62, 2**63 - 1
+TOO_MANY = "a number of bytes is at most 2**63 - 1"
 
 _UNITS = {
     "": 1,
@@ -62,12 +63,15 @@ def _share(text: object, percent: float, device_total_bytes: int | None) -> int:
 def _positive(text: object, number_bytes: int) -> int:
     if number_bytes <= 0:
         raise BudgetParseError(f"a budget must be more than zero bytes, got {text!r}")
-    return _bounded(number_bytes)
+    if number_bytes > MOST_BYTES:
+        raise BudgetParseError(TOO_MANY)
+    return number_bytes
 
 
 def _bounded(number: Number) -> Number:
-    if not -(2**63) < number < 2**63:
-        raise BudgetParseError("a number of bytes is at most 2**63 - 1")
+    """As it is, if it may still be a number of bytes: a float may be rounded up from the largest."""
+    if abs(number) > MOST_BYTES + 1:
+        raise BudgetParseError(TOO_MANY)
     return number
 
 
