@@ -90,7 +90,9 @@ def test_the_largest_numbers_there_are_are_solved_right(tmp_path: Path, capsys: 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory")
 def test_a_file_without_end_is_refused_in_little_memory() -> None:
-    code = "import sys; from graphopt.cli.cli import main; sys.exit(main(['solve', '/dev/zero', '--mem-budget', '1GB']))"
+    code = (
+        "import sys; from graphopt.cli.cli import main; sys.exit(main(['solve', '/dev/zero', '--mem-budget', '1GB']))"
+    )
     found = subprocess.run(
         ["bash", "-c", f'ulimit -v 4000000; exec "{sys.executable}" -c "$0"', code], capture_output=True, text=True
     )
