@@ -162,7 +162,7 @@ def chain(sizes: list[int], workspace: int = 0, seconds: float = 1.0) -> Problem
 def test_sums_are_bounded(problem: Problem, named: str) -> None:
     with pytest.raises(ProblemError, match=named):
         check_problem(problem)
-    with pytest.raises(ProblemError, match="bytes|workspace"):
+    with pytest.raises(ProblemError, match=r"bytes|workspace"):
         problem_from_json(problem_to_json(problem))
 
 
@@ -192,7 +192,7 @@ def test_what_is_at_the_bounds_is_planned() -> None:
         (lambda text: text.replace('"bytes": 4', f'"bytes": {HUGE}').encode(), r"values\[0\]\.bytes: expected a whole"),
         (lambda text: text.replace("0.5", HUGE).encode(), r"ops\[1\]\.seconds: expected 0, or a number from"),
         (lambda text: text.replace('"inputs": [2]', f'"inputs": [{HUGE}]').encode(), r"ops\[0\]\.inputs\[0\]"),
-        (lambda text: b"\0" * 1000, "not a readable JSON"),
+        (lambda _: b"\0" * 1000, "not a readable JSON"),
     ],
 )
 def test_spoilt_files_are_refused_and_the_cause_is_named(
