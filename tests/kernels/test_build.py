@@ -40,6 +40,15 @@ def test_two_processes_at_once_build_one_library_quietly(tmp_path: Path) -> None
     assert library.stat().st_mtime_ns == built
 
 
+def test_a_library_that_was_cut_short_is_built_again(tmp_path: Path) -> None:
+    assert start(tmp_path).communicate(timeout=120)[0] == "5.0\n"
+    (library,) = tmp_path.glob("kernels-*.so")
+    content = library.read_bytes()
+    os.truncate(library, len(content) // 2)
+    assert start(tmp_path).communicate(timeout=120)[0] == "5.0\n"
+    assert library.read_bytes() == content
+
+
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_without_a_compiler_torchs_ops_stand_in_and_it_is_said_once(tmp_path: Path, compiler: str) -> None:
     printed = start(tmp_path, CXX=compiler).communicate(timeout=120)[0]
