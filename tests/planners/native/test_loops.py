@@ -239,6 +239,6 @@ def test_bytes_beyond_the_exact_numbers_of_floating_point(compiled: bool) -> Non
     rng = random.Random(5)
     problem = random_problem(5, 16, training=True)
     values = tuple(Value(value.bytes * (1 << 53) + rng.randrange(3)) for value in problem.values)
-    large = check_problem(Problem(values, problem.ops, problem.outputs))
+    large = Problem(values, problem.ops, problem.outputs)  # more than `check_problem` lets through
     for found in pareto_curve(Study(large, compiled=compiled)):
         assert simulate(large, check_schedule(large, found.schedule)).peak_bytes == found.peak_bytes
