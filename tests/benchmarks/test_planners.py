@@ -80,6 +80,7 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     save_problem(layered_graphs.layered_graph(40, 0), tmp_path / "small.json")
     monkeypatch.setattr(benchmark, "INSTANCES", tmp_path)
     monkeypatch.setattr(subjects, "RATIOS", (0.3, 0.7))
+    monkeypatch.setattr(planner_tables, "MOST_SECONDS", 30.0)  # how fast this machine is today is not what is tested
     out = tmp_path / "out.json"
     words = ["planners.py", "small", "unet", "--instances", str(tmp_path), "--cost-model", "roofline"]
     monkeypatch.setattr(sys, "argv", [*words, "--exact", "0", "--json", str(out)])
