@@ -32,6 +32,8 @@ class DynamoGraph:
     run: Callable[[DynamoGraph, tuple[Any, ...]], Any]
     name: str = "model"
     compiled: CompiledGraph | None = None
+    #: Whether eager would round in its backward, were that inside of autocast; and whether that was said.
+    may_round: bool = False
     warned_of_rounding: bool = False
 
     def __call__(self, *args: Any) -> Any:
@@ -51,20 +53,17 @@ class DynamoGraph:
         """Capture it (again), to run with the schedule that `decide` gives."""
         with self._as_met():
             self.compiled = compile_graph(self._request(cost_model), decide)
+        emitted = self.compiled.emitted
+        self.may_round = emitted is not None and has_full_precision_products(emitted.backward)
 
     def train(self, args: tuple[Any, ...]) -> Any:
         """Run it as it is planned."""
         assert self.compiled is not None
         result = self.compiled.call(*args)
         autocast = next((name for name, _, _ in self.ambient.autocast if torch.is_autocast_enabled(name)), None)
-        if autocast and self._rounds_in_autocast():
+        if autocast and self.may_round and not self.warned_of_rounding:
             say_if_backward_is_inside(result, autocast, self._warn_of_rounding)
         return result
-
-    def _rounds_in_autocast(self) -> bool:
-        if self.warned_of_rounding or self.compiled is None or self.compiled.emitted is None:
-            return False
-        return has_full_precision_products(self.compiled.emitted.backward)
 
     def _warn_of_rounding(self) -> None:
         if not self.warned_of_rounding:
