@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphopt
-from graphopt.capture.aot import graphopt_backend
+from graphopt.api.backend import graphopt_backend
 from graphopt.cli.cli import main
 from graphopt.device.measure import peak_bytes
 from graphopt.verify.step_result import RecordedStep, differences, run_step
