@@ -113,11 +113,7 @@ def estimate(
 
 
 def _curve(studies: Sequence[GraphStudy]) -> list[tuple[int, float, str]]:
-    """Own peak bytes, seconds and planner, peaks increasing and seconds strictly decreasing."""
+    """Own peak bytes, seconds and planner, peaks increasing and seconds decreasing."""
     if len(studies) == 1:
         return [(point.peak_bytes, point.seconds, point.planner) for point in studies[0].curve]
-    found: list[tuple[int, float, str]] = []
-    for peak_bytes, seconds in sorted(joint_curve(studies, _BUDGETS)):
-        if not found or seconds < found[-1][1]:
-            found.append((peak_bytes, seconds, "auto"))
-    return found
+    return [(point.peak_bytes, point.seconds, "auto") for point in joint_curve(studies, _BUDGETS)]

@@ -12,6 +12,7 @@ from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
 from graphopt.planners import PLANNERS, Study, pareto_curve
+from graphopt.planners.curves.curve import pareto
 from graphopt.problem.plan import GraphPlan
 from graphopt.problem.runs import schedule_of
 from graphopt.problem.schedule import Schedule, Simulation, check_schedule, simulate
@@ -55,7 +56,7 @@ class GraphStudy:
         """The whole memory/time curve, the kept plan's or else `auto`'s: peaks increase, seconds strictly decrease."""
         found = self._kept_candidates(self.kept) if self.kept else self._new_candidates()
         none = self._candidate(self.eager.seconds, "none", self.graph.captured_schedule, self.eager.peak_bytes)
-        return _pareto([*found, none])
+        return pareto([*found, none])
 
     @cached_property
     def kept_schedule(self) -> Schedule | None:
@@ -97,7 +98,7 @@ class GraphStudy:
         except InfeasibleError as error:
             least = error.minimum_bytes
         budgets = [least + (eager.peak_bytes - least) * i // (_ASKED - 1) for i in range(_ASKED - 1)]
-        return _pareto([eager, *(c for budget in budgets for c in self._asked(planner, budget))])
+        return pareto([eager, *(c for budget in budgets for c in self._asked(planner, budget))])
 
     def schedule_by(self, planner: str, budget_bytes: int) -> Schedule:
         """What a planner makes of the graph in a budget, generator states counted; eager's order where it fits.
@@ -149,11 +150,3 @@ class GraphStudy:
 def studied(graph: CapturedGraph, choice: Choice) -> GraphStudy:
     """A graph to be planned as `choice` says; raises PlanMismatchError where kept plans are given and none is its."""
     return GraphStudy(graph, choice.kept_plan_of(graph))
-
-
-def _pareto(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    best: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.peak_bytes, c.seconds)):
-        if not best or candidate.seconds < best[-1].seconds:
-            best.append(candidate)
-    return tuple(best)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from graphopt.base.errors import InfeasibleError
 from graphopt.emit.emit import generator_state_bytes
 from graphopt.plan.graph_study import Candidate, GraphStudy
+from graphopt.planners.curves.curve import pareto
 from graphopt.problem.schedule import simulate
 
 
@@ -40,8 +41,16 @@ def share_budget(graphs: Sequence[GraphStudy], own_budget_bytes: int, planner: s
     return _kept_shares(graphs, own_budget_bytes, seconds) or shares
 
 
-def joint_curve(graphs: Sequence[GraphStudy], budgets: int) -> list[tuple[int, float]]:
-    """Common peak and seconds of the shares at so many budgets, evenly apart from the least to eager's."""
+@dataclass(frozen=True)
+class JointPoint:
+    """Several graphs with a schedule each: their common peak, and their seconds together."""
+
+    peak_bytes: int
+    seconds: float
+
+
+def joint_curve(graphs: Sequence[GraphStudy], budgets: int) -> tuple[JointPoint, ...]:
+    """What shares give at so many budgets, evenly apart from the least to eager's: peaks increase, seconds decrease."""
     curves = [_points(graph, graph.curve) for graph in graphs]
     least = _peak(curves, [0] * len(curves))
     most = joint_peak_bytes(graphs, [study.graph.captured_schedule for study in graphs])
@@ -49,8 +58,8 @@ def joint_curve(graphs: Sequence[GraphStudy], budgets: int) -> list[tuple[int, f
     for i in range(budgets):
         chosen = _chosen(curves, least + max(most - least, 0) * i // (budgets - 1))
         points = [curve[place] for curve, place in zip(curves, chosen, strict=True)]
-        found.append((_peak(curves, chosen), _seconds(points)))
-    return found
+        found.append(JointPoint(_peak(curves, chosen), _seconds(points)))
+    return pareto(found)
 
 
 def joint_peak_bytes(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[int]]) -> int:

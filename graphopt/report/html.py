@@ -108,7 +108,7 @@ def _graph(report: Report, graph: GraphReport) -> str:
         seconds, eager = graph.plan.seconds, graph.plan.eager_seconds
         chosen = (base + graph.plan.peak_bytes, seconds / eager - 1 if eager else 0.0)
         budget = base + graph.plan.budget_bytes
-        parts.append(card(f"Extra time for less memory{suffix}", svg.pareto(points, chosen, budget)))
+        parts.append(card(f"Extra time for less memory{suffix}", svg.pareto_chart(points, chosen, budget)))
     parts.append(card(_checkpoint_title(graph.plan, suffix), _checkpoints(graph.plan.checkpoints)))
     return "".join(parts)
 

@@ -39,7 +39,7 @@ def timeline(report: Report, graph: GraphReport) -> str:
     return _svg("timeline", "Memory over the steps, eager and chosen", parts, f' data-series="{data}"')
 
 
-def pareto(points: Sequence[tuple[int, float, str]], chosen: tuple[int, float] | None, budget: int | None) -> str:
+def pareto_chart(points: Sequence[tuple[int, float, str]], chosen: tuple[int, float] | None, budget: int | None) -> str:
     """Draw extra time over peak bytes; each point is `(bytes, overhead, label)`, the chosen one is marked."""
     points = sorted(points)
     ends = [p for p, *_ in points] + [p for p in (budget,) if p is not None and p <= 1.3 * points[-1][0]]

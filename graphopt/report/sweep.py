@@ -12,7 +12,7 @@ from graphopt.report.chart import curve
 from graphopt.report.figures import signed_percent
 from graphopt.report.page import card, cell, page, tiles
 from graphopt.report.page import table as html_table
-from graphopt.report.svg import pareto
+from graphopt.report.svg import pareto_chart
 from graphopt.report.text import left_out, plain, render, table
 
 #: (peak bytes in the budget's measure, extra time as a fraction, planner)
@@ -52,7 +52,7 @@ def sweep_html(model: str, points: Points) -> str:
     body = (
         f"<h1>{escape(model)}</h1>"
         + tiles(summary)
-        + card("Extra time for less memory", pareto(points, None, None))
+        + card("Extra time for less memory", pareto_chart(points, None, None))
         + card("Points", html_table([*numbers, "planner"], rows, numbers, sortable=True))
     )
     return page(f"graphopt sweep: {model}", body)

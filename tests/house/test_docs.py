@@ -156,15 +156,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.text.split()) <= MOST_WORDS
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.xfail(reason="being rewritten", strict=False)] if name == "planners.md" else []
-        )
-        for name in PAGES
-    ],
-)
+@pytest.mark.parametrize("name", PAGES)
 def test_no_sentence_is_long(name: str) -> None:
     paragraphs = re.split(r"\n\s*\n|\n(?=[-*] |\d+\. )", PAGES[name].prose)
     sentences = [sentence for paragraph in paragraphs for sentence in re.split(r"(?<=[.!?])\s+", paragraph)]

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from graphopt.base.errors import InfeasibleError
 from graphopt.planners.native.arrays import Ints
@@ -44,9 +45,24 @@ class CurvePoint:
 Curve = tuple[CurvePoint, ...]
 
 
-def pareto(points: Iterable[CurvePoint]) -> Curve:
-    """The points that no other one beats: peaks increase, seconds strictly decrease."""
-    best: list[CurvePoint] = []
+class PricedPoint(Protocol):
+    """Whatever takes so many bytes and seconds."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is allocated at once."""
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it takes."""
+
+
+Point = TypeVar("Point", bound=PricedPoint)
+
+
+def pareto(points: Iterable[Point]) -> tuple[Point, ...]:
+    """The points that no other one beats: peaks increase, seconds decrease by more than `LEAST_GAIN`, a fraction."""
+    best: list[Point] = []
     fastest = math.inf
     for candidate in sorted(points, key=lambda p: (p.peak_bytes, p.seconds)):
         if candidate.seconds < fastest * (1 - LEAST_GAIN) or not best:
