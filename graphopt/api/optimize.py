@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
 from graphopt.run.loss_module import StepModule, as_call
-from graphopt.run.request import Request
+from graphopt.run.request import OnExcess, Request
 from graphopt.run.session import Session
 from graphopt.run.wrapping import check_unwrapped
 from graphopt.verify.compare import compare_with_eager
@@ -38,6 +39,7 @@ def optimize(
     plan_seconds: float = 0.0,
     verify: bool = False,
     group: dist.ProcessGroup | None = None,
+    on_excess: OnExcess = "correct",
 ) -> nn.Module:
     """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
 
@@ -47,7 +49,9 @@ def optimize(
     workspace, the state of `optimizer` if one is given, and `reserve` for what else is there. With
     `example_inputs` (a tensor, tuple or dict of keyword inputs) it captures and plans at once;
     without, at the first training call. Every new set of shapes is planned anew. `plan_seconds` is
-    time to look for a faster plan than the planner's, each time that one is made. `plan` is a kept
+    time to look for a faster plan than the planner's, each time that one is made. The peak of real
+    steps is measured: where one is over the budget, a warning says by how much and why, and the next
+    call is planned with that much less room; with `on_excess="raise"` it is a BudgetError. `plan` is a kept
     plan (or its file) to use instead of planning: at its own budget, or at another one. `verify`
     compares with eager, at once where inputs are given.
 
@@ -61,7 +65,9 @@ def optimize(
     _check_model(model)
     kept = _load(plan)
     choice = Choice(planner, cost_model, {g.graph_hash: g for g in kept.graphs} if kept else None, plan_seconds)
-    request = _request(model, mem_budget, choice, reserve, optimizer, kept, group)
+    if on_excess not in ("correct", "raise"):
+        raise UsageError(f"on_excess: expected 'correct' or 'raise', got {on_excess!r}")
+    request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept, group), on_excess=on_excess)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_devices(model, (args, kwargs))
     if verify and not (args or kwargs):

@@ -16,6 +16,7 @@ from graphopt.report.data import Measured, Report
 from graphopt.run.call_plan import CallPlan
 from graphopt.run.loss_module import StepModule
 from graphopt.run.session import Session
+from graphopt.run.watch import MeasuredStep
 
 
 class Optimized:
@@ -60,10 +61,19 @@ class Optimized:
         return self.session.in_force.planned if self.session.in_force else ()
 
     @property
+    def history(self) -> tuple[MeasuredStep, ...]:
+        """The training steps that were measured last, oldest first: bytes as planned, and as the allocator counts them.
+
+        Empty where nothing can be measured: on a CPU without a C++ compiler, and inside of DDP or FSDP2.
+        """
+        watch = self.session.loop.watch
+        return tuple(watch.history) if watch is not None else ()
+
+    @property
     def graph_modules(self) -> tuple[tuple[fx.GraphModule, fx.GraphModule], ...]:
         """(forward, backward) of every planned graph, in the order in which they run."""
         call = self.session.in_force
-        compiled = [graph.compiled for graph in call.graphs] if call else []
+        compiled = [graph.compiled.get(call.key) for graph in call.graphs] if call else []
         return tuple((each.emitted.forward, each.emitted.backward) for each in compiled if each and each.emitted)
 
     @property

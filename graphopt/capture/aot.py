@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
 from graphopt.capture.true_strides import true_strides
 from graphopt.emit.emit import Emitted, emit
-from graphopt.emit.runnable import Runnable
+from graphopt.emit.runnable import Around, Runnable
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint.specialize import plain
@@ -43,7 +43,8 @@ class CompiledGraph:
 class CaptureRequest:
     """One of Dynamo's graphs to be captured: a name for people, and how its ops are priced.
 
-    `hand_over` gives the passes that decide what becomes of the gradients.
+    `hand_over` gives the passes that decide what becomes of the gradients. What is around the forward and the backward
+    stands between autograd and the graph.
     """
 
     module: fx.GraphModule
@@ -51,6 +52,8 @@ class CaptureRequest:
     cost_model: str
     name: str = "model"
     hand_over: HandOver = field(default=return_all)
+    around_forward: Around | None = None
+    around_backward: Around | None = None
 
 
 class _Captured(Exception):
@@ -93,18 +96,18 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         halves.append(emit(captured.step, decide(captured)))
         return halves[-1].forward, halves[-1].backward
 
-    def runnable(module: fx.GraphModule, _inputs: object) -> Runnable:
-        runnables.append(Runnable(module))
+    def runnable(module: fx.GraphModule, around: Around | None = None) -> Runnable:
+        runnables.append(Runnable(module, around))
         return runnables[-1]
 
-    def without_gradients(module: fx.GraphModule, inputs: object) -> Runnable:
+    def without_gradients(module: fx.GraphModule, _inputs: object) -> Runnable:
         module.graph.set_codegen(fx.graph._BoxedCodeGen())
         module.recompile()
-        return runnable(module, inputs)
+        return runnable(module)
 
     compiler = aot_autograd(
-        fw_compiler=runnable,
-        bw_compiler=runnable,
+        fw_compiler=lambda module, _: runnable(module, request.around_forward),
+        bw_compiler=lambda module, _: runnable(module, request.around_backward),
         inference_compiler=without_gradients,
         partition_fn=partition,
         keep_inference_input_mutations=True,

@@ -14,11 +14,11 @@ from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
 from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes
 from graphopt.passes.run_passes import run_passes
 
-#: The passes that decide what becomes of a joint graph's gradients.
-HandOver = Callable[[JointGraph], Passes]
+#: The passes that decide what becomes of a joint graph's gradients; given are the positions of parameters and buffers.
+HandOver = Callable[[JointGraph, Sequence[int]], Passes]
 
 
-def return_all(_joint: JointGraph) -> Passes:
+def return_all(_joint: JointGraph, _static_inputs: Sequence[int]) -> Passes:
     """Every gradient is returned."""
     return RETURN_GRADIENTS
 
@@ -35,7 +35,7 @@ def capture_graph(
 
     `hand_over` gives the passes that decide what becomes of the gradients; they run behind the cleaning ones.
     """
-    run_passes(joint, (*CLEANING, *hand_over(joint)))
+    run_passes(joint, (*CLEANING, *hand_over(joint, static_inputs)))
     step = build_step_graph(joint, static_inputs)
     costs = COST_MODELS[cost_model](step.compute_nodes)
     _warn_of_unmeasured(step, costs, cost_model)

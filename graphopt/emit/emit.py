@@ -72,8 +72,9 @@ class _Emitter:
         self.backward = _Half(fx.Graph()) if halves == 2 else self.forward
         self.saved: list[fx.Node] = []
         self.value_nodes = _nodes_of_values(step)
+        added = set(step.joint.added)
         for node in step.graph_module.graph.find_nodes(op="placeholder"):
-            half = self.backward if is_tangent(node) else self.forward
+            half = self.backward if is_tangent(node) or node in added else self.forward
             half.made[node] = half.graph.node_copy(node)
         self.first_tangent = next(iter(self.backward.graph.nodes), None)
 

@@ -11,18 +11,28 @@ from torch import fx
 
 #: Runs a boxed GraphModule on a list of arguments, which it empties.
 Observer = Callable[[fx.GraphModule, list[Any]], Any]
+#: Calls a Runnable's `run` on the list of arguments that autograd gave, and more; gives autograd the results.
+Around = Callable[["Runnable", list[Any]], Any]
 
 
 @dataclass(eq=False)
 class Runnable:
-    """A boxed GraphModule: its own code runs, or an `observer` of it, which is how verification looks inside."""
+    """A boxed GraphModule: its own code runs, or an `observer` of it, which is how verification looks inside.
+
+    What is `around` it stands between autograd and the graph.
+    """
 
     module: fx.GraphModule
+    around: Around | None = None
     observer: Observer | None = None
     #: What AOTAutograd looks at to know that arguments come in a list that may be emptied.
     _boxed_call: bool = True
 
     def __call__(self, args: list[Any]) -> Any:
+        return self.run(args) if self.around is None else self.around(self, args)
+
+    def run(self, args: list[Any]) -> Any:
+        """Run the graph on its own arguments, which are emptied."""
         return self.module.forward(args) if self.observer is None else self.observer(self.module, args)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.graph.step_graph import StepGraph
 from graphopt.problem.problem import Problem
@@ -25,3 +25,16 @@ class CapturedGraph:
     def captured_schedule(self) -> Schedule:
         """Every op once, in the captured order."""
         return tuple(range(len(self.problem.ops)))
+
+
+def with_loss_bytes(graph: CapturedGraph, loss_bytes: int) -> CapturedGraph:
+    """The graph with a loss, computed outside of it, that takes so many bytes beside what the graph holds for it.
+
+    The gradients that come back from the loss are a part of them.
+    """
+    at = graph.step.boundary
+    boundary = graph.problem.ops[at]
+    tangent_bytes = sum(graph.problem.values[value].bytes for value in boundary.outputs)
+    boundary = replace(boundary, workspace_bytes=max(loss_bytes - tangent_bytes, 0))
+    ops = (*graph.problem.ops[:at], boundary, *graph.problem.ops[at + 1 :])
+    return replace(graph, problem=replace(graph.problem, ops=ops))

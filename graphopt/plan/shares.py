@@ -77,6 +77,16 @@ def _least_schedule(graph: GraphStudy) -> Sequence[int]:
     return graph.curve[0].schedule
 
 
+def peak_bytes_of_alike(graph: GraphStudy, schedule: Sequence[int], count: int) -> int:
+    """Peak of one graph whose forward runs `count` times, and then its backward as often."""
+    return _peak([[_point(graph, schedule)]] * count, [0] * count)
+
+
+def saved_bytes(graph: GraphStudy, schedule: Sequence[int]) -> int:
+    """What a graph holds between its forward and its backward."""
+    return _point(graph, schedule).saved_bytes
+
+
 def _kept_shares(graphs: Sequence[GraphStudy], own_budget_bytes: int, seconds: float) -> list[int]:
     """The shares of a kept plan where its schedules fit and nothing faster is known; else none.
 

@@ -2,60 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from graphopt.base.errors import InfeasibleError
+from graphopt.base.units import format_bytes
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.infeasible import budget_error
-from graphopt.plan.pipeline import plan_graph, plan_within
+from graphopt.plan.pipeline import plan_graph
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.room import Room
-from graphopt.plan.shares import joint_peak_bytes, share_budget
+from graphopt.plan.shares import joint_peak_bytes, saved_bytes
+from graphopt.run.call_key import CallKey
 from graphopt.run.dynamo_graph import DynamoGraph
 
-#: Plans graphs inside a room, one planned graph for each.
-Make = Callable[[Room], list[PlannedGraph]]
+logger = logging.getLogger("graphopt")
 
 
 @dataclass(frozen=True, eq=False)
 class CallPlan:
     """What is in force: the graphs of a call in the order in which they run, one may come twice, and the plan of each.
 
-    `resident_bytes` says what is there beside them, by kind; `plan_seconds` is how long planning took.
+    `key` says for which calls. `resident_bytes` says what is there beside them, by kind; `plan_seconds` is how long
+    planning took.
     """
 
+    key: CallKey
     graphs: tuple[DynamoGraph, ...]
     planned: tuple[PlannedGraph, ...]
     resident_bytes: Mapping[str, int]
     plan_seconds: float
 
+    @cached_property
+    def peak_bytes(self) -> int:
+        """The most that is there at once, resident or not."""
+        studies, schedules = [each.study for each in self.planned], [each.schedule for each in self.planned]
+        return sum(self.resident_bytes.values()) + joint_peak_bytes(studies, schedules)
 
-def making_one(study: GraphStudy, choice: Choice) -> Make:
-    """Plans the graph that is the whole model."""
-    return lambda room: [plan_within(study, room.budget_bytes, room.resident_bytes, choice)]
-
-
-def making_several(sequence: Sequence[GraphStudy], choice: Choice) -> Make:
-    """Plans the distinct graphs of a sequence, in order: one that runs twice gets the least of its shares.
-
-    Seconds to search for better plans are divided over the graphs.
-    """
-    studies = list(dict.fromkeys(sequence))
-    choice = replace(choice, plan_seconds=choice.plan_seconds / max(len(studies), 1))
-
-    def make(room: Room) -> list[PlannedGraph]:
-        shares = _shares(sequence, room, choice)
-        planned = {study: plan_graph(study, shares[study], choice) for study in studies}
-        schedules = [planned[study].schedule for study in sequence]
-        if choice.plan_seconds and joint_peak_bytes(sequence, schedules) > room.own_bytes:
-            # inside its share, a search for better may keep more for the backward than the others leave room for
-            plain = replace(choice, plan_seconds=0.0)
-            return [plan_graph(study, shares[study], plain) for study in studies]
-        return list(planned.values())
-
-    return make
+    @cached_property
+    def saved_bytes(self) -> int:
+        """What the graphs hold between their forwards and their backwards."""
+        return sum(saved_bytes(each.study, each.schedule) for each in self.planned)
 
 
 def in_the_place_of(
@@ -86,13 +75,20 @@ def with_piece(call: CallPlan, position: int, graph: DynamoGraph, planned: Plann
     return replace(call, graphs=tuple(graphs), planned=tuple(plans))
 
 
-def _shares(sequence: Sequence[GraphStudy], room: Room, choice: Choice) -> dict[GraphStudy, int]:
-    """What each graph may use of the room, the least of its shares where it runs more than once."""
-    try:
-        shares: dict[GraphStudy, int] = {}
-        for study, share in zip(sequence, share_budget(sequence, room.own_bytes, choice.planner), strict=True):
-            shares[study] = min(share, shares.get(study, share))
-        return shares
-    except InfeasibleError as error:
-        least = error.minimum_bytes
-        raise budget_error(sequence, least, room.budget_bytes, room.resident_bytes, choice.planner) from None
+def log_plan(call: CallPlan) -> None:
+    """One line for a plan that was made, with what it is for."""
+    key = call.key
+    beside = {
+        "gradients that are there": key.adds,
+        "forwards that wait for their backward": key.behind,
+        f"{len(key.pattern)} forwards before a backward": bool(key.pattern),
+    }
+    circumstances = ", ".join(what for what, is_so in beside.items() if is_so)
+    logger.info(
+        "planned %d graph(s) in %.2f s: %s at the peak, %s of it resident%s",
+        len(call.graphs),
+        call.plan_seconds,
+        format_bytes(call.peak_bytes),
+        format_bytes(sum(call.resident_bytes.values())),
+        f"; with {circumstances}" if circumstances else "",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,63 +12,106 @@ from torch import fx
 
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph
-from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.emit.runnable import Around, Runnable
+from graphopt.graph.captured_graph import CapturedGraph, with_loss_bytes
+from graphopt.graph.joint import JointGraph
+from graphopt.passes.joint import Passes, add_gradients
+from graphopt.plan.choice import Choice
+from graphopt.plan.graph_study import GraphStudy, studied
 from graphopt.problem.schedule import Schedule
 from graphopt.run.autocast_backward import has_full_precision_products, say_if_backward_is_inside, warn_of_rounding
+from graphopt.run.call_key import CallKey
+from graphopt.run.gradients import GradientSums, Slot, parameter_slots
+
+#: Decides on a schedule for what is planned.
+Plan = Callable[[GraphStudy], Schedule]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a graph's owner has to say: what a call of it does, and what is around its forward and its backward.
+
+    `is_alone` tells whether no other forward waits for its backward.
+    """
+
+    run: Callable[[DynamoGraph, tuple[Any, ...]], Any]
+    around_forward: Around
+    around_backward: Callable[[Callable[[list[Any]], Any], list[Any]], Any]
+    is_alone: Callable[[], bool]
 
 
 @dataclass(eq=False)
 class DynamoGraph:
-    """One of Dynamo's graphs; what a call of it does is for `run` to say.
+    """One of Dynamo's graphs, and its plans for the calls in which it is run.
 
     `example_inputs` are fake: the graph outlives the batch, and must not hold it. `tracing` and `ambient` are what
-    Dynamo knows of it, and the modes in which it met it.
+    Dynamo knows of it, and the modes in which it met it. `studies` are of the graph that returns its gradients and of
+    that which adds them to those that are there; None where it needs no gradient.
     """
 
     module: fx.GraphModule
     example_inputs: Sequence[Any]
     tracing: Any
     ambient: Ambient
-    run: Callable[[DynamoGraph, tuple[Any, ...]], Any]
+    around: Surroundings
     name: str = "model"
-    compiled: CompiledGraph | None = None
+    compiled: dict[CallKey, CompiledGraph] = field(default_factory=dict)
+    studies: dict[bool, GraphStudy | None] = field(default_factory=dict)
+    sums: GradientSums = field(default_factory=GradientSums)
+    #: What a loss outside of the model takes, as far as it was measured.
+    loss_bytes: int = 0
     #: Whether eager would round in its backward, were that inside of autocast; and whether that was said.
     may_round: bool = False
     warned_of_rounding: bool = False
 
     def __call__(self, *args: Any) -> Any:
-        return self.run(self, args)
+        return self.around.run(self, args)
 
     @property
     def is_whole_model(self) -> bool:
         """Whether Dynamo came to the end of the model in it; it may still not be the only graph of a call."""
         return not break_reason(self.module)
 
-    def capture(self, cost_model: str) -> CapturedGraph | None:
-        """The joint graph, not yet planned; None where the graph needs no gradient."""
-        with self._as_met():
-            return capture_only(self._request(cost_model))
+    def study(self, choice: Choice, adds: bool) -> GraphStudy | None:
+        """The joint graph, captured where it was not yet; None where the graph needs no gradient."""
+        if adds not in self.studies:
+            with self._as_met():
+                captured = capture_only(self._request(choice.cost_model, adds))
+            self.studies[adds] = self._studied(captured, choice) if captured is not None else None
+        return self.studies[adds]
 
-    def compile(self, cost_model: str, decide: Decide) -> None:
-        """Capture it (again), to run with the schedule that `decide` gives."""
-        with self._as_met():
-            self.compiled = compile_graph(self._request(cost_model), decide)
-        emitted = self.compiled.emitted
-        self.may_round = emitted is not None and has_full_precision_products(emitted.backward)
+    def with_loss(self, loss_bytes: int, choice: Choice) -> None:
+        """From now on it is planned with a loss outside of it that takes so many bytes."""
+        self.loss_bytes = loss_bytes
+        known = {adds: study.graph for adds, study in self.studies.items() if study is not None}
+        self.studies.update({adds: self._studied(captured, choice) for adds, captured in known.items()})
 
-    def train(self, args: tuple[Any, ...]) -> Any:
+    def compile(self, key: CallKey, choice: Choice, plan: Plan) -> None:
+        """Capture it (again), to run with the schedule that `plan` gives in calls like `key`."""
+
+        def decide(captured: CapturedGraph) -> Schedule:
+            known = self.studies.get(key.adds)
+            if known is None or known.graph.step.graph_hash != captured.step.graph_hash:
+                known = self.studies[key.adds] = self._studied(captured, choice)
+            return plan(known)
+
+        self._compile(key, choice.cost_model, decide)
+
+    def compile_without_gradients(self, key: CallKey, choice: Choice) -> None:
+        """Compile a graph that needs no gradient, to run as it is."""
+
+        def decide(_graph: CapturedGraph) -> Schedule:
+            raise AssertionError("a graph that was captured without gradients has some now")
+
+        self._compile(key, choice.cost_model, decide)
+
+    def train(self, compiled: CompiledGraph, args: tuple[Any, ...]) -> Any:
         """Run it as it is planned."""
-        assert self.compiled is not None
-        result = self.compiled.call(*args)
+        result = compiled.call(*args)
         autocast = next((name for name, _, _ in self.ambient.autocast if torch.is_autocast_enabled(name)), None)
         if autocast and self.may_round and not self.warned_of_rounding:
             say_if_backward_is_inside(result, autocast, self._warn_of_rounding)
         return result
-
-    def _warn_of_rounding(self) -> None:
-        if not self.warned_of_rounding:
-            self.warned_of_rounding = True
-            warn_of_rounding()
 
     def run_without_gradients(self, args: Sequence[Any]) -> Any:
         """Run it as it was captured; its outputs say that they need gradients where they would."""
@@ -82,13 +125,18 @@ class DynamoGraph:
             marked.append(result.detach().requires_grad_() if needs and isinstance(result, torch.Tensor) else result)
         return tuple(marked)
 
-    def compile_without_gradients(self, cost_model: str) -> None:
-        """Compile a graph that needs no gradient, to run as it is."""
+    def _compile(self, key: CallKey, cost_model: str, decide: Decide) -> None:
+        with self._as_met():
+            compiled = self.compiled[key] = compile_graph(self._request(cost_model, key.adds), decide)
+        self.may_round = compiled.emitted is not None and has_full_precision_products(compiled.emitted.backward)
 
-        def decide(_graph: CapturedGraph) -> Schedule:
-            raise AssertionError("a graph that was captured without gradients has some now")
+    def _studied(self, captured: CapturedGraph, choice: Choice) -> GraphStudy:
+        return studied(with_loss_bytes(captured, self.loss_bytes) if self.loss_bytes else captured, choice)
 
-        self.compile(cost_model, decide)
+    def _warn_of_rounding(self) -> None:
+        if not self.warned_of_rounding:
+            self.warned_of_rounding = True
+            warn_of_rounding()
 
     @contextmanager
     def _as_met(self) -> Iterator[None]:
@@ -97,5 +145,21 @@ class DynamoGraph:
         with torch._guards.tracing(self.tracing), self.ambient.restored(), without_autocast:
             yield
 
-    def _request(self, cost_model: str) -> CaptureRequest:
-        return CaptureRequest(self.module, self.example_inputs, cost_model, self.name)
+    def _request(self, cost_model: str, adds: bool) -> CaptureRequest:
+        slots: list[Slot] = []
+
+        def hand_over(joint: JointGraph, static_inputs: Sequence[int]) -> Passes:
+            slots[:] = parameter_slots(joint, static_inputs)
+            return add_gradients([slot.position for slot in slots] if adds else [])
+
+        def backward(runnable: Runnable, args: list[Any]) -> Any:
+            def run(args: list[Any]) -> Any:
+                if adds:
+                    return self.sums.adding(slots, runnable.module, self.around.is_alone(), runnable.run, args)
+                return self.sums.watching(slots, runnable.run, args)
+
+            return self.around.around_backward(run, args)
+
+        return CaptureRequest(
+            self.module, self.example_inputs, cost_model, self.name, hand_over, self.around.around_forward, backward
+        )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from graphopt.run.call_key import CallKey
 from graphopt.run.dynamo_graph import DynamoGraph
 
 
@@ -59,6 +60,7 @@ class Meeting:
 class Planning:
     """Graphs are planned as far as each is the whole model, and none is run."""
 
+    key: CallKey
     plan_whole: Callable[[DynamoGraph], None]
     _planned_one: bool = False
 
@@ -71,7 +73,7 @@ class Planning:
 
     def on_call(self, graph: DynamoGraph, _args: tuple[Any, ...]) -> Any:
         """End the call: none is run."""
-        raise _CallEnds(Outcome.PLANNED if graph.compiled else Outcome.UNPLANNED)
+        raise _CallEnds(Outcome.PLANNED if self.key in graph.compiled else Outcome.UNPLANNED)
 
 
 @dataclass(eq=False)
@@ -92,10 +94,14 @@ class Running:
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
         """Run it as it is planned; end the call where it has no plan."""
-        if graph.compiled is None:
+        compiled = graph.compiled.get(self.planning.key)
+        if compiled is None and self.plan_piece is None and not self._ran and graph.is_whole_model:
+            self.planning.on_new(graph)  # it was met before, in other circumstances
+            compiled = graph.compiled.get(self.planning.key)
+        if compiled is None:
             raise _CallEnds(Outcome.UNPLANNED)
-        self._ran += graph.compiled.emitted is not None
-        return graph.train(args)
+        self._ran += compiled.emitted is not None
+        return graph.train(compiled, args)
 
 
 Phase = Meeting | Planning | Running

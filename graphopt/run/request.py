@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.plan.choice import Choice
+
+#: What becomes of a step that took more than its budget: it is told of and planned for, or raised.
+OnExcess = Literal["correct", "raise"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Request:
     reserve_bytes: int = 0
     optimizer: torch.optim.Optimizer | None = None
     group: dist.ProcessGroup | None = None
+    on_excess: OnExcess = "correct"
 
     @property
     def optimizer_bytes(self) -> int:

@@ -11,63 +11,46 @@ have it; nothing in these graphs waits for another process.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
-from graphopt.capture.aot import Decide
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, own_frame
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, restore, snapshot, training_mode
 from graphopt.emit.runnable import Runnable
-from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.plan.agreement import give_up, plan_as_one
-from graphopt.plan.graph_study import GraphStudy, studied
-from graphopt.plan.resident import other_bytes, resident_of_model
-from graphopt.plan.room import Room
-from graphopt.plan.workspaces import take_workspaces
+from graphopt.plan.agreement import give_up
+from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.schedule import Schedule
-from graphopt.run.call_plan import CallPlan, Make, in_the_place_of, making_one, making_several, with_piece
+from graphopt.run.call_key import Call, CallKey, shapes_of
+from graphopt.run.call_plan import CallPlan
 from graphopt.run.dynamo_graph import DynamoGraph
+from graphopt.run.loop import Loop
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
+from graphopt.run.plans import Plans
 from graphopt.run.request import Request
-from graphopt.run.wrapping import (
-    Wrapping,
-    bytes_of,
-    check_sharded_whole,
-    forward_replaced,
-    group_of,
-    is_sharded,
-    wrapping_of,
-)
+from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
 #: Captures after which all of them are forgotten, as each holds code and fake tensors.
 MOST_GRAPHS = 256
 
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
-
 
 class Session:
-    """The planned graphs of one model, and the call that runs them. `in_force` is the plan made last."""
+    """The graphs of one model, and the call that runs them as they are planned."""
 
     def __init__(self, model: nn.Module, request: Request) -> None:
         self.model = model
         self.request = request
         self.graphs: list[DynamoGraph] = []
-        self.in_force: CallPlan | None = None
+        self.loop = Loop(model, request, self._forget_plans)
+        self._plans = Plans(model, request, self.loop)
+        self._surroundings = self.loop.surroundings(self._on_call)
         self._phase: Phase = self._planning()
-        self._inputs: object = ()
-        #: What is planned for calls with inputs of these shapes and types.
-        self._calls: dict[object, CallPlan | None] = {}
-        self._signature: object = None
-        self._wrapping: Wrapping | None = None
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self._compiled = self._compile(model._call_impl)
@@ -75,6 +58,7 @@ class Session:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
         if not (self.model.training and torch.is_grad_enabled()):
+            self.loop.pauses()
             return self.model._call_impl(*args, **kwargs)
         self._notice_wrapping()
         if is_sharded(self.model):
@@ -85,42 +69,63 @@ class Session:
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for these inputs; nothing of the model is run that it could notice."""
         self._ranks = ranks_of(self.request.group)
+        self._plans.key = CallKey(shapes_of((args, kwargs)))
         with training_mode(self.model), torch.enable_grad():
             self._together((args, kwargs), self._planning)
 
     @property
+    def in_force(self) -> CallPlan | None:
+        """The plan made last."""
+        return self._plans.in_force
+
+    @property
     def runnables(self) -> list[Runnable]:
         """The emitted graphs of all that is compiled, as autograd calls them."""
-        return [runnable for graph in self.graphs if graph.compiled for runnable in graph.compiled.runnables]
+        return [runnable for graph in self.graphs for each in graph.compiled.values() for runnable in each.runnables]
 
     def _train(self, *args: Any, **kwargs: Any) -> Any:
         if len(self.graphs) >= MOST_GRAPHS:
             self._forget()
             warn_of_many_graphs()
-        return self._together((args, kwargs), self._running)
+        plans, call = self._plans, (args, kwargs)
+        plans.key = self.loop.begins(call, plans.sums_of, is_wrapped=plans.wrapping is not None)
+        result = self._together(call, self._running)
+        if plans.of_call is not None:
+            self.loop.ends(plans.of_call, result)
+        return result
 
     def _running(self) -> Running:
-        known = self._calls.get(self._signature)
+        known = self._plans.of_call
         several = known is not None and len(known.graphs) > 1
         return Running(self._planning(), self._plan_piece if several else None)
 
     def _planning(self) -> Planning:
-        return Planning(self._plan_whole)
+        return Planning(self._plans.key, self._plan_whole)
 
     def _notice_wrapping(self) -> None:
         """What DDP or FSDP2 hold is in the budget: within them everything is planned anew, by all processes at once."""
         wrapping = wrapping_of(self.model)
-        if wrapping is None or wrapping is self._wrapping:
+        if wrapping is None or wrapping is self._plans.wrapping:
             return
-        self._wrapping = wrapping
+        self._plans.wrapping = wrapping
         self._ranks = ranks_of(self.request.group or group_of(wrapping))
         self._forget()
 
     def _forget(self) -> None:
         """Forget all that is captured and planned; what is needed is made anew."""
-        self.graphs, self.in_force, self._calls = [], None, {}
+        self.graphs = []
+        self._plans.forget_all()
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
+
+    def _forget_plans(self) -> None:
+        """There is less room than was thought: what was captured stays, and is planned anew."""
+        self._plans.forget()
+        loss_bytes = self.loop.watch.loss_bytes if self.loop.watch is not None else 0
+        for graph in self.graphs:
+            graph.compiled.clear()
+            if graph.is_whole_model and graph.loss_bytes != loss_bytes:
+                graph.with_loss(loss_bytes, self.request.choice)
 
     def _compile(self, call: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(own_frame(call), backend=self._backend, dynamic=False)
@@ -129,7 +134,7 @@ class Session:
         """torch.compile's backend."""
         examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
         tracing = torch._guards.TracingContext.get()
-        graph = DynamoGraph(module, examples, tracing, ambient(), self._on_call)
+        graph = DynamoGraph(module, examples, tracing, ambient(), self._surroundings)
         self.graphs.append(graph)
         self._phase.on_new(graph)
         return graph
@@ -142,7 +147,7 @@ class Session:
         try:
             result = self._planned_call(call, phase)
             if self._ranks:  # the others have something to plan where this one has not
-                self._agreed([], lambda _room: [], torch.device("cpu"))
+                self._agreed([], torch.device("cpu"))
             return result
         except Exception as error:
             ranks, self._ranks = self._ranks, None
@@ -150,13 +155,15 @@ class Session:
             raise
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
-        self._signature = _signature(call)
         before = None
-        if self._signature not in self._calls:
+        if self._plans.of_call is None:
             check_sharded_whole(self.model)
             before = snapshot(self.model)
-        self._inputs = call
+        self._plans.inputs = call
         try:
+            if self._plans.of_call is None and self._plans.sequence:
+                with graphopt_errors():
+                    self._plan_together(self._plans.sequence)
             self._phase = phase()
             outcome, result = self._attempt(call)
             if outcome is Outcome.UNPLANNED:
@@ -169,10 +176,10 @@ class Session:
                 self._phase = phase()
                 outcome, result = self._attempt(call)
         finally:
-            self._inputs = ()
+            self._plans.inputs = ((), {})
         assert outcome is not Outcome.UNPLANNED, "all graphs of the call were met, and one of them has no plan"
         if outcome is Outcome.FINISHED:
-            self.in_force = self._calls.setdefault(self._signature, self.in_force)
+            self._plans.is_used()
         if not self.graphs:
             raise CaptureError(
                 f"nothing of {type(self.model).__name__} could be captured: torch.compile skipped its forward; "
@@ -187,25 +194,17 @@ class Session:
     def _plan_whole(self, graph: DynamoGraph) -> None:
         """Plan a graph that is the whole model, where it is met."""
 
-        def decide(captured: CapturedGraph) -> Schedule:
-            study = studied(captured, self.request.choice)
-            make = making_one(study, self.request.choice)
-            return self._agreed([(graph, study)], make, captured.step.device)[graph]
+        def plan(study: GraphStudy) -> Schedule:
+            return self._agreed([(graph, study)], study.graph.step.device)[graph]
 
-        graph.compile(self.request.choice.cost_model, decide)
+        graph.compile(self._plans.key, self.request.choice, plan)
+        self.loop.look_away()
 
     def _plan_piece(self, graph: DynamoGraph, position: int) -> None:
         """Plan a graph that was captured anew in a call of several, in the place of the one that it stands for."""
-        call, choice = self._calls[self._signature], self.request.choice
-        assert call is not None
-
-        def decide(captured: CapturedGraph) -> Schedule:
-            study = studied(captured, choice)
-            planned = in_the_place_of(call, position, study, self.request.budget_bytes, choice)
-            self.in_force = self._calls[self._signature] = with_piece(call, position, graph, planned)
-            return planned.schedule
-
-        graph.compile(choice.cost_model, decide)
+        plans = self._plans
+        graph.compile(plans.key, self.request.choice, lambda study: plans.plan_piece(graph, position, study))
+        self.loop.look_away()
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
         """Run the model once without gradients to collect its graphs, then plan all of them."""
@@ -230,52 +229,28 @@ class Session:
 
     def _plan_together(self, met: Sequence[DynamoGraph]) -> None:
         """Divide the budget over the graphs of one call, in the order in which they ran."""
-        choice = self.request.choice
+        choice, key = self.request.choice, self._plans.key
         studies: dict[DynamoGraph, GraphStudy] = {}
         for number, graph in enumerate(dict.fromkeys(met), start=1):
-            graph.name = f"graph {number}"
-            captured = graph.capture(choice.cost_model)
-            if captured is None:
-                graph.compile_without_gradients(choice.cost_model)
+            graph.name = f"graph {number}" if len(met) > 1 else graph.name
+            study = graph.study(choice, key.adds)
+            if study is None:
+                graph.compile_without_gradients(key, choice)
             else:
-                studies[graph] = studied(captured, choice)
+                studies[graph] = study
         if not studies:
             return
         sequence = [(graph, studies[graph]) for graph in met if graph in studies]
-        make = making_several([study for _, study in sequence], choice)
-        schedules = self._agreed(sequence, make, sequence[0][1].graph.step.device)
-        for graph, schedule in schedules.items():
-            graph.compile(choice.cost_model, _always(schedule))
+        for graph, schedule in self._agreed(sequence, sequence[0][1].graph.step.device).items():
+            graph.compile(key, choice, lambda _study, schedule=schedule: schedule)  # type: ignore[misc]
+        self.loop.look_away()
 
     def _agreed(
-        self, sequence: Sequence[tuple[DynamoGraph, GraphStudy]], make: Make, device: torch.device
+        self, sequence: Sequence[tuple[DynamoGraph, GraphStudy]], device: torch.device
     ) -> dict[DynamoGraph, Schedule]:
-        """What `make` plans for the distinct graphs of a sequence, together with other processes where that is due."""
-        started = time.perf_counter()
+        """What is planned for the distinct graphs of a sequence, together with other processes where that is due."""
         ranks, self._ranks = self._ranks, None
-        studies = [study for _, study in dict.fromkeys(sequence)]
-        take_workspaces((study.graph.step for study in studies), device, in_autograd=True)
-        resident = self._resident(device)
-        room = Room(self.request.budget_bytes, resident)
-        # in a loop, each process has data of its own; examples are the same for all
-        in_loop = isinstance(self._phase, Running)
-        planned = plan_as_one(ranks, studies, room, self.request.choice, make, may_differ_in_shapes=in_loop)
-        by_graph = {graph: plan for (graph, _), plan in zip(dict.fromkeys(sequence), planned, strict=True)}
-        if sequence:
-            graphs = tuple(graph for graph, _ in sequence)
-            in_order = tuple(by_graph[graph] for graph in graphs)
-            call = CallPlan(graphs, in_order, resident, time.perf_counter() - started)
-            self.in_force = self._calls[self._signature] = call
-        return {graph: plan.schedule for graph, plan in by_graph.items()}
-
-    def _resident(self, device: torch.device) -> dict[str, int]:
-        kinds = resident_of_model(self.model, self._inputs, device)
-        kinds["optimizer"] = self.request.optimizer_bytes
-        kinds["reserve"] = self.request.reserve_bytes
-        if self._wrapping is not None:
-            kinds |= bytes_of(self._wrapping, self.model)
-        kinds["other"] = other_bytes(self.model, self._inputs, self.request.optimizer, device)
-        return kinds
+        return self._plans.plan(sequence, device, ranks, in_loop=isinstance(self._phase, Running))
 
 
 def warn_of_many_graphs() -> None:
@@ -286,16 +261,3 @@ def warn_of_many_graphs() -> None:
         "fewer shapes, or keep a number that changes in a buffer",
         stacklevel=3,
     )
-
-
-def _always(schedule: Schedule) -> Decide:
-    return lambda _graph: schedule
-
-
-def _signature(call: Call) -> object:
-    """Shapes and types of a call: what tells one planned call from another, cheaply."""
-    leaves, tree = pytree.tree_flatten(call)
-    kinds = tuple(
-        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in leaves
-    )
-    return kinds, tree

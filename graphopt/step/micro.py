@@ -166,7 +166,7 @@ class Micros:
         return resolved
 
     def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Micro:
-        def hand_over(joint: JointGraph) -> Passes:
+        def hand_over(joint: JointGraph, _static_inputs: Sequence[int]) -> Passes:
             _check_roles(joint)
             given = {position: inputs[node.meta[DESCRIPTOR].idx] for position, node in enumerate(joint.primals)}
             trained = {position: item for position, item in given.items() if self._trained(item)}

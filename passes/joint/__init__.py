@@ -13,6 +13,7 @@ from graphopt.compression.methods import Compression
 from graphopt.device.ranks import Ranks
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint.accumulate import accumulate
+from graphopt.passes.joint.add_to_gradients import add_to_gradients
 from graphopt.passes.joint.compress import compress
 from graphopt.passes.joint.contract import gradients_are_unused, no_gradient_is_returned, sizes_are_numbers
 from graphopt.passes.joint.free_shapes import free_shapes
@@ -37,6 +38,15 @@ CLEANING: Passes = (
 )
 
 RETURN_GRADIENTS: Passes = (NamedPass("own_gradients", own_gradients, requires=(gradients_are_unused,)),)
+
+
+def add_gradients(wanted: Iterable[int]) -> Passes:
+    """Gradients of the primals at positions `wanted` are added to those that are there; others are returned."""
+    run = partial(add_to_gradients, wanted=wanted)
+    return (
+        NamedPass("add_to_gradients", run, requires=(gradients_are_unused,)),
+        NamedPass("own_gradients", own_gradients),
+    )
 
 
 def return_gradients(wanted: Iterable[int]) -> Passes:

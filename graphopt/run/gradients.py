@@ -1,0 +1,164 @@
+"""Gradients that are there already: what a backward adds to in place, and when it must not.
+
+Autograd adds what a backward returns to `.grad` when all of it is there. A graph of our own may add each gradient as
+soon as it exists, if nobody is to see it before: no hook, nobody who asked for it (`autograd.grad`), and no second
+contribution, from outside of the graph, with which autograd would sum it up first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphopt.device.storages import unique_storage_bytes
+from graphopt.graph.joint import JointGraph
+from graphopt.graph.roles import DESCRIPTOR, Accumulator
+from graphopt.graph.step_graph import tensors_of
+
+#: References to an edge's node where nobody but autograd holds it: a variable, its caller's, and `getrefcount`'s own.
+_OWN_REFERENCES = 3
+#: Runs a boxed graph on a list of arguments.
+Run = Callable[[list[Any]], Any]
+
+
+def gradients_there(model: nn.Module) -> list[torch.Tensor]:
+    """The gradients that the model's parameters hold now."""
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def all_add(model: nn.Module, sums: Iterable[GradientSums]) -> bool:
+    """Whether a call finds gradients, and its graphs may add to all that it finds where they are made."""
+    graphs = list(sums)
+    holders = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    return bool(holders and graphs) and all(each.may_add for each in graphs) and not any(map(_is_hooked, holders))
+
+
+def gradient_bytes(gradients: Iterable[torch.Tensor], device: torch.device) -> int:
+    """What gradients take on a device, each storage once."""
+    return unique_storage_bytes((gradient for gradient in gradients if gradient.layout == torch.strided), device)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter of a graph: its position among the primals, and among those of them that are tensors."""
+
+    position: int
+    edge: int
+
+
+def parameter_slots(joint: JointGraph, static_inputs: Iterable[int]) -> tuple[Slot, ...]:
+    """The primals that are parameters and get a gradient."""
+    static, gradients = set(static_inputs), joint.gradients
+    tensors = [i for i, node in enumerate(joint.primals) if tensors_of(node)]
+    return tuple(Slot(i, edge) for edge, i in enumerate(tensors) if i in static and i in gradients)
+
+
+@dataclass(eq=False)
+class GradientSums:
+    """How the backward of one graph hands its gradients over; `shared` are edges that get others from outside too."""
+
+    shared: set[int] = field(default_factory=set)
+    is_watched: bool = False
+
+    @property
+    def may_add(self) -> bool:
+        """Whether it was seen that no gradient gets others from outside."""
+        return self.is_watched and not self.shared
+
+    def watching(self, slots: Sequence[Slot], run: Run, args: list[Any]) -> Any:
+        """Run a backward that returns its gradients, the first time looking whether others come to them from outside.
+
+        What is returned is held until autograd hands the sum on: it then sums into another tensor.
+        """
+        gradients = run(args)
+        node = _current_node()
+        if self.is_watched or node is None:
+            return gradients
+        self.is_watched = True
+        for slot in slots:
+            edge = _edge(node, slot)
+            if edge is not None and isinstance(gradients[slot.position], torch.Tensor):
+                self._watch(edge, slot, gradients[slot.position])
+        return gradients
+
+    def adding(self, slots: Sequence[Slot], backward: fx.GraphModule, alone: bool, run: Run, args: list[Any]) -> Any:
+        """Run a backward that adds its gradients to tensors that it is given: those that are there, or zeros to return.
+
+        Zeros are given for what must be returned; all of it where another forward of the model waits for its backward
+        (not `alone`), as autograd then sums up both first.
+        """
+        node = _current_node()
+        wanted = [n for n in backward.graph.find_nodes(op="placeholder") if _is_accumulator(n)]
+        targets, returned = [], {}
+        for slot, example in zip(slots, wanted, strict=True):
+            there = None
+            if alone and self.may_add and node is not None:
+                there = _gradient_to_add_to(_edge(node, slot), example.meta["val"])
+            if there is None:
+                there = returned[slot.position] = _zeros(example.meta["val"])
+            targets.append(there)
+        given = [*args, *targets]
+        args.clear()  # what is in there is to be freed while the backward runs
+        gradients = list(run(given))
+        for position, gradient in returned.items():
+            gradients[position] = gradient
+        return gradients
+
+    def _watch(self, edge: Any, slot: Slot, gradient: torch.Tensor) -> None:
+        held = [gradient]
+
+        def arrives(summed: tuple[torch.Tensor | None, ...]) -> None:
+            handle.remove()
+            own = held.pop()
+            if summed[0] is not None and summed[0].data_ptr() != own.data_ptr():
+                self.shared.add(slot.edge)
+
+        handle = edge.register_prehook(arrives)
+
+
+def _is_accumulator(node: fx.Node) -> bool:
+    return isinstance(node.meta.get(DESCRIPTOR), Accumulator)
+
+
+def _current_node() -> Any:
+    """The autograd node that is being run now: its edges lead to where its gradients go."""
+    return torch._C._current_autograd_node()
+
+
+def _edge(node: Any, slot: Slot) -> Any:
+    """The parameter's own node, that gradients are summed up in; None where the input was no leaf."""
+    edges = node.next_functions
+    found = edges[slot.edge][0] if slot.edge < len(edges) else None
+    return found if found is not None and hasattr(found, "variable") else None
+
+
+def _gradient_to_add_to(edge: Any, example: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of a leaf, where autograd would add to it in place and nobody looks on; else None."""
+    if edge is None or sys.getrefcount(edge) > _OWN_REFERENCES:
+        return None
+    leaf = edge.variable
+    there = leaf.grad
+    if there is None or _is_hooked(leaf) or there.requires_grad:
+        return None
+    alike = there.shape == example.shape and there.dtype == example.dtype and there.device == example.device
+    if not alike or there.layout != torch.strided or type(there) is not torch.Tensor:
+        return None
+    try:
+        return there if torch._C._will_engine_execute_node(edge) else None
+    except RuntimeError:  # autograd.grad() asks for it: it is to be returned, and not to be added to anything
+        return None
+
+
+def _is_hooked(leaf: torch.Tensor) -> bool:
+    return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)
+
+
+def _zeros(example: torch.Tensor) -> torch.Tensor:
+    """Like a fake tensor, of -0.0: adding to it gives what is added, a -0.0 too."""
+    size, stride = tuple(map(int, example.shape)), tuple(map(int, example.stride()))
+    return torch.empty_strided(size, stride, dtype=example.dtype, device=example.device).fill_(-0.0)

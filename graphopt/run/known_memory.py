@@ -1,0 +1,53 @@
+"""What a model's training holds when a step begins, by name: what the measured part of a step is added to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from graphopt.device.storages import storage_bytes, storage_key, tensors_in, unique_storage_bytes
+
+#: Steps after which parameters and buffers are looked at again: they seldom change their bytes.
+_LOOK_AGAIN = 64
+
+
+class KnownMemory:
+    """Bytes on one device of a model, of an optimizer's state, and of the outputs that are held."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model, self._device = model, device
+        self._model_bytes, self._looks = 0, 0
+        self._state_bytes, self._states = 0, -1
+        self._outputs: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def model_bytes(self) -> int:
+        """Parameters and buffers."""
+        if self._looks % _LOOK_AGAIN == 0:
+            self._model_bytes = self._bytes([*self._model.parameters(), *self._model.buffers()])
+        self._looks += 1
+        return self._model_bytes
+
+    def state_bytes(self, optimizer: torch.optim.Optimizer | None) -> int:
+        """The optimizer's state."""
+        states = 0 if optimizer is None else len(optimizer.state)
+        if optimizer is not None and states != self._states:
+            self._states, self._state_bytes = states, self._bytes(tensors_in(list(optimizer.state.values())))
+        return self._state_bytes
+
+    def returned(self, result: Any) -> None:
+        """The model returned this; whoever holds it holds its bytes."""
+        for tensor in tensors_in(result):
+            if tensor.layout == torch.strided and (size := storage_bytes(tensor, self._device)):
+                self._outputs[storage_key(tensor)] = StorageWeakRef(tensor.untyped_storage()), size
+
+    def held_output_bytes(self) -> int:
+        """What was returned and is there still."""
+        self._outputs = {key: kept for key, kept in self._outputs.items() if not kept[0].expired()}
+        return sum(size for _, size in self._outputs.values())
+
+    def _bytes(self, tensors: Iterable[torch.Tensor]) -> int:
+        return unique_storage_bytes((tensor for tensor in tensors if tensor.layout == torch.strided), self._device)

@@ -1,0 +1,95 @@
+"""What a training loop does around a model's calls, as far as it changes what there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphopt.device.storages import tensors_in
+from graphopt.emit.runnable import Runnable
+from graphopt.run.call_key import Call, CallKey, shapes_of
+from graphopt.run.call_plan import CallPlan
+from graphopt.run.dynamo_graph import DynamoGraph, Surroundings
+from graphopt.run.forwards import Forwards, Pattern
+from graphopt.run.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
+from graphopt.run.request import Request
+from graphopt.run.watch import Watch, watch_of
+
+
+class Loop:
+    """Forwards that wait for their backward, gradients that stay, and the watch over all of it.
+
+    `corrected` is called where the watch found that there is less room than was thought.
+    """
+
+    def __init__(self, model: nn.Module, request: Request, corrected: Callable[[], None]) -> None:
+        self.watch: Watch | None = None
+        self._model, self._request, self._corrected = model, request, corrected
+        self._forwards, self._pattern = Forwards(), Pattern()
+
+    def begins(self, call: Call, sums_of: Callable[[object], Sequence[GradientSums]], is_wrapped: bool) -> CallKey:
+        """A call begins: the circumstances in which it is made.
+
+        `sums_of` says for the shapes of a call how its graphs hand gradients over. In a model that DDP or FSDP2 wrap,
+        nothing is measured: they hold and free what no plan of the model knows.
+        """
+        waiting = self._forwards.waiting()
+        if is_wrapped:
+            self.watch = None
+        elif self.watch is None:
+            self.watch = watch_of(self._model, self._request, self._corrected)
+        if self.watch is not None:
+            self.watch.begins(tensors_in(call), is_behind=bool(waiting))
+        shapes = shapes_of(call)
+        pattern = self._pattern.met(shapes, tuple(forward.key.shapes for forward in waiting))
+        if waiting and not pattern and self.watch is not None:
+            self.watch.is_unexpected()
+        if waiting or pattern:
+            return CallKey(shapes, pattern=pattern, behind=not pattern)
+        return CallKey(shapes, adds=not is_wrapped and all_add(self._model, sums_of(shapes)))
+
+    def ends(self, plan: CallPlan, result: Any) -> None:
+        """The call was run by its plan."""
+        self._forwards.has_run(plan.key, plan, result)
+        if self.watch is not None:
+            self.watch.forward_ends(plan.peak_bytes, result)
+
+    def pauses(self) -> None:
+        """The model is called for something else than training."""
+        if self.watch is not None:
+            self.watch.ends()
+
+    def look_away(self) -> None:
+        """What capturing and planning take is no part of a step."""
+        if self.watch is not None:
+            self.watch.look_away()
+
+    def surroundings(self, run: Callable[[DynamoGraph, tuple[Any, ...]], Any]) -> Surroundings:
+        """What is around the graphs of the model; `run` is called in their place."""
+
+        def around_forward(runnable: Runnable, args: list[Any]) -> Any:
+            return runnable.run(args) if self.watch is None else self.watch.around_forward(runnable.run, args)
+
+        def around_backward(run: Run, args: list[Any]) -> Any:
+            result = run(args) if self.watch is None else self.watch.around_backward(run, args)
+            self._forwards.backward_runs()
+            return result
+
+        return Surroundings(run, around_forward, around_backward, lambda: len(self._forwards.waiting()) <= 1)
+
+    def held_bytes(self, key: CallKey, input_bytes: Callable[[object], int], device: torch.device) -> dict[str, int]:
+        """What is there beside the model while a call is run, by kind; `input_bytes` of calls with these shapes."""
+        kinds = {"gradients": gradient_bytes(gradients_there(self._model), device)}
+        others = list(key.pattern)
+        if key.pattern:
+            others.remove(key.shapes)
+        if key.behind and device.type != "cuda":  # there all that is allocated is counted as "other"
+            waiting = self._forwards.waiting()
+            others = [forward.key.shapes for forward in waiting]
+            kinds["earlier forwards"] = sum(forward.plan.saved_bytes for forward in waiting)
+        if others:
+            kinds["inputs of other forwards before the same backward"] = sum(map(input_bytes, others))
+        return kinds | (self.watch.extra_bytes if self.watch is not None else {})

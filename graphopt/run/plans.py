@@ -1,0 +1,155 @@
+"""Plans: what is planned for a model's calls, and for which."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from graphopt.device.ranks import Ranks
+from graphopt.plan.agreement import plan_as_one
+from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.planned_graph import PlannedGraph
+from graphopt.plan.resident import other_bytes, resident_of_model
+from graphopt.plan.room import Room
+from graphopt.plan.shares import joint_peak_bytes
+from graphopt.plan.workspaces import take_workspaces
+from graphopt.problem.schedule import Schedule
+from graphopt.run.call_key import Call, CallKey
+from graphopt.run.call_plan import CallPlan, in_the_place_of, log_plan, with_piece
+from graphopt.run.dynamo_graph import DynamoGraph
+from graphopt.run.gradients import GradientSums
+from graphopt.run.loop import Loop
+from graphopt.run.make_plans import Make, at_least_the_smallest, making_in_pattern, making_one, making_several
+from graphopt.run.request import Request
+from graphopt.run.wrapping import Wrapping, bytes_of
+
+
+class Plans:
+    """The plans of one model's calls. `in_force` is the one made last; `key` and `inputs` are of the call being made.
+
+    A `wrapping` is what DDP or FSDP2 put around the model.
+    """
+
+    def __init__(self, model: nn.Module, request: Request, loop: Loop) -> None:
+        self.in_force: CallPlan | None = None
+        self.key = CallKey(())
+        self.inputs: Call = ((), {})
+        self.wrapping: Wrapping | None = None
+        self._model, self._request, self._loop = model, request, loop
+        self._calls: dict[CallKey, CallPlan] = {}
+        self._sequences: dict[object, tuple[DynamoGraph, ...]] = {}
+        self._input_bytes: dict[object, int] = {}
+
+    @property
+    def of_call(self) -> CallPlan | None:
+        """The plan of the call that is being made; None where it has none yet."""
+        return self._calls.get(self.key)
+
+    @property
+    def sequence(self) -> tuple[DynamoGraph, ...]:
+        """The graphs of calls with the same shapes, in the order in which they ran; () where none was made."""
+        return self._sequences.get(self.key.shapes, ())
+
+    def sums_of(self, shapes: object) -> list[GradientSums]:
+        """How the graphs of calls with these shapes hand their gradients over."""
+        return [graph.sums for graph in self._sequences.get(shapes, ())]
+
+    def is_used(self) -> None:
+        """The call that is being made was run by its plan."""
+        self.in_force = self.of_call or self.in_force
+
+    def forget(self) -> None:
+        """Forget what is planned: there is less room than was thought. Which graphs calls have stays known."""
+        self._calls.clear()
+
+    def forget_all(self) -> None:
+        """Forget the graphs too."""
+        self.in_force = None
+        for known in (self._calls, self._sequences, self._input_bytes):
+            known.clear()
+
+    def plan(
+        self,
+        sequence: Sequence[tuple[DynamoGraph, GraphStudy]],
+        device: torch.device,
+        ranks: Ranks | None,
+        in_loop: bool,
+    ) -> dict[DynamoGraph, Schedule]:
+        """Plan the distinct graphs of the call, in the order in which they run, together with other ranks where given.
+
+        In a loop each rank has data of its own; examples are the same for all. Raises BudgetError, PlanMismatchError.
+        """
+        started = time.perf_counter()
+        studies = [study for _, study in dict.fromkeys(sequence)]
+        take_workspaces((study.graph.step for study in studies), device, in_autograd=True)
+        resident = self._resident(device)
+        room = Room(self._request.budget_bytes, resident)
+        make = self._make([study for _, study in sequence])
+        planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
+        by_graph = {graph: plan for (graph, _), plan in zip(dict.fromkeys(sequence), planned, strict=True)}
+        if sequence:
+            graphs = tuple(graph for graph, _ in sequence)
+            self._sequences[self.key.shapes] = graphs
+            in_order = tuple(by_graph[graph] for graph in graphs)
+            resident |= self._others_in_pattern(in_order)
+            self._now(CallPlan(self.key, graphs, in_order, resident, time.perf_counter() - started))
+        return {graph: plan.schedule for graph, plan in by_graph.items()}
+
+    def plan_piece(self, graph: DynamoGraph, position: int, study: GraphStudy) -> Schedule:
+        """Plan a graph that was captured anew in a call of several, in the place of the one at that position."""
+        call = self.of_call
+        assert call is not None
+        planned = in_the_place_of(call, position, study, self._request.budget_bytes, self._request.choice)
+        call = with_piece(call, position, graph, planned)
+        self._sequences[self.key.shapes] = call.graphs
+        self._now(call)
+        return planned.schedule
+
+    def _now(self, call: CallPlan) -> None:
+        self.in_force = self._calls[self.key] = call
+        log_plan(call)
+
+    def _make(self, sequence: Sequence[GraphStudy]) -> Make:
+        """How the graphs of the call are planned inside of a room."""
+        choice = self._request.choice
+        if self.key.pattern:
+            return making_in_pattern(sequence, self._studies_of_pattern(), choice)
+        make = making_one(sequence[0], choice) if len(sequence) == 1 else making_several(sequence, choice)
+        return at_least_the_smallest(make) if self.key.behind else make
+
+    def _studies_of_pattern(self) -> list[GraphStudy]:
+        """The graphs of all forwards that wait for the same backward, as they return their gradients, in order."""
+        graphs = [graph for shapes in self.key.pattern for graph in self._sequences.get(shapes, ())]
+        studies = [graph.study(self._request.choice, False) for graph in graphs]
+        return [study for study in studies if study is not None]
+
+    def _others_in_pattern(self, planned: Sequence[PlannedGraph]) -> dict[str, int]:
+        """What the other forwards that wait for the same backward add to this one's peak, by kind."""
+        if not self.key.pattern:
+            return {}
+        schedules: dict[GraphStudy, Schedule] = {}
+        for shapes in self.key.pattern:
+            known = self._calls.get(replace(self.key, shapes=shapes))
+            schedules |= {each.study: each.schedule for each in known.planned} if known else {}
+        schedules |= {each.study: each.schedule for each in planned}
+        whole = [study for study in self._studies_of_pattern() if study in schedules]
+        peak_bytes = joint_peak_bytes(whole, [schedules[study] for study in whole])
+        own_peak_bytes = joint_peak_bytes([each.study for each in planned], [each.schedule for each in planned])
+        return {"other forwards before the same backward": peak_bytes - own_peak_bytes}
+
+    def _resident(self, device: torch.device) -> dict[str, int]:
+        request = self._request
+        kinds = resident_of_model(self._model, self.inputs, device)
+        self._input_bytes[self.key.shapes] = kinds["inputs"]
+        kinds["optimizer"] = request.optimizer_bytes
+        kinds["reserve"] = request.reserve_bytes
+        if self.wrapping is not None:
+            kinds |= bytes_of(self.wrapping, self._model)
+        else:
+            kinds |= self._loop.held_bytes(self.key, lambda shapes: self._input_bytes.get(shapes, 0), device)
+        kinds["other"] = other_bytes(self._model, self.inputs, request.optimizer, device)
+        return kinds

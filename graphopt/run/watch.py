@@ -1,0 +1,261 @@
+"""The watch: the peak of real training steps, compared with the budget.
+
+A step reaches from a forward of the model to the update of its parameters. It is measured from outside, by the
+device's allocator; only what was there when it began is added up by name on a CPU, as the plan does.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphopt.base.errors import BudgetError
+from graphopt.base.units import format_bytes
+from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
+from graphopt.device.storages import unique_storage_bytes
+from graphopt.run.gradients import Run, gradient_bytes, gradients_there
+from graphopt.run.known_memory import KnownMemory
+from graphopt.run.request import Request
+from graphopt.run.update_hook import heed_updates
+
+logger = logging.getLogger("graphopt")
+
+#: Steps that `history` keeps.
+_KEPT = 1024
+#: Causes that room for other bytes does not mend.
+_UPDATE, _SEVERAL = "update", "several forwards"
+_LOSS = "loss"
+#: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
+_MOST_CORRECTIONS = 4
+
+
+class Place(Enum):
+    """Where in a step."""
+
+    GRAPHS = "in the planned graphs"
+    FORWARD = "in the model's forward, outside of the planned graphs"
+    LOSS = "between the model's forward and its backward, such as in a loss outside of the model"
+    BACKWARD = "in the backward, outside of the planned graphs"
+    UPDATE = "while the optimizer updated the parameters"
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """One training step: its peak as planned, the peak measured, and where that was.
+
+    `state_bytes` is the optimizer's state when it began, `held_bytes` what was held of the model's earlier outputs.
+    """
+
+    predicted_bytes: int
+    measured_bytes: int
+    place: Place
+    state_bytes: int
+    held_bytes: int
+
+
+@dataclass(eq=False)
+class _Step:
+    """The step that is being measured: what was there when it began, and the peaks since, by place."""
+
+    start_bytes: int
+    state_bytes: int
+    held_bytes: int
+    live_bytes: int
+    predicted_bytes: int = 0
+    peaks: dict[Place, int] = field(default_factory=dict)
+    returned_bytes: int = 0
+    in_backward: bool = False
+    is_unexpected: bool = False
+    is_recorded: bool = False
+    is_judged: bool = False
+
+    def measured(self) -> MeasuredStep:
+        place = max(self.peaks, key=lambda each: self.peaks[each], default=Place.GRAPHS)
+        above_bytes = max(self.peaks.get(place, 0) - self.live_bytes, 0)
+        measured_bytes = self.start_bytes + self.state_bytes + self.held_bytes + above_bytes
+        return MeasuredStep(self.predicted_bytes, measured_bytes, place, self.state_bytes, self.held_bytes)
+
+
+class Watch:
+    """Measures steps of one model. `corrected` is called where `extra_bytes` or `loss_bytes` have changed.
+
+    `history` are the steps measured last. `extra_bytes` says what is to be counted beside the plan from now on, by
+    kind; `loss_bytes` what is to be counted between the model's forward and its backward, beside what the plan holds.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        window: CpuWindow | CudaWindow,
+        device: torch.device,
+        request: Request,
+        corrected: Callable[[], None],
+    ) -> None:
+        self.extra_bytes: dict[str, int] = {}
+        self.loss_bytes = 0
+        self.history: deque[MeasuredStep] = deque(maxlen=_KEPT)
+        self._model, self._window, self._device = model, window, device
+        self._request, self._corrected = request, corrected
+        self._known = KnownMemory(model, device)
+        self._optimizer = weakref.ref(request.optimizer) if request.optimizer is not None else lambda: None
+        self._step: _Step | None = None
+        self._told: dict[str, int] = {}
+        heed_updates(model, self)
+
+    def begins(self, inputs: list[torch.Tensor], is_behind: bool) -> None:
+        """A forward begins; `is_behind` others that wait for their backward it goes on with their step."""
+        if is_behind and self._step is not None:
+            self._look(Place.LOSS)
+            return
+        self.ends()
+        gradients, live_bytes = gradients_there(self._model), self._window.live_bytes()
+        self._step = _Step(live_bytes, 0, 0, live_bytes)
+        if self._device.type != "cuda":
+            given_bytes = unique_storage_bytes(inputs, self._device)
+            self._step.start_bytes = self._known.model_bytes() + given_bytes + gradient_bytes(gradients, self._device)
+            self._step.state_bytes = self._known.state_bytes(self._optimizer())
+            self._step.held_bytes = self._known.held_output_bytes()
+        self.look_away()
+
+    def is_unexpected(self) -> None:
+        """The forward that begins came behind another one for the first time: the step was not planned as a whole."""
+        if self._step is not None:
+            self._step.is_unexpected = True
+
+    def look_away(self) -> None:
+        """What was allocated since the last look is no part of a step."""
+        self._window.take()
+
+    def forward_ends(self, predicted_bytes: int, result: Any) -> None:
+        """The model returned; what its plan says of the step."""
+        if self._step is not None:
+            self._step.predicted_bytes = max(self._step.predicted_bytes, predicted_bytes)
+            self._known.returned(result)
+            self._step.returned_bytes = self._window.live_bytes()
+        self._look(Place.FORWARD)
+
+    def ends(self) -> None:
+        """What comes now is no part of a training step, or of another one."""
+        step, self._step = self._step, None
+        if step is not None and step.peaks:
+            self._record(step)
+
+    def around_forward(self, run: Run, args: list[Any]) -> Any:
+        """Run a planned forward."""
+        self._look(Place.FORWARD)
+        result = run(args)
+        self._look(Place.GRAPHS)
+        return result
+
+    def around_backward(self, run: Run, args: list[Any]) -> Any:
+        """Run a planned backward."""
+        step = self._step
+        if step is not None:
+            self._look(Place.BACKWARD if step.in_backward else Place.LOSS)
+            if not step.in_backward:
+                step.in_backward = True
+                torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+        result = run(args)
+        self._look(Place.GRAPHS)
+        return result
+
+    def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer begins to update the model's parameters."""
+        if self._optimizer() is not optimizer:
+            self._optimizer = weakref.ref(optimizer)
+        self.look_away()
+
+    def update_ends(self) -> None:
+        """The parameters are updated."""
+        if self._step is not None and self._step.is_recorded:
+            self._look(Place.UPDATE)
+            self._record(self._step)
+
+    def _backward_ends(self) -> None:
+        self._look(Place.BACKWARD)
+        if self._step is not None:
+            self._step.in_backward = False
+            self._record(self._step)
+
+    def _look(self, place: Place) -> None:
+        if self._step is not None:
+            peaks = self._step.peaks
+            peaks[place] = max(peaks.get(place, 0), self._window.take())
+
+    def _record(self, step: _Step) -> None:
+        """Put the step into the history, or what is known of it by now; say so where it is over the budget."""
+        if step.is_recorded and self.history:
+            self.history.pop()
+        step.is_recorded = True
+        measured = step.measured()
+        self.history.append(measured)
+        excess_bytes = measured.measured_bytes + self._request.reserve_bytes - self._request.budget_bytes
+        if excess_bytes > 0 and not step.is_judged:
+            step.is_judged = True
+            kind, advice = self._cause(measured, step.is_unexpected)
+            if kind == _LOSS:
+                self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
+            self._judge(measured, excess_bytes, kind, advice)
+
+    def _judge(self, measured: MeasuredStep, excess_bytes: int, kind: str, advice: str) -> None:
+        message = (
+            f"a training step took {format_bytes(measured.measured_bytes)}, {excess_bytes:,} bytes more than the "
+            f"budget of {format_bytes(self._request.budget_bytes)} leaves it; planned were "
+            f"{format_bytes(measured.predicted_bytes)}. The peak was {measured.place.value}. {advice}"
+        )
+        if self._request.on_excess == "raise":
+            raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
+        times = self._told[kind] = self._told.get(kind, 0) + 1
+        if kind not in (_UPDATE, _SEVERAL) and times <= _MOST_CORRECTIONS:
+            self._correct(kind, measured, excess_bytes)
+            message += " From the next call on the plan leaves room for it."
+        logger.warning("%s", message)
+        if times == 1:
+            warnings.warn(f"graphopt: {message}", stacklevel=4)
+
+    def _correct(self, kind: str, measured: MeasuredStep, excess_bytes: int) -> None:
+        levels = {"optimizer state": measured.state_bytes, "held outputs": measured.held_bytes}
+        if kind != _LOSS:
+            self.extra_bytes[kind] = levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes
+        self._corrected()
+
+    def _cause(self, measured: MeasuredStep, is_unexpected: bool) -> tuple[str, str]:
+        """Its kind, and what to say of it."""
+        if is_unexpected:
+            return _SEVERAL, (
+                "The model was called again before the backward of its first call, for the first time: from now on "
+                "such calls are planned together."
+            )
+        optimizer = self._optimizer()
+        if self._request.optimizer is None and measured.state_bytes > self.extra_bytes.get("optimizer state", 0):
+            return "optimizer state", (
+                f"The state of {type(optimizer).__name__} takes {format_bytes(measured.state_bytes)}, which is counted "
+                "from the start where it is given: optimize(..., optimizer=optimizer)."
+            )
+        if measured.held_bytes > self.extra_bytes.get("held outputs", 0):
+            return "held outputs", (
+                f"When the step began, {format_bytes(measured.held_bytes)} of what the model had returned before were "
+                "still held: `del` outputs, or detach what is kept of them."
+            )
+        if measured.place is Place.UPDATE:
+            return _UPDATE, "No plan of the model changes that; foreach=False or fused=True may."
+        if measured.place is Place.LOSS:
+            return _LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
+        return f"measured above the plan, {measured.place.value}", "No plan counts that much."
+
+
+def watch_of(model: nn.Module, request: Request, corrected: Callable[[], None]) -> Watch | None:
+    """A watch over a model's steps; None where its device's memory cannot be measured."""
+    first = next(iter((*model.parameters(), *model.buffers())), None)
+    device = first.device if first is not None else torch.device("cpu")
+    window = peak_window(device)
+    return None if window is None else Watch(model, window, device, request, corrected)
