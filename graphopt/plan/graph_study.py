@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from graphopt.base.errors import InfeasibleError, PlanMismatchError, ScheduleError
@@ -14,6 +14,7 @@ from graphopt.plan.choice import Choice
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
 from graphopt.problem.plan import GraphPlan
+from graphopt.problem.problem import Value
 from graphopt.problem.runs import schedule_of
 from graphopt.problem.schedule import Schedule, Simulation, check_schedule, simulate
 
@@ -57,6 +58,21 @@ class GraphStudy:
         found = self._kept_candidates(self.kept) if self.kept else self._new_candidates()
         none = self._candidate(self.eager.seconds, "none", self.graph.captured_schedule, self.eager.peak_bytes)
         return pareto([*found, none])
+
+    @cached_property
+    def frugal(self) -> tuple[Candidate, ...]:
+        """Schedules that may keep less from the forward for the backward than those of the curve at a like peak.
+
+        They are the curve of the same graph with gradients of no bytes: where gradients make most of the peak, nothing
+        else tells the planners to keep little. Peaks are the true ones, in no order.
+        """
+        pairs = zip(self.graph.step.values, self.graph.problem.values, strict=True)
+        values = [Value(0) if info.kind == "gradients" else value for info, value in pairs]
+        points = pareto_curve(replace(self.graph.problem, values=tuple(values)))
+        return tuple(
+            self._candidate(p.seconds, p.planner, p.schedule, simulate(self.graph.problem, p.schedule).peak_bytes)
+            for p in points
+        )
 
     @cached_property
     def kept_schedule(self) -> Schedule | None:

@@ -39,6 +39,11 @@ def plan_within(
         raise budget_error([study], least, budget_bytes, resident_bytes, choice.planner) from None
 
 
+def plan_as(study: GraphStudy, schedule: Schedule, choice: Choice) -> PlannedGraph:
+    """One graph with a schedule that was chosen for it."""
+    return PlannedGraph(study, choice, study.peak_bytes(schedule), schedule, simulate(study.graph.problem, schedule))
+
+
 def plan_nothing(study: GraphStudy, choice: Choice) -> PlannedGraph:
     """The graph as it was captured, with nothing recomputed, whatever it takes."""
     eager = study.eager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.base.errors import InfeasibleError
 from graphopt.emit.emit import generator_state_bytes
@@ -34,7 +34,7 @@ def share_budget(graphs: Sequence[GraphStudy], own_budget_bytes: int, planner: s
     peak. Raises InfeasibleError where even the smallest do not fit.
     """
     candidates = [study.curve_by(planner) for study in graphs]
-    curves = [_points(graph, curve) for graph, curve in zip(graphs, candidates, strict=True)]
+    curves = _kept_once(graphs, [_points(graph, curve) for graph, curve in zip(graphs, candidates, strict=True)])
     chosen = _chosen(curves, own_budget_bytes)
     seconds = _seconds([curve[i] for curve, i in zip(curves, chosen, strict=True)])
     shares = [curve[i].peak_bytes for curve, i in zip(candidates, chosen, strict=True)]
@@ -51,7 +51,7 @@ class JointPoint:
 
 def joint_curve(graphs: Sequence[GraphStudy], budgets: int) -> tuple[JointPoint, ...]:
     """What shares give at so many budgets, evenly apart from the least to eager's: peaks increase, seconds decrease."""
-    curves = [_points(graph, graph.curve) for graph in graphs]
+    curves = _kept_once(graphs, [_points(graph, graph.curve) for graph in graphs])
     least = _peak(curves, [0] * len(curves))
     most = joint_peak_bytes(graphs, [study.graph.captured_schedule for study in graphs])
     found = []
@@ -65,7 +65,7 @@ def joint_curve(graphs: Sequence[GraphStudy], budgets: int) -> tuple[JointPoint,
 def joint_peak_bytes(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[int]]) -> int:
     """Peak of the graphs run with these schedules, one after the other and back."""
     points = [[_point(graph, schedule)] for graph, schedule in zip(graphs, schedules, strict=True)]
-    return _peak(points, [0] * len(points))
+    return _peak(_kept_once(graphs, points), [0] * len(points))
 
 
 def smallest_peak_bytes(graphs: Sequence[GraphStudy]) -> int:
@@ -79,7 +79,7 @@ def _least_schedule(graph: GraphStudy) -> Sequence[int]:
 
 def peak_bytes_of_alike(graph: GraphStudy, schedule: Sequence[int], count: int) -> int:
     """Peak of one graph whose forward runs `count` times, and then its backward as often."""
-    return _peak([[_point(graph, schedule)]] * count, [0] * count)
+    return _peak(_kept_once([graph] * count, [[_point(graph, schedule)]] * count), [0] * count)
 
 
 def saved_bytes(graph: GraphStudy, schedule: Sequence[int]) -> int:
@@ -112,6 +112,15 @@ def _chosen(curves: Sequence[Sequence[_Point]], own_budget_bytes: int) -> list[i
     while (best := _best_step(curves, chosen, own_budget_bytes)) is not None:
         chosen[best[0]] = best[1]
     return chosen
+
+
+def _kept_once(graphs: Sequence[GraphStudy], curves: Sequence[Sequence[_Point]]) -> list[Sequence[_Point]]:
+    """A graph that runs again keeps one set of gradients: autograd adds those of an earlier run to the later run's."""
+    again = [graph in graphs[i + 1 :] for i, graph in enumerate(graphs)]
+    return [
+        [replace(point, kept_bytes=0) for point in curve] if is_again else curve
+        for curve, is_again in zip(curves, again, strict=True)
+    ]
 
 
 def _points(graph: GraphStudy, curve: Sequence[Candidate]) -> list[_Point]:

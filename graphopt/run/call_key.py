@@ -30,6 +30,7 @@ def shapes_of(call: Call) -> object:
     """Shapes and types of a call, cheaply."""
     leaves, tree = pytree.tree_flatten(call)
     kinds = tuple(
-        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in leaves
+        (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, torch.Tensor) else type(leaf)
+        for leaf in leaves
     )
     return kinds, tree

@@ -21,7 +21,7 @@ from graphopt.plan.graph_study import GraphStudy, studied
 from graphopt.problem.schedule import Schedule
 from graphopt.run.autocast_backward import has_full_precision_products, say_if_backward_is_inside, warn_of_rounding
 from graphopt.run.call_key import CallKey
-from graphopt.run.gradients import GradientSums, Slot, parameter_slots
+from graphopt.run.gradients import GradientSums, ParameterSlot, parameter_slots
 
 #: Decides on a schedule for what is planned.
 Plan = Callable[[GraphStudy], Schedule]
@@ -146,7 +146,7 @@ class DynamoGraph:
             yield
 
     def _request(self, cost_model: str, adds: bool) -> CaptureRequest:
-        slots: list[Slot] = []
+        slots: list[ParameterSlot] = []
 
         def hand_over(joint: JointGraph, static_inputs: Sequence[int]) -> Passes:
             slots[:] = parameter_slots(joint, static_inputs)

@@ -18,7 +18,7 @@ _NEAR = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Forward:
+class WaitingForward:
     """A call that was run: its key and plan, and the autograd node of (one of) its graphs."""
 
     key: CallKey
@@ -51,10 +51,10 @@ class Pattern:
 class Forwards:
     """Those that wait: their results are held, and no backward went through them."""
 
-    _run: list[Forward] = field(default_factory=list)
+    _run: list[WaitingForward] = field(default_factory=list)
     _done: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
 
-    def waiting(self) -> list[Forward]:
+    def waiting(self) -> list[WaitingForward]:
         """In the order in which they were run."""
         self._run = [f for f in self._run if (node := f.node()) is not None and node not in self._done]
         return list(self._run)
@@ -63,7 +63,7 @@ class Forwards:
         """A call returned `result`."""
         node = _node_behind(result)
         if node is not None:
-            self._run.append(Forward(key, plan, weakref.ref(node)))
+            self._run.append(WaitingForward(key, plan, weakref.ref(node)))
 
     def backward_runs(self) -> None:
         """Called while a graph's backward is being run."""

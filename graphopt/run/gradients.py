@@ -44,18 +44,18 @@ def gradient_bytes(gradients: Iterable[torch.Tensor], device: torch.device) -> i
 
 
 @dataclass(frozen=True)
-class Slot:
+class ParameterSlot:
     """A parameter of a graph: its position among the primals, and among those of them that are tensors."""
 
     position: int
     edge: int
 
 
-def parameter_slots(joint: JointGraph, static_inputs: Iterable[int]) -> tuple[Slot, ...]:
+def parameter_slots(joint: JointGraph, static_inputs: Iterable[int]) -> tuple[ParameterSlot, ...]:
     """The primals that are parameters and get a gradient."""
     static, gradients = set(static_inputs), joint.gradients
     tensors = [i for i, node in enumerate(joint.primals) if tensors_of(node)]
-    return tuple(Slot(i, edge) for edge, i in enumerate(tensors) if i in static and i in gradients)
+    return tuple(ParameterSlot(i, edge) for edge, i in enumerate(tensors) if i in static and i in gradients)
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class GradientSums:
         """Whether it was seen that no gradient gets others from outside."""
         return self.is_watched and not self.shared
 
-    def watching(self, slots: Sequence[Slot], run: Run, args: list[Any]) -> Any:
+    def watching(self, slots: Sequence[ParameterSlot], run: Run, args: list[Any]) -> Any:
         """Run a backward that returns its gradients, the first time looking whether others come to them from outside.
 
         What is returned is held until autograd hands the sum on: it then sums into another tensor.
@@ -86,7 +86,9 @@ class GradientSums:
                 self._watch(edge, slot, gradients[slot.position])
         return gradients
 
-    def adding(self, slots: Sequence[Slot], backward: fx.GraphModule, alone: bool, run: Run, args: list[Any]) -> Any:
+    def adding(
+        self, slots: Sequence[ParameterSlot], backward: fx.GraphModule, alone: bool, run: Run, args: list[Any]
+    ) -> Any:
         """Run a backward that adds its gradients to tensors that it is given: those that are there, or zeros to return.
 
         Zeros are given for what must be returned; all of it where another forward of the model waits for its backward
@@ -109,7 +111,7 @@ class GradientSums:
             gradients[position] = gradient
         return gradients
 
-    def _watch(self, edge: Any, slot: Slot, gradient: torch.Tensor) -> None:
+    def _watch(self, edge: Any, slot: ParameterSlot, gradient: torch.Tensor) -> None:
         held = [gradient]
 
         def arrives(summed: tuple[torch.Tensor | None, ...]) -> None:
@@ -130,7 +132,7 @@ def _current_node() -> Any:
     return torch._C._current_autograd_node()
 
 
-def _edge(node: Any, slot: Slot) -> Any:
+def _edge(node: Any, slot: ParameterSlot) -> Any:
     """The parameter's own node, that gradients are summed up in; None where the input was no leaf."""
     edges = node.next_functions
     found = edges[slot.edge][0] if slot.edge < len(edges) else None

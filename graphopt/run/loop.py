@@ -22,12 +22,15 @@ from graphopt.run.watch import Watch, watch_of
 class Loop:
     """Forwards that wait for their backward, gradients that stay, and the watch over all of it.
 
-    `corrected` is called where the watch found that there is less room than was thought.
+    `corrected` is called where the watch found that there is less room than was thought; `plans_loss` tells whether a
+    plan can have a loss in it.
     """
 
-    def __init__(self, model: nn.Module, request: Request, corrected: Callable[[], None]) -> None:
+    def __init__(
+        self, model: nn.Module, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]
+    ) -> None:
         self.watch: Watch | None = None
-        self._model, self._request, self._corrected = model, request, corrected
+        self._model, self._request, self._corrected, self._plans_loss = model, request, corrected, plans_loss
         self._forwards, self._pattern = Forwards(), Pattern()
 
     def begins(self, call: Call, sums_of: Callable[[object], Sequence[GradientSums]], is_wrapped: bool) -> CallKey:
@@ -40,7 +43,7 @@ class Loop:
         if is_wrapped:
             self.watch = None
         elif self.watch is None:
-            self.watch = watch_of(self._model, self._request, self._corrected)
+            self.watch = watch_of(self._model, self._request, self._corrected, self._plans_loss)
         if self.watch is not None:
             self.watch.begins(tensors_in(call), is_behind=bool(waiting))
         shapes = shapes_of(call)

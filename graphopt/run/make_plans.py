@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from graphopt.base.errors import BudgetError, InfeasibleError
 from graphopt.plan.choice import Choice
-from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.graph_study import Candidate, GraphStudy
 from graphopt.plan.infeasible import budget_error
-from graphopt.plan.pipeline import plan_graph, plan_within
+from graphopt.plan.pipeline import plan_as, plan_graph, plan_within
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.room import Room
 from graphopt.plan.shares import joint_peak_bytes, peak_bytes_of_alike, share_budget
+from graphopt.planners.curves.curve import pareto
+
+#: Schedules of a graph that are priced for a pattern, each by a simulation.
+_MOST_PRICED = 256
 
 #: Plans graphs inside a room, one planned graph for each.
 Make = Callable[[Room], list[PlannedGraph]]
@@ -45,14 +50,27 @@ def making_several(sequence: Sequence[GraphStudy], choice: Choice) -> Make:
 
 
 def making_in_pattern(sequence: Sequence[GraphStudy], pattern: Sequence[GraphStudy], choice: Choice) -> Make:
-    """Plans the distinct graphs of a call that is one of several before a backward; `pattern` has the graphs of all."""
-    if len(set(pattern)) == 1:
-        return _making_alike(pattern[0], len(pattern), choice)
-    make_all, distinct = making_several(pattern, choice), list(dict.fromkeys(pattern))
+    """Plans the distinct graphs of a call that is one of several before a backward; `pattern` has the graphs of all.
+
+    Each schedule is priced as if all of the pattern were it: that counts what it keeps as often as others wait. Of each
+    graph the fastest below one price is taken, the highest price with which all of them fit.
+    """
+    distinct = list(dict.fromkeys(pattern))
 
     def make(room: Room) -> list[PlannedGraph]:
-        planned = dict(zip(distinct, make_all(room), strict=True))
-        return [planned[study] for study in dict.fromkeys(sequence)]
+        curves = {study: _priced_in_pattern(study, len(pattern), choice) for study in distinct}
+        prices = sorted({point.peak_bytes for curve in curves.values() for point in curve})
+
+        def excess_bytes(price: int) -> int:
+            chosen = {study: _below(curve, price) for study, curve in curves.items()}
+            return joint_peak_bytes(pattern, [chosen[study].schedule for study in pattern]) - room.own_bytes
+
+        at = bisect_right(prices, 0, key=excess_bytes)
+        if not at:
+            least = room.own_bytes + excess_bytes(prices[0])
+            raise budget_error(pattern, least, room.budget_bytes, room.resident_bytes, choice.planner)
+        studies = dict.fromkeys(sequence)
+        return [plan_as(study, _below(curves[study], prices[at - 1]).schedule, choice) for study in studies]
 
     return make
 
@@ -69,18 +87,16 @@ def at_least_the_smallest(make: Make) -> Make:
     return make_anyway
 
 
-def _making_alike(study: GraphStudy, count: int, choice: Choice) -> Make:
-    """Plans a graph whose forward runs `count` times before its backwards: one schedule for all of them."""
-    plain = replace(choice, plan_seconds=0.0)  # a better schedule may keep more for the backward than the others leave
+def _priced_in_pattern(study: GraphStudy, count: int, choice: Choice) -> tuple[Candidate, ...]:
+    """Schedules of a graph, with the peak that there would be if its forward ran `count` times before its backwards."""
+    candidates = [*study.curve_by(choice.planner), *(study.frugal if choice.planner == "auto" else ())]
+    few = candidates[:: len(candidates) // _MOST_PRICED + 1]
+    return pareto(replace(each, peak_bytes=peak_bytes_of_alike(study, each.schedule, count)) for each in few)
 
-    def make(room: Room) -> list[PlannedGraph]:
-        for candidate in reversed(study.curve_by(choice.planner)):
-            if peak_bytes_of_alike(study, candidate.schedule, count) <= room.own_bytes:
-                return [plan_graph(study, candidate.peak_bytes, plain)]
-        least = peak_bytes_of_alike(study, study.curve[0].schedule, count)
-        raise budget_error([study], least, room.budget_bytes, room.resident_bytes, choice.planner)
 
-    return make
+def _below(curve: Sequence[Candidate], price: int) -> Candidate:
+    """The fastest in so many bytes; the smallest where none is."""
+    return curve[max(bisect_right(curve, price, key=lambda each: each.peak_bytes) - 1, 0)]
 
 
 def _shares(sequence: Sequence[GraphStudy], room: Room, choice: Choice) -> dict[GraphStudy, int]:

@@ -84,6 +84,9 @@ class Plans:
         In a loop each rank has data of its own; examples are the same for all. Raises BudgetError, PlanMismatchError.
         """
         started = time.perf_counter()
+        graphs = tuple(graph for graph, _ in sequence)
+        if graphs:
+            self._sequences[self.key.shapes] = graphs
         studies = [study for _, study in dict.fromkeys(sequence)]
         take_workspaces((study.graph.step for study in studies), device, in_autograd=True)
         resident = self._resident(device)
@@ -91,9 +94,7 @@ class Plans:
         make = self._make([study for _, study in sequence])
         planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
         by_graph = {graph: plan for (graph, _), plan in zip(dict.fromkeys(sequence), planned, strict=True)}
-        if sequence:
-            graphs = tuple(graph for graph, _ in sequence)
-            self._sequences[self.key.shapes] = graphs
+        if graphs:
             in_order = tuple(by_graph[graph] for graph in graphs)
             resident |= self._others_in_pattern(in_order)
             self._now(CallPlan(self.key, graphs, in_order, resident, time.perf_counter() - started))

@@ -47,7 +47,7 @@ class Session:
         self.model = model
         self.request = request
         self.graphs: list[DynamoGraph] = []
-        self.loop = Loop(model, request, self._forget_plans)
+        self.loop = Loop(model, request, self._forget_plans, lambda: all(graph.is_whole_model for graph in self.graphs))
         self._plans = Plans(model, request, self.loop)
         self._surroundings = self.loop.surroundings(self._on_call)
         self._phase: Phase = self._planning()
@@ -124,7 +124,7 @@ class Session:
         loss_bytes = self.loop.watch.loss_bytes if self.loop.watch is not None else 0
         for graph in self.graphs:
             graph.compiled.clear()
-            if graph.is_whole_model and graph.loss_bytes != loss_bytes:
+            if graph.loss_bytes != loss_bytes:
                 graph.with_loss(loss_bytes, self.request.choice)
 
     def _compile(self, call: Callable[..., Any]) -> Callable[..., Any]:

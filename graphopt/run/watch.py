@@ -88,6 +88,7 @@ class _Step:
 class Watch:
     """Measures steps of one model. `corrected` is called where `extra_bytes` or `loss_bytes` have changed.
 
+    `plans_loss` tells whether a plan can have a loss in it: where the model is one graph.
     `history` are the steps measured last. `extra_bytes` says what is to be counted beside the plan from now on, by
     kind; `loss_bytes` what is to be counted between the model's forward and its backward, beside what the plan holds.
     """
@@ -99,12 +100,13 @@ class Watch:
         device: torch.device,
         request: Request,
         corrected: Callable[[], None],
+        plans_loss: Callable[[], bool],
     ) -> None:
         self.extra_bytes: dict[str, int] = {}
         self.loss_bytes = 0
         self.history: deque[MeasuredStep] = deque(maxlen=_KEPT)
         self._model, self._window, self._device = model, window, device
-        self._request, self._corrected = request, corrected
+        self._request, self._corrected, self._plans_loss = request, corrected, plans_loss
         self._known = KnownMemory(model, device)
         self._optimizer = weakref.ref(request.optimizer) if request.optimizer is not None else lambda: None
         self._step: _Step | None = None
@@ -132,8 +134,10 @@ class Watch:
             self._step.is_unexpected = True
 
     def look_away(self) -> None:
-        """What was allocated since the last look is no part of a step."""
+        """What was allocated since the last look is no part of a step; nor is, if it has just begun, what is there."""
         self._window.take()
+        if self._step is not None and not self._step.peaks and self._device.type != "cuda":
+            self._step.live_bytes = self._window.live_bytes()
 
     def forward_ends(self, predicted_bytes: int, result: Any) -> None:
         """The model returned; what its plan says of the step."""
@@ -248,14 +252,16 @@ class Watch:
             )
         if measured.place is Place.UPDATE:
             return _UPDATE, "No plan of the model changes that; foreach=False or fused=True may."
-        if measured.place is Place.LOSS:
+        if measured.place is Place.LOSS and self._plans_loss():
             return _LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
         return f"measured above the plan, {measured.place.value}", "No plan counts that much."
 
 
-def watch_of(model: nn.Module, request: Request, corrected: Callable[[], None]) -> Watch | None:
+def watch_of(
+    model: nn.Module, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]
+) -> Watch | None:
     """A watch over a model's steps; None where its device's memory cannot be measured."""
     first = next(iter((*model.parameters(), *model.buffers())), None)
     device = first.device if first is not None else torch.device("cpu")
     window = peak_window(device)
-    return None if window is None else Watch(model, window, device, request, corrected)
+    return None if window is None else Watch(model, window, device, request, corrected, plans_loss)

@@ -1,0 +1,185 @@
+"""Gradients that are there when a step begins: counted, added to where they are made, with eager's bits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt
+from graphopt.device.measure import peak_bytes
+from tests.support.residual_blocks import blocks, same_gradients, trained_like_eager
+
+
+def batch(rows: int = 256) -> torch.Tensor:
+    return torch.randn(rows, 64)
+
+
+def plain(model: nn.Module) -> None:
+    model(batch()).square().mean().backward()
+
+
+def accumulating(model: nn.Module, step: int) -> None:
+    if step % 3 == 0:
+        model.zero_grad()
+    plain(model)
+
+
+def zeroed(model: nn.Module, _: int) -> None:
+    model.zero_grad(set_to_none=False)
+    plain(model)
+
+
+def dropped_between(model: nn.Module, _: int) -> None:
+    loss = model(batch()).square().mean()
+    model.zero_grad()
+    loss.backward()
+
+
+def regularised(model: nn.Module, _: int) -> None:
+    (model(batch()).square().mean() + sum(p.square().sum() for p in model.parameters())).backward()
+
+
+def asked_for(model: nn.Module, _: int) -> None:
+    plain(model)
+    found = torch.autograd.grad(model(batch()).mean(), list(model.parameters()))
+    for parameter, gradient in zip(model.parameters(), found, strict=True):
+        parameter.grad.add_(gradient)
+
+
+def some_inputs(model: nn.Module, step: int) -> None:
+    wanted = list(model.parameters())[step % 2 :: 2]
+    model(batch()).square().mean().backward(inputs=wanted)
+
+
+def frozen_for_a_while(model: nn.Module, step: int) -> None:
+    model[0].requires_grad_(step % 2 == 0)
+    plain(model)
+
+
+def evaluated_between(model: nn.Module, _: int) -> None:
+    plain(model)
+    model.eval()
+    with torch.no_grad():
+        model(batch(512))
+    model.train()
+
+
+def twice_behind_one_forward(model: nn.Module, _: int) -> None:
+    loss = model(batch()).square().mean()
+    loss.backward(retain_graph=True)
+    loss.backward()
+
+
+def shapes_that_change(model: nn.Module, step: int) -> None:
+    model(batch(128 + 128 * (step % 2))).square().mean().backward()
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        accumulating,
+        zeroed,
+        dropped_between,
+        regularised,
+        asked_for,
+        some_inputs,
+        frozen_for_a_while,
+        evaluated_between,
+        twice_behind_one_forward,
+        shapes_that_change,
+    ],
+)
+def test_gradients_are_eagers_whatever_was_there(loop: Callable[[nn.Module, int], None]) -> None:
+    trained_like_eager(loop, 6, "16MiB", cost_model="roofline")
+
+
+class Heads(nn.Module):
+    """A layer that both heads use, tied to one of them, and a parameter that is used outside too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64, bias=False)
+        self.two.weight = self.body.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.body(x))
+        return self.one(h) + self.two(h)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_tied_weights_and_every_dtype(dtype: torch.dtype) -> None:
+    def loop(model: nn.Module, _: int) -> None:
+        (model(torch.randn(32, 64, dtype=dtype)).square().mean() + model.one.weight.sum()).backward()
+
+    torch.manual_seed(0)
+    trained_like_eager(loop, 4, "8MiB", Heads().to(dtype), cost_model="roofline")
+
+
+def hooked(kind: str, seen: list[float]) -> Callable[[nn.Module], object]:
+    def note(gradient: torch.Tensor) -> None:
+        seen.append(float(gradient.abs().sum()))
+
+    return {
+        "tensor": lambda model: model[0][0].weight.register_hook(note),
+        "after": lambda model: model[0][0].weight.register_post_accumulate_grad_hook(lambda p: note(p.grad)),
+        "node": lambda model: _held(model, note),
+    }[kind]
+
+
+def _held(model: nn.Module, note: Callable[[torch.Tensor], None]) -> None:
+    node = torch.autograd.graph.get_gradient_edge(model[0][0].weight).node
+    node.register_hook(lambda _, outside: note(outside[0]))
+    model.node = node  # who hooks a node keeps it: its hooks go with it
+
+
+@pytest.mark.parametrize("kind", ["tensor", "after", "node"])
+def test_a_hook_sees_what_it_sees_in_eager(kind: str) -> None:
+    model = blocks(2)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "16MiB", cost_model="roofline")
+    seen: dict[nn.Module, list[float]] = {model: [], eager: []}
+    for step in range(4):
+        for each, notes in seen.items():
+            if step == 2:
+                hooked(kind, notes)(each)
+            torch.manual_seed(step)
+            plain(each)
+        assert same_gradients(model, eager)
+    assert seen[model] == seen[eager] and len(seen[model]) == 2
+
+
+def test_accumulation_stays_inside_the_budget_and_takes_less_than_eager() -> None:
+    """6 x (256 -> 1024 -> 256), batch 256, 32 MiB: planned were 29.7 MB, and every further micro-batch took 42.3."""
+    model, x = blocks(6, 256), torch.randn(256, 256)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "32MiB", cost_model="roofline")
+
+    def step(each: nn.Module) -> None:
+        (each(x).square().mean() / 3).backward()
+
+    found = {}
+    for each in (model, eager):
+        step(each)
+        step(each)
+        gradients = [parameter.grad for parameter in each.parameters()]
+        found[each] = peak_bytes(lambda each=each: step(each), [*each.parameters(), *gradients, x], "cpu")
+    assert same_gradients(model, eager)
+    assert found[model] <= model.graphopt.plan.peak_bytes <= 32 * 2**20 < found[eager]
+    assert model.graphopt.plan.resident_bytes["gradients"] == sum(p.nbytes for p in model.parameters())
+    assert [each.measured_bytes <= 32 * 2**20 for each in model.graphopt.history] == [True] * 3
+
+
+def test_a_budget_that_leaves_no_room_for_gradients_that_stay_says_so() -> None:
+    model = blocks()
+    graphopt.optimize(model, "1MiB", cost_model="roofline")
+    with pytest.raises(graphopt.BudgetError):
+        plain(model)
+    model = blocks()
+    graphopt.optimize(model, "1200KB", cost_model="roofline")
+    model(batch(32)).square().mean().backward()
+    with pytest.raises(graphopt.BudgetError, match=r"gradients 517\.0 KiB"):
+        model(batch(64)).square().mean().backward()
