@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,17 +72,29 @@ class Loop:
             self.watch.look_away()
 
     def surroundings(self, run: Callable[[DynamoGraph, tuple[Any, ...]], Any]) -> Surroundings:
-        """What is around the graphs of the model; `run` is called in their place."""
+        """What is around the graphs of the model; `run` is called in their place.
+
+        Dynamo keeps graphs for good: they must not keep the loop, and with it the model.
+        """
+        loop = weakref.ref(self)
 
         def around_forward(runnable: Runnable, args: list[Any]) -> Any:
-            return runnable.run(args) if self.watch is None else self.watch.around_forward(runnable.run, args)
+            watch = this.watch if (this := loop()) is not None else None
+            return runnable.run(args) if watch is None else watch.around_forward(runnable.run, args)
 
         def around_backward(run: Run, args: list[Any]) -> Any:
-            result = run(args) if self.watch is None else self.watch.around_backward(run, args)
-            self._forwards.backward_runs()
+            this = loop()
+            if this is None:  # its outputs outlived the model
+                return run(args)
+            result = run(args) if this.watch is None else this.watch.around_backward(run, args)
+            this._forwards.backward_runs()
             return result
 
-        return Surroundings(run, around_forward, around_backward, lambda: len(self._forwards.waiting()) <= 1)
+        def is_alone() -> bool:
+            this = loop()
+            return this is not None and len(this._forwards.waiting()) <= 1
+
+        return Surroundings(run, around_forward, around_backward, is_alone)
 
     def held_bytes(self, key: CallKey, input_bytes: Callable[[object], int], device: torch.device) -> dict[str, int]:
         """What is there beside the model while a call is run, by kind; `input_bytes` of calls with these shapes."""

@@ -12,6 +12,7 @@ have it; nothing in these graphs waits for another process.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ class Session:
         self.graphs: list[DynamoGraph] = []
         self.loop = Loop(model, request, self._forget_plans, lambda: all(graph.is_whole_model for graph in self.graphs))
         self._plans = Plans(model, request, self.loop)
-        self._surroundings = self.loop.surroundings(self._on_call)
+        self._surroundings = self.loop.surroundings(_called_by(weakref.ref(self)))
         self._phase: Phase = self._planning()
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
@@ -128,7 +129,15 @@ class Session:
                 graph.with_loss(loss_bytes, self.request.choice)
 
     def _compile(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(own_frame(call), backend=self._backend, dynamic=False)
+        session = weakref.ref(self)
+
+        def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> DynamoGraph:
+            # Dynamo keeps every backend that there ever was: this one must not keep the model
+            this = session()
+            assert this is not None
+            return this._backend(module, inputs)
+
+        return torch.compile(own_frame(call), backend=backend, dynamic=False)
 
     def _backend(self, module: fx.GraphModule, _inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
@@ -139,7 +148,8 @@ class Session:
         self._phase.on_new(graph)
         return graph
 
-    def _on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
+    def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
+        """One of Dynamo's graphs is called."""
         return self._phase.on_call(graph, args)
 
     def _together(self, call: Call, phase: Callable[[], Phase]) -> Any:
@@ -251,6 +261,15 @@ class Session:
         """What is planned for the distinct graphs of a sequence, together with other processes where that is due."""
         ranks, self._ranks = self._ranks, None
         return self._plans.plan(sequence, device, ranks, in_loop=isinstance(self._phase, Running))
+
+
+def _called_by(session: Callable[[], Session | None]) -> Callable[[DynamoGraph, tuple[Any, ...]], Any]:
+    def call(graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
+        this = session()
+        assert this is not None, "a graph is called by the model that it is of"
+        return this.on_call(graph, args)
+
+    return call
 
 
 def warn_of_many_graphs() -> None:

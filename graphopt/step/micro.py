@@ -8,6 +8,7 @@ to the step's own graph, in which all micro-batches of a window stand.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,9 +125,15 @@ class Micros:
         self._called: MicroCall | None = None
         self._known: dict[object, Micro] = {}
         self._again = 0
-        self._compiled = torch.compile(
-            own_frame(module._call_impl), backend=self._backend, dynamic=False, fullgraph=True
-        )
+        micros = weakref.ref(self)
+
+        def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            # Dynamo keeps every backend and every graph that there ever was: they must not keep the model
+            this = micros()
+            assert this is not None
+            return this._backend(graph, inputs)
+
+        self._compiled = torch.compile(own_frame(module._call_impl), backend=backend, dynamic=False, fullgraph=True)
 
     def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
         """The graph for these inputs, captured if it is new, and what goes into it.
@@ -157,15 +164,20 @@ class Micros:
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         kept = _kept_inputs(module)
-        micro = self._capture(_loss_alone(module), inputs)
+        key, micros = self._capture(_loss_alone(module), inputs), weakref.ref(self)
+        loss = self._known[key].loss
 
         def resolved(*flat: Any) -> tuple[Any, ...]:
-            self._called = MicroCall(micro, flat)
-            return (torch.zeros((), dtype=micro.loss.dtype, device=micro.loss.device), *(flat[i] for i in kept))
+            this = micros()
+            assert this is not None
+            this._called = MicroCall(this._known[key], flat)
+            return (torch.zeros((), dtype=loss.dtype, device=loss.device), *(flat[i] for i in kept))
 
         return resolved
 
-    def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Micro:
+    def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> object:
+        """Capture a graph; its key among those that are known."""
+
         def hand_over(joint: JointGraph, _static_inputs: Sequence[int]) -> Passes:
             _check_roles(joint)
             given = {position: inputs[node.meta[DESCRIPTOR].idx] for position, node in enumerate(joint.primals)}
@@ -176,17 +188,16 @@ class Micros:
         captured = capture_only(CaptureRequest(module, examples, self._cost_model, "micro-batch", hand_over))
         if captured is None:
             raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
-        return self._micro(captured, inputs)
+        return self._key_of(captured, inputs)
 
-    def _micro(self, captured: CapturedGraph, inputs: Sequence[Any]) -> Micro:
-        """The graph, to be planned; one that was captured before, for another state of the model, is known."""
+    def _key_of(self, captured: CapturedGraph, inputs: Sequence[Any]) -> object:
+        """The key of a graph to be planned; one that was captured before, for another state of the model, is known."""
         inputs_of_graph = captured.step.graph_module.graph.find_nodes(op="placeholder")
         key = captured.step.graph_hash, tuple(node.meta[DESCRIPTOR] for node in inputs_of_graph)
-        known = self._known.get(key)
-        if known is None:
+        if key not in self._known:
             learning = _learning(captured, inputs)
-            known = self._known[key] = Micro(captured, lambda: self._plan(captured, learning))
-            return known
+            self._known[key] = Micro(captured, lambda: self._plan(captured, learning))
+            return key
         self._again += 1
         if self._again == _TOO_OFTEN:
             warnings.warn(
@@ -195,7 +206,7 @@ class Micros:
                 "make it a buffer, as capturing takes seconds",
                 stacklevel=2,
             )
-        return known
+        return key
 
 
 def _learning(captured: CapturedGraph, inputs: Sequence[Any]) -> Learning:

@@ -13,6 +13,7 @@ from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.compression.residuals import of_each_rank
+from graphopt.device.storages import tensors_in
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import (
     DESCRIPTOR,
@@ -39,6 +40,7 @@ from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
 from graphopt.run.loss_module import LossModule
+from graphopt.run.watch import MeasuredStep
 from graphopt.step.division import Accumulate, Division
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import HandOver, Micro, MicroCall
@@ -47,6 +49,7 @@ from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
 from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_option
 from graphopt.step.scale_state import ScaleState
+from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, Weights, as_shares, weight_of
 from graphopt.step.window_graph import build_window, given_tensors, window_key
 
@@ -107,6 +110,7 @@ class TrainStep:
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         memory.held = self._held
+        self._watch = StepWatch(memory)
         self._last: fx.GraphModule | None = None
         self._last_micros: tuple[Micro, ...] = ()
 
@@ -124,6 +128,11 @@ class TrainStep:
             return self._nothing_to_learn()
         groups = self._view.groups()
         window = self._window(calls, groups)
+        return self._watch.measured(tensors_in((args, kwargs)), lambda: self._run(window, calls, pieces, groups))
+
+    def _run(
+        self, window: fx.GraphModule, calls: list[MicroCall], pieces: list[MicroBatch], groups: list[GroupUpdate]
+    ) -> StepResult:
         feeds = self._feeds(window, calls, pieces)
         used_scale = self._scale.value.clone() if self._scale.value is not None else 1.0
         with torch.no_grad(), torch._C._DisableAutocast():
@@ -179,6 +188,11 @@ class TrainStep:
     def loss_scale(self) -> float:
         """The scale that the next step uses."""
         return float(self._scale.value) if self._scale.value is not None else 1.0
+
+    @property
+    def history(self) -> tuple[MeasuredStep, ...]:
+        """The steps that were measured last, oldest first; empty on a CPU without a C++ compiler."""
+        return tuple(self._watch.history)
 
     @property
     def plan(self) -> Plan:
