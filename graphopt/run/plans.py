@@ -89,7 +89,7 @@ class Plans:
             self._sequences[self.key.shapes] = graphs
         studies = [study for _, study in dict.fromkeys(sequence)]
         take_workspaces((study.graph.step for study in studies), device, in_autograd=True)
-        resident = self._resident(device)
+        resident = self._resident(device, in_loop)
         room = Room(self._request.budget_bytes, resident)
         make = self._make([study for _, study in sequence])
         planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
@@ -142,7 +142,8 @@ class Plans:
         own_peak_bytes = joint_peak_bytes([each.study for each in planned], [each.schedule for each in planned])
         return {"other forwards before the same backward": peak_bytes - own_peak_bytes}
 
-    def _resident(self, device: torch.device) -> dict[str, int]:
+    def _resident(self, device: torch.device, in_loop: bool) -> dict[str, int]:
+        """What is there beside the graphs, by kind; what a loop holds counts in a loop alone, and not for examples."""
         request = self._request
         kinds = resident_of_model(self._model, self.inputs, device)
         self._input_bytes[self.key.shapes] = kinds["inputs"]
@@ -150,7 +151,7 @@ class Plans:
         kinds["reserve"] = request.reserve_bytes
         if self.wrapping is not None:
             kinds |= bytes_of(self.wrapping, self._model)
-        else:
+        elif in_loop:
             kinds |= self._loop.held_bytes(self.key, lambda shapes: self._input_bytes.get(shapes, 0), device)
         kinds["other"] = other_bytes(self._model, self.inputs, request.optimizer, device)
         return kinds
