@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import warnings
@@ -26,6 +27,7 @@ _FUNCTIONS_THAT_LOG: set[Callable[..., Any]] = {
     *(logging.debug, logging.info, logging.warning, logging.error, logging.critical, logging.exception, logging.log),
 }
 
+_OWN = "graphopt_session_"
 _session_numbers = itertools.count(1)
 
 
@@ -37,8 +39,22 @@ def own_frame(call: Callable[..., Any]) -> Callable[..., Any]:
     would let one model's failure send every later model to eager.
     """
     frame: Any = wrap_inline(call)
-    frame.__code__ = frame.__code__.replace(co_name=f"graphopt_session_{next(_session_numbers)}")
+    frame.__code__ = frame.__code__.replace(co_name=f"{_OWN}{next(_session_numbers)}")
     return frame  # type: ignore[no-any-return]
+
+
+def is_own_frame() -> bool:
+    """Inside of a backend: whether the graph begins where `own_frame` does.
+
+    Where Dynamo gives up a frame (a break inside of a loop, a `try` or a generator), it runs it as it is and captures
+    what it calls, each function for itself: a graph that ends without a break is then not all of the model.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and not (frame.f_code.co_name == "_compile" and "code" in frame.f_locals):
+        frame = frame.f_back
+    assert frame is not None, "torch's Dynamo no longer compiles in convert_frame._compile"
+    name: str = frame.f_locals["code"].co_name
+    return name.startswith(_OWN)
 
 
 @contextmanager

@@ -45,7 +45,8 @@ class DynamoGraph:
     """One of Dynamo's graphs, and its plans for the calls in which it is run.
 
     `example_inputs` are fake: the graph outlives the batch, and must not hold it. `tracing` and `ambient` are what
-    Dynamo knows of it, and the modes in which it met it. `studies` are of the graph that returns its gradients and of
+    Dynamo knows of it, and the modes in which it met it; it `is_outermost` where it begins with the model's own call.
+    `studies` are of the graph that returns its gradients and of
     that which adds them to those that are there; None where it needs no gradient.
     """
 
@@ -53,6 +54,7 @@ class DynamoGraph:
     example_inputs: Sequence[Any]
     tracing: Any
     ambient: Ambient
+    is_outermost: bool
     around: Surroundings
     name: str = "model"
     compiled: dict[CallKey, CompiledGraph] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class DynamoGraph:
     @property
     def is_whole_model(self) -> bool:
         """Whether Dynamo came to the end of the model in it; it may still not be the only graph of a call."""
-        return not break_reason(self.module)
+        return self.is_outermost and not break_reason(self.module)
 
     def study(self, choice: Choice, adds: bool) -> GraphStudy | None:
         """The joint graph, captured where it was not yet; None where the graph needs no gradient."""

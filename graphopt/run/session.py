@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
-from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, own_frame
+from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, restore, snapshot, training_mode
 from graphopt.emit.runnable import Runnable
@@ -143,7 +143,7 @@ class Session:
         """torch.compile's backend."""
         examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
         tracing = torch._guards.TracingContext.get()
-        graph = DynamoGraph(module, examples, tracing, ambient(), self._surroundings)
+        graph = DynamoGraph(module, examples, tracing, ambient(), is_own_frame(), self._surroundings)
         self.graphs.append(graph)
         self._phase.on_new(graph)
         return graph
