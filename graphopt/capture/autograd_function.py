@@ -21,7 +21,7 @@ def plain_autograd_function() -> Iterator[None]:
     """
     before = torch.autograd.Function.__init_subclass__
 
-    def made(cls: type[torch.autograd.Function], **options: Any) -> None:
+    def made(cls: type[torch.autograd.Function], /, **options: Any) -> None:
         before(**options)
         if cls.__name__ != "CompiledFunction" or getattr(cls, "maybe_subclass_metadata", None) is not None:
             return
@@ -31,7 +31,7 @@ def plain_autograd_function() -> Iterator[None]:
             ctx.set_materialize_grads(False)
             return forward(ctx, *args)
 
-        cls.forward = staticmethod(without_zeros)  # type: ignore[method-assign, assignment]
+        cls.forward = staticmethod(without_zeros)  # type: ignore[method-assign]
         cls.metadata.bw_donated_idxs = []  # type: ignore[attr-defined]
 
     with mock.patch.object(torch.autograd.Function, "__init_subclass__", classmethod(made)):

@@ -85,6 +85,7 @@ class Emitter:
         self.first_tangent = next(iter(self.backward.graph.nodes), None)
 
     def emit(self, schedule: Schedule) -> Emitted:
+        """Both halves of a schedule."""
         return self.halves(*self.write(schedule))
 
     def halves(self, outputs: Sequence[Any], gradients: Sequence[Any]) -> Emitted:
@@ -95,7 +96,7 @@ class Emitter:
         return Emitted(boxed(root, self.forward.graph), boxed(root, self.backward.graph))
 
     def write_backward(self, schedule: Schedule, saved: Sequence[str | int]) -> fx.Graph:
-        """The backward alone, from what is `saved` (as in `saved_as`), in that order; what it reads besides is added."""
+        """The backward alone: it takes what is `saved` (as in `saved_as`), in that order, then what else it reads."""
         nodes = {node.name: node for node in self.step.graph_module.graph.nodes}
         for item in saved:
             if isinstance(item, int):
@@ -112,11 +113,13 @@ class Emitter:
         return self.backward.graph
 
     def emit_whole(self, schedule: Schedule) -> fx.GraphModule:
+        """A schedule as one graph."""
         outputs, gradients = self.write(schedule)
         self.forward.graph.output((*outputs, *gradients))
         return boxed(self.step.graph_module, self.forward.graph)
 
     def write(self, schedule: Schedule) -> tuple[list[Any], list[Any]]:
+        """Write all ops; what the forward and the backward return."""
         boundary = schedule.index(self.step.boundary)
         for op in schedule[:boundary]:
             self.write_op(self.forward, op)
@@ -126,6 +129,7 @@ class Emitter:
         return outputs, [self.argument(self.backward, item) for item in self.step.joint.backward_outputs]
 
     def write_op(self, half: _Half, op_id: int) -> None:
+        """Write one op, and the parts of its result."""
         op = self.step.ops[op_id]
         assert op.node is not None
         again = op_id in self.seen
@@ -160,6 +164,7 @@ class Emitter:
         return half.call(operator.getitem, (pair, 1), {}, node.name, meta)
 
     def state(self, half: _Half, op_id: int) -> fx.Node:
+        """The generator's state before the first run of a random op."""
         if op_id not in half.states:
             node = self.forward.states[op_id]
             half.states[op_id] = self.placeholder(node.name, node, op_id)
@@ -172,9 +177,11 @@ class Emitter:
                 half.made.pop(node, None)
 
     def argument(self, half: _Half, item: Any) -> Any:
+        """An argument of the joint graph's in terms of a half's own nodes."""
         return fx.node.map_arg(item, lambda node: self.node(half, node))
 
     def node(self, half: _Half, node: fx.Node) -> fx.Node:
+        """A half's own node for one of the joint graph; handed over, or a view made anew, where it has none."""
         if node in half.made:
             return half.made[node]
         if node.op == "get_attr":
@@ -193,6 +200,7 @@ class Emitter:
         return node.target is operator.getitem and node.args[0] in self.op_nodes
 
     def placeholder(self, name: str, saved: fx.Node, saved_as: str | int) -> fx.Node:
+        """An input of the backward for what the forward saves."""
         self.saved.append(saved)
         self.saved_as.append(saved_as)
         return self.input(name, saved.meta)

@@ -66,7 +66,7 @@ def _seen_through_views(node: fx.Node) -> set[fx.Node]:
 
 
 def look_again(users: Iterable[fx.Node]) -> None:
-    """Readers of a node that took another one's place: as far as they are views, their fake tensors share its storage."""
+    """Views that read a node which took another one's place: their fake tensors must share its storage."""
     waiting = list(users)
     while waiting:
         node = waiting.pop(0)

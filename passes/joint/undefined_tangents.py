@@ -45,8 +45,8 @@ def undefined_nodes(graph: fx.Graph, lost: Iterable[fx.Node]) -> set[fx.Node]:
     gone = set(lost)
     for node in graph.nodes:
         if node.op == "call_function" and node in dependent and not _acts(node):
-            if all(source in gone for source in node.all_input_nodes if source in dependent):
-                gone.add(node)
+            reached = any(source not in gone for source in node.all_input_nodes if source in dependent)
+            gone.update(() if reached else (node,))
     return gone
 
 
