@@ -65,7 +65,9 @@ def run_step(
 
 
 def loss_of(output: Any) -> torch.Tensor:
-    """The scalar to differentiate: the output itself, its `.loss`, or a fixed mixture of its tensors."""
+    """The scalar to differentiate: the output itself, its `.loss`, the first of a tuple, or a fixed mixture of tensors."""
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor) and output[0].requires_grad:
+        output = output[0] if output[0].ndim == 0 else output
     if isinstance(output, torch.Tensor) and output.ndim == 0:
         return output
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
