@@ -165,7 +165,9 @@ class DynamoGraph:
             def run(args: list[Any]) -> Any:
                 assert runnable.modules is not None
                 defined = runnable.modules.defined(args)
-                self.tangents.came(defined)
+                if self.tangents.came(defined):
+                    # they may lead to gradients that nobody has looked at yet
+                    self.sums.is_watched = False
                 if defined != runnable.modules.planned:
                     return runnable.run(args)
                 if adds:

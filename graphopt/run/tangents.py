@@ -40,11 +40,13 @@ class Tangents:
         self._guess = loss_alone(step.joint) if self.is_whole_model else self._all
         return self._chosen
 
-    def came(self, defined: frozenset[int]) -> None:
-        """A backward had these tangents."""
-        if not defined <= self.met:
-            self.met |= defined
-            self.sets += 1
+    def came(self, defined: frozenset[int]) -> bool:
+        """A backward had these tangents; True where some of them never came before."""
+        if defined <= self.met:
+            return False
+        self.met |= defined
+        self.sets += 1
+        return True
 
     def differ_from(self, planned: frozenset[int]) -> bool:
         """Whether what is planned for these tangents is to be planned anew, as others came, or not all of them did."""
