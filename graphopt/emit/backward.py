@@ -42,13 +42,17 @@ class BackwardModules:
             self._made[defined] = self._make(defined)
         return self._made[defined]
 
+    def is_within_plan(self, defined: frozenset[int]) -> bool:
+        """Whether the backward for these tangents is a part of the planned one."""
+        return defined <= self.planned and not self._adds
+
     def no_gradients(self) -> list[None]:
         """What the backward gives where no tangent is defined."""
         (returned,) = self.module.graph.output_node().args
         return [None] * len(returned)  # type: ignore[arg-type]
 
     def _make(self, defined: frozenset[int]) -> fx.GraphModule:
-        if defined <= self.planned and not self._adds:
+        if self.is_within_plan(defined):
             return _without(self.module, defined)
         assert self.whole is not None, "a backward that has all tangents does not know one of them"
         if not defined <= self.planned:

@@ -32,13 +32,15 @@ Plan = Callable[[GraphStudy], Schedule]
 class Surroundings:
     """What a graph's owner has to say: what a call of it does, and what is around its forward and its backward.
 
-    `is_alone` tells whether no other forward waits for its backward.
+    `is_alone` tells whether no other forward waits for its backward. `other_tangents_came` is called where a backward
+    begins that was not planned.
     """
 
     run: Callable[[DynamoGraph, tuple[Any, ...]], Any]
     around_forward: Around
     around_backward: Callable[[Callable[[list[Any]], Any], list[Any]], Any]
     is_alone: Callable[[], bool]
+    other_tangents_came: Callable[[], None]
 
 
 @dataclass(eq=False)
@@ -169,6 +171,8 @@ class DynamoGraph:
                     # they may lead to gradients that nobody has looked at yet
                     self.sums.is_watched = False
                 if defined != runnable.modules.planned:
+                    if not runnable.modules.is_within_plan(defined):
+                        self.around.other_tangents_came()
                     return runnable.run(args)
                 if adds:
                     return self.sums.adding(slots, runnable.module, self.around.is_alone(), runnable.run, args)
