@@ -63,7 +63,9 @@ def _chosen(
     step = build_step_graph(joint, static_inputs)
     defined = choose(step)
     has_all = defined == all_tangents(joint)
-    run_passes(own, (*(() if has_all else (with_tangents(defined),)), *hand_over(own, static_inputs)))
+    if not has_all:
+        run_passes(own, (with_tangents(defined),))
+    run_passes(own, hand_over(own, static_inputs))
     if has_all and not own.added:
         return step, None
     kept = kept_for_whole(step, own)
