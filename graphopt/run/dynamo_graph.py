@@ -96,6 +96,16 @@ class DynamoGraph:
         planned = compiled.planned_tangents if compiled is not None else None
         return planned is not None and self.tangents.differ_from(planned)
 
+    def keeps_tangents(self, key: CallKey) -> None:
+        """Where there is no plan for the tangents that came, those of its plan for calls like `key` stay."""
+        self.tangents.stays = self.compiled[key].planned_tangents
+        self.studies.clear()
+
+    def forgets_tangents(self) -> None:
+        """Take no notice of the backwards that ran so far."""
+        self.tangents.met = frozenset()
+        self.studies.clear()
+
     def compile(self, key: CallKey, choice: Choice, plan: Plan) -> None:
         """Capture it (again), to run with the schedule that `plan` gives in calls like `key`."""
 
@@ -135,6 +145,14 @@ class DynamoGraph:
             marked.append(result.detach().requires_grad_() if needs and isinstance(result, torch.Tensor) else result)
         return tuple(marked)
 
+    def _came(self, defined: frozenset[int]) -> None:
+        before = self.tangents.chosen
+        if self.tangents.came(defined):
+            # they may lead to gradients that nobody has looked at yet
+            self.sums.is_watched = False
+        if self.tangents.chosen != before:
+            self.studies.clear()
+
     def _compile(self, key: CallKey, cost_model: str, decide: Decide) -> None:
         with self._as_met():
             compiled = self.compiled[key] = compile_graph(self._request(cost_model, key.adds), decide)
@@ -167,9 +185,7 @@ class DynamoGraph:
             def run(args: list[Any]) -> Any:
                 assert runnable.modules is not None
                 defined = runnable.modules.defined(args)
-                if self.tangents.came(defined):
-                    # they may lead to gradients that nobody has looked at yet
-                    self.sums.is_watched = False
+                self._came(defined)
                 if defined != runnable.modules.planned:
                     if not runnable.modules.is_within_plan(defined):
                         self.around.other_tangents_came()

@@ -120,7 +120,7 @@ class Running:
             else:
                 self.planning.plan_whole(graph)
         except BudgetError as error:
-            graph.tangents.stays = True
+            graph.keeps_tangents(self.planning.key)
             what = str(error).splitlines()[0]
             logger.warning(
                 "%s: no plan for all outputs whose gradients came, so the one it has stays: %s", graph.name, what

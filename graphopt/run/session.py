@@ -89,7 +89,7 @@ class Session:
     def forget_tangents(self) -> None:
         """Take no notice of the backwards that ran so far: they were not those of training."""
         for graph in self.graphs:
-            graph.tangents.met = frozenset()
+            graph.forgets_tangents()
 
     def _train(self, *args: Any, **kwargs: Any) -> Any:
         if len(self.graphs) >= MOST_GRAPHS:

@@ -26,8 +26,8 @@ class Tangents:
     #: What came so far, and how often there was more than before.
     met: frozenset[int] = frozenset()
     sets: int = 0
-    #: There was no plan for what came: what is planned stays.
-    stays: bool = False
+    #: What stays planned, as there was no plan for what came.
+    stays: frozenset[int] | None = None
     _guess: frozenset[int] = frozenset()
     _all: frozenset[int] = frozenset()
 
@@ -38,7 +38,7 @@ class Tangents:
             found = (tangents_of_hash(step.graph_hash, kept) for kept in self.kept_hashes)
             return next((defined for defined in found if defined), self._all)
         self._guess = loss_alone(step.joint) if self.is_whole_model else self._all
-        return self._chosen
+        return self.chosen
 
     def came(self, defined: frozenset[int]) -> bool:
         """A backward had these tangents; True where some of them never came before."""
@@ -50,11 +50,13 @@ class Tangents:
 
     def differ_from(self, planned: frozenset[int]) -> bool:
         """Whether what is planned for these tangents is to be planned anew, as others came, or not all of them did."""
-        return bool(self.met) and self.kept_hashes is None and not self.stays and self._chosen != planned
+        return bool(self.met) and self.kept_hashes is None and self.chosen != planned
 
     @property
-    def _chosen(self) -> frozenset[int]:
-        """A guess stays as long as it holds."""
+    def chosen(self) -> frozenset[int]:
+        """What is to be planned by what is known now. A guess stays as long as it holds."""
+        if self.stays is not None:
+            return self.stays
         if self.met <= self._guess and (not self.met or self._guess != self._all):
             return self._guess
         return self.met if self.sets <= MOST_SETS else self._all
