@@ -10,7 +10,9 @@ from torch import fx
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.base.units import parse_bytes
 from graphopt.capture.aot import CaptureRequest, break_reason, compile_graph
+from graphopt.capture.tangents import loss_alone
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.step_graph import StepGraph
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import studied
 from graphopt.plan.pipeline import plan_within
@@ -52,4 +54,7 @@ def graphopt_backend(
             resident["reserve"] = parse_bytes(given["reserve"], total)
         return plan_within(studied(captured, choice), budget_bytes, resident, choice).schedule
 
-    return compile_graph(CaptureRequest(module, example_inputs, choice.cost_model), decide).call
+    def tangents(step: StepGraph) -> frozenset[int]:
+        return loss_alone(step.joint)
+
+    return compile_graph(CaptureRequest(module, example_inputs, choice.cost_model, tangents=tangents), decide).call

@@ -14,10 +14,14 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd import collect_metadata_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from graphopt.capture.autograd_function import plain_autograd_function
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.tangents import ChooseTangents
 from graphopt.capture.true_strides import true_strides
+from graphopt.emit.backward import BackwardModules
 from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Around, Runnable
+from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint.specialize import plain
@@ -38,12 +42,18 @@ class CompiledGraph:
     emitted: Emitted | None
     runnables: list[Runnable]
 
+    @property
+    def planned_tangents(self) -> frozenset[int] | None:
+        """The tangents that its backward is planned for; None before that is compiled."""
+        return next((each.modules.planned for each in self.runnables if each.modules is not None), None)
+
 
 @dataclass(frozen=True)
 class CaptureRequest:
     """One of Dynamo's graphs to be captured: a name for people, and how its ops are priced.
 
-    `hand_over` gives the passes that decide what becomes of the gradients. What is around the forward and the backward
+    `hand_over` gives the passes that decide what becomes of the gradients, `tangents` chooses those that the backward
+    is made for (None: all). What is around the forward and the backward
     stands between autograd and the graph.
     """
 
@@ -54,6 +64,7 @@ class CaptureRequest:
     hand_over: HandOver = field(default=return_all)
     around_forward: Around | None = None
     around_backward: Around | None = None
+    tangents: ChooseTangents | None = None
 
 
 class _Captured(Exception):
@@ -91,13 +102,21 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
 
     def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
         static = list(known.get("static_lifetime_input_indices") or ())
-        options = (request.cost_model, request.name, reason, request.hand_over)
+        options = (request.cost_model, request.name, reason, request.hand_over, request.tangents)
         captured = capture_graph(JointGraph(joint, num_fwd_outputs), static, *options)
-        halves.append(emit(captured.step, decide(captured)))
-        return halves[-1].forward, halves[-1].backward
+        schedule, whole = decide(captured), captured.whole
+        halves.append(emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule))
+        # AOTAutograd takes from it which inputs have a gradient at all
+        return halves[-1].forward, halves[-1].whole_backward or halves[-1].backward
 
     def runnable(module: fx.GraphModule, around: Around | None = None) -> Runnable:
         runnables.append(Runnable(module, around))
+        return runnables[-1]
+
+    def backward(module: fx.GraphModule, _inputs: object) -> Runnable:
+        has_all = halves[-1].whole_backward is None
+        planned, whole = (module, None) if has_all else (halves[-1].backward, module)
+        runnables.append(Runnable(planned, request.around_backward, BackwardModules(planned, whole, request.name)))
         return runnables[-1]
 
     def without_gradients(module: fx.GraphModule, _inputs: object) -> Runnable:
@@ -107,12 +126,12 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
 
     compiler = aot_autograd(
         fw_compiler=lambda module, _: runnable(module, request.around_forward),
-        bw_compiler=lambda module, _: runnable(module, request.around_backward),
+        bw_compiler=backward,
         inference_compiler=without_gradients,
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
-    with _dense_tangents(), _draws_kept(), true_strides():
+    with _dense_tangents(), _draws_kept(), true_strides(), plain_autograd_function():
         call: Callable[..., Any] = compiler(request.module, request.example_inputs)
     return CompiledGraph(call, halves[0] if halves else None, runnables)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from graphopt.capture.read_joint import build_step_graph
+from graphopt.capture.tangents import ChooseTangents, all_tangents
 from graphopt.cost_models import COST_MODELS, OpCost
-from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.graph.joint import JointGraph
+from graphopt.emit.whole_backward import kept_for_whole
+from graphopt.graph.captured_graph import CapturedGraph, WholeBackward
+from graphopt.graph.fingerprint import hash_with_tangents
+from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.nodes import is_collective
 from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
-from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes
+from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes, with_tangents
 from graphopt.passes.run_passes import run_passes
 
 #: The passes that decide what becomes of a joint graph's gradients; given are the positions of parameters and buffers.
@@ -30,18 +34,46 @@ def capture_graph(
     name: str,
     break_reason: str = "",
     hand_over: HandOver = return_all,
+    tangents: ChooseTangents | None = None,
 ) -> CapturedGraph:
     """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced.
 
     `hand_over` gives the passes that decide what becomes of the gradients; they run behind the cleaning ones.
+    `tangents` chooses those that the backward is made for; None: all.
     """
-    run_passes(joint, (*CLEANING, *hand_over(joint, static_inputs)))
-    step = build_step_graph(joint, static_inputs)
+    run_passes(joint, CLEANING)
+    if tangents is None or len(joint.tangents) < 2:
+        run_passes(joint, hand_over(joint, static_inputs))
+        step, whole = build_step_graph(joint, static_inputs), None
+    else:
+        step, whole = _chosen(joint, static_inputs, hand_over, tangents)
     costs = COST_MODELS[cost_model](step.compute_nodes)
     _warn_of_unmeasured(step, costs, cost_model)
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
     problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
-    return CapturedGraph(name, break_reason, step, problem)
+    return CapturedGraph(name, break_reason, step, problem, whole)
+
+
+def _chosen(
+    joint: JointGraph, static_inputs: list[int], hand_over: HandOver, choose: ChooseTangents
+) -> tuple[StepGraph, WholeBackward | None]:
+    """The step with the tangents that are chosen, beside it with all of them, which returns its gradients."""
+    own = copy_joint(joint)
+    run_passes(joint, return_all(joint, static_inputs))
+    step = build_step_graph(joint, static_inputs)
+    defined = choose(step)
+    has_all = defined == all_tangents(joint)
+    if not has_all:
+        run_passes(own, (with_tangents(defined),))
+    run_passes(own, hand_over(own, static_inputs))
+    if has_all and not own.added:
+        return step, None
+    kept = kept_for_whole(step, own)
+    fewer = build_step_graph(own, static_inputs)
+    values = [fewer.home[node] for node in own.graph.nodes if node.name in kept]
+    graph_hash = fewer.graph_hash if own.added else hash_with_tangents(step.graph_hash, defined)
+    fewer = replace(fewer, outputs=tuple(dict.fromkeys((*fewer.outputs, *values))), graph_hash=graph_hash)
+    return fewer, WholeBackward(step, kept)
 
 
 def _warn_of_unmeasured(step: StepGraph, costs: Sequence[OpCost], cost_model: str) -> None:

@@ -172,7 +172,7 @@ def _add_boundary(reader: _StepReader, joint: JointGraph) -> None:
     made = {value for op in reader.ops for value in op.outputs}
     inputs = [reader.home[node] for node in joint.forward_outputs if isinstance(node, fx.Node) and node in reader.home]
     outputs = []
-    for node in joint.tangents:
+    for node in joint.defined_tangents:
         for tensor in tensors_of(node):
             reader.home[node] = reader.value_of(tensor, node, "tangents")
             outputs.append(reader.home[node])

@@ -34,10 +34,14 @@ _STATE_BYTES = {"cpu": 5056, "cuda": 16}
 
 @dataclass(frozen=True)
 class Emitted:
-    """The two graphs of a step, in AOTAutograd's convention: forward returns outputs, then what is saved."""
+    """The two graphs of a step, in AOTAutograd's convention: forward returns outputs, then what is saved.
+
+    `whole_backward` is for all tangents, where `backward` is for fewer; None where it is for all itself.
+    """
 
     forward: fx.GraphModule
     backward: fx.GraphModule
+    whole_backward: fx.GraphModule | None = None
 
 
 @dataclass
@@ -56,7 +60,7 @@ class _Half:
         return made
 
 
-class _Emitter:
+class Emitter:
     """Writes a schedule out, op by op, first into the forward, after the boundary into the backward.
 
     The two halves may be one graph; then nothing has to be handed over.
@@ -71,6 +75,8 @@ class _Emitter:
         self.forward = _Half(fx.Graph())
         self.backward = _Half(fx.Graph()) if halves == 2 else self.forward
         self.saved: list[fx.Node] = []
+        #: What each of them is: the name of the joint graph's node, or the random op whose generator state it is.
+        self.saved_as: list[str | int] = []
         self.value_nodes = _nodes_of_values(step)
         added = set(step.joint.added)
         for node in step.graph_module.graph.find_nodes(op="placeholder"):
@@ -79,18 +85,41 @@ class _Emitter:
         self.first_tangent = next(iter(self.backward.graph.nodes), None)
 
     def emit(self, schedule: Schedule) -> Emitted:
-        outputs, gradients = self.write(schedule)
+        """Both halves of a schedule."""
+        return self.halves(*self.write(schedule))
+
+    def halves(self, outputs: Sequence[Any], gradients: Sequence[Any]) -> Emitted:
+        """What was written, finished."""
         self.forward.graph.output((*outputs, *self.saved))
         self.backward.graph.output(tuple(gradients))
         root = self.step.graph_module
-        return Emitted(_boxed(root, self.forward.graph), _boxed(root, self.backward.graph))
+        return Emitted(boxed(root, self.forward.graph), boxed(root, self.backward.graph))
+
+    def write_backward(self, schedule: Schedule, saved: Sequence[str | int]) -> fx.Graph:
+        """The backward alone: it takes what is `saved` (as in `saved_as`), in that order, then what else it reads."""
+        nodes = {node.name: node for node in self.step.graph_module.graph.nodes}
+        for item in saved:
+            if isinstance(item, int):
+                name = f"{self.step.ops[item].name}_state"
+                self.backward.states[item] = self.input(name, {"val": _fake_generator_state(self.step)})
+            else:
+                self.backward.made[nodes[item]] = self.input(item, nodes[item].meta)
+        boundary = schedule.index(self.step.boundary)
+        self.seen.update(schedule[:boundary])
+        for op in schedule[boundary + 1 :]:
+            self.write_op(self.backward, op)
+        gradients = [self.argument(self.backward, item) for item in self.step.joint.backward_outputs]
+        self.backward.graph.output(tuple(gradients))
+        return self.backward.graph
 
     def emit_whole(self, schedule: Schedule) -> fx.GraphModule:
+        """A schedule as one graph."""
         outputs, gradients = self.write(schedule)
         self.forward.graph.output((*outputs, *gradients))
-        return _boxed(self.step.graph_module, self.forward.graph)
+        return boxed(self.step.graph_module, self.forward.graph)
 
     def write(self, schedule: Schedule) -> tuple[list[Any], list[Any]]:
+        """Write all ops; what the forward and the backward return."""
         boundary = schedule.index(self.step.boundary)
         for op in schedule[:boundary]:
             self.write_op(self.forward, op)
@@ -100,6 +129,7 @@ class _Emitter:
         return outputs, [self.argument(self.backward, item) for item in self.step.joint.backward_outputs]
 
     def write_op(self, half: _Half, op_id: int) -> None:
+        """Write one op, and the parts of its result."""
         op = self.step.ops[op_id]
         assert op.node is not None
         again = op_id in self.seen
@@ -134,9 +164,10 @@ class _Emitter:
         return half.call(operator.getitem, (pair, 1), {}, node.name, meta)
 
     def state(self, half: _Half, op_id: int) -> fx.Node:
+        """The generator's state before the first run of a random op."""
         if op_id not in half.states:
             node = self.forward.states[op_id]
-            half.states[op_id] = self.placeholder(node.name, node)
+            half.states[op_id] = self.placeholder(node.name, node, op_id)
         return half.states[op_id]
 
     def forget(self, half: _Half, op: OpInfo) -> None:
@@ -146,15 +177,17 @@ class _Emitter:
                 half.made.pop(node, None)
 
     def argument(self, half: _Half, item: Any) -> Any:
+        """An argument of the joint graph's in terms of a half's own nodes."""
         return fx.node.map_arg(item, lambda node: self.node(half, node))
 
     def node(self, half: _Half, node: fx.Node) -> fx.Node:
+        """A half's own node for one of the joint graph; handed over, or a view made anew, where it has none."""
         if node in half.made:
             return half.made[node]
         if node.op == "get_attr":
             half.made[node] = half.graph.node_copy(node)
         elif half is self.backward and self.is_whole(node):
-            half.made[node] = self.placeholder(node.name, self.forward.made[node])
+            half.made[node] = self.placeholder(node.name, self.forward.made[node], node.name)
         else:
             # a view, made here because it is read here
             half.made[node] = half.graph.node_copy(node, lambda source: self.node(half, source))
@@ -166,15 +199,21 @@ class _Emitter:
             return True
         return node.target is operator.getitem and node.args[0] in self.op_nodes
 
-    def placeholder(self, name: str, saved: fx.Node) -> fx.Node:
+    def placeholder(self, name: str, saved: fx.Node, saved_as: str | int) -> fx.Node:
+        """An input of the backward for what the forward saves."""
         self.saved.append(saved)
+        self.saved_as.append(saved_as)
+        return self.input(name, saved.meta)
+
+    def input(self, name: str, meta: dict[str, Any]) -> fx.Node:
+        """A new input of the backward, in front of the tangents."""
         graph = self.backward.graph
         anchor = self.first_tangent or next(iter(graph.nodes), None)
         with graph.inserting_before(anchor):
             made = graph.placeholder(name)
         # generated code takes an input by its target, which must then be as unique as the name
         made.target = made.name
-        made.meta = dict(saved.meta)
+        made.meta = dict(meta)
         return made
 
 
@@ -185,7 +224,7 @@ def emit(step: StepGraph, schedule: Schedule) -> Emitted:
     the wrong half: such a schedule changes results, whoever made it.
     """
     check_order(step, schedule)
-    return _Emitter(step, schedule).emit(schedule)
+    return Emitter(step, schedule).emit(schedule)
 
 
 def emit_whole(step: StepGraph, schedule: Schedule) -> fx.GraphModule:
@@ -194,7 +233,7 @@ def emit_whole(step: StepGraph, schedule: Schedule) -> fx.GraphModule:
     Raises PlanMismatchError as `emit`.
     """
     check_order(step, schedule)
-    return _Emitter(step, schedule, halves=1).emit_whole(schedule)
+    return Emitter(step, schedule, halves=1).emit_whole(schedule)
 
 
 def check_order(step: StepGraph, schedule: Schedule) -> None:
@@ -239,7 +278,8 @@ def _nodes_of_values(step: StepGraph) -> dict[int, list[fx.Node]]:
     return found
 
 
-def _boxed(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+def boxed(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """A GraphModule that takes its inputs in a list, which it empties."""
     graph.set_codegen(_BoxedCodeGen())
     graph.lint()
     return fx.GraphModule(root, graph)

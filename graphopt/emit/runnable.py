@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import fx
 
+from graphopt.emit.backward import BackwardModules
+
 #: Runs a boxed GraphModule on a list of arguments, which it empties.
 Observer = Callable[[fx.GraphModule, list[Any]], Any]
 #: Calls a Runnable's `run` on the list of arguments that autograd gave, and more; gives autograd the results.
@@ -19,11 +21,13 @@ Around = Callable[["Runnable", list[Any]], Any]
 class Runnable:
     """A boxed GraphModule: its own code runs, or an `observer` of it, which is how verification looks inside.
 
-    What is `around` it stands between autograd and the graph.
+    What is `around` it stands between autograd and the graph. A backward has `modules`: which of them runs depends on
+    the tangents that are not None, and so do the gradients that are.
     """
 
     module: fx.GraphModule
     around: Around | None = None
+    modules: BackwardModules | None = None
     observer: Observer | None = None
     #: What AOTAutograd looks at to know that arguments come in a list that may be emptied.
     _boxed_call: bool = True
@@ -33,7 +37,14 @@ class Runnable:
 
     def run(self, args: list[Any]) -> Any:
         """Run the graph on its own arguments, which are emptied."""
-        return self.module.forward(args) if self.observer is None else self.observer(self.module, args)
+        module = self.module
+        if self.modules is not None:
+            defined = self.modules.defined(args)
+            if not defined:
+                args.clear()
+                return self.modules.no_gradients()
+            module = self.modules.of(defined)
+        return module.forward(args) if self.observer is None else self.observer(module, args)
 
 
 @contextmanager

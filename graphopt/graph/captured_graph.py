@@ -10,16 +10,29 @@ from graphopt.problem.schedule import Schedule
 
 
 @dataclass(frozen=True)
+class WholeBackward:
+    """The step with all of its tangents, beside one that has fewer; the forwards are the same, node by node.
+
+    `kept` names the nodes of the forward that are saved for it alone, as they cannot be made again.
+    """
+
+    step: StepGraph
+    kept: frozenset[str]
+
+
+@dataclass(frozen=True)
 class CapturedGraph:
     """A step graph and its problem: all that is needed to plan it.
 
-    `break_reason` says why and where the capture ended, "" where it is the whole model.
+    `break_reason` says why and where the capture ended, "" where it is the whole model. `whole` is None where the
+    step has all tangents.
     """
 
     name: str
     break_reason: str
     step: StepGraph
     problem: Problem
+    whole: WholeBackward | None = None
 
     @property
     def captured_schedule(self) -> Schedule:

@@ -19,6 +19,18 @@ def hash_graph(module: fx.GraphModule) -> str:
     return hashlib.sha256("".join(f"{line}\n" for line in spell_graph(module)).encode()).hexdigest()[:32]
 
 
+def hash_with_tangents(graph_hash: str, defined: frozenset[int]) -> str:
+    """The hash of a graph of which only the tangents at positions `defined` are defined."""
+    return f"{graph_hash}-{'-'.join(map(str, sorted(defined)))}"
+
+
+def tangents_of_hash(graph_hash: str, found: str) -> frozenset[int] | None:
+    """The tangents with which a graph of `graph_hash` has the hash `found`; None where it is another graph's."""
+    own, *positions = found.split("-")
+    numbers = all(position.isdecimal() for position in positions)
+    return frozenset(map(int, positions)) if own == graph_hash and positions and numbers else None
+
+
 def spell_graph(module: fx.GraphModule) -> list[str]:
     """A line for each node, equal where nodes do the same.
 

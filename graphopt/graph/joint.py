@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 from torch._functorch._aot_autograd.descriptors import AOTInput
 
-from graphopt.graph.roles import DESCRIPTOR
+from graphopt.graph.roles import DESCRIPTOR, UNDEFINED
 
 _IN_BACKWARD = ("is_backward", "must_be_in_backward")
 
@@ -41,6 +41,11 @@ class JointGraph:
     def tangents(self) -> tuple[fx.Node, ...]:
         """Inputs of the backward: gradients of the forward's outputs."""
         return tuple(node for node in self._placeholders if is_tangent(node))
+
+    @property
+    def defined_tangents(self) -> tuple[fx.Node, ...]:
+        """The tangents that arrive when the backward runs as it is expected to."""
+        return tuple(node for node in self.tangents if not node.meta.get(UNDEFINED))
 
     @property
     def added(self) -> tuple[fx.Node, ...]:
@@ -91,6 +96,16 @@ class JointGraph:
     @property
     def _placeholders(self) -> Iterable[fx.Node]:
         return self.graph.find_nodes(op="placeholder")
+
+
+def copy_joint(joint: JointGraph) -> JointGraph:
+    """The same graph once more: nodes of its own under the same names, constants shared."""
+    graph = fx.Graph()
+    outputs = graph.graph_copy(joint.graph, {})
+    graph.output(outputs)
+    graph.output_node().meta = dict(joint.graph.output_node().meta)
+    assert [node.name for node in graph.nodes] == [node.name for node in joint.graph.nodes], "a copy has other names"
+    return JointGraph(fx.GraphModule(joint.module, graph), joint.num_forward_outputs)
 
 
 def is_tangent(node: fx.Node) -> bool:

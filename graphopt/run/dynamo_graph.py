@@ -22,6 +22,7 @@ from graphopt.problem.schedule import Schedule
 from graphopt.run.autocast_backward import has_full_precision_products, say_if_backward_is_inside, warn_of_rounding
 from graphopt.run.call_key import CallKey
 from graphopt.run.gradients import GradientSums, ParameterSlot, parameter_slots
+from graphopt.run.tangents import Tangents
 
 #: Decides on a schedule for what is planned.
 Plan = Callable[[GraphStudy], Schedule]
@@ -31,13 +32,15 @@ Plan = Callable[[GraphStudy], Schedule]
 class Surroundings:
     """What a graph's owner has to say: what a call of it does, and what is around its forward and its backward.
 
-    `is_alone` tells whether no other forward waits for its backward.
+    `is_alone` tells whether no other forward waits for its backward. `other_tangents_came` is called where a backward
+    begins that was not planned.
     """
 
     run: Callable[[DynamoGraph, tuple[Any, ...]], Any]
     around_forward: Around
     around_backward: Callable[[Callable[[list[Any]], Any], list[Any]], Any]
     is_alone: Callable[[], bool]
+    other_tangents_came: Callable[[], None]
 
 
 @dataclass(eq=False)
@@ -56,6 +59,7 @@ class DynamoGraph:
     ambient: Ambient
     is_outermost: bool
     around: Surroundings
+    tangents: Tangents
     name: str = "model"
     compiled: dict[CallKey, CompiledGraph] = field(default_factory=dict)
     studies: dict[bool, GraphStudy | None] = field(default_factory=dict)
@@ -87,6 +91,22 @@ class DynamoGraph:
         self.loss_bytes = loss_bytes
         known = {adds: study.graph for adds, study in self.studies.items() if study is not None}
         self.studies.update({adds: self._studied(captured, choice) for adds, captured in known.items()})
+
+    def has_other_tangents(self, key: CallKey) -> bool:
+        """Whether its plan for calls like `key` is for other tangents than came."""
+        compiled = self.compiled.get(key)
+        planned = compiled.planned_tangents if compiled is not None else None
+        return planned is not None and self.tangents.differ_from(planned)
+
+    def keeps_tangents(self, key: CallKey) -> None:
+        """Where there is no plan for the tangents that came, those of its plan for calls like `key` stay."""
+        self.tangents.stays = self.compiled[key].planned_tangents
+        self.studies.clear()
+
+    def forgets_tangents(self) -> None:
+        """Take no notice of the backwards that ran so far."""
+        self.tangents.met = frozenset()
+        self.studies.clear()
 
     def compile(self, key: CallKey, choice: Choice, plan: Plan) -> None:
         """Capture it (again), to run with the schedule that `plan` gives in calls like `key`."""
@@ -127,10 +147,19 @@ class DynamoGraph:
             marked.append(result.detach().requires_grad_() if needs and isinstance(result, torch.Tensor) else result)
         return tuple(marked)
 
+    def _came(self, defined: frozenset[int]) -> None:
+        before = self.tangents.chosen
+        if self.tangents.came(defined):
+            # they may lead to gradients that nobody has looked at yet
+            self.sums.is_watched = False
+        if self.tangents.chosen != before:
+            self.studies.clear()
+
     def _compile(self, key: CallKey, cost_model: str, decide: Decide) -> None:
         with self._as_met():
             compiled = self.compiled[key] = compile_graph(self._request(cost_model, key.adds), decide)
-        self.may_round = compiled.emitted is not None and has_full_precision_products(compiled.emitted.backward)
+        emitted = compiled.emitted
+        self.may_round = emitted is not None and has_full_precision_products(emitted.whole_backward or emitted.backward)
 
     def _studied(self, captured: CapturedGraph, choice: Choice) -> GraphStudy:
         return studied(with_loss_bytes(captured, self.loss_bytes) if self.loss_bytes else captured, choice)
@@ -156,12 +185,19 @@ class DynamoGraph:
 
         def backward(runnable: Runnable, args: list[Any]) -> Any:
             def run(args: list[Any]) -> Any:
+                assert runnable.modules is not None
+                defined = runnable.modules.defined(args)
+                self._came(defined)
+                if defined != runnable.modules.planned:
+                    if not runnable.modules.is_within_plan(defined):
+                        self.around.other_tangents_came()
+                    return runnable.run(args)
                 if adds:
                     return self.sums.adding(slots, runnable.module, self.around.is_alone(), runnable.run, args)
                 return self.sums.watching(slots, runnable.run, args)
 
             return self.around.around_backward(run, args)
 
-        return CaptureRequest(
-            self.module, self.example_inputs, cost_model, self.name, hand_over, self.around.around_forward, backward
-        )
+        around = (self.around.around_forward, backward)
+        options = (cost_model, self.name, hand_over, *around, self.tangents)
+        return CaptureRequest(self.module, self.example_inputs, *options)

@@ -94,7 +94,12 @@ class Loop:
             this = loop()
             return this is not None and len(this._forwards.waiting()) <= 1
 
-        return Surroundings(run, around_forward, around_backward, is_alone)
+        def other_tangents_came() -> None:
+            this = loop()
+            if this is not None and this.watch is not None:
+                this.watch.other_tangents_came()
+
+        return Surroundings(run, around_forward, around_backward, is_alone, other_tangents_came)
 
     def held_bytes(self, key: CallKey, input_bytes: Callable[[object], int], device: torch.device) -> dict[str, int]:
         """What is there beside the model while a call is run, by kind; `input_bytes` of calls with these shapes."""

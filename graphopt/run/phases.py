@@ -6,13 +6,17 @@ captures a new graph, and what happens where a graph is called.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from graphopt.base.errors import BudgetError
 from graphopt.run.call_key import CallKey
 from graphopt.run.dynamo_graph import DynamoGraph
+
+logger = logging.getLogger(__name__)
 
 
 class Outcome(Enum):
@@ -83,6 +87,8 @@ class Running:
     planning: Planning
     #: Plans a graph in the place of another one of the same call; None where the call has no plan of several graphs.
     plan_piece: Callable[[DynamoGraph, int], None] | None
+    #: Whether calls like this one are planned already.
+    known: bool = False
     _ran: int = 0
 
     def on_new(self, graph: DynamoGraph) -> None:
@@ -100,8 +106,25 @@ class Running:
             compiled = graph.compiled.get(self.planning.key)
         if compiled is None:
             raise _CallEnds(Outcome.UNPLANNED)
+        if self.known and graph.has_other_tangents(self.planning.key):
+            self._plan_anew(graph)
+            compiled = graph.compiled[self.planning.key]
         self._ran += compiled.emitted is not None
         return graph.train(compiled, args)
+
+    def _plan_anew(self, graph: DynamoGraph) -> None:
+        """Plan it for the tangents that came; where there is no plan for these, the one that it has stays."""
+        try:
+            if self.plan_piece is not None:
+                self.plan_piece(graph, self._ran)
+            else:
+                self.planning.plan_whole(graph)
+        except BudgetError as error:
+            graph.keeps_tangents(self.planning.key)
+            what = str(error).splitlines()[0]
+            logger.warning(
+                "%s: no plan for all outputs whose gradients came, so the one it has stays: %s", graph.name, what
+            )
 
 
 Phase = Meeting | Planning | Running

@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
+from graphopt.capture.aot import break_reason
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, restore, snapshot, training_mode
@@ -35,6 +36,7 @@ from graphopt.run.loop import Loop
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.plans import Plans
 from graphopt.run.request import Request
+from graphopt.run.tangents import Tangents
 from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
 #: Captures after which all of them are forgotten, as each holds code and fake tensors.
@@ -84,6 +86,11 @@ class Session:
         """The emitted graphs of all that is compiled, as autograd calls them."""
         return [runnable for graph in self.graphs for each in graph.compiled.values() for runnable in each.runnables]
 
+    def forget_tangents(self) -> None:
+        """Take no notice of the backwards that ran so far: they were not those of training."""
+        for graph in self.graphs:
+            graph.forgets_tangents()
+
     def _train(self, *args: Any, **kwargs: Any) -> Any:
         if len(self.graphs) >= MOST_GRAPHS:
             self._forget()
@@ -98,7 +105,7 @@ class Session:
     def _running(self) -> Running:
         known = self._plans.of_call
         several = known is not None and len(known.graphs) > 1
-        return Running(self._planning(), self._plan_piece if several else None)
+        return Running(self._planning(), self._plan_piece if several else None, known is not None)
 
     def _planning(self) -> Planning:
         return Planning(self._plans.key, self._plan_whole)
@@ -143,7 +150,9 @@ class Session:
         """torch.compile's backend."""
         examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
         tracing = torch._guards.TracingContext.get()
-        graph = DynamoGraph(module, examples, tracing, ambient(), is_own_frame(), self._surroundings)
+        kept, is_outermost = self.request.choice.kept, is_own_frame()
+        tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
+        graph = DynamoGraph(module, examples, tracing, ambient(), is_outermost, self._surroundings, tangents)
         self.graphs.append(graph)
         self._phase.on_new(graph)
         return graph

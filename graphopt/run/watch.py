@@ -32,7 +32,7 @@ logger = logging.getLogger("graphopt")
 #: Steps that `history` keeps.
 _KEPT = 1024
 #: Causes that room for other bytes does not mend.
-_UPDATE, _SEVERAL = "update", "several forwards"
+_UPDATE, _SEVERAL, _TANGENTS = "update", "several forwards", "other outputs"
 _LOSS = "loss"
 #: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
 _MOST_CORRECTIONS = 4
@@ -75,6 +75,7 @@ class _Step:
     returned_bytes: int = 0
     in_backward: bool = False
     is_unexpected: bool = False
+    has_other_tangents: bool = False
     is_recorded: bool = False
     is_judged: bool = False
 
@@ -132,6 +133,11 @@ class Watch:
         """The forward that begins came behind another one for the first time: the step was not planned as a whole."""
         if self._step is not None:
             self._step.is_unexpected = True
+
+    def other_tangents_came(self) -> None:
+        """A backward began that was not planned: gradients of other outputs came than its plan expects."""
+        if self._step is not None:
+            self._step.has_other_tangents = True
 
     def look_away(self) -> None:
         """What was allocated since the last look is no part of a step; nor is, if it has just begun, what is there."""
@@ -205,7 +211,7 @@ class Watch:
         excess_bytes = measured.measured_bytes + self._request.reserve_bytes - self._request.budget_bytes
         if excess_bytes > 0 and not step.is_judged:
             step.is_judged = True
-            kind, advice = self._cause(measured, step.is_unexpected)
+            kind, advice = self._cause(measured, step)
             if kind == _LOSS:
                 self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
             self._judge(measured, excess_bytes, kind, advice)
@@ -219,7 +225,7 @@ class Watch:
         if self._request.on_excess == "raise":
             raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
         times = self._told[kind] = self._told.get(kind, 0) + 1
-        if kind not in (_UPDATE, _SEVERAL) and times <= _MOST_CORRECTIONS:
+        if kind not in (_UPDATE, _SEVERAL, _TANGENTS) and times <= _MOST_CORRECTIONS:
             self._correct(kind, measured, excess_bytes)
             message += " From the next call on the plan leaves room for it."
         logger.warning("%s", message)
@@ -232,9 +238,14 @@ class Watch:
             self.extra_bytes[kind] = levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes
         self._corrected()
 
-    def _cause(self, measured: MeasuredStep, is_unexpected: bool) -> tuple[str, str]:
+    def _cause(self, measured: MeasuredStep, step: _Step) -> tuple[str, str]:
         """Its kind, and what to say of it."""
-        if is_unexpected:
+        if step.has_other_tangents:
+            return _TANGENTS, (
+                "Gradients came of other outputs of the model than the plan expects: from the next call on these are "
+                "planned."
+            )
+        if step.is_unexpected:
             return _SEVERAL, (
                 "The model was called again before the backward of its first call, for the first time: from now on "
                 "such calls are planned together."

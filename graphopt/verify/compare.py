@@ -46,6 +46,7 @@ def compare_with_eager(session: Session, args: tuple[Any, ...], kwargs: Mapping[
         return _record(lambda: step_of(call), call.runnables if isinstance(call, Session) else ())
 
     optimized, eager = step_of(session), step_of(model._call_impl)
+    session.forget_tangents()
     gaps = differences(eager, optimized)
     count = len(eager.tensors)
     if not gaps:

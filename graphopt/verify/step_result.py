@@ -65,7 +65,10 @@ def run_step(
 
 
 def loss_of(output: Any) -> torch.Tensor:
-    """The scalar to differentiate: the output itself, its `.loss`, or a fixed mixture of its tensors."""
+    """What is differentiated: the output itself, the first of a tuple, its `.loss`, or a fixed mixture of tensors."""
+    first = output[0] if isinstance(output, (tuple, list)) and output else None
+    if isinstance(first, torch.Tensor) and first.ndim == 0 and first.requires_grad:
+        return first
     if isinstance(output, torch.Tensor) and output.ndim == 0:
         return output
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)

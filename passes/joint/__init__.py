@@ -23,6 +23,7 @@ from graphopt.passes.joint.skip_clones import skip_clones
 from graphopt.passes.joint.skip_copies import skip_copies
 from graphopt.passes.joint.specialize import specialize
 from graphopt.passes.joint.split_dropout import split_dropout
+from graphopt.passes.joint.undefined_tangents import undefined_tangents
 from graphopt.passes.joint.update_in_backward import update_in_backward
 from graphopt.passes.run_passes import NamedPass
 from graphopt.passes.window.update import GroupUpdate
@@ -47,6 +48,12 @@ def add_gradients(wanted: Iterable[int]) -> Passes:
         NamedPass("add_to_gradients", run, requires=(gradients_are_unused,)),
         NamedPass("own_gradients", own_gradients),
     )
+
+
+def with_tangents(defined: frozenset[int]) -> NamedPass[JointGraph]:
+    """Only the tangents at positions `defined` are defined."""
+    run = partial(undefined_tangents, defined=defined)
+    return NamedPass("undefined_tangents", run, requires=(sizes_are_numbers, gradients_are_unused))
 
 
 def return_gradients(wanted: Iterable[int]) -> Passes:

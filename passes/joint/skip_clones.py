@@ -31,7 +31,7 @@ def skip_clones(joint: JointGraph) -> bool:
             users = list(node.users)
             node.replace_all_uses_with(source)
             joint.graph.erase_node(node)
-            _look_again(users)
+            look_again(users)
             changed = True
     if changed:
         joint.module.recompile()
@@ -65,8 +65,8 @@ def _seen_through_views(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _look_again(users: Iterable[fx.Node]) -> None:
-    """Views of the clone are views of what it copied now: their fake tensors must share its storage."""
+def look_again(users: Iterable[fx.Node]) -> None:
+    """Views that read a node which took another one's place: their fake tensors must share its storage."""
     waiting = list(users)
     while waiting:
         node = waiting.pop(0)
