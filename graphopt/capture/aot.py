@@ -15,6 +15,7 @@ from torch._functorch._aot_autograd import collect_metadata_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.recurrent import with_recurrent_layers
 from graphopt.capture.true_strides import true_strides
 from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Around, Runnable
@@ -85,6 +86,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     """
     for size in _sizes(request.example_inputs):
         plain(size)
+    with_recurrent_layers(request.module)
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
     halves: list[Emitted] = []

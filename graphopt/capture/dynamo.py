@@ -55,6 +55,8 @@ def dynamo_errors() -> Iterator[None]:
         "optimize_ddp": False,
         # hooks that come or go after a capture change what the model computes
         "skip_nnmodule_hook_guards": False,
+        # nn.LSTM, nn.GRU and nn.RNN would break the graph; `capture.recurrent` replaces what they call
+        "allow_rnn": True,
         "ignore_logging_functions": (
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),

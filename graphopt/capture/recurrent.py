@@ -1,0 +1,155 @@
+"""nn.LSTM, nn.GRU and nn.RNN in what Dynamo captured: the very kernels that eager runs, as ops that are traced.
+
+Dynamo leaves a call of `torch.lstm`, and AOTAutograd would take torch's decompositions of it: they round otherwise than
+eager's kernels, and of oneDNN's layer they lose what its backward needs. So the calls are replaced before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from graphopt.kernels.recurrent.loops import KINDS, Weights, loop_layer, one_weights
+from graphopt.kernels.recurrent.lstm_layer import lstm_layer
+from graphopt.kernels.recurrent.recurrent_layer import recurrent_layer
+
+#: Calls of cells beyond which a layer's loop is one op.
+MOST_CELLS = 256
+
+
+class Layers(NamedTuple):
+    """What torch's recurrent functions take behind input, states and weights, but for `batch_first`."""
+
+    kind: str
+    has_biases: bool
+    num_layers: int
+    dropout: float
+    train: bool
+    bidirectional: bool
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+#: One layer: its input, its states [directions, batch, size] and its weights, to its output and its last states.
+Layer = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+
+
+def with_recurrent_layers(module: fx.GraphModule) -> None:
+    """Replace the calls of torch's recurrent functions in one of Dynamo's graphs, and in the graphs inside of it."""
+    replaced = {getattr(torch, kind): partial(_recurrent, kind) for kind in KINDS}
+    for part in module.modules():
+        if not isinstance(part, fx.GraphModule):
+            continue
+        calls = [node for node in part.graph.nodes if node.op == "call_function" and node.target in replaced]
+        for node in calls:
+            node.target = replaced[node.target]
+        if calls:
+            part.recompile()
+
+
+def _recurrent(kind: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """As `torch.lstm(input, hx, weights, ..., batch_first)`, or packed, `torch.lstm(data, batch_sizes, hx, ...)`."""
+    if isinstance(arguments[2], (list, tuple)):
+        input, hx, weights, *options, batch_first = arguments
+        state = list(hx) if kind == "lstm" else [hx]
+        layers = Layers(kind, *options)
+        if batch_first:
+            input = input.transpose(0, 1)
+        output, *last = _stacked(input, state, weights, layers, _layer_for(input, state, weights, layers))
+        return output.transpose(0, 1) if batch_first else output, *last
+    data, batch_sizes, hx, weights, *options = arguments
+    state = list(hx) if kind == "lstm" else [hx]
+    layers = Layers(kind, *options)
+    return _stacked(data, state, weights, layers, _as_one_op(layers, batch_sizes))
+
+
+def _layer_for(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], layers: Layers) -> Layer:
+    """What runs one layer as eager does."""
+    if layers.kind == "lstm" and _by_onednn((input, *state, *weights)) and state[0].shape[2] == state[1].shape[2]:
+        return _by_lstm_layer(layers)
+    if input.device.type == "cpu" and input.shape[0] * layers.num_layers * layers.directions <= MOST_CELLS:
+        return _as_loop(layers)
+    return _as_one_op(layers, None)
+
+
+def _by_onednn(tensors: Sequence[Tensor]) -> bool:
+    """ATen's own rule (`use_mkldnn` in RNN.cpp)."""
+    if not torch._C._get_mkldnn_enabled() or any(t.device.type != "cpu" for t in tensors) or not tensors[0].numel():
+        return False
+    dtype = tensors[0].dtype
+    if dtype is torch.float16:
+        return not torch.is_grad_enabled() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _stacked(
+    input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], layers: Layers, layer: Layer
+) -> tuple[Tensor, ...]:
+    """All layers, with dropout between them: the output, and the last states [layers × directions, batch, size]."""
+    each = len(weights) // layers.num_layers
+    states = list(zip(*(one.unflatten(0, (layers.num_layers, -1)).unbind(0) for one in state), strict=True))
+    last = []
+    for i in range(layers.num_layers):
+        input, own = layer(input, states[i], weights[i * each : (i + 1) * each])
+        last.append(own)
+        if layers.dropout != 0 and layers.train and i < layers.num_layers - 1:
+            input = torch.dropout(input, layers.dropout, train=True)
+    return input, *(torch.cat(one, 0) for one in zip(*last, strict=True))
+
+
+def _by_lstm_layer(layers: Layers) -> Layer:
+    """oneDNN's kernel, once for each direction."""
+
+    def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        found = []
+        for i, own in enumerate(_of_directions(weights, layers)):
+            hx, cx = state[0][i], state[1][i]
+            tensors = _in_autocast_dtype(input, *own[:4], hx, cx)
+            input_, *others = (tensor if tensor is None else tensor.contiguous() for tensor in tensors)
+            found.append(lstm_layer(input_, *others, i == 1, torch.is_grad_enabled())[:3])
+        outputs, hy, cy = zip(*found, strict=True)
+        return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0], (torch.stack(hy, 0), torch.stack(cy, 0))
+
+    return layer
+
+
+def _as_loop(layers: Layers) -> Layer:
+    """Step by step, in small ops."""
+
+    def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        states = list(zip(*(one.unbind(0) for one in state), strict=True))
+        output, last = loop_layer(KINDS[layers.kind], input, states, _of_directions(weights, layers))
+        return output, [torch.stack(one, 0) for one in zip(*last, strict=True)]
+
+    return layer
+
+
+def _as_one_op(layers: Layers, batch_sizes: Tensor | None) -> Layer:
+    def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        options = (layers.kind, layers.has_biases, layers.bidirectional, _autocast_dtype(input.device.type))
+        output, *last = recurrent_layer(input, batch_sizes, list(state), list(weights), *options)
+        return output, last[: len(state)]
+
+    return layer
+
+
+def _of_directions(weights: Sequence[Tensor], layers: Layers) -> list[Weights]:
+    each = len(weights) // layers.directions
+    return [one_weights(weights[i : i + each], layers.has_biases) for i in range(0, len(weights), each)]
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
+def _in_autocast_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
+    """As autocast hands them to oneDNN's layer: its rule knows ATen's op, and not the one that stands for it."""
+    dtype = _autocast_dtype("cpu")
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    return [t if t is None or dtype is None or t.dtype not in narrow else t.to(dtype) for t in tensors]
