@@ -15,10 +15,9 @@ from torch import Tensor, fx
 
 from graphopt.kernels.recurrent.loops import KINDS, Weights, loop_layer, one_weights
 from graphopt.kernels.recurrent.lstm_layer import lstm_layer
-from graphopt.kernels.recurrent.recurrent_layer import recurrent_layer
+from graphopt.kernels.recurrent.recurrence import recurrence
 
-#: Calls of cells beyond which a layer's loop is one op.
-MOST_CELLS = 256
+F = torch.nn.functional
 
 
 class Layers(NamedTuple):
@@ -57,6 +56,7 @@ def _recurrent(kind: str, *arguments: Any) -> tuple[Tensor, ...]:
     """As `torch.lstm(input, hx, weights, ..., batch_first)`, or packed, `torch.lstm(data, batch_sizes, hx, ...)`."""
     if isinstance(arguments[2], (list, tuple)):
         input, hx, weights, *options, batch_first = arguments
+        weights = _cast_once(weights)
         state = list(hx) if kind == "lstm" else [hx]
         layers = Layers(kind, *options)
         if batch_first:
@@ -64,18 +64,17 @@ def _recurrent(kind: str, *arguments: Any) -> tuple[Tensor, ...]:
         output, *last = _stacked(input, state, weights, layers, _layer_for(input, state, weights, layers))
         return output.transpose(0, 1) if batch_first else output, *last
     data, batch_sizes, hx, weights, *options = arguments
-    state = list(hx) if kind == "lstm" else [hx]
     layers = Layers(kind, *options)
-    return _stacked(data, state, weights, layers, _as_one_op(layers, batch_sizes))
+    return _stacked(data, list(hx) if kind == "lstm" else [hx], weights, layers, _by_recurrence(layers, batch_sizes))
 
 
 def _layer_for(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], layers: Layers) -> Layer:
     """What runs one layer as eager does."""
     if layers.kind == "lstm" and _by_onednn((input, *state, *weights)) and state[0].shape[2] == state[1].shape[2]:
         return _by_lstm_layer(layers)
-    if input.device.type == "cpu" and input.shape[0] * layers.num_layers * layers.directions <= MOST_CELLS:
-        return _as_loop(layers)
-    return _as_one_op(layers, None)
+    if _autocast_dtype("cpu") is None:
+        return _by_recurrence(layers, None)
+    return _as_loop(layers)
 
 
 def _by_onednn(tensors: Sequence[Tensor]) -> bool:
@@ -130,11 +129,20 @@ def _as_loop(layers: Layers) -> Layer:
     return layer
 
 
-def _as_one_op(layers: Layers, batch_sizes: Tensor | None) -> Layer:
+def _by_recurrence(layers: Layers, batch_sizes: Tensor | None) -> Layer:
+    """The product with the input, and one op for what is left, once for each direction."""
+
     def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        options = (layers.kind, layers.has_biases, layers.bidirectional, _autocast_dtype(input.device.type))
-        output, *last = recurrent_layer(input, batch_sizes, list(state), list(weights), *options)
-        return output, last[: len(state)]
+        found = []
+        firsts = zip(*(one.unbind(0) for one in state), strict=True)
+        for i, (first, own) in enumerate(zip(firsts, _of_directions(weights, layers), strict=True)):
+            w_ih, w_hh, b_ih, b_hh, w_hr = own
+            h, c, *_ = (*first, None)
+            from_input = F.linear(input, w_ih, b_ih)
+            found.append(recurrence(from_input, batch_sizes, h, c, w_hh, b_hh, w_hr, layers.kind, i == 1)[:3])
+        outputs, *last = zip(*found, strict=True)
+        output = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+        return output, [torch.stack(one, 0) for one in last[: len(state)]]
 
     return layer
 
@@ -146,6 +154,14 @@ def _of_directions(weights: Sequence[Tensor], layers: Layers) -> list[Weights]:
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
+def _cast_once(weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """As autocast does with parameters: the steps' gradients are then added in its dtype, and not cast one by one."""
+    dtype = _autocast_dtype(weights[0].device.type)
+    if dtype is None:
+        return weights
+    return [w.to(dtype) if w.dtype is torch.float32 and w.is_leaf and w.requires_grad else w for w in weights]
 
 
 def _in_autocast_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
