@@ -6,6 +6,7 @@ eager's kernels, and of oneDNN's layer they lose what its backward needs. So the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from graphopt.kernels.recurrent.lstm_layer import lstm_layer
 from graphopt.kernels.recurrent.recurrence import recurrence
 
 F = torch.nn.functional
+
+#: Calls of cells in small ops that a graph may have: each costs 0.17 s of tracing and planning (GRU, two cores).
+MOST_CELLS = 256
 
 
 class Layers(NamedTuple):
@@ -35,46 +39,71 @@ class Layers(NamedTuple):
         return 2 if self.bidirectional else 1
 
 
+class Weighted(NamedTuple):
+    """Of the weights of one call: whether another call has some of them too, and whether they are parameters."""
+
+    shared: bool
+    parameters: bool
+
+
 #: One layer: its input, its states [directions, batch, size] and its weights, to its output and its last states.
 Layer = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
 
 
 def with_recurrent_layers(module: fx.GraphModule) -> None:
     """Replace the calls of torch's recurrent functions in one of Dynamo's graphs, and in the graphs inside of it."""
-    replaced = {getattr(torch, kind): partial(_recurrent, kind) for kind in KINDS}
+    kinds = {getattr(torch, kind): kind for kind in KINDS}
     for part in module.modules():
         if not isinstance(part, fx.GraphModule):
             continue
-        calls = [node for node in part.graph.nodes if node.op == "call_function" and node.target in replaced]
+        calls = [node for node in part.graph.nodes if node.op == "call_function" and node.target in kinds]
+        readers = Counter(weight for node in calls for weight in set(node.all_input_nodes))
         for node in calls:
-            node.target = replaced[node.target]
+            weights = _weights_of(node)
+            found = Weighted(
+                shared=any(readers[weight] > 1 for weight in weights),
+                parameters=all(weight.op in ("placeholder", "get_attr") for weight in weights),
+            )
+            node.target = partial(_recurrent, kinds[node.target], found)
         if calls:
             part.recompile()
 
 
-def _recurrent(kind: str, *arguments: Any) -> tuple[Tensor, ...]:
+def _weights_of(call: fx.Node) -> list[fx.Node]:
+    lists = [argument for argument in call.args if isinstance(argument, list)]
+    return [weight for weight in lists[-1] if isinstance(weight, fx.Node)]
+
+
+def _recurrent(kind: str, weighted: Weighted, *arguments: Any) -> tuple[Tensor, ...]:
     """As `torch.lstm(input, hx, weights, ..., batch_first)`, or packed, `torch.lstm(data, batch_sizes, hx, ...)`."""
     if isinstance(arguments[2], (list, tuple)):
         input, hx, weights, *options, batch_first = arguments
-        weights = _cast_once(weights)
+        weights = _cast_once(weights) if weighted.parameters else weights
         state = list(hx) if kind == "lstm" else [hx]
         layers = Layers(kind, *options)
         if batch_first:
             input = input.transpose(0, 1)
-        output, *last = _stacked(input, state, weights, layers, _layer_for(input, state, weights, layers))
+        output, *last = _stacked(input, state, weights, layers, _layer_for(input, state, weights, layers, shared=weighted.shared))
         return output.transpose(0, 1) if batch_first else output, *last
     data, batch_sizes, hx, weights, *options = arguments
     layers = Layers(kind, *options)
     return _stacked(data, list(hx) if kind == "lstm" else [hx], weights, layers, _by_recurrence(layers, batch_sizes))
 
 
-def _layer_for(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], layers: Layers) -> Layer:
-    """What runs one layer as eager does."""
+def _layer_for(
+    input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], layers: Layers, *, shared: bool
+) -> Layer:
+    """What runs one layer as eager does.
+
+    Autograd adds the gradients of a weight step by step, of one call behind the other's; one op would hand over each
+    call's sum. And autocast casts in between.
+    """
     if layers.kind == "lstm" and _by_onednn((input, *state, *weights)) and state[0].shape[2] == state[1].shape[2]:
         return _by_lstm_layer(layers)
-    if _autocast_dtype("cpu") is None:
-        return _by_recurrence(layers, None)
-    return _as_loop(layers)
+    if _autocast_dtype("cpu") is not None:
+        return _as_loop(layers)
+    few = input.shape[0] * layers.num_layers * layers.directions <= MOST_CELLS
+    return _as_loop(layers) if shared and few and input.shape[0] > 1 else _by_recurrence(layers, None)
 
 
 def _by_onednn(tensors: Sequence[Tensor]) -> bool:
@@ -157,11 +186,11 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 def _cast_once(weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    """As autocast does with parameters: the steps' gradients are then added in its dtype, and not cast one by one."""
+    """As autocast's cache does with parameters: the steps' gradients are added in its dtype, and then cast."""
     dtype = _autocast_dtype(weights[0].device.type)
     if dtype is None:
         return weights
-    return [w.to(dtype) if w.dtype is torch.float32 and w.is_leaf and w.requires_grad else w for w in weights]
+    return [w.to(dtype) if w.dtype is torch.float32 and w.requires_grad else w for w in weights]
 
 
 def _in_autocast_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
