@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from graphopt.kernels.recurrent.loops import KINDS, Weights, loop_layer, one_weights
+from graphopt.capture.recurrent_loops import KINDS, Weights, loop_layer, one_weights
 from graphopt.kernels.recurrent.lstm_layer import lstm_layer
 from graphopt.kernels.recurrent.recurrence import recurrence
 
@@ -75,19 +75,17 @@ def _weights_of(call: fx.Node) -> list[fx.Node]:
 
 
 def _recurrent(kind: str, weighted: Weighted, *arguments: Any) -> tuple[Tensor, ...]:
-    """As `torch.lstm(input, hx, weights, ..., batch_first)`, or packed, `torch.lstm(data, batch_sizes, hx, ...)`."""
-    if isinstance(arguments[2], (list, tuple)):
-        input, hx, weights, *options, batch_first = arguments
-        weights = _cast_once(weights) if weighted.parameters else weights
-        state = list(hx) if kind == "lstm" else [hx]
-        layers = Layers(kind, *options)
-        if batch_first:
-            input = input.transpose(0, 1)
-        output, *last = _stacked(input, state, weights, layers, _layer_for(input, state, weights, layers, shared=weighted.shared))
-        return output.transpose(0, 1) if batch_first else output, *last
-    data, batch_sizes, hx, weights, *options = arguments
+    """As `torch.lstm(input, hx, weights, ..., batch_first)`; packed sequences Dynamo does not capture."""
+    input, hx, weights, *options, batch_first = arguments
     layers = Layers(kind, *options)
-    return _stacked(data, list(hx) if kind == "lstm" else [hx], weights, layers, _by_recurrence(layers, batch_sizes))
+    state = list(hx) if kind == "lstm" else [hx]
+    if weighted.parameters:
+        weights = _cast_once(weights, layers)
+    if batch_first:
+        input = input.transpose(0, 1)
+    layer = _layer_for(input, state, weights, layers, shared=weighted.shared)
+    output, *last = _stacked(input, state, weights, layers, layer)
+    return output.transpose(0, 1) if batch_first else output, *last
 
 
 def _layer_for(
@@ -103,7 +101,7 @@ def _layer_for(
     if _autocast_dtype("cpu") is not None:
         return _as_loop(layers)
     few = input.shape[0] * layers.num_layers * layers.directions <= MOST_CELLS
-    return _as_loop(layers) if shared and few and input.shape[0] > 1 else _by_recurrence(layers, None)
+    return _as_loop(layers) if shared and few and input.shape[0] > 1 else _by_recurrence(layers)
 
 
 def _by_onednn(tensors: Sequence[Tensor]) -> bool:
@@ -158,7 +156,7 @@ def _as_loop(layers: Layers) -> Layer:
     return layer
 
 
-def _by_recurrence(layers: Layers, batch_sizes: Tensor | None) -> Layer:
+def _by_recurrence(layers: Layers) -> Layer:
     """The product with the input, and one op for what is left, once for each direction."""
 
     def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -168,7 +166,7 @@ def _by_recurrence(layers: Layers, batch_sizes: Tensor | None) -> Layer:
             w_ih, w_hh, b_ih, b_hh, w_hr = own
             h, c, *_ = (*first, None)
             from_input = F.linear(input, w_ih, b_ih)
-            found.append(recurrence(from_input, batch_sizes, h, c, w_hh, b_hh, w_hr, layers.kind, i == 1)[:3])
+            found.append(recurrence(from_input, h, c, w_hh, b_hh, w_hr, layers.kind, i == 1)[:3])
         outputs, *last = zip(*found, strict=True)
         output = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
         return output, [torch.stack(one, 0) for one in last[: len(state)]]
@@ -185,12 +183,18 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
-def _cast_once(weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    """As autocast's cache does with parameters: the steps' gradients are added in its dtype, and then cast."""
+def _cast_once(weights: Sequence[Tensor], layers: Layers) -> list[Tensor]:
+    """As autocast's cache does with parameters: the steps' gradients are added in its dtype, and then cast.
+
+    Not so with projections: it is handed their transposes.
+    """
     dtype = _autocast_dtype(weights[0].device.type)
-    if dtype is None:
-        return weights
-    return [w.to(dtype) if w.dtype is torch.float32 and w.requires_grad else w for w in weights]
+    each = len(weights) // (layers.num_layers * layers.directions)
+    products = 4 if layers.has_biases else 2
+    return [
+        w.to(dtype) if dtype is not None and w.dtype is torch.float32 and i % each < products else w
+        for i, w in enumerate(weights)
+    ]
 
 
 def _in_autocast_dtype(*tensors: Tensor | None) -> list[Tensor | None]:

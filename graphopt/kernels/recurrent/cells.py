@@ -1,7 +1,6 @@
 """One step of a recurrent layer, forward and backward, with the kernels that eager and its autograd run on a CPU.
 
-On tensors of the same layout they give the same bits (aten/src/ATen/native/RNN.cpp, and derivatives.yaml). What a step
-keeps for its backward lies in rows of buffers, which it is given to write.
+On tensors of the same layout they give the same bits (aten/src/ATen/native/RNN.cpp, and derivatives.yaml).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 aten = torch.ops.aten
 
 
-class Weights(NamedTuple):
+class StateWeights(NamedTuple):
     """What a state is multiplied with: [gates × hidden, size of h], their bias, and an LSTM's projection."""
 
     w_hh: Tensor
@@ -25,26 +24,21 @@ class Weights(NamedTuple):
 
 
 class Before(NamedTuple):
-    """What a step starts from: what its input gives [rows, gates × hidden], but for the backward, h, and an LSTM's c."""
+    """What a step starts from: h [batch, size], and an LSTM's c [batch, hidden]."""
 
-    from_input: Tensor | None
     h: Tensor
     c: Tensor | None
 
 
 class Kept(NamedTuple):
-    """Rows for one step: its h, which is its output, and what it keeps, of the widths of its cell."""
+    """What a step leaves: its h, which is its output, and what it keeps, each [batch, width] with its cell's width."""
 
     h: Tensor
     reserve: Sequence[Tensor]
 
 
-class Back(NamedTuple):
-    """Gradients of a step: of the state's product [rows, gates × hidden], and of h and c before it, terms to add."""
-
-    gates: Tensor
-    h: tuple[Tensor, ...]
-    c: Tensor | None
+#: Terms of the gradient of h before a step, in the order to add them, and the gradient of c before it.
+Back = tuple[tuple[Tensor, ...], Tensor | None]
 
 
 @dataclass
@@ -65,22 +59,26 @@ class WeightGradients:
 
 
 class Cell(NamedTuple):
-    """A kind of layer. `gates` and `widths` are of its hidden size; the reserve's c is at `c_at`, where it has one."""
+    """A kind of layer. `gates` and `widths` are of its hidden size; the reserve's c is at `c_at`, where it has one.
 
-    forward: Callable[[Before, Weights, Kept], None]
-    backward: Callable[[Tensor, Tensor | None, Before, Weights, Kept, Tensor, WeightGradients], Back]
+    `forward` takes what the input gives, [batch, gates × hidden], and writes what a step leaves. `backward` takes the
+    gradients of h and c behind a step, and writes that of what the input gives.
+    """
+
+    forward: Callable[[Tensor, Before, StateWeights, Kept], None]
+    backward: Callable[[Tensor, Tensor | None, Before, StateWeights, Kept, Tensor, WeightGradients], Back]
     gates: int
     widths: tuple[int, ...]
     c_at: int | None = None
 
 
-def _product(h: Tensor, weights: Weights, out: Tensor) -> Tensor:
+def _product(h: Tensor, weights: StateWeights, out: Tensor) -> Tensor:
     if weights.b_hh is None:
         return torch.mm(h, weights.w_hh.t(), out=out)
     return torch.addmm(weights.b_hh, h, weights.w_hh.t(), out=out)
 
 
-def _through_product(gates: Tensor, h: Tensor, weights: Weights, sums: WeightGradients) -> Tensor:
+def _through_product(gates: Tensor, h: Tensor, weights: StateWeights, sums: WeightGradients) -> Tensor:
     """The gradient of h; those of the weights go to the sums."""
     sums.add("w_hh", gates.t().mm(h))
     if weights.b_hh is not None:
@@ -95,9 +93,10 @@ def _left_gradient(grad: Tensor, left: Tensor, weight: Tensor) -> Tensor:
     return grad.mm(weight)
 
 
-def _lstm(before: Before, weights: Weights, kept: Kept) -> None:
+def _lstm(from_input: Tensor, before: Before, weights: StateWeights, kept: Kept) -> None:
     gates, c, tanh_c = kept.reserve
-    _product(before.h, weights, gates).add_(before.from_input)
+    assert before.c is not None
+    _product(before.h, weights, gates).add_(from_input)
     gate_i, gate_f, gate_g, gate_o = gates.unsafe_chunk(4, 1)
     for gate in (gate_i, gate_f, gate_o):
         gate.sigmoid_()
@@ -114,7 +113,7 @@ def _lstm_back(
     grad: Tensor,
     grad_c: Tensor | None,
     before: Before,
-    weights: Weights,
+    weights: StateWeights,
     kept: Kept,
     out: Tensor,
     sums: WeightGradients,
@@ -134,12 +133,12 @@ def _lstm_back(
         aten.sigmoid_backward(grad * tanh_c, gate_o),
     )
     torch.cat(parts, 1, out=out)
-    return Back(out, (_through_product(out, before.h, weights, sums),), total * gate_f)
+    return (_through_product(out, before.h, weights, sums),), total * gate_f
 
 
-def _gru(before: Before, weights: Weights, kept: Kept) -> None:
+def _gru(from_input: Tensor, before: Before, weights: StateWeights, kept: Kept) -> None:
     gates, new = kept.reserve
-    input_r, input_z, input_n = before.from_input.unsafe_chunk(3, 1)
+    input_r, input_z, input_n = from_input.unsafe_chunk(3, 1)
     reset, update, state_n = _product(before.h, weights, gates).unsafe_chunk(3, 1)
     reset.add_(input_r).sigmoid_()
     update.add_(input_z).sigmoid_()
@@ -151,7 +150,7 @@ def _gru_back(
     grad: Tensor,
     _grad_c: Tensor | None,
     before: Before,
-    weights: Weights,
+    weights: StateWeights,
     kept: Kept,
     out: Tensor,
     sums: WeightGradients,
@@ -164,12 +163,12 @@ def _gru_back(
     grad_z = aten.sigmoid_backward(grad * (before.h - new), update)
     torch.cat((grad_r, grad_z, from_new), 1, out=out)
     of_state = torch.cat((grad_r, grad_z, from_new * reset), 1)
-    return Back(out, (through, _through_product(of_state, before.h, weights, sums)), None)
+    return (through, _through_product(of_state, before.h, weights, sums)), None
 
 
-def _simple(activation: Callable[..., Tensor]) -> Callable[[Before, Weights, Kept], None]:
-    def forward(before: Before, weights: Weights, kept: Kept) -> None:
-        activation(_product(before.h, weights, kept.h).add_(before.from_input), out=kept.h)
+def _simple(activation: Callable[..., Tensor]) -> Callable[[Tensor, Before, StateWeights, Kept], None]:
+    def forward(from_input: Tensor, before: Before, weights: StateWeights, kept: Kept) -> None:
+        activation(_product(before.h, weights, kept.h).add_(from_input), out=kept.h)
 
     return forward
 
@@ -179,13 +178,13 @@ def _simple_back(derivative: Callable[[Tensor, Tensor], Tensor]) -> Callable[...
         grad: Tensor,
         _grad_c: Tensor | None,
         before: Before,
-        weights: Weights,
+        weights: StateWeights,
         kept: Kept,
         out: Tensor,
         sums: WeightGradients,
     ) -> Back:
         out.copy_(derivative(grad, kept.h))
-        return Back(out, (_through_product(out, before.h, weights, sums),), None)
+        return (_through_product(out, before.h, weights, sums),), None
 
     return backward
 

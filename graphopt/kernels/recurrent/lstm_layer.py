@@ -1,9 +1,9 @@
 """`torch.ops.graphopt.lstm_layer`: one direction of one LSTM layer by oneDNN, as eager runs it on a CPU.
 
-`lstm_layer(input, w_ih, w_hh, b_ih, b_hh, hx, cx, reverse, training)` gives `(output, hy, cy, workspace)`: of a contiguous
-input [steps, batch, features] and states [batch, hidden] the output [steps, batch, hidden], the last states and, for
-training, what the backward needs, in bytes. ATen's `mkldnn_rnn_layer` makes that only where grad mode is on, which it
-never is where a captured graph runs, and its backward reads whatever lies where there is none (torch 2.13: a crash).
+`lstm_layer(input, w_ih, w_hh, b_ih, b_hh, hx, cx, reverse, training)` gives `(output, hy, cy, workspace)`: of an input
+[steps, batch, features] and states [batch, hidden], all contiguous, the output [steps, batch, hidden], the last states
+and, for training, what the backward needs, in bytes. ATen's `mkldnn_rnn_layer` makes that only where grad mode is on,
+which it never is where a captured graph runs; and its backward takes memory that is not there for it (torch 2.13 dies).
 
 `lstm_layer_backward` gives fp32 gradients of input, weights, biases and states; of the gradients of the three outputs
 those that are None count as zeros, but not all are None. Biases are both there or both None.
@@ -39,7 +39,7 @@ def _forward(
 ) -> _Four:
     weights = (w_ih, w_hh, *_given(b_ih, b_hh, input))
     has_biases = b_ih is not None
-    options = (reverse, [], _LSTM, hx.shape[-1], 1, has_biases, False, False, training)
+    options: tuple[Any, ...] = (reverse, [], _LSTM, hx.shape[-1], 1, has_biases, False, False, training)
     with torch._C._AutoDispatchBelowAutograd(), torch.set_grad_enabled(training):
         output, hy, cy, workspace = aten.mkldnn_rnn_layer.default(input, *weights, hx, cx, *options)
     return output, hy, cy, workspace if training else input.new_empty(0, dtype=torch.uint8)
@@ -64,7 +64,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     forward = (input, w_ih, w_hh, *_given(b_ih, b_hh, input), hx, cx, output, hy, cy)
     has_biases = b_ih is not None
-    options = (reverse, _LSTM, hx.shape[-1], 1, has_biases, True, False, [], False, workspace)
+    options: tuple[Any, ...] = (reverse, _LSTM, hx.shape[-1], 1, has_biases, True, False, [], False, workspace)
     return aten.mkldnn_rnn_layer_backward.default(*forward, grad_output, grad_hy, grad_cy, *options)  # type: ignore[no-any-return]
 
 
