@@ -14,6 +14,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, To
 from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
+from graphopt.capture.recurrent import few_fakes
 from graphopt.capture.true_strides import true_strides
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds them.
@@ -61,7 +62,7 @@ def dynamo_errors() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    with torch._dynamo.config.patch(limits), true_strides(), graphopt_errors():
+    with torch._dynamo.config.patch(limits), true_strides(), few_fakes(), graphopt_errors():
         yield
 
 
