@@ -32,11 +32,13 @@ def lstm_cell(from_input: Tensor, state: tuple[Tensor, ...], weights: Weights) -
 
 def gru_cell(from_input: Tensor, state: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:
     """A state [batch, hidden]; of the input come gates [batch, 3 × hidden]."""
-    input_r, input_z, input_n = from_input.unsafe_chunk(3, 1)
-    state_r, state_z, state_n = F.linear(state[0], weights[1], weights[3]).unsafe_chunk(3, 1)
-    reset = state_r.add_(input_r).sigmoid_()
-    update = state_z.add_(input_z).sigmoid_()
-    new = input_n.add(state_n.mul_(reset)).tanh_()
+    halves = [2 * state[0].shape[1], state[0].shape[1]]
+    input_rz, input_n = from_input.unsafe_split_with_sizes(halves, 1)
+    state_rz, state_n = F.linear(state[0], weights[1], weights[3]).unsafe_split_with_sizes(halves, 1)
+    # eager adds in place, row by row inside of all gates; of a sum with no gaps the vectors would end elsewhere
+    reset, update = (state_rz + input_rz).unsafe_chunk(2, 1)
+    reset, update = reset.sigmoid_(), update.sigmoid_()
+    new = (input_n + state_n * reset).tanh_()
     return ((state[0] - new).mul_(update).add_(new),)
 
 
