@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch._C import DispatchKey
 
 from graphopt.capture.recurrent_loops import KINDS, Weights, loop_layer, one_weights
+from graphopt.kernels.recurrent.cudnn_layers import cudnn_layers
 from graphopt.kernels.recurrent.lstm_layer import lstm_layer
 from graphopt.kernels.recurrent.recurrence import recurrence
 
@@ -104,7 +105,10 @@ def _recurrent(kind: str, weighted: Weighted, *arguments: Any) -> tuple[Tensor, 
     if batch_first:
         input = input.transpose(0, 1)
     layer = _layer_for(input, state, weights, layers, shared=weighted.shared)
-    output, *last = _stacked(input, state, weights, layers, layer)
+    if _by_cudnn(input) and not (layers.dropout and layers.train):
+        output, last = layer(input, state, weights)
+    else:
+        output, *last = _stacked(input, state, weights, layers, layer)
     return output.transpose(0, 1) if batch_first else output, *last
 
 
@@ -116,12 +120,21 @@ def _layer_for(
     Autograd adds the gradients of a weight step by step, of one call behind the other's; one op would hand over each
     call's sum. And autocast casts in between.
     """
+    if _by_cudnn(input):
+        return _by_cudnn_layers(layers)
     if layers.kind == "lstm" and _by_onednn((input, *state, *weights)) and state[0].shape[2] == state[1].shape[2]:
         return _by_lstm_layer(layers)
-    if _autocast_dtype("cpu") is not None:
+    if _autocast_dtype(input.device.type) is not None:
         return _as_loop(layers)
     few = input.shape[0] * layers.num_layers * layers.directions <= MOST_CELLS
     return _as_loop(layers) if shared and few and input.shape[0] > 1 else _by_recurrence(layers)
+
+
+def _by_cudnn(input: Tensor) -> bool:
+    """ATen's own rule (`use_cudnn` in RNN.cpp); with autocast the input is of its dtype then."""
+    known = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    here = input.device.type == "cuda" and torch.version.hip is None and input.dtype in known
+    return here and torch.backends.cudnn.enabled and torch.backends.cudnn.is_available() and input.numel() > 0
 
 
 def _by_onednn(tensors: Sequence[Tensor]) -> bool:
@@ -161,6 +174,20 @@ def _by_lstm_layer(layers: Layers) -> Layer:
             found.append(lstm_layer(input_, *others, i == 1, torch.is_grad_enabled())[:3])
         outputs, hy, cy = zip(*found, strict=True)
         return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0], (torch.stack(hy, 0), torch.stack(cy, 0))
+
+    return layer
+
+
+def _by_cudnn_layers(layers: Layers) -> Layer:
+    """cuDNN's kernel, once for all layers that it is given: one of them at a time where dropout stands between them."""
+
+    def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        here = state[0].shape[0] // layers.directions
+        options = (layers.kind, layers.has_biases, here, layers.bidirectional, layers.train)
+        input, h, c, *cast = _in_autocast_dtype(input, *state, *([None] * (2 - len(state))), *weights)  # type: ignore[assignment]
+        dense = [None if tensor is None else tensor.contiguous() for tensor in (input, h, c)]
+        output, *last = cudnn_layers(*dense, cast, *options)
+        return output, last[: len(state)]
 
     return layer
 
@@ -218,7 +245,7 @@ def _cast_once(weights: Sequence[Tensor], layers: Layers) -> list[Tensor]:
 
 
 def _in_autocast_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
-    """As autocast hands them to oneDNN's layer: its rule knows ATen's op, and not the one that stands for it."""
-    dtype = _autocast_dtype("cpu")
+    """As autocast hands them to fused layers: its rules know ATen's ops, and not those that stand for them."""
+    dtype = next(_autocast_dtype(tensor.device.type) for tensor in tensors if tensor is not None)
     narrow = (torch.float32, torch.float16, torch.bfloat16)
     return [t if t is None or dtype is None or t.dtype not in narrow else t.to(dtype) for t in tensors]

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import graphopt
+from graphopt.capture import recurrent
 from graphopt.capture.dynamo import dynamo_errors
 from tests.support.recurrent_models import AnyRecurrent, Options, random_options
 
@@ -118,3 +121,34 @@ def test_a_long_sequence_is_few_ops(kind: str, ops: str) -> None:
     targets = [str(node.target) for half in (emitted.forward, emitted.backward) for node in half.graph.nodes]
     assert targets.count(f"graphopt.{ops}.default") == targets.count(f"graphopt.{ops}_backward.default") == 4
     assert len(targets) < 400, "of 1,200 steps"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_where_eager_takes_cudnn_its_layers_are_traced(
+    kind: str, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On fake tensors, as there need not be a GPU: one op for all layers, or for each where dropout is between."""
+    monkeypatch.setattr(recurrent, "_by_cudnn", lambda _input: True)
+    module = getattr(nn, kind)(3, 4, 2, bidirectional=True, dropout=dropout)
+
+    def step(x: Tensor, weights: list[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
+        given = state if kind == "LSTM" else state[0]
+        output, *_ = recurrent._recurrent(
+            "rnn_tanh" if kind == "RNN" else kind.lower(),
+            recurrent.Weighted(shared=False, parameters=True),
+            *(x, given, weights, True, 2, dropout, True, True, False),
+        )
+        return torch.autograd.grad(output.sum(), [x, *state, *weights])
+
+    with FakeTensorMode():
+        leaves = [torch.empty(weight.shape, requires_grad=True) for weight in module._flat_weights]
+        states = [torch.empty(4, 2, 4, requires_grad=True) for _ in range(2 if kind == "LSTM" else 1)]
+        traced = make_fx(step)(torch.empty(5, 2, 3, requires_grad=True), leaves, *states)
+    targets = [str(node.target) for node in traced.graph.nodes]
+    count = 2 if dropout else 1
+    assert targets.count("graphopt.cudnn_layers.default") == count
+    assert targets.count("graphopt.cudnn_layers_backward.default") == count
+    gradients = traced.graph.output_node().args[0]
+    shapes = [tuple(gradient.meta["val"].shape) for gradient in gradients]
+    assert shapes == [(5, 2, 3), *(tuple(tensor.shape) for tensor in (*states, *leaves))]
