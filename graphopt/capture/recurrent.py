@@ -40,6 +40,7 @@ class Layers(NamedTuple):
 
     @property
     def directions(self) -> int:
+        """Of each layer."""
         return 2 if self.bidirectional else 1
 
 

@@ -30,7 +30,7 @@ class Before(NamedTuple):
     c: Tensor | None
 
 
-class Kept(NamedTuple):
+class LeftByStep(NamedTuple):
     """What a step leaves: its h, which is its output, and what it keeps, each [batch, width] with its cell's width."""
 
     h: Tensor
@@ -65,8 +65,8 @@ class Cell(NamedTuple):
     gradients of h and c behind a step, and writes that of what the input gives.
     """
 
-    forward: Callable[[Tensor, Before, StateWeights, Kept], None]
-    backward: Callable[[Tensor, Tensor | None, Before, StateWeights, Kept, Tensor, WeightGradients], Back]
+    forward: Callable[[Tensor, Before, StateWeights, LeftByStep], None]
+    backward: Callable[[Tensor, Tensor | None, Before, StateWeights, LeftByStep, Tensor, WeightGradients], Back]
     gates: int
     widths: tuple[int, ...]
     c_at: int | None = None
@@ -93,7 +93,7 @@ def _left_gradient(grad: Tensor, left: Tensor, weight: Tensor) -> Tensor:
     return grad.mm(weight)
 
 
-def _lstm(from_input: Tensor, before: Before, weights: StateWeights, kept: Kept) -> None:
+def _lstm(from_input: Tensor, before: Before, weights: StateWeights, kept: LeftByStep) -> None:
     gates, c, tanh_c = kept.reserve
     assert before.c is not None
     _product(before.h, weights, gates).add_(from_input)
@@ -114,7 +114,7 @@ def _lstm_back(
     grad_c: Tensor | None,
     before: Before,
     weights: StateWeights,
-    kept: Kept,
+    kept: LeftByStep,
     out: Tensor,
     sums: WeightGradients,
 ) -> Back:
@@ -136,7 +136,7 @@ def _lstm_back(
     return (_through_product(out, before.h, weights, sums),), total * gate_f
 
 
-def _gru(from_input: Tensor, before: Before, weights: StateWeights, kept: Kept) -> None:
+def _gru(from_input: Tensor, before: Before, weights: StateWeights, kept: LeftByStep) -> None:
     gates, new = kept.reserve
     input_r, input_z, input_n = from_input.unsafe_chunk(3, 1)
     reset, update, state_n = _product(before.h, weights, gates).unsafe_chunk(3, 1)
@@ -151,7 +151,7 @@ def _gru_back(
     _grad_c: Tensor | None,
     before: Before,
     weights: StateWeights,
-    kept: Kept,
+    kept: LeftByStep,
     out: Tensor,
     sums: WeightGradients,
 ) -> Back:
@@ -166,8 +166,8 @@ def _gru_back(
     return (through, _through_product(of_state, before.h, weights, sums)), None
 
 
-def _simple(activation: Callable[..., Tensor]) -> Callable[[Tensor, Before, StateWeights, Kept], None]:
-    def forward(from_input: Tensor, before: Before, weights: StateWeights, kept: Kept) -> None:
+def _simple(activation: Callable[..., Tensor]) -> Callable[[Tensor, Before, StateWeights, LeftByStep], None]:
+    def forward(from_input: Tensor, before: Before, weights: StateWeights, kept: LeftByStep) -> None:
         activation(_product(before.h, weights, kept.h).add_(from_input), out=kept.h)
 
     return forward
@@ -179,7 +179,7 @@ def _simple_back(derivative: Callable[[Tensor, Tensor], Tensor]) -> Callable[...
         _grad_c: Tensor | None,
         before: Before,
         weights: StateWeights,
-        kept: Kept,
+        kept: LeftByStep,
         out: Tensor,
         sums: WeightGradients,
     ) -> Back:

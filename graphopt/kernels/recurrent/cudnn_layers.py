@@ -28,7 +28,7 @@ aten = torch.ops.aten
 _MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}
 
 
-class _Options(NamedTuple):
+class _CudnnOptions(NamedTuple):
     """As the op takes them."""
 
     kind: str
@@ -56,7 +56,7 @@ class _Options(NamedTuple):
 def _forward(
     input: Tensor, h: Tensor, c: Tensor | None, weights: Sequence[Tensor], *given: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    options = _Options(*given)
+    options = _CudnnOptions(*given)
     each = options.weights_each(h, c)
     found = aten._cudnn_rnn.default(input, list(weights), each, None, h, c, *options.for_aten(h, c), None)
     output, hy, cy, reserve, _ = found
@@ -75,7 +75,7 @@ def _backward(
     weights: Sequence[Tensor],
     *given: Any,
 ) -> list[Tensor]:
-    options = _Options(*given)
+    options = _CudnnOptions(*given)
     each, arguments = options.weights_each(h, c), options.for_aten(h, c)
     mode, hidden, projection, layers, batch_first, _, _, bidirectional, _ = arguments
     # it lays the copies out and leaves the weights as they are, but for these names of them
@@ -99,7 +99,7 @@ def _fake_forward(
     weights: Sequence[Tensor],  # noqa: ARG001
     *given: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    options = _Options(*given)
+    options = _CudnnOptions(*given)
     steps, batch, features = (int(size) for size in input.shape)
     hidden = int((h if c is None else c).shape[2])
     projection = int(options.projection(h, c))
@@ -132,7 +132,7 @@ def reserve_bytes(
     features: int,
     hidden: int,
     projection: int,
-    options: _Options,
+    options: _CudnnOptions,
     dtype: torch.dtype,
     device: torch.device,
 ) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from graphopt.kernels.define import define
-from graphopt.kernels.recurrent.cells import CELLS, Before, Cell, Kept, StateWeights, WeightGradients
+from graphopt.kernels.recurrent.cells import CELLS, Before, Cell, LeftByStep, StateWeights, WeightGradients
 
 
 class _Layer(NamedTuple):
@@ -73,7 +73,7 @@ def _forward(from_input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tenso
     buffers = layer.buffers(reserve)
     h, c = layer.h, layer.c
     for i in layer.in_order(steps):
-        kept = Kept(output[i], [buffer[i] for buffer in buffers])
+        kept = LeftByStep(output[i], [buffer[i] for buffer in buffers])
         layer.cell.forward(from_input[i], Before(h, c), layer.weights, kept)
         h, c = kept.h, kept.reserve[layer.cell.c_at] if layer.cell.c_at is not None else None
     return output, h.clone(), from_input.new_empty(0) if c is None else c.clone(), reserve
@@ -95,7 +95,7 @@ def _backward(
     earlier = [None, *layer.in_order(output.shape[0])]
     while (i := earlier.pop()) is not None:
         before = Before(layer.h, layer.c) if earlier[-1] is None else _states(layer, output, buffers, earlier[-1])
-        kept = Kept(output[i], [buffer[i] for buffer in buffers])
+        kept = LeftByStep(output[i], [buffer[i] for buffer in buffers])
         grad = _sum(None if grad_output is None else grad_output[i], terms, kept.h)
         terms, of_c = layer.cell.backward(grad, of_c, before, layer.weights, kept, of_input[i], sums)
     found = (of_input, _sum(None, terms, layer.h), of_c, sums.w_hh, sums.b_hh, sums.w_hr)
