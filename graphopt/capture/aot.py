@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.autograd_function import plain_autograd_function
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.recurrent import with_recurrent_layers
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.capture.true_strides import true_strides
 from graphopt.emit.backward import BackwardModules
@@ -96,6 +97,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     """
     for size in _sizes(request.example_inputs):
         plain(size)
+    with_recurrent_layers(request.module)
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
     halves: list[Emitted] = []

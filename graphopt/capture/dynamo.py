@@ -15,6 +15,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, To
 from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
+from graphopt.capture.recurrent import few_fakes
 from graphopt.capture.true_strides import true_strides
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds them.
@@ -71,11 +72,13 @@ def dynamo_errors() -> Iterator[None]:
         "optimize_ddp": False,
         # hooks that come or go after a capture change what the model computes
         "skip_nnmodule_hook_guards": False,
+        # nn.LSTM, nn.GRU and nn.RNN would break the graph; `capture.recurrent` replaces what they call
+        "allow_rnn": True,
         "ignore_logging_functions": (
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    with torch._dynamo.config.patch(limits), true_strides(), graphopt_errors():
+    with torch._dynamo.config.patch(limits), true_strides(), few_fakes(), graphopt_errors():
         yield
 
 

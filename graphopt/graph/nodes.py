@@ -27,7 +27,7 @@ _STATISTICS_UPDATES = {
 _HIDDEN_WRITES = {aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default}
 
 # cuDNN writes into what its forward kept for it, so that a second run would read something else.
-_RUN_ONCE = {aten._cudnn_rnn_backward.default}
+_RUN_ONCE = ("aten._cudnn_rnn_backward.default", "graphopt.cudnn_layers_backward.default")
 
 
 def is_view(node: fx.Node) -> bool:
@@ -103,7 +103,7 @@ def may_run_again(node: fx.Node, mutated_inputs: set[int], home: Mapping[fx.Node
     """
     if not isinstance(node.target, torch._ops.OpOverload) or has_effect(node) or node.meta.get(RUN_ONCE):
         return False
-    if node.target in _RUN_ONCE or (node.target in _HIDDEN_WRITES and isinstance(node.args[3], fx.Node)):
+    if str(node.target) in _RUN_ONCE or (node.target in _HIDDEN_WRITES and isinstance(node.args[3], fx.Node)):
         return False
     if not mutated_inputs:
         return True

@@ -82,6 +82,19 @@ class Tokens(nn.Module):
         return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
 
+class Recurrent(nn.Module):
+    """An LSTM in both directions, and a GRU whose last state counts too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, WIDTH, 2, bidirectional=True, batch_first=True)
+        self.gru = nn.GRU(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, last = self.gru(self.lstm(x)[0].tanh())
+        return y.square().mean() + last.square().mean()
+
+
 def ids() -> Tensor:
     return torch.randint(512, (ROWS // 128 if DEVICE == "cuda" else 2, 128))
 
@@ -89,6 +102,7 @@ def ids() -> Tensor:
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "dropout and batch norm": (Noisy, lambda: torch.randn(ROWS, WIDTH)),
     "convolutions": (Images, lambda: torch.randn(ROWS // 64, 64, 32, 32).to(memory_format=torch.channels_last)),
+    "recurrent": (Recurrent, lambda: torch.randn(ROWS // 32, 32, WIDTH)),
     "tied, attention": (Tokens, ids),
     "tied, attention, bfloat16": (lambda: Tokens(torch.bfloat16), ids),
 }
