@@ -73,6 +73,13 @@ def _loss_in(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else torch.empty(0)
 
 
+def own_name(module: nn.Module, name: str) -> str:
+    """The name that the user's model has for what is called `name` in `module`, which may be a step around it."""
+    if isinstance(module, LossModule):
+        module, name = module.step, name.removeprefix("step.")
+    return name.removeprefix("model.") if isinstance(module, StepModule) else name
+
+
 def as_call(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs as positional and keyword arguments: a tensor, a tuple or list, or a dict by name."""
     kwargs = dict(example_kwargs or {})
