@@ -20,6 +20,7 @@ from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
+from graphopt.graph.nodes import is_own_file
 from graphopt.passes.joint.specialize import plain
 from graphopt.problem.schedule import Schedule
 
@@ -149,7 +150,8 @@ def break_reason(module: fx.GraphModule) -> str:
     reason = getattr(module, "compile_subgraph_reason", None)
     if reason is None or not reason.graph_break:
         return ""
-    frame = reason.user_stack[-1] if reason.user_stack else None
+    users = [frame for frame in reason.user_stack if not is_own_file(frame.filename)]
+    frame = users[-1] if users else None
     where = f" at {frame.filename}:{frame.lineno} in {frame.name}" if frame else ""
     return f"{str(reason.reason).splitlines()[0]}{where}"
 

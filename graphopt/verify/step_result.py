@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from graphopt.base.errors import UsageError
 from graphopt.device.snapshot import restore, snapshot, training_mode
 from graphopt.device.storages import tensors_in
-from graphopt.run.loss_module import own_name
+from graphopt.graph.nodes import own_name
 
 # Where capture itself changes the model's code (it asks whether it is being compiled), results
 # differ before we touch them; relative to the tensor's largest element.
@@ -152,11 +152,10 @@ def _own_input(leaf: Any) -> Any:
 def _collect(model: nn.Module, inputs: Any, output: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     found = {"loss": loss}
     found.update({f"output {i}": tensor for i, tensor in enumerate(tensors_in(output))})
-    own = {n: own_name(model, n) for n, _ in (*model.named_parameters(), *model.named_buffers())}
-    found.update({f"gradient of {own[n]}": p.grad for n, p in model.named_parameters() if p.grad is not None})
+    found.update({f"gradient of {own_name(n)}": p.grad for n, p in model.named_parameters() if p.grad is not None})
     leaves = enumerate(tensors_in(inputs))
     found.update({f"gradient of input {i}": leaf.grad for i, leaf in leaves if leaf.grad is not None})
-    found.update({f"buffer {own[name]}": buffer for name, buffer in model.named_buffers()})
+    found.update({f"buffer {own_name(name)}": buffer for name, buffer in model.named_buffers()})
     found["CPU generator"] = torch.get_rng_state()
     if torch.cuda.is_available():
         found.update({f"CUDA generator {i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
