@@ -39,8 +39,8 @@ def make_arguments(call: Signature, integer: int = 0) -> tuple[list[Any], dict[s
     """Allocate arguments for `call`. No generator of the process is used, no tensor of the user's is touched.
 
     Floats are in [0, 1), where probabilities, logarithms and standard deviations are all defined; booleans
-    are true, so that a mask selects everything; indices are spread over their range where it is known, and lengths
-    and counts, which scratch depends on, are those that take the most; other integers are `integer`.
+    are true, so that a mask selects everything; indices are spread over their range where it is known, no bag
+    is empty, and other integers are `integer`.
     """
     known, on_host = _known_integers(call), _read_by_host(call)
     specs = [replace(s, device=torch.device("cpu")) if i in on_host else s for i, s in enumerate(call.tensors)]
@@ -94,16 +94,6 @@ def _all(value: int) -> Integers:
     return lambda numel: torch.full((numel,), value)
 
 
-def _summing_to(total: int, most: int) -> Integers:
-    """Lengths of which as many as can be are the longest."""
-
-    def lengths(numel: int) -> torch.Tensor:
-        longest = max(most, -(-total // max(numel, 1)))
-        return (total - longest * torch.arange(numel)).clamp(0, longest)
-
-    return lengths
-
-
 #: What the integers of a call must be, by slot.
 Rule = Callable[[Signature], dict[int, Integers]]
 
@@ -153,12 +143,6 @@ def _bags_at(indices: int, bag_size: int, maximum_indices: int, weights: int) ->
     return _together(*below, _at(bag_size, lambda _call: _all(1)))
 
 
-def _target_lengths(call: Signature) -> Integers:
-    """Of CTC's targets: rows are full; lying one behind the other, as many as can be are as long as the input."""
-    targets = _first_shape(call, 1)
-    return _all(targets[1]) if len(targets) == 2 else _summing_to(targets[0], _first_shape(call)[0])
-
-
 def _along(call: Signature) -> int:
     """Size of the dimension that gather, scatter and their kin index, named by their second argument."""
     shape = _first_shape(call)
@@ -184,14 +168,11 @@ def _advanced(call: Signature) -> dict[int, Integers]:
     return {slot: _below(bound) for slot, bound in bounds.items()}
 
 
-_CTC = _together(_at(2, lambda call: _all(_first_shape(call)[0])), _at(3, _target_lengths))
-
 _RULES: dict[str, Rule] = {
     "aten.embedding": _indices_at(1, lambda call: _first_shape(call)[0]),
     "aten.embedding_dense_backward": _indices_at(1, lambda call: int(call.args[2])),
     "aten._embedding_bag_backward": _bags_at(indices=1, bag_size=4, maximum_indices=5, weights=6),
     "aten._embedding_bag_dense_backward": _bags_at(indices=1, bag_size=3, maximum_indices=4, weights=5),
-    "aten._ctc_loss": _CTC,
     "aten.nll_loss_forward": _indices_at(1, _classes(0)),
     "aten.nll_loss2d_forward": _indices_at(1, _classes(0)),
     "aten.nll_loss_backward": _indices_at(2, _classes(1)),

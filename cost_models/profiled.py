@@ -22,8 +22,8 @@ from graphopt.cost_models.scratch import scratch_bytes
 from graphopt.cost_models.signature import Signature, signature
 from graphopt.device.timing import least_seconds, plain_execution
 
-# In the first, CUDA scratch counted what garbage collection freed meanwhile; in the second, EmbeddingBag's and CTC's
-# was that of empty bags and targets.
+# In the first, CUDA scratch counted what garbage collection freed meanwhile; in the second, that of EmbeddingBag's
+# backward was of empty bags.
 _KIND = "graphopt.op-costs/3"
 
 
