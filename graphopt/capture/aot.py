@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
 from graphopt.capture.true_strides import true_strides
+from graphopt.capture.wrong_upstream import warn_of_wrong_upstream
 from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.graph.captured_graph import CapturedGraph
@@ -86,6 +87,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     """
     for size in _sizes(request.example_inputs):
         plain(size)
+    warn_of_wrong_upstream(request.module)
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
     halves: list[Emitted] = []
