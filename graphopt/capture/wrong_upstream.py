@@ -35,7 +35,7 @@ def _complex_pinv(module: fx.GraphModule) -> Iterator[str]:
 
 
 def _functions_in_transforms(module: fx.GraphModule) -> Iterator[str]:
-    """Custom autograd Functions in `torch.func` transforms: all that Dynamo leaves of them is the lines of their code."""
+    """Custom autograd Functions in `torch.func` transforms: Dynamo leaves nothing of them but lines of their code."""
     depth, functions = 0, None
     for node in module.graph.nodes:
         name = getattr(node.target, "__name__", "")
