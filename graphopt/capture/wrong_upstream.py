@@ -30,7 +30,7 @@ def _complex_pinv(module: fx.GraphModule) -> Iterator[str]:
             if isinstance(value, torch.Tensor) and value.is_complex():
                 yield (
                     f"linalg.pinv of complex numbers{_at(node)} is traced wrongly by PyTorch, values and gradient: "
-                    "write torch.linalg.solve(w.mH @ w, w.mH) where w has full rank, or keep it out of the model"
+                    "keep it out of the model"
                 )
 
 
