@@ -14,6 +14,9 @@ from graphopt.cost_models.signature import Signature, Slot, TensorSpec
 
 _TILE_NUMEL = 4096
 
+#: The elements of an integer tensor, from their number.
+Integers = Callable[[int], torch.Tensor]
+
 
 def runnable(call: Signature) -> Callable[[], Any] | None:
     """`call` on new tensors, run once to warm up; None where it raises.
@@ -36,12 +39,12 @@ def make_arguments(call: Signature, integer: int = 0) -> tuple[list[Any], dict[s
     """Allocate arguments for `call`. No generator of the process is used, no tensor of the user's is touched.
 
     Floats are in [0, 1), where probabilities, logarithms and standard deviations are all defined; booleans
-    are true, so that a mask selects everything; indices are spread over their range where it is known, and
-    other integers are `integer`.
+    are true, so that a mask selects everything; indices are spread over their range where it is known, no bag
+    is empty, and other integers are `integer`.
     """
-    bounds, on_host = _index_bounds(call), _read_by_host(call)
+    known, on_host = _known_integers(call), _read_by_host(call)
     specs = [replace(s, device=torch.device("cpu")) if i in on_host else s for i, s in enumerate(call.tensors)]
-    tensors = [_make_tensor(spec, bounds.get(slot), integer) for slot, spec in enumerate(specs)]
+    tensors = [_make_tensor(spec, known.get(slot), integer) for slot, spec in enumerate(specs)]
     args = [_filled(argument, tensors) for argument in call.args]
     return args, {name: _filled(value, tensors) for name, value in call.kwargs.items()}
 
@@ -55,12 +58,12 @@ def _filled(argument: Any, tensors: Sequence[torch.Tensor]) -> Any:
     return argument
 
 
-def _make_tensor(spec: TensorSpec, bound: int | None, integer: int) -> torch.Tensor:
+def _make_tensor(spec: TensorSpec, known: Integers | None, integer: int) -> torch.Tensor:
     storage = torch.empty(spec.extent, dtype=spec.dtype, device=spec.device)
     if spec.dtype is torch.bool:
         storage.fill_(True)
     elif not (spec.dtype.is_floating_point or spec.dtype.is_complex):
-        storage.fill_(integer) if bound is None else storage.copy_(_spread(spec.extent, bound))
+        storage.fill_(integer) if known is None else storage.copy_(known(spec.extent))
     elif spec.extent > 0:
         # A repeated tile: filling with the generator would take longer than most ops.
         tile = _tile(spec.dtype, spec.device)
@@ -77,10 +80,22 @@ def _tile(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.rand(_TILE_NUMEL, generator=generator, dtype=drawn).to(device, dtype)
 
 
-def _spread(numel: int, bound: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(max(bound, 1), (numel,), generator=generator)
+def _below(bound: int) -> Integers:
+    """Indices spread over a range."""
 
+    def spread(numel: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(max(bound, 1), (numel,), generator=generator)
+
+    return spread
+
+
+def _all(value: int) -> Integers:
+    return lambda numel: torch.full((numel,), value)
+
+
+#: What the integers of a call must be, by slot.
+Rule = Callable[[Signature], dict[int, Integers]]
 
 #: Numbers that an op's host code reads: their meta kernels say that they are on the device, where reading them crashes.
 _HOST_NUMBERS = {
@@ -95,8 +110,8 @@ def _read_by_host(call: Signature) -> set[int]:
     return {slot.index for slot in (call.args[p] for p in positions if p < len(call.args)) if isinstance(slot, Slot)}
 
 
-def _index_bounds(call: Signature) -> dict[int, int]:
-    """Slot -> number of valid indices, for the operators whose indices are known to be such."""
+def _known_integers(call: Signature) -> dict[int, Integers]:
+    """What integers must be by slot, for the operators of which that is known."""
     rule = _RULES.get(str(getattr(call.target, "overloadpacket", "")))
     return {} if rule is None else rule(call)
 
@@ -106,12 +121,26 @@ def _first_shape(call: Signature, position: int = 0) -> tuple[int, ...]:
     return call.tensors[slot.index].shape if isinstance(slot, Slot) else ()
 
 
-def _indices_at(position: int, bound: Callable[[Signature], int]) -> Callable[[Signature], dict[int, int]]:
-    def rule(call: Signature) -> dict[int, int]:
+def _at(position: int, integers: Callable[[Signature], Integers]) -> Rule:
+    def rule(call: Signature) -> dict[int, Integers]:
         slot = call.args[position] if position < len(call.args) else None
-        return {slot.index: bound(call)} if isinstance(slot, Slot) else {}
+        return {slot.index: integers(call)} if isinstance(slot, Slot) else {}
 
     return rule
+
+
+def _indices_at(position: int, bound: Callable[[Signature], int]) -> Rule:
+    return _at(position, lambda call: _below(bound(call)))
+
+
+def _together(*rules: Rule) -> Rule:
+    return lambda call: {slot: integers for rule in rules for slot, integers in rule(call).items()}
+
+
+def _bags_at(indices: int, bag_size: int, maximum_indices: int, weights: int) -> Rule:
+    """Of EmbeddingBag's backward: where it takes the maximum, it copies what belongs to bags that are not empty."""
+    below = [_indices_at(position, lambda call: int(call.args[weights])) for position in (indices, maximum_indices)]
+    return _together(*below, _at(bag_size, lambda _call: _all(1)))
 
 
 def _along(call: Signature) -> int:
@@ -124,7 +153,7 @@ def _classes(position: int) -> Callable[[Signature], int]:
     return lambda call: _first_shape(call, position)[1 if len(_first_shape(call, position)) > 1 else 0]
 
 
-def _advanced(call: Signature) -> dict[int, int]:
+def _advanced(call: Signature) -> dict[int, Integers]:
     """`index(self, [None, i, ...])`: indices for each dimension; a boolean one takes as many as it has."""
     shape, dimension = _first_shape(call), 0
     bounds: dict[int, int] = {}
@@ -136,12 +165,14 @@ def _advanced(call: Signature) -> dict[int, int]:
             dimension += 1
         else:
             dimension += len(spec.shape)
-    return bounds
+    return {slot: _below(bound) for slot, bound in bounds.items()}
 
 
-_RULES: dict[str, Callable[[Signature], dict[int, int]]] = {
+_RULES: dict[str, Rule] = {
     "aten.embedding": _indices_at(1, lambda call: _first_shape(call)[0]),
     "aten.embedding_dense_backward": _indices_at(1, lambda call: int(call.args[2])),
+    "aten._embedding_bag_backward": _bags_at(indices=1, bag_size=4, maximum_indices=5, weights=6),
+    "aten._embedding_bag_dense_backward": _bags_at(indices=1, bag_size=3, maximum_indices=4, weights=5),
     "aten.nll_loss_forward": _indices_at(1, _classes(0)),
     "aten.nll_loss2d_forward": _indices_at(1, _classes(0)),
     "aten.nll_loss_backward": _indices_at(2, _classes(1)),
@@ -149,5 +180,6 @@ _RULES: dict[str, Callable[[Signature], dict[int, int]]] = {
     "aten.max_pool2d_with_indices_backward": _indices_at(7, lambda call: math.prod(_first_shape(call, 1)[-2:])),
     **{f"aten.{name}": _indices_at(2, _along) for name in ("gather", "scatter", "scatter_add", "index_add")},
     **{f"aten.{name}": _indices_at(2, _along) for name in ("index_select", "index_copy", "index_fill")},
+    **{f"aten.{name}": _indices_at(2, _along) for name in ("index_reduce", "scatter_reduce")},
     **{f"aten.{name}": _advanced for name in ("index", "index_put", "_unsafe_index", "_unsafe_index_put")},
 }

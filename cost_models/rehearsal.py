@@ -1,7 +1,7 @@
 """Rehearsal: what code allocates on a device, found by running it on tensors that have no memory.
 
 Tensors stand in for themselves on PyTorch's meta device, and a dispatch mode adds up the storages that
-come and go. Scratch inside an op is not seen; the ops of optimizers have none.
+come and go. Scratch inside an op is not seen: matrix products and decompositions are noted, to be run for it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphopt.base.errors import UsageError
+from graphopt.cost_models.device_speed import at_hand
+from graphopt.cost_models.scratch import scratch_bytes
+from graphopt.cost_models.signature import Signature, call_signature
 from graphopt.device.dtypes import HALF
 from graphopt.device.storages import allocated_bytes, tensors_in
+from graphopt.device.timing import plain_execution
+
+#: Of the ops that optimizers use, those that have scratch: bfloat16's products on a CPU, for one, which Muon takes.
+_WITH_SCRATCH = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv")
 
 Pairs = list[tuple[torch.Tensor, torch.nn.Parameter]]
 
@@ -37,6 +44,7 @@ class LiveBytes(TorchDispatchMode):
         self._device = device
         self._known = {tensor.untyped_storage()._cdata: 0 for tensor in known}
         self._live_bytes = 0
+        self._with_scratch: dict[str, tuple[Signature, int]] = {}
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(tensor.is_meta for tensor in tensors_in((args, kwargs))):
@@ -48,7 +56,26 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tensors_in(made):
             if tensor.is_meta:
                 self._add(tensor.untyped_storage())
+        if _has_scratch(func):
+            self._note(func, args, kwargs, made)
         return made
+
+    def peak_with_scratch_bytes(self) -> int:
+        """The peak with what ops take inside of them, found by running each once on the device."""
+        calls = [call for call, _ in self._with_scratch.values()]
+        if not calls:
+            return self.peak_bytes
+        with plain_execution(self._device):
+            scratch = scratch_bytes(calls, self._device)
+        found = [live + scratch[key][0] for key, (_, live) in self._with_scratch.items() if key in scratch]
+        return max(self.peak_bytes, *found)
+
+    def _note(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
+        """Remember a call with the most bytes that were alive at its end."""
+        call = call_signature(func, args, kwargs, made, self._device)
+        if call is not None:
+            before = self._with_scratch.get(call.key, (call, 0))[1]
+            self._with_scratch[call.key] = call, max(before, self._live_bytes)
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -75,11 +102,13 @@ def rehearse_step(
     *,
     masters: bool = False,
     learns: Callable[[torch.Tensor], bool] = lambda parameter: parameter.requires_grad,
+    run_ops: bool = False,
 ) -> Rehearsed:
     """Let a stand-in of `optimizer` step, with a gradient for every parameter that `learns`; nothing is changed.
 
     Parameters and gradients, which are of the parameters' dtypes, are not counted. With `masters` it steps on
-    float32 copies of half parameters. What a fused step saves is not known. Raises UsageError where the
+    float32 copies of half parameters. With `run_ops`, ops that have scratch are run once on the parameters' device
+    for it, on tensors like theirs. What a fused step saves is not known. Raises UsageError where the
     step cannot be taken without the real numbers.
     """
     stand_in, pairs = _stand_in(optimizer, masters, learns)
@@ -87,7 +116,9 @@ def rehearse_step(
     held_before = _held_bytes(stand_in, pairs)
     known = [t for _, one in pairs for t in (one, one.grad, *tensors_in(stand_in.state.get(one))) if t is not None]
     try:
-        peak_bytes = peak_bytes_of(lambda: type(optimizer).step(stand_in), known, device)
+        with LiveBytes(known, device) as count:
+            type(optimizer).step(stand_in)
+        peak_bytes = count.peak_with_scratch_bytes() if run_ops and at_hand(device) else count.peak_bytes
     except Exception as error:  # whatever a user's own optimizer may raise
         raise UsageError(
             f"the state of {type(optimizer).__name__} cannot be known before its first step ({error}): run one step "
@@ -103,6 +134,11 @@ def peak_bytes_of(run: Callable[[], object], known: Iterable[torch.Tensor], devi
     with LiveBytes(known, device) as count:
         run()
     return int(count.peak_bytes)
+
+
+def _has_scratch(op: Any) -> bool:
+    name = str(getattr(op, "overloadpacket", "")).removeprefix("aten.")
+    return name in _WITH_SCRATCH or name.lstrip("_").startswith("linalg_")
 
 
 def like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -92,6 +92,29 @@ def signature(node: Node) -> Signature | None:
     return Signature(target, tuple(specs), args, kwargs, sum(spec.extent_bytes for spec in outputs), key)
 
 
+def call_signature(target: Any, args: Any, kwargs: Any, made: Any, device: torch.device) -> Signature | None:
+    """The signature of a call on tensors without memory, as it would be on `device`; None as in `signature`."""
+    tensors: dict[int, Slot] = {}
+    specs: list[TensorSpec] = []
+
+    def lower(argument: Any) -> Any:
+        if isinstance(argument, torch.Tensor):
+            if id(argument) not in tensors:
+                tensors[id(argument)] = Slot(len(specs))
+                specs.append(replace(tensor_spec(argument), device=device))
+            return tensors[id(argument)]
+        if isinstance(argument, (list, tuple)):
+            return type(argument)(lower(item) for item in argument)
+        return _plain(argument)
+
+    try:
+        lowered, named = lower(tuple(args)), {name: lower(value) for name, value in (kwargs or {}).items()}
+        output_bytes = sum(tensor_spec(tensor).extent_bytes for tensor in tensors_in(made))
+    except _Unknown:
+        return None
+    return Signature(target, tuple(specs), lowered, named, output_bytes, f"{_name(target)} {specs} {lowered} {named}")
+
+
 def node_device(node: Node) -> torch.device | None:
     """Where the op runs: the device of its first tensor output, else input; None where it has neither."""
     for value in (node.meta.get("val"), *(argument.meta.get("val") for argument in node.all_input_nodes)):
@@ -137,6 +160,10 @@ def _lower(argument: Any, tensors: dict[Node, Slot], specs: list[TensorSpec]) ->
         return tensors[argument]
     if isinstance(argument, (list, tuple)):
         return type(argument)(_lower(item, tensors, specs) for item in argument)
+    return _plain(argument)
+
+
+def _plain(argument: Any) -> Any:
     argument = concrete(argument)
     if isinstance(argument, _PLAIN):
         return argument

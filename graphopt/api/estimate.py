@@ -27,6 +27,7 @@ class Estimate:
 
     `points` are (peak bytes, extra time over eager as a fraction, planner): peaks increase, times
     strictly decrease. All bytes are in the budget's own measure, everything on the device;
+    `eager_peak_bytes` is that of the captured graph as it was traced, with nothing recomputed: no step is run.
     `resident_bytes` says what is there before a step starts, by kind.
     """
 
@@ -59,7 +60,7 @@ class Estimate:
     def text(self, color: bool = False) -> str:
         """The curve and a table of it for a terminal."""
         resident = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.resident_bytes.items() if size)
-        curve = sweep_text(self.model, self.points, color=color)
+        curve = sweep_text(self.model, self.points, self.eager_peak_bytes, color=color)
         return f"{curve}\nresident before a step, on {self.device}: {resident or 'none'}"
 
     def _at(self, mem_budget: Budget) -> tuple[int, float, str]:

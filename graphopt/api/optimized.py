@@ -14,7 +14,7 @@ from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Measured, Report
 from graphopt.run.call_plan import CallPlan
-from graphopt.run.loss_module import StepModule
+from graphopt.run.loss_module import users_model
 from graphopt.run.session import Session
 from graphopt.run.watch import MeasuredStep
 
@@ -37,8 +37,8 @@ class Optimized:
     @property
     def plan(self) -> Plan:
         """The plan in force, the last one made; raises UsageError before the first training call."""
-        call, inner = self.in_force, self._model.model if isinstance(self._model, StepModule) else self._model
-        return build_plan(type(inner).__name__, self.session.request.budget_bytes, call.resident_bytes, call.planned)
+        call, name = self.in_force, type(users_model(self._model)).__name__
+        return build_plan(name, self.session.request.budget_bytes, call.resident_bytes, call.planned)
 
     @property
     def in_force(self) -> CallPlan:

@@ -66,7 +66,7 @@ def verify_model(
 def measure_step(
     model: nn.Module, session: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any], time_rounds: int
 ) -> Measured:
-    """Peak bytes of an optimized and an eager step from outside, and the ratio of their times.
+    """Peak bytes of an optimized and an eager step from outside, and the ratio of their times with its spread.
 
     Buffers and generators are put back; gradients are gone, as a step's peak is without them.
     """
@@ -94,8 +94,11 @@ def measure_step(
         with training_mode(model):
             optimized, eager = step(session), step(model._call_impl)
             peak_bytes, eager_peak_bytes = measured(optimized), measured(eager)
-            ratio = measure.ratio(optimized, eager, time_rounds).median if time_rounds else None
-        return Measured(peak_bytes, eager_peak_bytes, ratio)
+            ratio = measure.ratio(optimized, eager, time_rounds) if time_rounds else None
+        if ratio is None:
+            return Measured(peak_bytes, eager_peak_bytes)
+        quartiles = ratio.lower_quartile, ratio.upper_quartile
+        return Measured(peak_bytes, eager_peak_bytes, ratio.median, quartiles, time_rounds)
     finally:
         model.zero_grad(set_to_none=True)
         restore(model, before)

@@ -19,12 +19,14 @@ from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
 from graphopt.capture.recurrent import with_recurrent_layers
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.capture.true_strides import true_strides
+from graphopt.capture.wrong_upstream import warn_of_wrong_upstream
 from graphopt.emit.backward import BackwardModules
 from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
+from graphopt.graph.nodes import is_own_file
 from graphopt.passes.joint.specialize import plain
 from graphopt.problem.schedule import Schedule
 
@@ -97,6 +99,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     """
     for size in _sizes(request.example_inputs):
         plain(size)
+    warn_of_wrong_upstream(request.module)
     with_recurrent_layers(request.module)
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
@@ -170,7 +173,8 @@ def break_reason(module: fx.GraphModule) -> str:
     reason = getattr(module, "compile_subgraph_reason", None)
     if reason is None or not reason.graph_break:
         return ""
-    frame = reason.user_stack[-1] if reason.user_stack else None
+    users = [frame for frame in reason.user_stack if not is_own_file(frame.filename)]
+    frame = users[-1] if users else None
     where = f" at {frame.filename}:{frame.lineno} in {frame.name}" if frame else ""
     return f"{str(reason.reason).splitlines()[0]}{where}"
 

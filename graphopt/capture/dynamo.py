@@ -17,6 +17,7 @@ from torch._dynamo.external_utils import wrap_inline
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.recurrent import few_fakes
 from graphopt.capture.true_strides import true_strides
+from graphopt.graph.nodes import without_own_frames
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds them.
 _PLANS_PER_MODEL = 1 << 16
@@ -98,8 +99,10 @@ def graphopt_errors() -> Iterator[None]:
         inner = error.inner_exception
         if isinstance(inner, GraphoptError):
             raise inner from inner.__cause__
-        raise CaptureError(f"the captured graph could not be compiled: {type(inner).__name__}: {inner}") from error
+        said = without_own_frames(f"{type(inner).__name__}: {inner}")
+        raise CaptureError(f"the captured graph could not be compiled: {said}") from error
     except FailOnRecompileLimitHit as error:
         raise CaptureError(f"the model was captured {_PLANS_PER_MODEL} times, for as many shapes: {error}") from error
     except TorchDynamoException as error:
-        raise CaptureError(f"torch.compile could not capture the model: {error}") from error
+        said = without_own_frames(str(error))
+        raise CaptureError(f"torch.compile could not capture the model: {said}") from error

@@ -78,7 +78,7 @@ def sweep(options: argparse.Namespace) -> CommandResult:
 
     found = estimate(target.model, target.example_inputs, target.loss_fn, **_costs(options))
     if options.html:
-        write_text(options.html, sweep_html(found.model, found.points))
+        write_text(options.html, sweep_html(found.model, found.points, found.eager_peak_bytes))
     data = {
         "schema": "graphopt.sweep/1",
         "eager_peak_bytes": found.eager_peak_bytes,

@@ -30,6 +30,8 @@ RECOMPUTED = "graphopt_recomputed"
 
 # Mersenne twister; Philox. CUDA's are kept in host memory.
 _STATE_BYTES = {"cpu": 5056, "cuda": 16}
+#: Of one state of the CPU's generator, which is the only one that is planned.
+GENERATOR_STATE_BYTES = _STATE_BYTES["cpu"]
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ def generator_state_bytes(step: StepGraph, schedule: Schedule) -> int:
     """Bytes of generator states that the schedule's recomputed random ops keep, on the step's device."""
     times = Counter(schedule)
     replayed = sum(1 for op, count in times.items() if count > 1 and step.ops[op].random)
-    return replayed * _STATE_BYTES["cpu"] if step.device.type == "cpu" else 0
+    return replayed * GENERATOR_STATE_BYTES if step.device.type == "cpu" else 0
 
 
 def _nodes_of_values(step: StepGraph) -> dict[int, list[fx.Node]]:

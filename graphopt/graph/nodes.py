@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import fx
@@ -14,6 +15,10 @@ from graphopt.graph.roles import RUN_ONCE
 from graphopt.graph.step_graph import tensors_of
 
 aten = torch.ops.aten
+
+#: How names of children begin that are not the user's.
+WRAPPER = "_graphopt_"
+_PACKAGE = Path(__file__).parents[1]
 _COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "_dtensor")
 
 # With training=True these do not read the running statistics, they only return the new ones:
@@ -69,9 +74,10 @@ def is_new_statistics(node: fx.Node) -> bool:
 
 
 def source_line(node: fx.Node) -> str:
-    """`"file.py:12 in forward"` for the model's own line that made this node; "" where unknown."""
+    """`"file.py:12 in forward"` for the model's own line that made this node; "" where unknown, or a line of ours."""
     trace = node.meta.get("stack_trace") or ""
     frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    frames = [frame for frame in frames if not is_own_file(frame.removeprefix("File ").split(",")[0].strip('"'))]
     if not frames:
         return ""
     parts = frames[-1].split(", ")
@@ -87,13 +93,26 @@ def module_path(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
-    # what wraps the user's model in a step is not a part of it
-    for wrapper, kind in stack.values():
-        if getattr(kind, "__module__", "") == "graphopt.run.loss_module":
-            path = path.removeprefix(f"{wrapper}.model").removeprefix(str(wrapper))
     # Dynamo names what it was given: L['self'], or L['fn'].__self__ where it was a bound method
     path = re.sub(r"^L\['\w+'\]\.?(__self__\.?)?", "", path)
-    return path.replace("_modules['", "").replace("']", "").removeprefix("self.").removeprefix(".")
+    return own_name(path.replace("_modules['", "").replace("']", "").removeprefix("self.").removeprefix("."))
+
+
+def own_name(name: str) -> str:
+    """A dotted name as the user's model has it: what wraps that in a step are children named `_graphopt_...`."""
+    return ".".join(part for part in name.split(".") if not part.startswith(WRAPPER))
+
+
+def is_own_file(path: str) -> bool:
+    """Whether a file is one of graphopt's own, none of which is a model but the demo's."""
+    file = Path(path)
+    return file.is_relative_to(_PACKAGE) and not file.is_relative_to(_PACKAGE / "cli")
+
+
+def without_own_frames(text: str) -> str:
+    """A text with a traceback in it, without the frames that are graphopt's own."""
+    frame = re.compile(r'^ *File "([^"]+)", line \d+.*\n(?:    .*\n)?', re.MULTILINE)
+    return frame.sub(lambda found: "" if is_own_file(found[1]) else found[0], text)
 
 
 def may_run_again(node: fx.Node, mutated_inputs: set[int], home: Mapping[fx.Node, int]) -> bool:

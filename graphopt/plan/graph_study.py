@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from graphopt.base.errors import InfeasibleError, PlanMismatchError, ScheduleError
-from graphopt.emit.emit import generator_state_bytes
 from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
+from graphopt.plan.generator_states import most_generator_state_bytes, peak_with_generator_states
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
 from graphopt.problem.plan import GraphPlan
@@ -81,8 +81,8 @@ class GraphStudy:
 
     @cached_property
     def most_state_bytes(self) -> int:
-        """The most that saved generator states can take, were every random op recomputed."""
-        return generator_state_bytes(self.graph.step, 2 * self.graph.captured_schedule)
+        """The most that generator states can take, were every random op recomputed."""
+        return most_generator_state_bytes(self.graph)
 
     @property
     def minimum_bytes(self) -> int:
@@ -91,7 +91,7 @@ class GraphStudy:
 
     def peak_bytes(self, schedule: Schedule) -> int:
         """The peak of a schedule, generator states counted."""
-        return simulate(self.graph.problem, schedule).peak_bytes + generator_state_bytes(self.graph.step, schedule)
+        return peak_with_generator_states(self.graph, schedule)
 
     def fastest(self, budget_bytes: int) -> Candidate:
         """The fastest of the curve that fits; raises InfeasibleError where none does."""
@@ -159,8 +159,9 @@ class GraphStudy:
         step = self.graph.step
         if step.late_writers:
             schedule = settle(step, schedule)
-            peak_bytes = simulate(self.graph.problem, schedule).peak_bytes
-        return Candidate(peak_bytes + generator_state_bytes(step, schedule), seconds, planner, schedule)
+        if step.late_writers or self.most_state_bytes:
+            peak_bytes = self.peak_bytes(schedule)
+        return Candidate(peak_bytes, seconds, planner, schedule)
 
 
 def studied(graph: CapturedGraph, choice: Choice) -> GraphStudy:

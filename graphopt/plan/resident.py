@@ -10,6 +10,7 @@ import torch
 
 from graphopt.base.errors import CaptureError
 from graphopt.device.storages import storage_bytes, storage_key, tensors_in, unique_storage_bytes
+from graphopt.graph.nodes import own_name
 from graphopt.graph.step_graph import StepGraph, tensors_of
 from graphopt.plan.workspaces import take_workspaces
 
@@ -93,7 +94,7 @@ def check_devices(model: torch.nn.Module, inputs: object) -> None:
     """Raise CaptureError where the model and its inputs are not on one device; single numbers may be anywhere."""
     first: dict[str, str] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        first.setdefault(str(tensor.device), f"{name!r}")
+        first.setdefault(str(tensor.device), f"{own_name(name)!r}")
     for tensor in tensors_in(inputs):
         if tensor.ndim > 0:
             first.setdefault(str(tensor.device), f"an input of shape {tuple(tensor.shape)}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from graphopt.base.errors import InfeasibleError
-from graphopt.emit.emit import generator_state_bytes
+from graphopt.plan.generator_states import with_generator_states
 from graphopt.plan.graph_study import Candidate, GraphStudy
 from graphopt.planners.curves.curve import pareto
 from graphopt.problem.schedule import simulate
@@ -130,14 +130,13 @@ def _points(graph: GraphStudy, curve: Sequence[Candidate]) -> list[_Point]:
 def _point(study: GraphStudy, schedule: Sequence[int]) -> _Point:
     simulation = simulate(study.graph.problem, schedule)
     boundary = list(schedule).index(study.graph.step.boundary)
-    live = simulation.live_bytes
+    live = with_generator_states(study.graph, tuple(schedule), simulation)
     kept = sum(study.graph.problem.values[value].bytes for value in study.graph.problem.outputs)
-    states = generator_state_bytes(study.graph.step, tuple(schedule))
     return _Point(
-        peak_bytes=simulation.peak_bytes + states,
-        forward_peak_bytes=int(live[: boundary + 1].max()) + states,
-        saved_bytes=int(live[boundary]) + states,
-        backward_peak_bytes=int(live[boundary:].max()) + states,
+        peak_bytes=int(live.max()),
+        forward_peak_bytes=int(live[: boundary + 1].max()),
+        saved_bytes=int(live[boundary]),
+        backward_peak_bytes=int(live[boundary:].max()),
         kept_bytes=kept,
         seconds=simulation.seconds,
     )

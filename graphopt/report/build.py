@@ -35,7 +35,7 @@ def _graph_report(planned: PlannedGraph) -> GraphReport:
         peak_source=peak_op.source,
         peak_breakdown=_peak_breakdown(captured, schedule, planned.simulation),
         comparisons=_comparisons(planned),
-        curve=tuple((candidate.peak_bytes, candidate.seconds) for candidate in study.curve),
+        curve=tuple((candidate.peak_bytes, _overhead(planned, candidate.seconds)) for candidate in study.curve),
     )
 
 
@@ -66,10 +66,9 @@ def _runs_before(problem: Problem, schedule: Schedule) -> list[bool]:
 def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
     study, problem, chosen = planned.study, planned.captured.problem, planned.plan
     least = study.curve[0]
-    eager_seconds = study.eager.seconds or 1.0
 
     def row(name: str, peak_bytes: int, seconds: float) -> Comparison:
-        return Comparison(name, peak_bytes, seconds / eager_seconds - 1)
+        return Comparison(name, peak_bytes, _overhead(planned, seconds))
 
     try:
         segments = PLANNERS["sqrt_n"](study.planned, chosen.budget_bytes - study.most_state_bytes)
@@ -83,3 +82,8 @@ def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
         row("chosen", chosen.peak_bytes, chosen.seconds),
         row("minimum", least.peak_bytes, least.seconds),
     )
+
+
+def _overhead(planned: PlannedGraph, seconds: float) -> float:
+    """Extra time over the captured graph as it is, a fraction."""
+    return seconds / (planned.study.eager.seconds or 1.0) - 1

@@ -29,7 +29,8 @@ class GraphReport:
     schedules; `boundary_step` is the first step of the backward in the chosen one;
     `peak_breakdown` says what is alive at the peak, by kind ("activations", "gradients",
     "outputs", "tangents", "recomputed", "workspace"); `break_reason` is why the capture ended
-    here ("" where it is the whole model).
+    here ("" where it is the whole model). "eager" is the captured graph as it was traced: in its own order, and
+    without recomputation. `curve` has (own peak bytes, extra time over that, a fraction).
     """
 
     plan: GraphPlan
@@ -48,11 +49,17 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class Measured:
-    """Measured from outside: peaks in the budget's measure; `time_ratio` is optimized over eager."""
+    """Measured from outside: peaks in the budget's measure, eager's of the model as it is, not of a captured graph.
+
+    `time_ratio` is optimized over eager, the median of `time_rounds` rounds, `time_quartiles` the first and the third
+    quartile.
+    """
 
     peak_bytes: int
     eager_peak_bytes: int
     time_ratio: float | None = None
+    time_quartiles: tuple[float, float] | None = None
+    time_rounds: int = 0
 
 
 @dataclass(frozen=True)

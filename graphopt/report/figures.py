@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from graphopt.base.units import format_bytes
 from graphopt.problem.plan import Checkpoint
-from graphopt.report.data import GraphReport, Report
+from graphopt.report.data import GraphReport, Measured, Report
 
 
 def fits(report: Report) -> bool:
@@ -114,10 +114,12 @@ def summary(report: Report) -> list[tuple[str, str]]:
     ]
     if seen:
         rows.append(("measured peak", f"{format_bytes(seen[0])} ({seen[0] / max(plan.budget_bytes, 1):.0%})"))
-    rows.append(("eager peak", format_bytes(seen[1] if seen else plan.eager_peak_bytes)))
+    captured = format_bytes(plan.eager_peak_bytes)
+    eager = f"{format_bytes(seen[1])} (measured; {captured} as captured)" if seen else f"{captured} (as captured)"
+    rows.append(("eager peak", eager))
     rows.append(("predicted time", signed_percent(plan.overhead)))
     if measured and measured.time_ratio is not None:
-        rows.append(("measured time", signed_percent(measured.time_ratio - 1)))
+        rows.append(("measured time", _measured_time(measured)))
     rows.append(("smallest budget", format_bytes(plan.minimum_bytes)))
     if report.step is not None:
         step = report.step
@@ -127,6 +129,25 @@ def summary(report: Report) -> list[tuple[str, str]]:
             rows.append(("sent by each of the ranks", f"{format_bytes(step.sent_bytes)} a step, {step.ranks} ranks"))
         rows += [("gradients", line) for line in step.exchange]
     return rows
+
+
+def _measured_time(measured: Measured) -> str:
+    """The median ratio, with the quartiles where they are known."""
+    assert measured.time_ratio is not None
+    median = signed_percent(measured.time_ratio - 1)
+    if measured.time_quartiles is None:
+        return median
+    lower, upper = (signed_percent(ratio - 1) for ratio in measured.time_quartiles)
+    return f"{median} (quartiles {lower} to {upper}, {measured.time_rounds} rounds)"
+
+
+def eager_note(report: Report) -> str:
+    """What is meant by eager's predicted figures."""
+    what = "Eager, predicted: the captured graph as it was traced, with nothing recomputed"
+    if measured_bytes(report):
+        return f"{what}; measured: the model as it is"
+    verified = "" if report.step is not None else "; `graphopt verify` measures it"
+    return f"{what}; the model as it is, outside of graphopt, may take more or less{verified}"
 
 
 def optimum(report: Report) -> str:

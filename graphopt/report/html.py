@@ -53,7 +53,8 @@ def _breakdown(report: Report) -> str:
     graph = figures.main_graph(report)
     where = f"at {figures.peak_place(report, graph)}" if graph and graph.peak_op else ""
     numbers_right = ("predicted", "measured", "share")
-    return table(["kind", *numbers_right], rows, numbers_right) + f'<div class="dim">{escape(where)}</div>'
+    notes = "".join(f'<div class="dim">{escape(text)}</div>' for text in (where, figures.eager_note(report)))
+    return table(["kind", *numbers_right], rows, numbers_right) + notes
 
 
 def _total(label: str, predicted: int, measured: int | None, kind: str) -> str:

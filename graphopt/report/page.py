@@ -25,7 +25,7 @@ h3{font-size:14px;margin:22px 0 8px;color:var(--dim);font-weight:600}
 .tile,.card{background:var(--card);border:1px solid var(--line);border-radius:12px}
 .tile{padding:12px 16px}.tile span{display:block;color:var(--dim);font-size:12.5px}
 .tile b{font-size:19px;font-weight:650;font-variant-numeric:tabular-nums;white-space:nowrap}
-.tile small{display:block;color:var(--dim);font-size:12.5px;font-weight:400}
+.tile small{display:block;white-space:normal;color:var(--dim);font-size:12.5px;font-weight:400}
 .card{padding:20px 22px;margin:0 0 18px;overflow-x:auto}
 .guide[hidden]{display:none}
 .two{display:grid;align-items:start;grid-template-columns:1fr 1fr;gap:18px}

@@ -20,17 +20,17 @@ class StepModule(nn.Module):
 
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None = None) -> None:
         super().__init__()
-        self.model = model
+        self._graphopt_model = model  # a name that cannot be the user's: see `own_name`
         self.loss_fn = loss_fn
         self.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """One micro-batch: its loss, or the model's output."""
         if self.loss_fn is None:
-            return self.model(*args, **kwargs)
+            return self._graphopt_model(*args, **kwargs)
         if args:
-            return self.loss_fn(self.model(*args[:-1], **kwargs), args[-1])
-        return self.loss_fn(self.model(**kwargs))
+            return self.loss_fn(self._graphopt_model(*args[:-1], **kwargs), args[-1])
+        return self.loss_fn(self._graphopt_model(**kwargs))
 
 
 class LossModule(nn.Module):
@@ -44,7 +44,7 @@ class LossModule(nn.Module):
         self, model: nn.Module, loss_fn: Callable[..., Any] | None, device_type: str, autocast: torch.dtype | None
     ) -> None:
         super().__init__()
-        self.step = StepModule(model, loss_fn)
+        self._graphopt_step = StepModule(model, loss_fn)
         self.device_type = device_type
         self.autocast = autocast
         self.training = model.training
@@ -52,10 +52,10 @@ class LossModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss; empty where the step has none."""
         if self.autocast is None:
-            loss = _loss_in(self.step(*args, **kwargs))
+            loss = _loss_in(self._graphopt_step(*args, **kwargs))
         else:
             with torch.autocast(self.device_type, self.autocast):
-                loss = _loss_in(self.step(*args, **kwargs))
+                loss = _loss_in(self._graphopt_step(*args, **kwargs))
         return loss.float() if loss.dtype in HALF else loss
 
 
@@ -71,6 +71,13 @@ def _loss_in(output: Any) -> torch.Tensor:
     elif not isinstance(output, torch.Tensor):
         output = getattr(output, "loss", None)
     return output if isinstance(output, torch.Tensor) else torch.empty(0)
+
+
+def users_model(module: nn.Module) -> nn.Module:
+    """The user's model in a step around it; a model itself."""
+    if isinstance(module, LossModule):
+        module = module._graphopt_step
+    return module._graphopt_model if isinstance(module, StepModule) else module
 
 
 def as_call(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -32,7 +32,9 @@ from graphopt.problem.schedule import Schedule
 from graphopt.run.call_key import Call, CallKey, shapes_of
 from graphopt.run.call_plan import CallPlan
 from graphopt.run.dynamo_graph import DynamoGraph
+from graphopt.run.example_differs import Example
 from graphopt.run.loop import Loop
+from graphopt.run.loss_module import users_model
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.plans import Plans
 from graphopt.run.request import Request
@@ -54,6 +56,8 @@ class Session:
         self._plans = Plans(model, request, self.loop)
         self._surroundings = self.loop.surroundings(_called_by(weakref.ref(self)))
         self._phase: Phase = self._planning()
+        #: What was planned before a training call, until there is one.
+        self._example: Example | None = None
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self._compiled = self._compile(model._call_impl)
@@ -75,6 +79,7 @@ class Session:
         self._plans.key = CallKey(shapes_of((args, kwargs)))
         with training_mode(self.model), torch.enable_grad():
             self._together((args, kwargs), self._planning)
+        self._example = Example.of(self.graphs)
 
     @property
     def in_force(self) -> CallPlan | None:
@@ -100,6 +105,9 @@ class Session:
         result = self._together(call, self._running)
         if plans.of_call is not None:
             self.loop.ends(plans.of_call, result)
+        if self._example is not None:
+            self._example.warn_if_captured_anew(self.graphs)
+            self._example = None
         return result
 
     def _running(self) -> Running:
@@ -121,7 +129,7 @@ class Session:
 
     def _forget(self) -> None:
         """Forget all that is captured and planned; what is needed is made anew."""
-        self.graphs = []
+        self.graphs, self._example = [], None
         self._plans.forget_all()
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
@@ -201,8 +209,8 @@ class Session:
             self._plans.is_used()
         if not self.graphs:
             raise CaptureError(
-                f"nothing of {type(self.model).__name__} could be captured: torch.compile skipped its forward; "
-                "TORCH_LOGS=graph_breaks shows why"
+                f"nothing of {type(users_model(self.model)).__name__} could be captured: torch.compile skipped its "
+                "forward; TORCH_LOGS=graph_breaks shows why"
             )
         return result
 

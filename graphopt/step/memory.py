@@ -89,7 +89,8 @@ class StepMemory:
         take_workspaces([captured.step], self.device, in_autograd=False)  # the window's backward is a part of its graph
         resident = self.resident((*learning.returned, *learning.used))
         waiting = learning.used if self.summed else learning.returned
-        tail = tail_bytes(self.view, self._dtypes(waiting), summed=self.summed, options=self.tail)
+        runs = self.choice.cost_model != "roofline"
+        tail = tail_bytes(self.view, self._dtypes(waiting), summed=self.summed, options=self.tail, run_ops=runs)
         self.fixed_bytes = sum(resident.values()) + sum(tail.values())
 
         def make(room: Room) -> list[PlannedGraph]:

@@ -43,18 +43,21 @@ def kept_table_bytes(parameters: Sequence[torch.Tensor]) -> int:
     return table_bytes([parameter.numel() for parameter in parameters])
 
 
-def tail_bytes(view: OptimizerView, gradients: Dtypes, *, summed: bool, options: TailOptions) -> dict[str, int]:
+def tail_bytes(
+    view: OptimizerView, gradients: Dtypes, *, summed: bool, options: TailOptions, run_ops: bool
+) -> dict[str, int]:
     """Bytes by kind of what is alive in the tail beside what is resident.
 
     `gradients` are the dtypes of those that there are, by parameter; where they are `summed` they are
-    resident already. Empty where nothing is left to update.
+    resident already. With `run_ops`, ops of the optimizer's step that have scratch are run once for it. Empty where
+    nothing is left to update.
     """
     if not gradients:
         return {}
     held = {name: nbytes(view.parameters[name], dtype) for name, dtype in gradients.items()}
     norm_bytes = _norm_bytes(view, gradients) if options.scaled or options.normed else 0
     if view.kind == "step":
-        update_bytes = _handed_bytes(view, gradients, held, summed) + _step_bytes(view)
+        update_bytes = _handed_bytes(view, gradients, held, summed) + _step_bytes(view, run_ops)
     else:
         update_bytes = max(_fused_bytes(view, group, gradients, options) for group in view.groups())
     kinds = {"gradients": 0 if summed else sum(held.values()), "update workspace": max(norm_bytes, update_bytes)}
@@ -85,10 +88,10 @@ def _handed_bytes(view: OptimizerView, gradients: Dtypes, held: Mapping[str, int
     return sum(made.values()) - (0 if summed else sum(held[name] for name in made))
 
 
-def _step_bytes(view: OptimizerView) -> int:
+def _step_bytes(view: OptimizerView, run_ops: bool) -> int:
     """What the optimizer's own step takes. Where only a real one can tell, its state is known, but not this."""
     try:
-        return rehearse_step(view.optimizer).workspace_bytes
+        return rehearse_step(view.optimizer, run_ops=run_ops).workspace_bytes
     except UsageError:
         warnings.warn(
             f"graphopt: what a step of {type(view.optimizer).__name__} takes beside its state cannot be known; it is "

@@ -13,10 +13,19 @@ from torch.utils import _pytree as pytree
 from graphopt.base.errors import UsageError
 from graphopt.device.snapshot import restore, snapshot, training_mode
 from graphopt.device.storages import tensors_in
+from graphopt.graph.nodes import own_name
 
 # Where capture itself changes the model's code (it asks whether it is being compiled), results
 # differ before we touch them; relative to the tensor's largest element.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.bfloat16: 3e-2,
+    torch.float16: 5e-3,
+    torch.complex128: 1e-9,
+    torch.complex64: 1e-4,
+    torch.complex32: 5e-3,
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,11 @@ class RecordedStep:
     """Everything that one forward and backward leaves behind, copied, by name."""
 
     tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Those of floats and complex numbers."""
+        return {tensor.dtype for tensor in self.tensors.values()} & TOLERANCE.keys()
 
 
 @dataclass(frozen=True)
@@ -106,12 +120,30 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return plain.contiguous().reshape(-1).view(torch.uint8)
 
 
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest absolute difference of two tensors of numbers; equal infinities and two NaNs do not differ."""
+    one, other = _widest(a), _widest(b)
+    equal = (one == other) | (one.isnan() & other.isnan())
+    gap = (one - other).abs().masked_fill(equal, 0.0)
+    most = gap.max().item() if gap.numel() else 0.0
+    return float("inf") if most != most else most
+
+
+def largest(tensor: torch.Tensor) -> float:
+    """The largest absolute element that is finite, 0 where there is none."""
+    sizes = _widest(tensor).abs()
+    return sizes[sizes.isfinite()].max().item() if sizes.isfinite().any() else 0.0
+
+
+def _widest(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def _difference(name: str, a: torch.Tensor, b: torch.Tensor) -> Difference:
-    if not a.is_floating_point():
+    if a.dtype not in TOLERANCE:
         return Difference(name, float("inf"), float("inf"), a.dtype)
-    gap = (a.double() - b.double()).abs().max().item()
-    gap = float("inf") if gap != gap else gap
-    return Difference(name, gap, gap / max(a.double().abs().max().item(), 1e-30), a.dtype)
+    gap = distance(a, b)
+    return Difference(name, gap, gap / max(largest(a), 1e-300) if gap else 0.0, a.dtype)
 
 
 def _own_input(leaf: Any) -> Any:
@@ -123,10 +155,10 @@ def _own_input(leaf: Any) -> Any:
 def _collect(model: nn.Module, inputs: Any, output: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     found = {"loss": loss}
     found.update({f"output {i}": tensor for i, tensor in enumerate(tensors_in(output))})
-    found.update({f"gradient of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None})
+    found.update({f"gradient of {own_name(n)}": p.grad for n, p in model.named_parameters() if p.grad is not None})
     leaves = enumerate(tensors_in(inputs))
     found.update({f"gradient of input {i}": leaf.grad for i, leaf in leaves if leaf.grad is not None})
-    found.update({f"buffer {name}": buffer for name, buffer in model.named_buffers()})
+    found.update({f"buffer {own_name(name)}": buffer for name, buffer in model.named_buffers()})
     found["CPU generator"] = torch.get_rng_state()
     if torch.cuda.is_available():
         found.update({f"CUDA generator {i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
