@@ -22,7 +22,10 @@ MODELS = (
 @pytest.mark.parametrize("model", MODELS)
 def test_every_budget_holds(model: str) -> None:
     reference = matrix.make_reference(model)
-    cells = [matrix.run_cell(reference, share) for share in matrix.SHARES]
+    # the ends for every model; of the budgets between, half for one and half for the next
+    first, *between, last = matrix.SHARES
+    shares = (first, *between[MODELS.index(model) % 2 :: 2], last)
+    cells = [matrix.run_cell(reference, share) for share in shares]
     for cell in cells:
         print(cell)
     for cell in (cell for cell in cells if cell.feasible):
