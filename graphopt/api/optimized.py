@@ -16,7 +16,7 @@ from graphopt.report.data import Measured, Report
 from graphopt.run.call_plan import CallPlan
 from graphopt.run.loss_module import users_model
 from graphopt.run.session import Session
-from graphopt.run.watch import MeasuredStep
+from graphopt.run.watch import MeasuredStep, trained_steps
 
 
 class Optimized:
@@ -53,7 +53,9 @@ class Optimized:
     def report(self) -> Report:
         """The report of the plan in force; `print` it."""
         report = build_report(self.plan, self.in_force.planned, self.in_force.plan_seconds)
-        return replace(report, measured=self.measured)
+        request = self.session.request
+        trained = trained_steps(self.history, request.budget_bytes - request.reserve_bytes)
+        return replace(report, measured=self.measured, trained=trained)
 
     @property
     def planned_graphs(self) -> tuple[PlannedGraph, ...]:

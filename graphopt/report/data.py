@@ -63,6 +63,19 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class TrainedSteps:
+    """Steps of a training loop that were measured: how many, how many of them took more than the budget leaves them.
+
+    `peak_bytes` is the last one's, `most_bytes` the highest, in the budget's measure but without its reserve.
+    """
+
+    count: int
+    over_budget: int
+    peak_bytes: int
+    most_bytes: int
+
+
+@dataclass(frozen=True)
 class StepFigures:
     """What a training step adds: its last batch's micro-batches, and their predicted seconds.
 
@@ -88,6 +101,7 @@ class Report:
     plan_seconds: float
     measured: Measured | None = None
     step: StepFigures | None = None
+    trained: TrainedSteps | None = None
 
     def __str__(self) -> str:
         from graphopt.report.text import render_text

@@ -9,13 +9,19 @@ from collections.abc import Sequence
 
 from graphopt.base.units import format_bytes
 from graphopt.problem.plan import Checkpoint
-from graphopt.report.data import GraphReport, Measured, Report
+from graphopt.report.data import GraphReport, Measured, Report, TrainedSteps
 
 
 def fits(report: Report) -> bool:
-    """Whether the peak, measured where it was and predicted otherwise, is inside the budget."""
-    seen = measured_bytes(report)
-    return (seen[0] if seen else report.plan.peak_bytes) <= report.plan.budget_bytes
+    """Whether the peak, measured where it was and predicted otherwise, is inside the budget.
+
+    What a training loop's last step took is nearer to what the next one will take than what verification measured.
+    """
+    seen, trained = measured_bytes(report), report.trained
+    peak_bytes = seen[0] if seen else report.plan.peak_bytes
+    if trained is not None:
+        peak_bytes = trained.peak_bytes + report.plan.resident_bytes.get("reserve", 0)
+    return peak_bytes <= report.plan.budget_bytes
 
 
 def measured_bytes(report: Report) -> tuple[int, int] | None:
@@ -114,6 +120,8 @@ def summary(report: Report) -> list[tuple[str, str]]:
     ]
     if seen:
         rows.append(("measured peak", f"{format_bytes(seen[0])} ({seen[0] / max(plan.budget_bytes, 1):.0%})"))
+    if report.trained is not None:
+        rows.append(("measured in training", _trained(report.trained)))
     captured = format_bytes(plan.eager_peak_bytes)
     eager = f"{format_bytes(seen[1])} (measured; {captured} as captured)" if seen else f"{captured} (as captured)"
     rows.append(("eager peak", eager))
@@ -129,6 +137,15 @@ def summary(report: Report) -> list[tuple[str, str]]:
             rows.append(("sent by each of the ranks", f"{format_bytes(step.sent_bytes)} a step, {step.ranks} ranks"))
         rows += [("gradients", line) for line in step.exchange]
     return rows
+
+
+def _trained(steps: TrainedSteps) -> str:
+    over = f"; {steps.over_budget} over the budget" if steps.over_budget else ""
+    if steps.count == 1:
+        return f"{format_bytes(steps.peak_bytes)}, one step{over}"
+    return (
+        f"{format_bytes(steps.peak_bytes)} now, at most {format_bytes(steps.most_bytes)} in {steps.count} steps{over}"
+    )
 
 
 def _measured_time(measured: Measured) -> str:

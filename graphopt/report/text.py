@@ -76,7 +76,7 @@ def _header(report: Report) -> list[RenderableType]:
     )
     state = Text("FITS" if fits else "DOES NOT FIT", style="bold green" if fits else "bold red")
     rows = figures.summary(report)
-    first = [row for row in rows if row[0] in ("budget", "predicted peak", "measured peak")]
+    first = [row for row in rows if row[0] in ("budget", "predicted peak", "measured peak", "measured in training")]
     second = [row for row in rows if row not in first]
     models = plain(", ".join(dict.fromkeys(graph.cost_model for graph in plan.graphs)))
     made = f"planned in {report.plan_seconds:.1f} s by {plain(plan.planner)} on {models} costs"

@@ -10,7 +10,7 @@ import logging
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -22,6 +22,7 @@ from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
 from graphopt.device.storages import unique_storage_bytes
+from graphopt.report.data import TrainedSteps
 from graphopt.run.gradients import Run, gradient_bytes, gradients_there
 from graphopt.run.known_memory import KnownMemory
 from graphopt.run.request import Request
@@ -266,6 +267,14 @@ class Watch:
         if measured.place is Place.LOSS and self._plans_loss():
             return _LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
         return f"measured above the plan, {measured.place.value}", "No plan counts that much."
+
+
+def trained_steps(history: Sequence[MeasuredStep], room_bytes: int) -> TrainedSteps | None:
+    """What a report says of measured steps, which have so many bytes; None where there are none."""
+    peaks = [step.measured_bytes for step in history]
+    if not peaks:
+        return None
+    return TrainedSteps(len(peaks), sum(peak > room_bytes for peak in peaks), peaks[-1], max(peaks))
 
 
 def watch_of(

@@ -40,7 +40,7 @@ from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
 from graphopt.run.loss_module import LossModule
-from graphopt.run.watch import MeasuredStep
+from graphopt.run.watch import MeasuredStep, trained_steps
 from graphopt.step.division import Accumulate, Division
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import HandOver, Micro, MicroCall
@@ -213,7 +213,8 @@ class TrainStep:
         figures = StepFigures(
             len(self._last_micros), self.division.micro_rows, seconds, tail_bytes, *self._exchange_figures()
         )
-        return replace(report, step=figures)
+        trained = trained_steps(self.history, self._memory.budget_bytes - self._memory.reserve_bytes)
+        return replace(report, step=figures, trained=trained)
 
     def _exchange_figures(self) -> tuple[int, int, tuple[str, ...]]:
         exchange = self._exchange
