@@ -24,6 +24,15 @@ def fits(report: Report) -> bool:
     return peak_bytes <= report.plan.budget_bytes
 
 
+def verdict(report: Report) -> str:
+    """`fits` in words. What runs between the graphs of a model that breaks is in no plan, only in what is measured."""
+    if not fits(report):
+        return "DOES NOT FIT"
+    in_pieces = len(report.graphs) > 1 or any(graph.break_reason for graph in report.graphs)
+    is_measured = report.measured is not None or report.trained is not None
+    return "FITS AS FAR AS IT IS CAPTURED" if in_pieces and not is_measured else "FITS"
+
+
 def measured_bytes(report: Report) -> tuple[int, int] | None:
     """Measured peaks, optimized and eager, with the reserve, which no run allocates but predictions count."""
     if report.measured is None:

@@ -31,7 +31,8 @@ def render_html(report: Report) -> str:
 
 def _head(report: Report) -> str:
     plan = report.plan
-    badge = '<span class="badge fits">FITS</span>' if figures.fits(report) else '<span class="badge over">OVER</span>'
+    kind = "fits" if figures.fits(report) else "over"
+    badge = f'<span class="badge {kind}">{figures.verdict(report) if kind == "fits" else "OVER"}</span>'
     models = ", ".join(dict.fromkeys(graph.cost_model for graph in plan.graphs))
     made = (
         f"{plan.device}, torch {plan.torch_version}; planned in {report.plan_seconds:.1f} s "

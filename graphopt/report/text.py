@@ -74,7 +74,7 @@ def _header(report: Report) -> list[RenderableType]:
     name = Text.assemble(
         ("graphopt", "bold"), f"  {plain(plan.model)} on {plain(plan.device)}, torch {plan.torch_version}"
     )
-    state = Text("FITS" if fits else "DOES NOT FIT", style="bold green" if fits else "bold red")
+    state = Text(figures.verdict(report), style="bold green" if fits else "bold red")
     rows = figures.summary(report)
     first = [row for row in rows if row[0] in ("budget", "predicted peak", "measured peak", "measured in training")]
     second = [row for row in rows if row not in first]

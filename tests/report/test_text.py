@@ -10,6 +10,7 @@ import pytest
 from graphopt.report.chart import curve, sparkline, timeline
 from graphopt.report.data import Report
 from graphopt.report.figures import counted, fold, op_kind
+from graphopt.report.html import render_html
 from graphopt.report.text import MOST_ROWS, render_text
 from tests.support.plans import MIB, hostile_report, make_report
 
@@ -45,6 +46,14 @@ def test_what_was_measured_decides_whether_it_fits() -> None:
     over = replace(report, measured=replace(report.measured, peak_bytes=151 * MIB))
     assert "DOES NOT FIT" in str(over)
     assert "DOES NOT FIT" not in str(replace(over, measured=None))
+
+
+def test_what_runs_between_graphs_is_not_said_to_fit() -> None:
+    report = make_report(measured=False)
+    pieces = replace(report, graphs=tuple(replace(each, break_reason="a loop") for each in report.graphs))
+    assert "FITS AS FAR AS IT IS CAPTURED" in str(pieces) and "FITS AS FAR AS IT IS CAPTURED" in render_html(pieces)
+    assert "FITS AS FAR" not in str(report)
+    assert "FITS AS FAR" not in str(replace(pieces, measured=make_report().measured))
 
 
 @pytest.mark.parametrize("width", [100, 110, 120])
