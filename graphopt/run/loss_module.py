@@ -24,6 +24,11 @@ class StepModule(nn.Module):
         self.loss_fn = loss_fn
         self.training = model.training
 
+    @property
+    def users_own(self) -> nn.Module:
+        """The user's model."""
+        return self._graphopt_model
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """One micro-batch: its loss, or the model's output."""
         if self.loss_fn is None:
@@ -48,6 +53,11 @@ class LossModule(nn.Module):
         self.device_type = device_type
         self.autocast = autocast
         self.training = model.training
+
+    @property
+    def users_own(self) -> nn.Module:
+        """The user's model."""
+        return self._graphopt_step.users_own
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss; empty where the step has none."""
@@ -75,9 +85,7 @@ def _loss_in(output: Any) -> torch.Tensor:
 
 def users_model(module: nn.Module) -> nn.Module:
     """The user's model in a step around it; a model itself."""
-    if isinstance(module, LossModule):
-        module = module._graphopt_step
-    return module._graphopt_model if isinstance(module, StepModule) else module
+    return module.users_own if isinstance(module, (LossModule, StepModule)) else module
 
 
 def as_call(example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
