@@ -266,7 +266,8 @@ class Watch:
             return _UPDATE, "No plan of the model changes that; foreach=False or fused=True may."
         if measured.place is Place.LOSS and self._plans_loss():
             return _LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
-        return f"measured above the plan, {measured.place.value}", "No plan counts that much."
+        in_pieces = "" if self._plans_loss() else ": what runs between the pieces of the model is in none of them"
+        return f"measured above the plan, {measured.place.value}", f"No plan counts that much{in_pieces}."
 
 
 def trained_steps(history: Sequence[MeasuredStep], room_bytes: int) -> TrainedSteps | None:
