@@ -12,7 +12,7 @@ import graphopt
 from graphopt.cost_models.signature import Signature
 from graphopt.graph.step_graph import StepGraph
 from graphopt.plan import workspaces
-from graphopt.run import session
+from graphopt.run import plans
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_products_run_in_the_middle_of_a_capture(monkeypatch: pytest.MonkeyP
         return found
 
     monkeypatch.setattr(workspaces, "runnable", ran)
-    monkeypatch.setattr(session, "take_workspaces", take)
+    monkeypatch.setattr(plans, "take_workspaces", take)
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
     graphopt.optimize(model, "1GiB", example_inputs=torch.randn(4, 8))
     assert runs == [torch.device("cpu")]

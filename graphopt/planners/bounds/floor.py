@@ -7,7 +7,7 @@ from graphopt.planners.study.study import Study
 
 
 def floor_in_any_order(study: Study) -> int:
-    """The least peak in bytes that is conceivable, in any order and with any recomputation.
+    """The least peak in bytes that is conceivable, in any order and with any recomputation that frees nothing held.
 
     While an op first runs there are its inputs, its outputs and its workspace, and of what planners never
     free (`Study.held`) all that is made by ops on which it depends and is either an output or read by ops
