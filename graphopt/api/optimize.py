@@ -131,6 +131,8 @@ def _request(
             raise UsageError("name a budget: optimize(model, mem_budget='8GiB')")
         mem_budget = kept.budget_bytes
     total = device_total_bytes(_device(model))
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if optimizer is not None:
         optimizer_bytes(optimizer)  # an optimizer whose state cannot be known is refused here
     return Request(

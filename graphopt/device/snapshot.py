@@ -1,22 +1,35 @@
-"""What a forward and backward change beside gradients: buffers, random generators, modes."""
+"""What a forward and backward change beside gradients: buffers, random generators, attributes, modes."""
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+
+#: Attributes that every module has: they hold parameters, buffers, children and hooks.
+_OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 
 
 @dataclass(frozen=True)
 class State:
-    """Copies of a model's buffers, by name, and the generators' states."""
+    """Copies of a model's buffers, by name, and the generators' states: torch's, Python's and NumPy's.
+
+    `attributes` are those of each module, and what lists, dicts, sets and deques among them held. What else a forward
+    changes in Python, through closures and globals, is not known.
+    """
 
     buffers: dict[str, torch.Tensor]
     cpu_generator: torch.Tensor
     cuda_generators: tuple[torch.Tensor, ...]
+    python_generators: tuple[Any, Any]
+    attributes: tuple[tuple[nn.Module, dict[str, Any], dict[str, Any]], ...]
 
 
 @contextmanager
@@ -33,7 +46,7 @@ def training_mode(model: nn.Module) -> Iterator[None]:
 
 
 def snapshot(model: nn.Module) -> State:
-    """Copy the buffers and the states of the CPU's and every CUDA device's generator.
+    """Copy the buffers, the states of the generators, and the modules' attributes.
 
     Into host memory: the copies live while a step is planned and run, and the device's memory is what is planned.
     """
@@ -41,7 +54,14 @@ def snapshot(model: nn.Module) -> State:
         {name: buffer.detach().to("cpu", copy=True) for name, buffer in model.named_buffers()},
         torch.get_rng_state(),
         tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else (),
+        python_generators(),
+        tuple((module, *_attributes(module)) for module in model.modules()),
     )
+
+
+def python_generators() -> tuple[Any, Any]:
+    """The states of Python's and of NumPy's generators."""
+    return random.getstate(), np.random.get_state()
 
 
 def restore(model: nn.Module, state: State) -> None:
@@ -52,3 +72,27 @@ def restore(model: nn.Module, state: State) -> None:
     torch.set_rng_state(state.cpu_generator)
     if state.cuda_generators:
         torch.cuda.set_rng_state_all(list(state.cuda_generators))
+    random.setstate(state.python_generators[0])
+    np.random.set_state(state.python_generators[1])
+    for module, attributes, contents in state.attributes:
+        _put_back(module, attributes, contents)
+
+
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attributes as they are, and copies of what containers among them hold."""
+    found = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+    return found, {name: value.copy() for name, value in found.items() if type(value) in (list, dict, set, deque)}
+
+
+def _put_back(module: nn.Module, attributes: dict[str, Any], contents: dict[str, Any]) -> None:
+    now = vars(module)
+    for name in [name for name in now if name not in _OF_TORCH and name not in attributes]:
+        del now[name]
+    for name, value in attributes.items():
+        if now.get(name, now) is not value:
+            now[name] = value
+    for name, held in contents.items():
+        value = attributes[name]
+        if value != held:
+            value.clear()
+            value.extend(held) if isinstance(value, (list, deque)) else value.update(held)

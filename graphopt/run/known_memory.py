@@ -40,8 +40,8 @@ class KnownMemory:
 
     def returned(self, result: Any) -> None:
         """The model returned this; whoever holds it holds its bytes."""
-        for tensor in tensors_in(result):
-            if tensor.layout == torch.strided and (size := storage_bytes(tensor, self._device)):
+        for tensor in with_storage(tensors_in(result)):
+            if size := storage_bytes(tensor, self._device):
                 self._outputs[storage_key(tensor)] = StorageWeakRef(tensor.untyped_storage()), size
 
     def held_output_bytes(self) -> int:
@@ -50,4 +50,10 @@ class KnownMemory:
         return sum(size for _, size in self._outputs.values())
 
     def _bytes(self, tensors: Iterable[torch.Tensor]) -> int:
-        return unique_storage_bytes((tensor for tensor in tensors if tensor.layout == torch.strided), self._device)
+        return unique_storage_bytes(with_storage(tensors), self._device)
+
+
+def with_storage(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Those that have a storage to look at: neither sparse ones nor what torch.func wraps."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return [tensor for tensor in tensors if tensor.layout == torch.strided and not wrapped(tensor)]

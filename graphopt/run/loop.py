@@ -66,6 +66,10 @@ class Loop:
         if self.watch is not None:
             self.watch.ends()
 
+    def tries_without(self) -> bool:
+        """Nothing fits beside what the watch measured: True where a step may be tried as if that did not come again."""
+        return self.watch is not None and self.watch.tries_without()
+
     def look_away(self) -> None:
         """What capturing and planning take is no part of a step."""
         if self.watch is not None:

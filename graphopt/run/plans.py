@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from graphopt.base.errors import BudgetError
 from graphopt.device.ranks import Ranks
 from graphopt.plan.agreement import plan_as_one
 from graphopt.plan.graph_study import GraphStudy
@@ -92,7 +93,15 @@ class Plans:
         resident = self._resident(device, in_loop)
         room = Room(self._request.budget_bytes, resident)
         make = self._make([study for _, study in sequence])
-        planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
+        try:
+            planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
+        except BudgetError:
+            if not (in_loop and ranks is None and self._loop.tries_without()):
+                raise
+            # what was measured once may not come again: the smallest plan shows whether it does
+            resident = self._resident(device, in_loop)
+            room = Room(self._request.budget_bytes, resident)
+            planned = at_least_the_smallest(make)(replace(room, budget_bytes=0))
         by_graph = {graph: plan for (graph, _), plan in zip(dict.fromkeys(sequence), planned, strict=True)}
         if graphs:
             in_order = tuple(by_graph[graph] for graph in graphs)

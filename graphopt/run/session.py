@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
 from graphopt.device.ranks import ranks_of
-from graphopt.device.snapshot import State, restore, snapshot, training_mode
+from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.agreement import give_up
 from graphopt.plan.graph_study import GraphStudy
@@ -61,11 +62,15 @@ class Session:
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self._compiled = self._compile(model._call_impl)
+        self._told_of_transforms = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
         if not (self.model.training and torch.is_grad_enabled()):
             self.loop.pauses()
+            return self.model._call_impl(*args, **kwargs)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            self._say_that_transforms_are_not_planned()
             return self.model._call_impl(*args, **kwargs)
         self._notice_wrapping()
         if is_sharded(self.model):
@@ -109,6 +114,15 @@ class Session:
             self._example.warn_if_captured_anew(self.graphs)
             self._example = None
         return result
+
+    def _say_that_transforms_are_not_planned(self) -> None:
+        if not self._told_of_transforms:
+            self._told_of_transforms = True
+            warnings.warn(
+                "graphopt: inside of a transform of torch.func (grad, vmap, jvp, ...) a model runs as it is, with no "
+                "plan: torch.compile does not capture it there",
+                stacklevel=4,
+            )
 
     def _running(self) -> Running:
         known = self._plans.of_call
@@ -182,10 +196,12 @@ class Session:
             raise
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
-        before = None
-        if self._plans.of_call is None:
+        known, before, drawn = self._plans.of_call, None, python_generators()
+        if known is None:
             check_sharded_whole(self.model)
+        if known is None or len(known.graphs) > 1:  # one of several may be captured anew when others have run
             before = snapshot(self.model)
+            self.loop.look_away()
         self._plans.inputs = call
         try:
             if self._plans.of_call is None and self._plans.sequence:
@@ -194,17 +210,18 @@ class Session:
             self._phase = phase()
             outcome, result = self._attempt(call)
             if outcome is Outcome.UNPLANNED:
-                if before is None:
-                    raise CaptureError(
-                        "a model that breaks into several graphs was captured anew in the middle of a call with inputs "
-                        "like earlier ones: something else that it reads has changed; call optimize() again"
-                    )
+                # a model that was one graph and now breaks has run none of its graphs: it is as it was
+                before = before if before is not None else replace(snapshot(self.model), python_generators=drawn)
                 self._meet_and_plan(call, before)
                 self._phase = phase()
                 outcome, result = self._attempt(call)
         finally:
             self._plans.inputs = ((), {})
-        assert outcome is not Outcome.UNPLANNED, "all graphs of the call were met, and one of them has no plan"
+        if outcome is Outcome.UNPLANNED:
+            raise CaptureError(
+                "the model's forward took another way when it was run again with the same inputs and generators: it "
+                "reads what changes outside of the model, such as a counter in a closure; make that an attribute"
+            )
         if outcome is Outcome.FINISHED:
             self._plans.is_used()
         if not self.graphs:

@@ -24,7 +24,7 @@ from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.report.data import TrainedSteps
 from graphopt.run.gradients import Run, gradient_bytes, gradients_there
-from graphopt.run.known_memory import KnownMemory
+from graphopt.run.known_memory import KnownMemory, with_storage
 from graphopt.run.request import Request
 from graphopt.run.update_hook import heed_updates
 
@@ -35,6 +35,8 @@ _KEPT = 1024
 #: Causes that room for other bytes does not mend.
 _UPDATE, _SEVERAL, _TANGENTS = "update", "several forwards", "other outputs"
 _LOSS = "loss"
+#: Causes that stay as they are from step to step.
+_STATE, _HELD = "optimizer state", "held outputs"
 #: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
 _MOST_CORRECTIONS = 4
 
@@ -113,6 +115,7 @@ class Watch:
         self._optimizer = weakref.ref(request.optimizer) if request.optimizer is not None else lambda: None
         self._step: _Step | None = None
         self._told: dict[str, int] = {}
+        self._is_on_trial = self._is_confirmed = False
         heed_updates(model, self)
 
     def begins(self, inputs: list[torch.Tensor], is_behind: bool) -> None:
@@ -124,7 +127,7 @@ class Watch:
         gradients, live_bytes = gradients_there(self._model), self._window.live_bytes()
         self._step = _Step(live_bytes, 0, 0, live_bytes)
         if self._device.type != "cuda":
-            given_bytes = unique_storage_bytes(inputs, self._device)
+            given_bytes = unique_storage_bytes(with_storage(inputs), self._device)
             self._step.start_bytes = self._known.model_bytes() + given_bytes + gradient_bytes(gradients, self._device)
             self._step.state_bytes = self._known.state_bytes(self._optimizer())
             self._step.held_bytes = self._known.held_output_bytes()
@@ -145,6 +148,19 @@ class Watch:
         self._window.take()
         if self._step is not None and not self._step.peaks and self._device.type != "cuda":
             self._step.live_bytes = self._window.live_bytes()
+
+    def tries_without(self) -> bool:
+        """Whether a step is to show if what was measured above the plan comes again; it then is not counted.
+
+        One step is: where it is over the budget again, what it took stays counted.
+        """
+        once = [kind for kind in self.extra_bytes if kind not in (_STATE, _HELD)]
+        if self._is_confirmed or not (once or self.loss_bytes):
+            return False
+        for kind in once:
+            del self.extra_bytes[kind]
+        self._is_on_trial = True
+        return True
 
     def forward_ends(self, predicted_bytes: int, result: Any) -> None:
         """The model returned; what its plan says of the step."""
@@ -196,6 +212,16 @@ class Watch:
         if self._step is not None:
             self._step.in_backward = False
             self._record(self._step)
+            self._end_trial(self._step)
+
+    def _end_trial(self, step: _Step) -> None:
+        """A step without what was measured once: if it is inside the budget, that is forgotten."""
+        if self._is_on_trial and not self._is_confirmed:
+            self.loss_bytes = 0
+            self._corrected()
+        if not step.is_judged:
+            self._is_confirmed = False
+        self._is_on_trial = False
 
     def _look(self, place: Place) -> None:
         if self._step is not None:
@@ -212,6 +238,7 @@ class Watch:
         excess_bytes = measured.measured_bytes + self._request.reserve_bytes - self._request.budget_bytes
         if excess_bytes > 0 and not step.is_judged:
             step.is_judged = True
+            self._is_confirmed = self._is_confirmed or self._is_on_trial
             kind, advice = self._cause(measured, step)
             if kind == _LOSS:
                 self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
@@ -234,7 +261,7 @@ class Watch:
             warnings.warn(f"graphopt: {message}", stacklevel=4)
 
     def _correct(self, kind: str, measured: MeasuredStep, excess_bytes: int) -> None:
-        levels = {"optimizer state": measured.state_bytes, "held outputs": measured.held_bytes}
+        levels = {_STATE: measured.state_bytes, _HELD: measured.held_bytes}
         if kind != _LOSS:
             self.extra_bytes[kind] = levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes
         self._corrected()
@@ -252,13 +279,13 @@ class Watch:
                 "such calls are planned together."
             )
         optimizer = self._optimizer()
-        if self._request.optimizer is None and measured.state_bytes > self.extra_bytes.get("optimizer state", 0):
-            return "optimizer state", (
+        if self._request.optimizer is None and measured.state_bytes > self.extra_bytes.get(_STATE, 0):
+            return _STATE, (
                 f"The state of {type(optimizer).__name__} takes {format_bytes(measured.state_bytes)}, which is counted "
                 "from the start where it is given: optimize(..., optimizer=optimizer)."
             )
-        if measured.held_bytes > self.extra_bytes.get("held outputs", 0):
-            return "held outputs", (
+        if measured.held_bytes > self.extra_bytes.get(_HELD, 0):
+            return _HELD, (
                 f"When the step began, {format_bytes(measured.held_bytes)} of what the model had returned before were "
                 "still held: `del` outputs, or detach what is kept of them."
             )

@@ -134,9 +134,25 @@ def test_what_no_plan_can_make_room_for_is_a_budget_error() -> None:
     model = graphopt.optimize(blocks(), 12_000_000, cost_model="roofline")
     with pytest.warns(UserWarning, match="a training step took"):
         loss_outside(model, 0)
+    loss_outside(model, 1)  # the smallest plan, to see whether it comes again
     with pytest.raises(graphopt.BudgetError, match="too small") as caught:
-        loss_outside(model, 1)
+        loss_outside(model, 2)
     assert 25_000_000 < caught.value.minimum_bytes < 28_500_000
+
+
+def test_what_came_once_does_not_end_training() -> None:
+    """A tensor that is there for one step, between forward and backward, is no reason to give up."""
+    model = graphopt.optimize(blocks(), 2_700_000, cost_model="roofline")
+    with pytest.warns(UserWarning, match="a training step took"):
+        for step in range(6):
+            model.zero_grad()
+            loss = model(torch.randn(256, 64)).square().mean()
+            passing = torch.ones(1_000_000 if step == 2 else 1)
+            loss.backward()
+            del passing
+    peaks = [step.measured_bytes for step in model.graphopt.history]
+    assert peaks[2] > 2_700_000 > max(peaks[3:])
+    assert peaks[5] == peaks[1] and not model.graphopt.session.loop.watch.extra_bytes
 
 
 def test_neither_an_evaluation_nor_another_model_counts() -> None:
