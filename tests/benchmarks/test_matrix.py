@@ -17,7 +17,7 @@ MODELS = (
     *("mixture_of_experts", "ema_autoencoder", "in_place", "autocast", "shared_and_frozen", "by_hand"),
 )
 #: Of many operators, and alike to another one: one budget between, and the least.
-LARGE = ("bert", "t5", "llama", "convnext", "densenet")
+LARGE = ("bert", "t5", "llama", "convnext", "densenet", "resnet50", "gru", "unet")
 
 
 @pytest.mark.slow

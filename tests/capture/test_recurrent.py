@@ -72,7 +72,7 @@ def test_every_option_is_one_graph_with_eagers_bits(name: str) -> None:
     assert len(model.graphopt.session.graphs) == 1  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 40))])
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 16))])
 def test_random_options_at_the_minimum(seed: int) -> None:
     model, eager, x = built(random_options(seed))
     expected = step_of(eager, eager, x)
@@ -117,8 +117,8 @@ def test_a_long_sequence_is_few_ops(kind: str, ops: str) -> None:
     torch._dynamo.reset()
     model = AnyRecurrent(Options(kind, steps=300, layers=2, bidirectional=True, dropout=0.1))
     graphopt.optimize(model, "1GiB", example_inputs=torch.randn(300, 4, 5), cost_model="roofline")
-    emitted = model.graphopt.session.graphs[0].compiled.emitted  # type: ignore[union-attr]
-    targets = [str(node.target) for half in (emitted.forward, emitted.backward) for node in half.graph.nodes]
+    forward, backward = model.graphopt.graph_modules[0]  # type: ignore[union-attr]
+    targets = [str(node.target) for half in (forward, backward) for node in half.graph.nodes]
     assert targets.count(f"graphopt.{ops}.default") == targets.count(f"graphopt.{ops}_backward.default") == 4
     assert len(targets) < 400, "of 1,200 steps"
 
