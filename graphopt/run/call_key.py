@@ -16,12 +16,14 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 class CallKey:
     """Shapes and types of a call's inputs, and under which circumstances it was made.
 
-    `adds`: gradients were there, to add to. `pattern`: the shapes of all forwards that together wait for one backward,
+    `adds`: gradients were there, to add to; `keeps`: they were there, and the backward returns its own beside them.
+    `pattern`: the shapes of all forwards that together wait for one backward,
     where that is known. `behind`: others were waiting for theirs, and the pattern was not known.
     """
 
     shapes: object
     adds: bool = False
+    keeps: bool = False
     pattern: tuple[object, ...] = ()
     behind: bool = False
 

@@ -79,7 +79,8 @@ def log_plan(call: CallPlan) -> None:
     """One line for a plan that was made, with what it is for."""
     key = call.key
     beside = {
-        "gradients that are there": key.adds,
+        "gradients that are added to": key.adds,
+        "gradients that are kept beside new ones": key.keeps,
         "forwards that wait for their backward": key.behind,
         f"{len(key.pattern)} forwards before a backward": bool(key.pattern),
     }

@@ -51,9 +51,11 @@ class Loop:
         pattern = self._pattern.met(shapes, tuple(forward.key.shapes for forward in waiting))
         if waiting and not pattern and self.watch is not None:
             self.watch.is_unexpected()
+        there = bool(gradients_there(self._model)) and not is_wrapped
         if waiting or pattern:
-            return CallKey(shapes, pattern=pattern, behind=not pattern)
-        return CallKey(shapes, adds=not is_wrapped and all_add(self._model, sums_of(shapes)))
+            return CallKey(shapes, pattern=pattern, behind=not pattern, keeps=there)
+        adds = there and all_add(self._model, sums_of(shapes))
+        return CallKey(shapes, adds=adds, keeps=there and not adds)
 
     def ends(self, plan: CallPlan, result: Any) -> None:
         """The call was run by its plan."""

@@ -168,9 +168,22 @@ def test_accumulation_stays_inside_the_budget_and_takes_less_than_eager() -> Non
         gradients = [parameter.grad for parameter in each.parameters()]
         found[each] = peak_bytes(lambda each=each: step(each), [*each.parameters(), *gradients, x], "cpu")
     assert same_gradients(model, eager)
+    assert model.graphopt.in_force.key.adds, model.graphopt.session.graphs[0].sums
     assert found[model] <= model.graphopt.plan.peak_bytes <= 32 * 2**20 < found[eager]
     assert model.graphopt.plan.resident_bytes["gradients"] == sum(p.nbytes for p in model.parameters())
     assert [each.measured_bytes <= 32 * 2**20 for each in model.graphopt.history] == [True] * 3
+
+
+def test_gradients_that_are_kept_beside_new_ones_are_counted() -> None:
+    """With a hook on a parameter nothing is added in place: a second set of gradients lives, and is in the plan."""
+    model = blocks()
+    graphopt.optimize(model, "4MiB", cost_model="roofline")
+    model[0][0].weight.register_hook(lambda _: None)
+    for _ in range(4):
+        plain(model)
+    assert model.graphopt.in_force.key.keeps
+    assert model.graphopt.plan.resident_bytes["gradients"] == sum(p.nbytes for p in model.parameters())
+    assert all(step.measured_bytes <= step.predicted_bytes <= 4 * 2**20 for step in model.graphopt.history)
 
 
 def test_a_budget_that_leaves_no_room_for_gradients_that_stay_says_so() -> None:
