@@ -20,8 +20,6 @@ from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Accumulator
 from graphopt.graph.step_graph import tensors_of
 
-#: References to an edge's node where nobody but autograd holds it: a variable, its caller's, and `getrefcount`'s own.
-_OWN_REFERENCES = 3
 #: Runs a boxed graph on a list of arguments.
 Run = Callable[[list[Any]], Any]
 
@@ -94,12 +92,12 @@ class GradientSums:
         Zeros are given for what must be returned; all of it where another forward of the model waits for its backward
         (not `alone`), as autograd then sums up both first.
         """
-        node = _current_node()
+        node, unheld = _current_node(), _references_unheld()
         wanted = [n for n in backward.graph.find_nodes(op="placeholder") if _is_accumulator(n)]
         targets, returned = [], {}
         for slot, example in zip(slots, wanted, strict=True):
             there = None
-            if alone and self.may_add and node is not None:
+            if alone and self.may_add and node is not None and _references(_edge(node, slot)) <= unheld:
                 there = _gradient_to_add_to(_edge(node, slot), example.meta["val"])
             if there is None:
                 there = returned[slot.position] = _zeros(example.meta["val"])
@@ -139,9 +137,21 @@ def _edge(node: Any, slot: ParameterSlot) -> Any:
     return found if found is not None and hasattr(found, "variable") else None
 
 
+def _references(edge: Any) -> int:
+    """References to a leaf's node: whoever hooks it holds it, as its hooks would go with it."""
+    return sys.getrefcount(edge)
+
+
+def _references_unheld() -> int:
+    """The same for one that nobody but autograd holds: how many that are is the interpreter's affair."""
+    with torch.enable_grad():
+        node = torch.zeros(1, requires_grad=True).expand(1).grad_fn
+    return _references(_edge(node, ParameterSlot(0, 0)))
+
+
 def _gradient_to_add_to(edge: Any, example: torch.Tensor) -> torch.Tensor | None:
     """The gradient of a leaf, where autograd would add to it in place and nobody looks on; else None."""
-    if edge is None or sys.getrefcount(edge) > _OWN_REFERENCES:
+    if edge is None:
         return None
     leaf = edge.variable
     there = leaf.grad
