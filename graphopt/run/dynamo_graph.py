@@ -15,7 +15,7 @@ from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_re
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.graph.captured_graph import CapturedGraph, with_loss_bytes
 from graphopt.graph.joint import JointGraph
-from graphopt.passes.joint import Passes, add_gradients
+from graphopt.passes.joint import RETURN_GRADIENTS, Passes, add_gradients
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy, studied
 from graphopt.problem.schedule import Schedule
@@ -181,7 +181,7 @@ class DynamoGraph:
 
         def hand_over(joint: JointGraph, static_inputs: Sequence[int]) -> Passes:
             slots[:] = parameter_slots(joint, static_inputs)
-            return add_gradients([slot.position for slot in slots] if adds else [])
+            return add_gradients([slot.position for slot in slots]) if adds else RETURN_GRADIENTS
 
         def backward(runnable: Runnable, args: list[Any]) -> Any:
             def run(args: list[Any]) -> Any:

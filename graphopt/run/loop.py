@@ -40,18 +40,18 @@ class Loop:
         `sums_of` says for the shapes of a call how its graphs hand gradients over. In a model that DDP or FSDP2 wrap,
         nothing is measured: they hold and free what no plan of the model knows.
         """
-        waiting = self._forwards.waiting()
+        waiting, gradients = self._forwards.waiting(), gradients_there(self._model)
         if is_wrapped:
             self.watch = None
         elif self.watch is None:
             self.watch = watch_of(self._model, self._request, self._corrected, self._plans_loss)
         if self.watch is not None:
-            self.watch.begins(tensors_in(call), is_behind=bool(waiting))
+            self.watch.begins(tensors_in(call), gradients, is_behind=bool(waiting))
         shapes = shapes_of(call)
         pattern = self._pattern.met(shapes, tuple(forward.key.shapes for forward in waiting))
         if waiting and not pattern and self.watch is not None:
             self.watch.is_unexpected()
-        there = bool(gradients_there(self._model)) and not is_wrapped
+        there = bool(gradients) and not is_wrapped
         if waiting or pattern:
             return CallKey(shapes, pattern=pattern, behind=not pattern, keeps=there)
         adds = there and all_add(self._model, sums_of(shapes))

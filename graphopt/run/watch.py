@@ -23,15 +23,15 @@ from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.report.data import TrainedSteps
-from graphopt.run.gradients import Run, gradient_bytes, gradients_there
+from graphopt.run.gradients import Run, gradient_bytes
 from graphopt.run.known_memory import KnownMemory, with_storage
 from graphopt.run.request import Request
 from graphopt.run.update_hook import heed_updates
 
 logger = logging.getLogger("graphopt")
 
-#: Steps that `history` keeps.
-_KEPT = 1024
+#: Steps that a history keeps.
+KEPT_STEPS = 1024
 #: Causes that room for other bytes does not mend.
 _UPDATE, _SEVERAL, _TANGENTS = "update", "several forwards", "other outputs"
 _LOSS = "loss"
@@ -108,8 +108,8 @@ class Watch:
     ) -> None:
         self.extra_bytes: dict[str, int] = {}
         self.loss_bytes = 0
-        self.history: deque[MeasuredStep] = deque(maxlen=_KEPT)
-        self._model, self._window, self._device = model, window, device
+        self.history: deque[MeasuredStep] = deque(maxlen=KEPT_STEPS)
+        self._window, self._device = window, device
         self._request, self._corrected, self._plans_loss = request, corrected, plans_loss
         self._known = KnownMemory(model, device)
         self._optimizer = weakref.ref(request.optimizer) if request.optimizer is not None else lambda: None
@@ -118,13 +118,13 @@ class Watch:
         self._is_on_trial = self._is_confirmed = False
         heed_updates(model, self)
 
-    def begins(self, inputs: list[torch.Tensor], is_behind: bool) -> None:
-        """A forward begins; `is_behind` others that wait for their backward it goes on with their step."""
+    def begins(self, inputs: list[torch.Tensor], gradients: list[torch.Tensor], is_behind: bool) -> None:
+        """A forward begins, with these gradients there; behind others that wait for their backward it goes on with theirs."""
         if is_behind and self._step is not None:
             self._look(Place.LOSS)
             return
         self.ends()
-        gradients, live_bytes = gradients_there(self._model), self._window.live_bytes()
+        live_bytes = self._window.live_bytes()
         self._step = _Step(live_bytes, 0, 0, live_bytes)
         if self._device.type != "cuda":
             given_bytes = unique_storage_bytes(with_storage(inputs), self._device)
@@ -246,9 +246,8 @@ class Watch:
 
     def _judge(self, measured: MeasuredStep, excess_bytes: int, kind: str, advice: str) -> None:
         message = (
-            f"a training step took {format_bytes(measured.measured_bytes)}, {excess_bytes:,} bytes more than the "
-            f"budget of {format_bytes(self._request.budget_bytes)} leaves it; planned were "
-            f"{format_bytes(measured.predicted_bytes)}. The peak was {measured.place.value}. {advice}"
+            f"{excess_in_words(measured, excess_bytes, self._request.budget_bytes)} The peak was "
+            f"{measured.place.value}. {advice}"
         )
         if self._request.on_excess == "raise":
             raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
@@ -295,6 +294,14 @@ class Watch:
             return _LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
         in_pieces = "" if self._plans_loss() else ": what runs between the pieces of the model is in none of them"
         return f"measured above the plan, {measured.place.value}", f"No plan counts that much{in_pieces}."
+
+
+def excess_in_words(step: MeasuredStep, excess_bytes: int, budget_bytes: int) -> str:
+    """What a step took, and by how much that is more than its budget without the reserve."""
+    return (
+        f"a training step took {format_bytes(step.measured_bytes)}, {excess_bytes:,} bytes more than the budget of "
+        f"{format_bytes(budget_bytes)} leaves it; planned were {format_bytes(step.predicted_bytes)}."
+    )
 
 
 def trained_steps(history: Sequence[MeasuredStep], room_bytes: int) -> TrainedSteps | None:

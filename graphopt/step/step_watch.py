@@ -10,16 +10,14 @@ from typing import TypeVar
 
 import torch
 
-from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import peak_window
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.known_memory import KnownMemory
-from graphopt.run.watch import MeasuredStep, Place
+from graphopt.run.watch import KEPT_STEPS, MeasuredStep, Place, excess_in_words
 from graphopt.step.memory import StepMemory
 
 logger = logging.getLogger("graphopt")
 
-_KEPT = 1024
 T = TypeVar("T")
 
 
@@ -30,7 +28,7 @@ class StepWatch:
     """
 
     def __init__(self, memory: StepMemory) -> None:
-        self.history: deque[MeasuredStep] = deque(maxlen=_KEPT)
+        self.history: deque[MeasuredStep] = deque(maxlen=KEPT_STEPS)
         self._memory = memory
         self._known = KnownMemory(memory.model, memory.device)
         self._window = peak_window(memory.device)
@@ -62,9 +60,8 @@ class StepWatch:
 
     def _tell(self, step: MeasuredStep, excess_bytes: int) -> None:
         message = (
-            f"a training step took {format_bytes(step.measured_bytes)}, {excess_bytes:,} bytes more than the budget of "
-            f"{format_bytes(self._memory.budget_bytes)} leaves it; planned were {format_bytes(step.predicted_bytes)}. "
-            "A reserve of that much keeps the next step inside: train_step(..., reserve=...)."
+            f"{excess_in_words(step, excess_bytes, self._memory.budget_bytes)} A reserve of that much keeps the next "
+            "step inside: train_step(..., reserve=...)."
         )
         logger.warning("%s", message)
         if not self._told:
