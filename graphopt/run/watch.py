@@ -119,7 +119,7 @@ class Watch:
         heed_updates(model, self)
 
     def begins(self, inputs: list[torch.Tensor], gradients: list[torch.Tensor], is_behind: bool) -> None:
-        """A forward begins, with these gradients there; behind others that wait for their backward it goes on with theirs."""
+        """A forward begins, with these gradients there; behind others that wait it goes on with their step."""
         if is_behind and self._step is not None:
             self._look(Place.LOSS)
             return
