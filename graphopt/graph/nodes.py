@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,10 @@ aten = torch.ops.aten
 
 #: How names of children begin that are not the user's.
 WRAPPER = "_graphopt_"
-_PACKAGE = Path(__file__).parents[1]
+# as text: asked of every frame of every node
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
+_DEMO = f"{_PACKAGE}cli{os.sep}"
+_FRAME = re.compile(r'\s*File "?(?P<path>[^",]+)"?(?:, line (?P<line>[^,]+))?(?:, (?P<where>.*))?')
 _COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "_dtensor")
 
 # With training=True these do not read the running statistics, they only return the new ones:
@@ -76,15 +80,12 @@ def is_new_statistics(node: fx.Node) -> bool:
 def source_line(node: fx.Node) -> str:
     """`"file.py:12 in forward"` for the model's own line that made this node; "" where unknown, or a line of ours."""
     trace = node.meta.get("stack_trace") or ""
-    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    frames = [frame for frame in frames if not is_own_file(frame.removeprefix("File ").split(",")[0].strip('"'))]
-    if not frames:
-        return ""
-    parts = frames[-1].split(", ")
-    path = parts[0].removeprefix("File ").strip('"')
-    line = parts[1].removeprefix("line ") if len(parts) > 1 else "?"
-    where = parts[2] if len(parts) > 2 else ""
-    return f"{path}:{line} {where}".strip()
+    # the innermost frame is the last
+    for line in reversed(trace.splitlines()):
+        found = _FRAME.match(line)
+        if found and not is_own_file(found["path"]):
+            return f"{found['path']}:{found['line']} {found['where'] or ''}".strip()
+    return ""
 
 
 def module_path(node: fx.Node) -> str:
@@ -105,8 +106,7 @@ def own_name(name: str) -> str:
 
 def is_own_file(path: str) -> bool:
     """Whether a file is one of graphopt's own, none of which is a model but the demo's."""
-    file = Path(path)
-    return file.is_relative_to(_PACKAGE) and not file.is_relative_to(_PACKAGE / "cli")
+    return path.startswith(_PACKAGE) and not path.startswith(_DEMO)
 
 
 def without_own_frames(text: str) -> str:

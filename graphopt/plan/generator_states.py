@@ -6,26 +6,24 @@ import numpy as np
 
 from graphopt.emit.emit import GENERATOR_STATE_BYTES, generator_state_bytes
 from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.problem.schedule import Schedule, Simulation, simulate
+from graphopt.planners.native.arrays import Ints
+from graphopt.problem.schedule import Schedule
 
 
-def with_generator_states(graph: CapturedGraph, schedule: Schedule, simulation: Simulation) -> np.ndarray:
-    """The simulation's live bytes at each step, with the saved states, and the current one that a replay puts aside."""
+def with_generator_states(graph: CapturedGraph, schedule: Schedule, live_bytes: Ints) -> Ints:
+    """Live bytes at each step, with the saved states, and the current one that a replay puts aside."""
     saved_bytes = generator_state_bytes(graph.step, schedule)
-    live: np.ndarray = simulation.live_bytes + saved_bytes
+    live = live_bytes + saved_bytes
     if not saved_bytes:
         return live
     seen: set[int] = set()
-    for position, op in enumerate(schedule):
-        if op in seen and graph.step.ops[op].random:
+    is_random = np.array([op.random for op in graph.step.ops])[list(schedule)]
+    for position in np.flatnonzero(is_random):
+        op = schedule[position]
+        if op in seen:
             live[position] += GENERATOR_STATE_BYTES
         seen.add(op)
     return live
-
-
-def peak_with_generator_states(graph: CapturedGraph, schedule: Schedule) -> int:
-    """The peak of a schedule, generator states counted."""
-    return int(with_generator_states(graph, schedule, simulate(graph.problem, schedule)).max(initial=0))
 
 
 def most_generator_state_bytes(graph: CapturedGraph) -> int:

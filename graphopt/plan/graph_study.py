@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from graphopt.base.errors import InfeasibleError, PlanMismatchError, ScheduleError
 from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
-from graphopt.plan.generator_states import most_generator_state_bytes, peak_with_generator_states
+from graphopt.plan.generator_states import most_generator_state_bytes, with_generator_states
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
 from graphopt.problem.plan import GraphPlan
@@ -91,7 +93,12 @@ class GraphStudy:
 
     def peak_bytes(self, schedule: Schedule) -> int:
         """The peak of a schedule, generator states counted."""
-        return peak_with_generator_states(self.graph, schedule)
+        return self.simulated(schedule).peak_bytes
+
+    def simulated(self, schedule: Schedule) -> Simulation:
+        """A schedule's bytes at each step, generator states counted, and its seconds."""
+        live_bytes, _, seconds = self.planned.loops.profile(np.array(schedule, dtype=np.int64))
+        return Simulation(with_generator_states(self.graph, schedule, live_bytes), seconds)
 
     def fastest(self, budget_bytes: int) -> Candidate:
         """The fastest of the curve that fits; raises InfeasibleError where none does."""

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from graphopt.base.errors import InfeasibleError
-from graphopt.plan.generator_states import with_generator_states
 from graphopt.plan.graph_study import Candidate, GraphStudy
 from graphopt.planners.curves.curve import pareto
-from graphopt.problem.schedule import simulate
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,9 @@ def _points(graph: GraphStudy, curve: Sequence[Candidate]) -> list[_Point]:
 
 
 def _point(study: GraphStudy, schedule: Sequence[int]) -> _Point:
-    simulation = simulate(study.graph.problem, schedule)
+    simulation = study.simulated(tuple(schedule))
+    live = simulation.live_bytes
     boundary = list(schedule).index(study.graph.step.boundary)
-    live = with_generator_states(study.graph, tuple(schedule), simulation)
     kept = sum(study.graph.problem.values[value].bytes for value in study.graph.problem.outputs)
     return _Point(
         peak_bytes=int(live.max()),
