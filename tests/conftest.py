@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 
 import pytest
@@ -11,6 +12,10 @@ from hypothesis import settings
 # examples take longer on a machine with other work; that is no fault
 settings.register_profile("graphopt", deadline=None)
 settings.load_profile("graphopt")
+
+# torch, sympy and transformers are a million objects, which a collection of the oldest ones walks through:
+# at Python's thresholds a sixth of the time of a test that captures a large model
+gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -16,12 +17,12 @@ _LOOK_AGAIN = 64
 
 
 class KnownMemory:
-    """Bytes on one device of a model, of an optimizer's state, and of the outputs that are held."""
+    """Bytes on one device of a model, of its optimizers' state, and of the outputs that are held."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device
         self._model_bytes, self._looks = 0, 0
-        self._state_bytes, self._states = 0, -1
+        self._states: WeakKeyDictionary[torch.optim.Optimizer, tuple[int, int]] = WeakKeyDictionary()
         self._outputs: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def model_bytes(self) -> int:
@@ -31,12 +32,21 @@ class KnownMemory:
         self._looks += 1
         return self._model_bytes
 
-    def state_bytes(self, optimizer: torch.optim.Optimizer | None) -> int:
-        """The optimizer's state."""
-        states = 0 if optimizer is None else len(optimizer.state)
-        if optimizer is not None and states != self._states:
-            self._states, self._state_bytes = states, self._bytes(tensors_in(list(optimizer.state.values())))
-        return self._state_bytes
+    def updates(self, optimizer: torch.optim.Optimizer) -> None:
+        """This one updates parameters of the model."""
+        self._states.setdefault(optimizer, (0, 0))
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those that update parameters of the model and are there still."""
+        return list(self._states)
+
+    def state_bytes(self) -> int:
+        """The state of the optimizers that update parameters of the model."""
+        for optimizer, (states, _) in list(self._states.items()):
+            if len(optimizer.state) != states:
+                size = self._bytes(tensors_in(list(optimizer.state.values())))
+                self._states[optimizer] = len(optimizer.state), size
+        return sum(size for _, size in self._states.values())
 
     def returned(self, result: Any) -> None:
         """The model returned this; whoever holds it holds its bytes."""

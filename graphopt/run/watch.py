@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +111,8 @@ class Watch:
         self._window, self._device = window, device
         self._request, self._corrected, self._plans_loss = request, corrected, plans_loss
         self._known = KnownMemory(model, device)
-        self._optimizer = weakref.ref(request.optimizer) if request.optimizer is not None else lambda: None
+        if request.optimizer is not None:
+            self._known.updates(request.optimizer)
         self._step: _Step | None = None
         self._told: dict[str, int] = {}
         self._is_on_trial = self._is_confirmed = False
@@ -129,7 +129,7 @@ class Watch:
         if self._device.type != "cuda":
             given_bytes = unique_storage_bytes(with_storage(inputs), self._device)
             self._step.start_bytes = self._known.model_bytes() + given_bytes + gradient_bytes(gradients, self._device)
-            self._step.state_bytes = self._known.state_bytes(self._optimizer())
+            self._step.state_bytes = self._known.state_bytes()
             self._step.held_bytes = self._known.held_output_bytes()
         self.look_away()
 
@@ -197,8 +197,7 @@ class Watch:
 
     def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer begins to update the model's parameters."""
-        if self._optimizer() is not optimizer:
-            self._optimizer = weakref.ref(optimizer)
+        self._known.updates(optimizer)
         self.look_away()
 
     def update_ends(self) -> None:
@@ -277,11 +276,11 @@ class Watch:
                 "The model was called again before the backward of its first call, for the first time: from now on "
                 "such calls are planned together."
             )
-        optimizer = self._optimizer()
         if self._request.optimizer is None and measured.state_bytes > self.extra_bytes.get(_STATE, 0):
+            names = " and ".join(type(optimizer).__name__ for optimizer in self._known.optimizers())
             return _STATE, (
-                f"The state of {type(optimizer).__name__} takes {format_bytes(measured.state_bytes)}, which is counted "
-                "from the start where it is given: optimize(..., optimizer=optimizer)."
+                f"The state of {names} takes {format_bytes(measured.state_bytes)}, which is counted from the start "
+                "where it is given: optimize(..., optimizer=optimizer)."
             )
         if measured.held_bytes > self.extra_bytes.get(_HELD, 0):
             return _HELD, (

@@ -31,6 +31,7 @@ class StepWatch:
         self.history: deque[MeasuredStep] = deque(maxlen=KEPT_STEPS)
         self._memory = memory
         self._known = KnownMemory(memory.model, memory.device)
+        self._known.updates(memory.view.optimizer)
         self._window = peak_window(memory.device)
         self._told = False
 
@@ -54,7 +55,7 @@ class StepWatch:
     def _there(self, batch: list[torch.Tensor]) -> tuple[int, int]:
         """Bytes by name when a step begins, and of these the optimizer's state."""
         memory = self._memory
-        state_bytes = self._known.state_bytes(memory.view.optimizer)
+        state_bytes = self._known.state_bytes()
         own = (*memory.view.masters.values(), *memory.view.unpublished_state, *memory.held(), *batch)
         return self._known.model_bytes() + unique_storage_bytes(own, memory.device), state_bytes
 

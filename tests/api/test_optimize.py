@@ -167,11 +167,11 @@ def test_optimizer_state_and_reserve_are_counted(model: Blocks) -> None:
 
 
 def test_more_budget_never_costs_more_time(model: Blocks) -> None:
-    least = budget_of(model, 0.0)
-    most = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget="1GiB").plan.eager_peak_bytes
+    free = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget="1GiB").plan
+    least, most = free.minimum_bytes, free.eager_peak_bytes
     overheads = [
-        optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=least + (most - least) * i // 3).plan.overhead
-        for i in range(4)
+        optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget).plan.overhead
+        for budget in (least, (least + most) // 2, most)
     ]
     assert overheads == sorted(overheads, reverse=True) and overheads[-1] == 0.0 and overheads[0] > 0
 

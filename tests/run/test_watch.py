@@ -130,6 +130,26 @@ def test_on_excess_raise() -> None:
         graphopt.optimize(blocks(), "1GiB", on_excess="ignore")
 
 
+def test_the_state_of_several_optimizers_counts_as_long_as_they_are_there() -> None:
+    model, x = blocks(2), torch.randn(256, 64)
+    body, head = (torch.optim.AdamW(block.parameters(), lr=1e-3) for block in model)
+    optimizers = [body, head, torch.optim.SGD(nn.Linear(64, 64).parameters(), lr=1.0, momentum=0.9)]
+    graphopt.optimize(model, "64MiB", cost_model="roofline")
+    for _ in range(2):
+        one_step(model, x)
+        for optimizer in optimizers:
+            optimizer.step()
+    of_one = model.graphopt.history[-1].state_bytes // 2
+    # two moments and a count for each of four parameters of a block
+    assert of_one == sum(2 * 4 * p.numel() + 4 for p in model[0].parameters())
+    del optimizers, optimizer, head
+    gc.collect()
+    one_step(model, x)
+    assert model.graphopt.history[-1].state_bytes == of_one
+    one_step(model, x)
+    assert model.graphopt.history[-1].state_bytes == of_one
+
+
 def test_what_no_plan_can_make_room_for_is_a_budget_error() -> None:
     model = graphopt.optimize(blocks(), 12_000_000, cost_model="roofline")
     with pytest.warns(UserWarning, match="a training step took"):

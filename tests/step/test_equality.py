@@ -69,7 +69,7 @@ ROWS = [
     Row("mixture_of_experts", "adagrad", (rows(128),), {"accumulate": 4}),
     Row("unet", "dampened", (rows(2),), {"loss_scale": GROWING, "clip": graphopt.ClipValue(1e-3)}),
     Row("ema_autoencoder", "sgd", (rows(256),), {"accumulate": 2, "clip": NOT_BINDING, "loss_scale": SCALED}),
-    Row("resnet50", "nesterov", (rows(4),), {"accumulate": 2, "clip": graphopt.ClipValue(1e-3)}),
+    Row("resnet50", "nesterov", (rows(2),), {"accumulate": 2, "clip": graphopt.ClipValue(1e-3)}),
     Row("bert", "adam", (rows(2),), {"accumulate": 2, "clip": graphopt.ClipValue(1e-4), "loss_scale": SCALED}),
     Row("t5", "adamw", (rows(2),), {}),
     Row("channels_last", "adamw", (rows(2),), {"accumulate": 2, "clip": NOT_BINDING, "loss_scale": SCALED}),
