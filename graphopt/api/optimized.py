@@ -66,7 +66,7 @@ class Optimized:
     def history(self) -> tuple[MeasuredStep, ...]:
         """The training steps that were measured last, oldest first: bytes as planned, and as the allocator counts them.
 
-        Empty where nothing can be measured: on a CPU without a C++ compiler, and inside of DDP or FSDP2.
+        Empty where nothing can be measured: on a CPU without a C++ compiler, and inside of FSDP2.
         """
         watch = self.session.loop.watch
         return tuple(watch.history) if watch is not None else ()

@@ -18,6 +18,7 @@ from graphopt.run.forwards import Forwards, Pattern
 from graphopt.run.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
 from graphopt.run.request import Request
 from graphopt.run.watch import Watch, watch_of
+from graphopt.run.wrapping import Wrapping, bytes_of, holds_gradients, is_sharded
 
 
 class Loop:
@@ -34,27 +35,32 @@ class Loop:
         self._model, self._request, self._corrected, self._plans_loss = model, request, corrected, plans_loss
         self._forwards, self._pattern = Forwards(), Pattern()
 
-    def begins(self, call: Call, sums_of: Callable[[object], Sequence[GradientSums]], is_wrapped: bool) -> CallKey:
+    def begins(
+        self, call: Call, sums_of: Callable[[object], Sequence[GradientSums]], wrapping: Wrapping | None
+    ) -> CallKey:
         """A call begins: the circumstances in which it is made.
 
-        `sums_of` says for the shapes of a call how its graphs hand gradients over. In a model that DDP or FSDP2 wrap,
-        nothing is measured: they hold and free what no plan of the model knows.
+        `sums_of` says for the shapes of a call how its graphs hand gradients over. In a model that FSDP2 shards,
+        nothing is measured: it gathers and frees what no plan of the model knows. DDP must find each gradient anew,
+        as it copies it into a bucket.
         """
-        waiting, gradients = self._forwards.waiting(), gradients_there(self._model)
-        if is_wrapped:
+        waiting, gradients = self._forwards.waiting(), self._gradients(wrapping)
+        sharded = is_sharded(self._model)
+        if sharded:
             self.watch = None
         elif self.watch is None:
             self.watch = watch_of(self._model, self._request, self._corrected, self._plans_loss)
         if self.watch is not None:
-            self.watch.begins(tensors_in(call), gradients, is_behind=bool(waiting))
+            held = sum(bytes_of(wrapping, self._model).values()) if wrapping is not None else 0
+            self.watch.begins(tensors_in(call), gradients, held, is_behind=bool(waiting))
         shapes = shapes_of(call)
         pattern = self._pattern.met(shapes, tuple(forward.key.shapes for forward in waiting))
         if waiting and not pattern and self.watch is not None:
             self.watch.is_unexpected()
-        there = bool(gradients) and not is_wrapped
+        there = bool(gradients) and not sharded
         if waiting or pattern:
             return CallKey(shapes, pattern=pattern, behind=not pattern, keeps=there)
-        adds = there and all_add(self._model, sums_of(shapes))
+        adds = there and wrapping is None and all_add(self._model, sums_of(shapes))
         return CallKey(shapes, adds=adds, keeps=there and not adds)
 
     def ends(self, plan: CallPlan, result: Any) -> None:
@@ -107,9 +113,15 @@ class Loop:
 
         return Surroundings(run, around_forward, around_backward, is_alone, other_tangents_came)
 
-    def held_bytes(self, key: CallKey, input_bytes: Callable[[object], int], device: torch.device) -> dict[str, int]:
+    def held_bytes(
+        self,
+        key: CallKey,
+        input_bytes: Callable[[object], int],
+        device: torch.device,
+        wrapping: Wrapping | None,
+    ) -> dict[str, int]:
         """What is there beside the model while a call is run, by kind; `input_bytes` of calls with these shapes."""
-        kinds = {"gradients": gradient_bytes(gradients_there(self._model), device)}
+        kinds = {"gradients": gradient_bytes(self._gradients(wrapping), device)}
         others = list(key.pattern)
         if key.pattern:
             others.remove(key.shapes)
@@ -120,3 +132,7 @@ class Loop:
         if others:
             kinds["inputs of other forwards before the same backward"] = sum(map(input_bytes, others))
         return kinds | (self.watch.extra_bytes if self.watch is not None else {})
+
+    def _gradients(self, wrapping: Wrapping | None) -> list[torch.Tensor]:
+        """The gradients that are there, but those that are a part of what wraps the model."""
+        return [] if holds_gradients(wrapping) else gradients_there(self._model)

@@ -26,7 +26,7 @@ from graphopt.run.gradients import GradientSums
 from graphopt.run.loop import Loop
 from graphopt.run.make_plans import Make, at_least_the_smallest, making_in_pattern, making_one, making_several
 from graphopt.run.request import Request
-from graphopt.run.wrapping import Wrapping, bytes_of
+from graphopt.run.wrapping import Wrapping, bytes_of, is_sharded
 
 
 class Plans:
@@ -160,7 +160,8 @@ class Plans:
         kinds["reserve"] = request.reserve_bytes
         if self.wrapping is not None:
             kinds |= bytes_of(self.wrapping, self._model)
-        elif in_loop:
-            kinds |= self._loop.held_bytes(self.key, lambda shapes: self._input_bytes.get(shapes, 0), device)
+        if in_loop and not is_sharded(self._model):
+            others = self._input_bytes
+            kinds |= self._loop.held_bytes(self.key, lambda shapes: others.get(shapes, 0), device, self.wrapping)
         kinds["other"] = other_bytes(self._model, self.inputs, request.optimizer, device)
         return kinds

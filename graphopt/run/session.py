@@ -106,7 +106,7 @@ class Session:
             self._forget()
             warn_of_many_graphs()
         plans, call = self._plans, (args, kwargs)
-        plans.key = self.loop.begins(call, plans.sums_of, is_wrapped=plans.wrapping is not None)
+        plans.key = self.loop.begins(call, plans.sums_of, plans.wrapping)
         result = self._together(call, self._running)
         if plans.of_call is not None:
             self.loop.ends(plans.of_call, result)

@@ -118,8 +118,13 @@ class Watch:
         self._is_on_trial = self._is_confirmed = False
         heed_updates(model, self)
 
-    def begins(self, inputs: list[torch.Tensor], gradients: list[torch.Tensor], is_behind: bool) -> None:
-        """A forward begins, with these gradients there; behind others that wait it goes on with their step."""
+    def begins(
+        self, inputs: list[torch.Tensor], gradients: list[torch.Tensor], held_bytes: int, is_behind: bool
+    ) -> None:
+        """A forward begins, with these gradients there, and what wraps the model holding so many bytes.
+
+        Behind others that wait it goes on with their step.
+        """
         if is_behind and self._step is not None:
             self._look(Place.LOSS)
             return
@@ -128,7 +133,8 @@ class Watch:
         self._step = _Step(live_bytes, 0, 0, live_bytes)
         if self._device.type != "cuda":
             given_bytes = unique_storage_bytes(with_storage(inputs), self._device)
-            self._step.start_bytes = self._known.model_bytes() + given_bytes + gradient_bytes(gradients, self._device)
+            self._step.start_bytes = self._known.model_bytes() + given_bytes + held_bytes
+            self._step.start_bytes += gradient_bytes(gradients, self._device)
             self._step.state_bytes = self._known.state_bytes()
             self._step.held_bytes = self._known.held_output_bytes()
         self.look_away()

@@ -66,6 +66,11 @@ def bytes_of(wrapping: Wrapping, model: nn.Module) -> dict[str, int]:
     return {"FSDP2 shards": shards, "FSDP2 messages": max(gathered, scattered)}
 
 
+def holds_gradients(wrapping: Wrapping | None) -> bool:
+    """Whether the parameters' gradients are in what `bytes_of` counts: views of DDP's buckets."""
+    return dist.is_available() and isinstance(wrapping, DistributedDataParallel) and wrapping.gradient_as_bucket_view
+
+
 def check_unwrapped(model: nn.Module) -> None:
     """Raise UsageError where DDP or FSDP is in the model already."""
     if not dist.is_available():

@@ -125,6 +125,41 @@ def test_buckets_are_in_the_budget(views: bool) -> None:
         assert before <= budget_bytes
 
 
+def _accumulated(budget_bytes: int, options: dict[str, Any]) -> tuple[list[int], int, int]:
+    """Measured peaks of the micro-batches of three steps; a later one's by the profiler, and the plan's."""
+    inputs = batches(3)
+    model = graphopt.optimize(model_of(), budget_bytes)
+    ddp = DistributedDataParallel(model, **options)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    for _ in range(3):
+        for micro in range(3):
+            with ddp.no_sync() if micro < 2 else contextlib.nullcontext():
+                ddp(inputs[micro]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def another() -> None:
+        with ddp.no_sync():
+            ddp(inputs[0]).backward()
+
+    another()
+    views = options.get("gradient_as_bucket_view", False)
+    unseen = [torch.empty(0 if views else bucket_bytes(model), dtype=torch.uint8)]
+    unseen += [parameter.grad for parameter in ddp.parameters() if parameter.grad is not None]
+    peak = settled_peak_bytes(another, [*ddp.parameters(), *ddp.buffers(), inputs[0], *unseen])
+    return [step.measured_bytes for step in model.graphopt.history[:9]], peak, model.graphopt.plan.peak_bytes
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_gradients_that_stay_are_in_the_budget_and_measured(views: bool) -> None:
+    room = bucket_bytes(model_of()) * (1 if views else 2)
+    budget_bytes = least_bytes() + room
+    for history, measured, predicted in run_ranks(2, _accumulated, budget_bytes, {"gradient_as_bucket_view": views}):
+        assert len(history) == 9 and max(history) <= budget_bytes
+        assert measured <= predicted <= budget_bytes
+        assert abs(history[-1] - measured) <= 4096
+
+
 def _too_small(budget_bytes: int) -> tuple[str, int]:
     ddp = DistributedDataParallel(graphopt.optimize(model_of(), budget_bytes))
     try:
