@@ -194,7 +194,7 @@ def _compare(budget_bytes: int) -> dict[str, tuple[bool, int, int, bool]]:
     found = {}
     for name, (options, is_whole, accumulate) in CASES.items():
         eager = gradients_of(DistributedDataParallel(model_of(), **options), is_whole, accumulate)
-        model = graphopt.optimize(model_of(), budget_bytes, cost_model="roofline")
+        model = graphopt.optimize(model_of(), budget_bytes)
         mine = gradients_of(DistributedDataParallel(model, **options), is_whole, accumulate)
         is_same = len(eager) == len(mine) and all(map(torch.equal, eager, mine))
         plan = model.graphopt.plan
@@ -203,7 +203,8 @@ def _compare(budget_bytes: int) -> dict[str, tuple[bool, int, int, bool]]:
 
 
 def test_gradients_are_eager_ddps_bit_by_bit_in_one_recomputing_graph() -> None:
-    budget_bytes = least_bytes() + bucket_bytes(model_of())
+    # buckets, and the gradients that stay between micro-batches
+    budget_bytes = least_bytes() + 2 * bucket_bytes(model_of())
     for found in run_ranks(2, _compare, budget_bytes):
         for name, (is_same, graphs, recomputed, optimize_ddp) in found.items():
             assert is_same and graphs == 1 and recomputed, name
