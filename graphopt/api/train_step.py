@@ -85,15 +85,8 @@ def train_step(
     anything is raised on all. Where ranks train different things all of them raise UsageError, or PlanMismatchError
     for different programs; RankError where one dies, hangs or does not come.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"train_step() takes an nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UsageError(f"train_step() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if accumulate != "auto" and (isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1):
-        raise UsageError(f"accumulate: expected a whole number of at least 1, or 'auto', got {accumulate!r}")
     compress = Auto() if compress == "auto" else compress
-    if not isinstance(compress, (Compression, Auto, type(None))):
-        raise UsageError(f"compress: expected a method such as TopK(0.01), Auto(...), 'auto' or None, got {compress!r}")
+    _check_kinds(model, optimizer, accumulate, compress)
     options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress)
     ranks = ranks_of(group)
     args, kwargs = as_call(example_inputs, example_kwargs)
@@ -124,6 +117,18 @@ def train_step(
     if args or kwargs:
         step.plan_for(args, kwargs)
     return step
+
+
+def _check_kinds(model: object, optimizer: object, accumulate: object, compress: object) -> None:
+    """Raise UsageError where an argument is of another kind than it can be."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"train_step() takes an nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"train_step() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if accumulate != "auto" and (isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1):
+        raise UsageError(f"accumulate: expected a whole number of at least 1, or 'auto', got {accumulate!r}")
+    if not isinstance(compress, (Compression, Auto, type(None))):
+        raise UsageError(f"compress: expected a method such as TopK(0.01), Auto(...), 'auto' or None, got {compress!r}")
 
 
 def _check_update_in_backward(options: StepOptions, view: OptimizerView, ranks: Ranks | None) -> None:
