@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.autograd_function import plain_autograd_function
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.numbers import floats_stay_floats
 from graphopt.capture.recurrent import with_recurrent_layers
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.capture.true_strides import true_strides
@@ -27,7 +28,6 @@ from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_own_file
-from graphopt.passes.joint.specialize import plain
 from graphopt.problem.schedule import Schedule
 
 #: The schedule with which a captured graph is to run.
@@ -97,8 +97,6 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
 
     A graph that needs no gradient is run as it is.
     """
-    for size in _sizes(request.example_inputs):
-        plain(size)
     warn_of_wrong_upstream(request.module)
     with_recurrent_layers(request.module)
     reason = break_reason(request.module)
@@ -136,7 +134,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
-    with _dense_tangents(), _draws_kept(), true_strides(), plain_autograd_function():
+    with _dense_tangents(), _draws_kept(), true_strides(), floats_stay_floats(), plain_autograd_function():
         call: Callable[..., Any] = compiler(request.module, request.example_inputs)
     return CompiledGraph(call, halves[0] if halves else None, runnables)
 
@@ -178,12 +176,3 @@ def break_reason(module: fx.GraphModule) -> str:
     where = f" at {frame.filename}:{frame.lineno} in {frame.name}" if frame else ""
     return f"{str(reason.reason).splitlines()[0]}{where}"
 
-
-def _sizes(example_inputs: Sequence[Any]) -> list[Any]:
-    sizes: list[Any] = []
-    for item in example_inputs:
-        if isinstance(item, torch.Tensor):
-            sizes += [*item.shape, *(item.stride() if item.layout == torch.strided else ()), item.storage_offset()]
-        else:
-            sizes.append(item)
-    return sizes

@@ -15,6 +15,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, To
 from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
+from graphopt.capture.numbers import NUMBERS_ARE_INPUTS, static_sizes
 from graphopt.capture.recurrent import few_fakes
 from graphopt.capture.true_strides import true_strides
 from graphopt.graph.nodes import without_own_frames
@@ -63,6 +64,7 @@ def is_own_frame() -> bool:
 def dynamo_errors() -> Iterator[None]:
     """torch.compile without its silent ways back to eager, and with our errors as they are."""
     limits = {
+        **NUMBERS_ARE_INPUTS,
         "recompile_limit": _PLANS_PER_MODEL,
         "accumulated_recompile_limit": _PLANS_PER_MODEL,
         "fail_on_recompile_limit_hit": True,
@@ -79,7 +81,7 @@ def dynamo_errors() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    with torch._dynamo.config.patch(limits), true_strides(), few_fakes(), graphopt_errors():
+    with torch._dynamo.config.patch(limits), static_sizes(), true_strides(), few_fakes(), graphopt_errors():
         yield
 
 

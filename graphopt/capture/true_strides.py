@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphopt.cost_models.device_speed import at_hand
+from graphopt.graph.numbers import SYMBOLS
 from graphopt.kernels.layout import is_dense
 
 aten = torch.ops.aten
@@ -76,8 +77,7 @@ def _needs_no_trial(arguments: object) -> bool:
     leaves = pytree.tree_leaves(arguments)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     sizes = [size for tensor in tensors for size in (*tensor.shape, *tensor.stride())]
-    symbols = any(isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool)) for leaf in (*leaves, *sizes))
-    return symbols or all(t.is_contiguous() or not at_hand(t.device) for t in tensors)
+    return any(isinstance(size, SYMBOLS) for size in sizes) or all(t.is_contiguous() or not at_hand(t.device) for t in tensors)
 
 
 def _tried(op: OpOverload, args: Any, kwargs: Any) -> Any:
@@ -88,6 +88,8 @@ def _tried(op: OpOverload, args: Any, kwargs: Any) -> Any:
     for small in (None, 2, 1):
 
         def twin(leaf: Any, dimensions: int | None = small) -> Any:
+            if isinstance(leaf, SYMBOLS):
+                return leaf.node.hint
             return _twin(leaf, dimensions) if isinstance(leaf, torch.Tensor) else leaf
 
         with _disable_current_modes(), torch.no_grad():

@@ -23,6 +23,7 @@ from graphopt.base.errors import PlanMismatchError
 from graphopt.device.storages import storage_key
 from graphopt.emit.late_writers import check_settled
 from graphopt.graph.joint import is_tangent
+from graphopt.graph.numbers import SYMBOLS, is_number
 from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
 from graphopt.problem.schedule import Schedule
 
@@ -92,7 +93,9 @@ class Emitter:
 
     def halves(self, outputs: Sequence[Any], gradients: Sequence[Any]) -> Emitted:
         """What was written, finished."""
-        self.forward.graph.output((*outputs, *self.saved))
+        # autograd takes tensors first, and hands numbers over first
+        saved = sorted(self.saved, key=is_number)
+        self.forward.graph.output((*outputs, *saved))
         self.backward.graph.output(tuple(gradients))
         root = self.step.graph_module
         return Emitted(boxed(root, self.forward.graph), boxed(root, self.backward.graph))
@@ -191,7 +194,7 @@ class Emitter:
         elif half is self.backward and self.is_whole(node):
             half.made[node] = self.placeholder(node.name, self.forward.made[node], node.name)
         else:
-            # a view, made here because it is read here
+            # a view or a number, made here because it is read here
             half.made[node] = half.graph.node_copy(node, lambda source: self.node(half, source))
         return half.made[node]
 
@@ -208,9 +211,11 @@ class Emitter:
         return self.input(name, saved.meta)
 
     def input(self, name: str, meta: dict[str, Any]) -> fx.Node:
-        """A new input of the backward, in front of the tangents."""
+        """A new input of the backward, in front of the tangents; numbers stand in front of tensors."""
         graph = self.backward.graph
         anchor = self.first_tangent or next(iter(graph.nodes), None)
+        if isinstance(meta["val"], SYMBOLS):
+            anchor = next((node for node in graph.nodes if not is_number(node)), anchor)
         with graph.inserting_before(anchor):
             made = graph.placeholder(name)
         # generated code takes an input by its target, which must then be as unique as the name

@@ -24,6 +24,7 @@ from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
+from graphopt.capture.numbers import examples_of, fix_sizes
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
 from graphopt.emit.runnable import Runnable
@@ -166,17 +167,21 @@ class Session:
             assert this is not None
             return this._backend(module, inputs)
 
-        return torch.compile(own_frame(call), backend=backend, dynamic=False)
+        return torch.compile(own_frame(call), backend=backend)
 
     def _backend(self, module: fx.GraphModule, _inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
-        examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
+        fix_sizes(module)
         tracing = torch._guards.TracingContext.get()
+        examples = examples_of(module, tracing.fake_mode)
         kept, is_outermost = self.request.choice.kept, is_own_frame()
         tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
         graph = DynamoGraph(module, examples, tracing, ambient(), is_outermost, self._surroundings, tangents)
         self.graphs.append(graph)
         self._phase.on_new(graph)
+        if graph.reads_numbers and not graph.compiled:
+            # what tracing it asks of them is a guard only now
+            graph.study(self.request.choice, False)
         return graph
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:

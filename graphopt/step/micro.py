@@ -22,6 +22,7 @@ from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOu
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.dynamo import dynamo_errors, own_frame
+from graphopt.capture.numbers import examples_of, fix_sizes
 from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
@@ -133,7 +134,7 @@ class Micros:
             assert this is not None
             return this._backend(graph, inputs)
 
-        self._compiled = torch.compile(own_frame(module._call_impl), backend=backend, dynamic=False, fullgraph=True)
+        self._compiled = torch.compile(own_frame(module._call_impl), backend=backend, fullgraph=True)
 
     def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
         """The graph for these inputs, captured if it is new, and what goes into it.
@@ -163,6 +164,7 @@ class Micros:
             ) from error
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        fix_sizes(module)
         kept = _kept_inputs(module)
         key, micros = self._capture(_loss_alone(module), inputs), weakref.ref(self)
         loss = self._known[key].loss
@@ -184,7 +186,7 @@ class Micros:
             trained = {position: item for position, item in given.items() if self._trained(item)}
             return self._hand_over(joint, trained)
 
-        examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
+        examples = examples_of(module, torch._guards.TracingContext.get().fake_mode)
         captured = capture_only(CaptureRequest(module, examples, self._cost_model, "micro-batch", hand_over))
         if captured is None:
             raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")

@@ -11,13 +11,14 @@ from torch._guards import detect_fake_mode
 from graphopt.device.storages import storage_key
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_collective
+from graphopt.graph.numbers import is_constant, is_number, sizes_of
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroOption
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.rules import ANY_GRAPH, Still
 
 
 def sizes_are_numbers(joint: JointGraph) -> bool:
-    """No node but an unused input holds a symbolic size."""
+    """No node but an unused input holds a symbol that is a constant, and no tensor has a size that is not."""
     return not any(_is_symbolic(node) for node in joint.graph.nodes if node.op != "placeholder" or node.users)
 
 
@@ -112,7 +113,10 @@ RULES = (
 
 
 def _is_symbolic(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+    if is_number(node):
+        return is_constant(node)
+    sizes = [size for tensor in tensors_of(node) for size in sizes_of(tensor)]
+    return any(isinstance(size, torch.SymInt) and size.node.expr.free_symbols for size in sizes)
 
 
 def _kind(item: object) -> tuple[object, ...]:

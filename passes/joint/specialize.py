@@ -1,27 +1,33 @@
-"""Pass: symbolic sizes become the numbers of this capture."""
+"""Pass: what is a constant of this capture becomes one in the graph."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import fx
 
 from graphopt.graph.joint import JointGraph
+from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, plain, sizes_of
+from graphopt.graph.step_graph import tensors_of
 
 
 def specialize(joint: JointGraph) -> bool:
-    """Replace every node that holds a symbolic number by its value; True where one was replaced.
+    """Replace every node that holds a number which is constant by its value; True where one was replaced.
 
-    A plan is made for one set of shapes. Reading a symbol's value adds the guard that makes a new
-    shape a new capture. Placeholders stay, unused, so that the calling convention is kept.
+    A plan is made for one set of shapes, so that all sizes are constants: reading a symbol's value adds the guard that
+    makes a new one a new capture. Numbers that are no size, and that no guard ties to a value, stay as they are: they
+    may differ from call to call. Placeholders stay, unused, so that the calling convention is kept.
     """
+    for node in joint.graph.nodes:
+        for tensor in tensors_of(node):
+            for size in sizes_of(tensor):
+                plain(size)
     changed = False
     for node in list(joint.graph.nodes):
-        if node.op in ("call_function", "placeholder") and node.users and _is_symbol(node.meta.get("val")):
+        if node.op in ("call_function", "placeholder") and node.users and is_number(node) and is_constant(node):
             _replace_uses(node, plain(node.meta["val"]))
             changed = True
-        elif any(_is_symbol(item) for item in _literals(node)):
+        elif any(isinstance(item, SYMBOLS) for item in _literals(node)):
             node.args = _plain_literals(node.args)
             node.kwargs = _plain_literals(node.kwargs)
             changed = True
@@ -29,21 +35,6 @@ def specialize(joint: JointGraph) -> bool:
         joint.graph.eliminate_dead_code()
         joint.module.recompile()
     return changed
-
-
-def plain(number: Any) -> Any:
-    """The number that a symbol stands for in this capture, guarded; anything else as it is."""
-    if isinstance(number, torch.SymInt):
-        return int(number)
-    if isinstance(number, torch.SymFloat):
-        return float(number)
-    if isinstance(number, torch.SymBool):
-        return bool(number)
-    return number
-
-
-def _is_symbol(item: object) -> bool:
-    return isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _replace_uses(node: fx.Node, number: object) -> None:

@@ -1,0 +1,81 @@
+"""Python numbers that a model reads: what changed once is an input of the graph, sizes stay constants of it.
+
+Dynamo takes an int or a float for a constant until it sees another value, and for a symbol from then on
+(`automatic_dynamic_shapes`). It does the same with the sizes of tensors, which are planned for: these stay static
+here. torch would go on to replace floats by 0-d tensors (`tensorify_python_scalars`), which takes those that it knows
+no tensor variant for as constants again, and computes from sympy's expressions, which may round otherwise than Python.
+Here a symbol stays a Python number, which reaches the very ops that eager calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from torch import fx
+from torch._dynamo.variables import builder
+from torch._functorch._aot_autograd import graph_compile
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from graphopt.device.storages import tensors_in
+from graphopt.graph.numbers import plain, sizes_of
+
+#: Dynamo's settings under which numbers that changed, in attributes of modules too, are inputs.
+NUMBERS_ARE_INPUTS = {
+    "automatic_dynamic_shapes": True,
+    "automatic_dynamic_shapes_mark_as": "dynamic",
+    "assume_static_by_default": True,
+    "specialize_int": False,
+    "specialize_float": False,
+    "allow_unspec_int_on_nn_module": True,
+}
+
+
+@contextmanager
+def static_sizes() -> Iterator[None]:
+    """Let Dynamo take every size of a tensor for a constant, while numbers may change."""
+    before = builder._automatic_dynamic
+
+    def static(tensor: Any, tx: Any, source: Any, _static_shapes: bool, *rest: Any, **named: Any) -> Any:
+        return before(tensor, tx, source, True, *rest, **named)
+
+    with mock.patch.object(builder, before.__name__, static):
+        yield
+
+
+@contextmanager
+def floats_stay_floats() -> Iterator[None]:
+    """Let AOTAutograd leave numbers in the graph as they are."""
+    tensorify = graph_compile._apply_tensorify_python_scalars.__name__
+    with mock.patch.object(graph_compile, tensorify, lambda _module: None):
+        yield
+
+
+def fix_sizes(module: fx.GraphModule) -> None:
+    """Make every size in one of Dynamo's graphs a constant, guarded: a number that is one is planned for each value.
+
+    To be called while Dynamo compiles the graph, as guards that come later are not looked at.
+    """
+    for node in module.graph.nodes:
+        for tensor in tensors_in(node.meta.get("example_value")):
+            for size in sizes_of(tensor):
+                plain(size)
+
+
+def examples_of(module: fx.GraphModule, mode: FakeTensorMode) -> list[Any]:
+    """The inputs of one of Dynamo's graphs, without memory, as a backend may trace it in `mode`.
+
+    A float comes as a 0-d tensor that knows which symbol its item is, but to the mode of Dynamo's own tracing alone.
+    """
+    return [_known_to(mode, node.meta["example_value"]) for node in module.graph.find_nodes(op="placeholder")]
+
+
+def _known_to(mode: FakeTensorMode, example: Any) -> Any:
+    number = example.item_memo if isinstance(example, FakeTensor) else None
+    if number is None:
+        return example
+    known = mode.from_tensor(example)
+    known.item_memo = number
+    return known

@@ -1,0 +1,43 @@
+"""Numbers in a graph: those that may differ from call to call, and those that are constants of one capture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+#: Numbers as they are traced.
+SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def is_number(node: fx.Node) -> bool:
+    """True for a node that holds no tensor but a Python number.
+
+    It follows from inputs alone, takes no bytes of the device, and is computed wherever it is read.
+    """
+    return isinstance(node.meta.get("val"), SYMBOLS)
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Whether a guard ties the number that a node holds to its value, or it comes from data and must be a constant."""
+    symbol = node.meta["val"].node
+    return not symbol.has_hint() or not symbol.expr.free_symbols
+
+
+def plain(number: Any) -> Any:
+    """The number that a symbol stands for in this capture, guarded; anything else as it is."""
+    if isinstance(number, torch.SymInt):
+        return int(number)
+    if isinstance(number, torch.SymFloat):
+        return float(number)
+    if isinstance(number, torch.SymBool):
+        return bool(number)
+    return number
+
+
+def sizes_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Sizes, strides and offset of a tensor, as they are traced."""
+    if tensor.layout != torch.strided:
+        return tuple(tensor.shape)
+    return (*tensor.shape, *tensor.stride(), tensor.storage_offset())
