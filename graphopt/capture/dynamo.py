@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import warnings
@@ -11,17 +10,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
+from graphopt.capture.captures import code_being_captured
 from graphopt.capture.numbers import NUMBERS_ARE_INPUTS, static_sizes
 from graphopt.capture.recurrent import few_fakes
 from graphopt.capture.true_strides import true_strides
 from graphopt.graph.nodes import without_own_frames
 
-# Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds them.
-_PLANS_PER_MODEL = 1 << 16
+# Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds those
+# that are there at once; of those that there ever were nothing is left to bound.
+_NO_LIMIT = 1 << 62
 
 # What only logs must not break a graph in two; it is left out of what is captured, as Dynamo cannot move it out of
 # functions that it inlines.
@@ -52,12 +53,7 @@ def is_own_frame() -> bool:
     Where Dynamo gives up a frame (a break inside of a loop, a `try` or a generator), it runs it as it is and captures
     what it calls, each function for itself: a graph that ends without a break is then not all of the model.
     """
-    frame = inspect.currentframe()
-    while frame is not None and not (frame.f_code.co_name == "_compile" and "code" in frame.f_locals):
-        frame = frame.f_back
-    assert frame is not None, "torch's Dynamo no longer compiles in convert_frame._compile"
-    name: str = frame.f_locals["code"].co_name
-    return name.startswith(_OWN)
+    return code_being_captured().co_name.startswith(_OWN)
 
 
 @contextmanager
@@ -65,9 +61,8 @@ def dynamo_errors() -> Iterator[None]:
     """torch.compile without its silent ways back to eager, and with our errors as they are."""
     limits = {
         **NUMBERS_ARE_INPUTS,
-        "recompile_limit": _PLANS_PER_MODEL,
-        "accumulated_recompile_limit": _PLANS_PER_MODEL,
-        "fail_on_recompile_limit_hit": True,
+        "recompile_limit": _NO_LIMIT,
+        "accumulated_recompile_limit": _NO_LIMIT,
         "suppress_errors": False,
         # torch 2.11 would not look again at parameters of a module that has no new ones: freezing would go unnoticed
         "skip_tensor_guards_with_matching_dict_tags": False,
@@ -103,8 +98,6 @@ def graphopt_errors() -> Iterator[None]:
             raise inner from inner.__cause__
         said = without_own_frames(f"{type(inner).__name__}: {inner}")
         raise CaptureError(f"the captured graph could not be compiled: {said}") from error
-    except FailOnRecompileLimitHit as error:
-        raise CaptureError(f"the model was captured {_PLANS_PER_MODEL} times, for as many shapes: {error}") from error
     except TorchDynamoException as error:
         said = without_own_frames(str(error))
         raise CaptureError(f"torch.compile could not capture the model: {said}") from error

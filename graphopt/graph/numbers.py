@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 #: Numbers as they are traced.
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -19,10 +20,14 @@ def is_number(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), SYMBOLS)
 
 
-def is_constant(node: fx.Node) -> bool:
-    """Whether a guard ties the number that a node holds to its value, or it comes from data and must be a constant."""
-    symbol = node.meta["val"].node
-    return not symbol.has_hint() or not symbol.expr.free_symbols
+def is_constant(number: Any) -> bool:
+    """Whether a guard ties a number to its value, or it comes from data, and must be a constant to be planned for."""
+    if not isinstance(number, SYMBOLS) or not number.node.has_hint():
+        return True
+    hint = number.node.hint
+    if isinstance(hint, bool):
+        return statically_known_true(number if hint else torch.sym_not(number))
+    return statically_known_true(number == hint)
 
 
 def plain(number: Any) -> Any:

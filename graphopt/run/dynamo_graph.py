@@ -12,6 +12,7 @@ from torch import fx
 
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph
+from graphopt.capture.captures import Capture
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.graph.captured_graph import CapturedGraph, with_loss_bytes
 from graphopt.graph.joint import JointGraph
@@ -49,7 +50,7 @@ class DynamoGraph:
     """One of Dynamo's graphs, and its plans for the calls in which it is run.
 
     `example_inputs` are fake: the graph outlives the batch, and must not hold it. `tracing` and `ambient` are what
-    Dynamo knows of it, and the modes in which it met it; it `is_outermost` where it begins with the model's own call.
+    Dynamo knows of it, and the modes in which it met it, `capture` what it compiled for it; it `is_outermost` where it begins with the model's own call.
     `studies` are of the graph that returns its gradients and of
     that which adds them to those that are there; None where it needs no gradient.
     """
@@ -61,10 +62,13 @@ class DynamoGraph:
     is_outermost: bool
     around: Surroundings
     tangents: Tangents
+    capture: Capture
     name: str = "model"
     compiled: dict[CallKey, CompiledGraph] = field(default_factory=dict)
     studies: dict[bool, GraphStudy | None] = field(default_factory=dict)
     sums: GradientSums = field(default_factory=GradientSums)
+    #: The number of the model's call in which it was used last.
+    last_call: int = 0
     #: What a loss outside of the model takes, as far as it was measured.
     loss_bytes: int = 0
     #: Whether eager would round in its backward, were that inside of autocast; and whether that was said.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch._dynamo.utils import get_compilation_metrics
 
 from graphopt.capture.ambient import Ambient
+from graphopt.capture.captures import in_users_words
 from graphopt.run.dynamo_graph import DynamoGraph
 
 
@@ -55,8 +55,4 @@ def _reason_of_dynamo() -> str:
     reasons = [metrics.recompile_reason for metrics in get_compilation_metrics() if metrics.recompile_reason]
     if not reasons:
         return "TORCH_LOGS=recompiles shows why"
-    text = re.sub(r"^\d+/\d+: ", "", reasons[-1].splitlines()[0]).partition("  # ")[0].strip()
-    text = text.partition(". Guard failed on a parameter")[0]  # and what to set in Dynamo, where that means nothing
-    text = re.sub(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", r".\1", text)
-    text = text.replace("fn.__self__", "model").removesuffix(".")
-    return f"it is no longer so that {text}" if " == " in text else text
+    return in_users_words(reasons[-1])

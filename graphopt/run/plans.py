@@ -42,6 +42,8 @@ class Plans:
         self.wrapping: Wrapping | None = None
         self._model, self._request, self._loop = model, request, loop
         self._calls: dict[CallKey, CallPlan] = {}
+        #: Each graph's plan for such calls, which may come to others at the same shapes: numbers and flags decide.
+        self._with: dict[tuple[CallKey, DynamoGraph], CallPlan] = {}
         self._sequences: dict[object, tuple[DynamoGraph, ...]] = {}
         self._input_bytes: dict[object, int] = {}
 
@@ -59,6 +61,13 @@ class Plans:
         """How the graphs of calls with these shapes hand their gradients over."""
         return [graph.sums for graph in self._sequences.get(shapes, ())]
 
+    def comes_to(self, graph: DynamoGraph) -> None:
+        """The call that is being made runs this graph: its plan is one that has it, where there is such."""
+        call = self.of_call
+        if call is not None and graph not in call.graphs:
+            self._calls[self.key] = call = self._with.get((self.key, graph), call)
+            self._sequences[self.key.shapes] = call.graphs
+
     def is_used(self) -> None:
         """The call that is being made was run by its plan."""
         self.in_force = self.of_call or self.in_force
@@ -66,11 +75,23 @@ class Plans:
     def forget(self) -> None:
         """Forget what is planned: there is less room than was thought. Which graphs calls have stays known."""
         self._calls.clear()
+        self._with.clear()
+
+    def drop(self, graph: DynamoGraph) -> None:
+        """Forget what is planned with this graph."""
+        self._with = {key: call for key, call in self._with.items() if graph not in call.graphs}
+        self._calls = {key: call for key, call in self._calls.items() if graph not in call.graphs}
+        for (key, _), call in self._with.items():
+            self._calls.setdefault(key, call)
+        self._sequences = {shapes: graphs for shapes, graphs in self._sequences.items() if graph not in graphs}
+        for key, call in self._calls.items():
+            self._sequences.setdefault(key.shapes, call.graphs)
+        self._input_bytes = {shapes: size for shapes, size in self._input_bytes.items() if shapes in self._sequences}
 
     def forget_all(self) -> None:
         """Forget the graphs too."""
         self.in_force = None
-        for known in (self._calls, self._sequences, self._input_bytes):
+        for known in (self._calls, self._with, self._sequences, self._input_bytes):
             known.clear()
 
     def plan(
@@ -121,6 +142,7 @@ class Plans:
 
     def _now(self, call: CallPlan) -> None:
         self.in_force = self._calls[self.key] = call
+        self._with |= {(self.key, graph): call for graph in call.graphs}
         log_plan(call)
 
     def _make(self, sequence: Sequence[GraphStudy]) -> Make:

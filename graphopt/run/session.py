@@ -23,6 +23,7 @@ from torch import fx, nn
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
+from graphopt.capture.captures import Recaptures, this_capture
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
 from graphopt.capture.numbers import examples_of, fix_sizes
 from graphopt.device.ranks import ranks_of
@@ -43,8 +44,10 @@ from graphopt.run.request import Request
 from graphopt.run.tangents import Tangents
 from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
-#: Captures after which all of them are forgotten, as each holds code and fake tensors.
+#: Graphs that are kept, as each holds code and fake tensors: the least recently used go.
 MOST_GRAPHS = 256
+#: Captures after which Dynamo's part is made anew, which keeps a trace of each that was dropped.
+MOST_CAPTURES = 16 * MOST_GRAPHS
 
 
 class Session:
@@ -64,6 +67,8 @@ class Session:
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self._compiled = self._compile(model._call_impl)
         self._told_of_transforms = False
+        self._recaptures = Recaptures()
+        self._calls = self._captures = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
@@ -103,9 +108,7 @@ class Session:
             graph.forgets_tangents()
 
     def _train(self, *args: Any, **kwargs: Any) -> Any:
-        if len(self.graphs) >= MOST_GRAPHS:
-            self._forget()
-            warn_of_many_graphs()
+        self._bound_graphs()
         plans, call = self._plans, (args, kwargs)
         plans.key = self.loop.begins(call, plans.sums_of, plans.wrapping)
         result = self._together(call, self._running)
@@ -142,9 +145,22 @@ class Session:
         self._ranks = ranks_of(self.request.group or group_of(wrapping))
         self._forget()
 
+    def _bound_graphs(self) -> None:
+        """A call begins: drop what was not used for longest where there is too much, but nothing of the last call."""
+        if self._captures >= MOST_CAPTURES:
+            self._forget()
+        self._calls += 1
+        excess = len(self.graphs) - MOST_GRAPHS
+        if excess > 0:
+            idle = [graph for graph in self.graphs if graph.last_call < self._calls - 1]
+            for graph in sorted(idle, key=lambda graph: graph.last_call)[:excess]:
+                self.graphs.remove(graph)
+                self._plans.drop(graph)
+                graph.capture.drop()
+
     def _forget(self) -> None:
         """Forget all that is captured and planned; what is needed is made anew."""
-        self.graphs, self._example = [], None
+        self.graphs, self._example, self._captures = [], None, 0
         self._plans.forget_all()
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
@@ -161,22 +177,26 @@ class Session:
     def _compile(self, call: Callable[..., Any]) -> Callable[..., Any]:
         session = weakref.ref(self)
 
-        def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> DynamoGraph:
-            # Dynamo keeps every backend that there ever was: this one must not keep the model
+        def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            # Dynamo keeps every backend that there ever was, and code that calls graphs: they must not keep the model
             this = session()
             assert this is not None
-            return this._backend(module, inputs)
+            graph = weakref.ref(this._backend(module, inputs))
+            return lambda *args: _there(graph)(*args)
 
         return torch.compile(own_frame(call), backend=backend)
 
     def _backend(self, module: fx.GraphModule, _inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
+        self._captures += 1
+        self._recaptures.tell()
         fix_sizes(module)
         tracing = torch._guards.TracingContext.get()
         examples = examples_of(module, tracing.fake_mode)
         kept, is_outermost = self.request.choice.kept, is_own_frame()
         tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
-        graph = DynamoGraph(module, examples, tracing, ambient(), is_outermost, self._surroundings, tangents)
+        graph = DynamoGraph(module, examples, tracing, ambient(), is_outermost, self._surroundings, tangents, this_capture())
+        graph.last_call = self._calls
         self.graphs.append(graph)
         self._phase.on_new(graph)
         if graph.reads_numbers and not graph.compiled:
@@ -186,6 +206,9 @@ class Session:
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
         """One of Dynamo's graphs is called."""
+        graph.last_call = self._calls
+        if self._plans.key in graph.compiled:
+            self._plans.comes_to(graph)
         return self._phase.on_call(graph, args)
 
     def _together(self, call: Call, phase: Callable[[], Phase]) -> Any:
@@ -302,6 +325,12 @@ class Session:
         return self._plans.plan(sequence, device, ranks, in_loop=isinstance(self._phase, Running))
 
 
+def _there(graph: weakref.ref[DynamoGraph]) -> DynamoGraph:
+    found = graph()
+    assert found is not None, "a graph is called by the model that it is of, and not after it was dropped"
+    return found
+
+
 def _called_by(session: Callable[[], Session | None]) -> Callable[[DynamoGraph, tuple[Any, ...]], Any]:
     def call(graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
         this = session()
@@ -309,13 +338,3 @@ def _called_by(session: Callable[[], Session | None]) -> Callable[[DynamoGraph, 
         return this.on_call(graph, args)
 
     return call
-
-
-def warn_of_many_graphs() -> None:
-    """What changes at every call costs a capture each time."""
-    warnings.warn(
-        f"graphopt: the model was captured {MOST_GRAPHS} times, for as many shapes or Python numbers that its forward "
-        "reads (TORCH_LOGS=recompiles shows which); all are forgotten, and those in use are captured again. Pad to "
-        "fewer shapes, or keep a number that changes in a buffer",
-        stacklevel=3,
-    )

@@ -114,9 +114,8 @@ RULES = (
 
 def _is_symbolic(node: fx.Node) -> bool:
     if is_number(node):
-        return is_constant(node)
-    sizes = [size for tensor in tensors_of(node) for size in sizes_of(tensor)]
-    return any(isinstance(size, torch.SymInt) and size.node.expr.free_symbols for size in sizes)
+        return is_constant(node.meta["val"])
+    return not all(is_constant(size) for tensor in tensors_of(node) for size in sizes_of(tensor))
 
 
 def _kind(item: object) -> tuple[object, ...]:

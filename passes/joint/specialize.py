@@ -24,7 +24,7 @@ def specialize(joint: JointGraph) -> bool:
                 plain(size)
     changed = False
     for node in list(joint.graph.nodes):
-        if node.op in ("call_function", "placeholder") and node.users and is_number(node) and is_constant(node):
+        if node.op in ("call_function", "placeholder") and node.users and is_number(node) and is_constant(node.meta["val"]):
             _replace_uses(node, plain(node.meta["val"]))
             changed = True
         elif any(isinstance(item, SYMBOLS) for item in _literals(node)):

@@ -1,0 +1,101 @@
+"""What Dynamo captured: which compiled code of it belongs to a graph, how that is dropped, and why it captured anew."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import warnings
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+from types import CodeType
+
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo.guards import DeletedGuardManagerWrapper
+from torch._dynamo.utils import get_metrics_context
+from torch._guards import CompileContext, CompileId
+
+logger = logging.getLogger("graphopt")
+
+#: Captures for one and the same cause after which it is warned of.
+MANY = 8
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One compilation of Dynamo's: of which code, and which of those that there are of it."""
+
+    code: weakref.ref[CodeType]
+    compile_id: CompileId | None
+
+    def drop(self) -> None:
+        """Let Dynamo forget what it compiled; what it called is freed with it, and is captured anew where it comes."""
+        code = self.code()
+        for entry in _debug_get_cache_entry_list(code) if code is not None else ():
+            # as Dynamo does itself where an object is gone that it had compiled for
+            if entry.compile_id == self.compile_id and entry.guard_manager.extra_state is not None:
+                reason = DeletedGuardManagerWrapper("graphopt dropped the least recently used plan")
+                entry.guard_manager.extra_state.invalidate(entry, reason)
+
+
+def this_capture() -> Capture:
+    """Inside of a backend: the compilation that it is called for."""
+    return Capture(weakref.ref(code_being_captured()), CompileContext.current_compile_id())
+
+
+def code_being_captured() -> CodeType:
+    """Inside of a backend: the code that Dynamo compiles."""
+    frame = inspect.currentframe()
+    while frame is not None and not (frame.f_code.co_name == "_compile" and "code" in frame.f_locals):
+        frame = frame.f_back
+    assert frame is not None, "torch's Dynamo no longer compiles in convert_frame._compile"
+    code = frame.f_locals["code"]
+    assert isinstance(code, CodeType)
+    return code
+
+
+class Recaptures:
+    """Tells of every capture that follows an earlier one of the same code, and warns once of a frequent cause."""
+
+    def __init__(self) -> None:
+        self._times: Counter[str] = Counter()
+
+    def tell(self) -> None:
+        """Inside of a backend: log why this capture is made, where it is not the first."""
+        cause = cause_of_capture()
+        if not cause:
+            return
+        logger.info("captured anew, as %s", cause)
+        kind = re.sub(r"-?\d+(\.\d*)?(e[-+]?\d+)?", "#", cause)
+        self._times[kind] += 1
+        if self._times[kind] == MANY:
+            warnings.warn(
+                f"graphopt: the model was captured and planned anew {MANY} times for one cause, the last time as "
+                f"{cause}. Each takes as long as planning does. {_what_to_do(cause)}",
+                stacklevel=2,
+            )
+
+
+def cause_of_capture() -> str:
+    """Inside of a backend: which of Dynamo's guards failed, with the user's names; "" at the first capture."""
+    reason = get_metrics_context()._metrics.get("recompile_reason")
+    return in_users_words(reason) if reason else ""
+
+
+def in_users_words(reason: str) -> str:
+    """The guard that failed, as Dynamo gives it, with the names that the user knows."""
+    text = re.sub(r"^\d+/\d+: ", "", reason.splitlines()[0]).partition("  # ")[0].strip()
+    text = text.partition(". Guard failed on a parameter")[0]  # and what to set in Dynamo, where that means nothing
+    text = re.sub(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", r".\1", text)
+    text = text.replace("fn.__self__", "model").removesuffix(".")
+    return f"it is no longer so that {text}" if re.search(r" (==|!=|<|<=|>|>=) ", text) else text
+
+
+def _what_to_do(cause: str) -> str:
+    if "size mismatch" in cause:
+        return "Pad to fewer shapes"
+    return (
+        "A number that only enters arithmetic is an input of the plan, but one that a size or an `if` depends on is "
+        "planned for value by value: keep it in a tensor, or let it take fewer values"
+    )
