@@ -10,6 +10,7 @@ from torch import fx
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.base.units import parse_bytes
 from graphopt.capture.aot import CaptureRequest, break_reason, compile_graph
+from graphopt.capture.captures import warn_of_limit
 from graphopt.capture.numbers import fix_sizes
 from graphopt.capture.tangents import loss_alone
 from graphopt.graph.captured_graph import CapturedGraph
@@ -43,6 +44,7 @@ def graphopt_backend(
             f"the model breaks into several graphs ({break_reason(module)}); use graphopt.optimize(model, "
             "mem_budget=...), which divides the budget over them, or remove the break"
         )
+    warn_of_limit()
     fix_sizes(module)
     choice = Choice(
         given.get("planner", "auto"), given.get("cost_model", "auto"), plan_seconds=given.get("plan_seconds", 0.0)

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from types import CodeType
 
+import torch
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.guards import DeletedGuardManagerWrapper
 from torch._dynamo.utils import get_metrics_context
@@ -53,6 +54,21 @@ def code_being_captured() -> CodeType:
     code = frame.f_locals["code"]
     assert isinstance(code, CodeType)
     return code
+
+
+def warn_of_limit() -> None:
+    """Inside of a backend that others call: say so where torch.compile will capture no more, and run the rest as it is.
+
+    `torch._dynamo.config.recompile_limit` is its user's, whom Dynamo tells only in its log, and after the fact.
+    """
+    captured = 1 + len(_debug_get_cache_entry_list(code_being_captured()))
+    if captured == torch._dynamo.config.recompile_limit:
+        warnings.warn(
+            f"graphopt: torch.compile captured the model {captured} times, the last time as {cause_of_capture()}, and "
+            "will capture it no more: calls for which none of these graphs is right run in eager mode, with no plan. "
+            "Set torch._dynamo.config.recompile_limit higher, or use graphopt.optimize(), which has no such limit",
+            stacklevel=2,
+        )
 
 
 class Recaptures:

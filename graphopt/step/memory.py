@@ -25,7 +25,7 @@ from graphopt.plan.resident import other_bytes, resident_of_model
 from graphopt.plan.room import Room
 from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.plan import Plan
-from graphopt.step.micro import Learning
+from graphopt.step.micro import Learning, Micro
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, kept_table_bytes, tail_bytes
 
@@ -103,6 +103,11 @@ class StepMemory:
         self.plan_seconds += time.monotonic() - start
         self.planned.append(PlannedMicro(planned, resident, tail))
         return planned
+
+    def forget(self, micro: Micro) -> None:
+        """This graph is not kept."""
+        if micro.is_planned:
+            self.planned = [each for each in self.planned if each.planned is not micro.planned]
 
     def resident(self, learning: Sequence[torch.Tensor]) -> dict[str, int]:
         """Bytes by kind of what is there while a micro-batch runs, in which parameters `learning` get gradients."""

@@ -7,7 +7,6 @@ to the step's own graph, in which all micro-batches of a window stand.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,18 +20,19 @@ from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOu
 
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.aot import CaptureRequest, capture_only
+from graphopt.capture.captures import Capture, Recaptures, this_capture
 from graphopt.capture.dynamo import dynamo_errors, own_frame
 from graphopt.capture.numbers import examples_of, fix_sizes
 from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
-from graphopt.graph.nodes import source_line
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
 from graphopt.passes.joint import Passes
 from graphopt.plan.planned_graph import PlannedGraph
+from graphopt.step.dynamo_outputs import beside_loss, loss_alone
 
-#: Captures of one and the same graph after which something is wrong.
-_TOO_OFTEN = 8
+#: Graphs that are kept, as each holds code and fake tensors: the least recently used go.
+MOST_GRAPHS = 256
 
 #: Plans a captured micro-batch in which parameters get gradients: those returned, and those the graph uses up itself.
 Plan = Callable[[CapturedGraph, "Learning"], PlannedGraph]
@@ -116,16 +116,25 @@ class Micros:
     """The micro-batch graphs of one model, by what Dynamo guards on.
 
     `trained` tells which inputs are parameters to train; `hand_over` gives the passes that decide what
-    becomes of their gradients.
+    becomes of their gradients; `dropped` is told of graphs that are not kept.
     """
 
     def __init__(
-        self, module: nn.Module, cost_model: str, plan: Plan, trained: Callable[[object], bool], hand_over: HandOver
+        self,
+        module: nn.Module,
+        cost_model: str,
+        plan: Plan,
+        trained: Callable[[object], bool],
+        hand_over: HandOver,
+        dropped: Callable[[Micro], None],
     ) -> None:
         self._cost_model, self._plan, self._trained, self._hand_over = cost_model, plan, trained, hand_over
+        self._dropped = dropped
         self._called: MicroCall | None = None
+        #: The least recently used first.
         self._known: dict[object, Micro] = {}
-        self._again = 0
+        self._captures: dict[object, list[Capture]] = {}
+        self._recaptures = Recaptures()
         micros = weakref.ref(self)
 
         def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -150,7 +159,22 @@ class Micros:
                 "shows why"
             )
         call, self._called = self._called, None
+        self._bound()
         return call
+
+    def _note(self, key: object, capture: Capture) -> None:
+        """One graph may be captured for many states of the model, of which as many are kept as there are graphs."""
+        captures = self._captures.setdefault(key, [])
+        captures.append(capture)
+        if len(captures) > MOST_GRAPHS:
+            captures.pop(0).drop()
+
+    def _bound(self) -> None:
+        while len(self._known) > MOST_GRAPHS:
+            key = next(iter(self._known))
+            for capture in self._captures.pop(key):
+                capture.drop()
+            self._dropped(self._known.pop(key))
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
@@ -164,16 +188,19 @@ class Micros:
             ) from error
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        self._recaptures.tell()
         fix_sizes(module)
-        kept = _kept_inputs(module)
-        key, micros = self._capture(_loss_alone(module), inputs), weakref.ref(self)
+        beside = beside_loss(module)
+        key, micros = self._capture(loss_alone(module), inputs), weakref.ref(self)
+        self._note(key, this_capture())
         loss = self._known[key].loss
 
         def resolved(*flat: Any) -> tuple[Any, ...]:
             this = micros()
             assert this is not None
+            this._known[key] = this._known.pop(key)
             this._called = MicroCall(this._known[key], flat)
-            return (torch.zeros((), dtype=loss.dtype, device=loss.device), *(flat[i] for i in kept))
+            return (torch.zeros((), dtype=loss.dtype, device=loss.device), *beside(flat))
 
         return resolved
 
@@ -199,15 +226,6 @@ class Micros:
         if key not in self._known:
             learning = _learning(captured, inputs)
             self._known[key] = Micro(captured, lambda: self._plan(captured, learning))
-            return key
-        self._again += 1
-        if self._again == _TOO_OFTEN:
-            warnings.warn(
-                f"the model was captured {_TOO_OFTEN} times again, each time as the same graph: its forward reads "
-                "something that changes at every call, such as a Python counter (TORCH_LOGS=recompiles shows what); "
-                "make it a buffer, as capturing takes seconds",
-                stacklevel=2,
-            )
         return key
 
 
@@ -218,41 +236,6 @@ def _learning(captured: CapturedGraph, inputs: Sequence[Any]) -> Learning:
     roles = [node.meta[DESCRIPTOR] for node in joint.added]
     used = [role.index for role in roles if isinstance(role, (Accumulator, MicroState, MicroFirst))]
     return Learning(tuple(inputs[i] for i in returned), tuple(inputs[i] for i in dict.fromkeys(used)))
-
-
-def _kept_inputs(module: fx.GraphModule) -> list[int]:
-    """What Dynamo's graph returns beside the loss, as positions of inputs: buffers that the forward writes in place.
-
-    Raises UsageError for a loss that is no single number, CaptureError where a tensor that is computed leaves the step.
-    """
-    (returned,) = module.graph.output_node().args
-    assert isinstance(returned, (tuple, list))
-    values = [node.meta["example_value"] if isinstance(node, fx.Node) else None for node in returned]
-    loss = values[0]
-    if isinstance(loss, torch.Tensor) and loss.numel() == 0:
-        raise UsageError("the step has no loss: give loss_fn, or a model that returns its loss (or has it as .loss)")
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-        found = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(returned[0]).__name__
-        raise UsageError(f"the loss must be a single number to be differentiated, got {found}; reduce it with .mean()")
-    inputs = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
-    position = {id(value): i for i, value in enumerate(inputs)}
-    for node, value in zip(returned[1:], values[1:], strict=True):
-        if id(value) not in position:
-            where = source_line(node) if isinstance(node, fx.Node) else ""
-            raise CaptureError(
-                f"the model keeps a tensor that it computes{' at ' + where if where else ''} (in an attribute, a list "
-                "or a closure): a training step returns its loss alone, so remove it, or use graphopt.optimize()"
-            )
-    return [position[id(value)] for value in values[1:]]
-
-
-def _loss_alone(module: fx.GraphModule) -> fx.GraphModule:
-    """Dynamo's graph, returning nothing but the loss."""
-    (returned,) = module.graph.output_node().args
-    if len(returned) > 1:  # type: ignore[arg-type]
-        module.graph.output_node().args = ((returned[0],),)  # type: ignore[index]
-        module.recompile()
-    return module
 
 
 def _check_roles(joint: JointGraph) -> None:

@@ -43,7 +43,7 @@ from graphopt.run.loss_module import LossModule
 from graphopt.run.watch import MeasuredStep, trained_steps
 from graphopt.step.division import Accumulate, Division
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro import HandOver, Micro, MicroCall
+from graphopt.step.micro import MOST_GRAPHS, HandOver, Micro, MicroCall
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
@@ -107,6 +107,7 @@ class TrainStep:
         self.division = Division(module, memory, self._hand_over, *how, always_summed=exchange is not None)
         self._lockstep = Lockstep(exchange, self.division, self._settings) if exchange else None
         self._optimizer_settings = OptimizerSettings(memory.view)
+        #: The least recently used first.
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         memory.held = self._held
@@ -284,6 +285,9 @@ class TrainStep:
             window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
             run_passes(window, window_passes(groups, options.clip, options.loss_scale))
             self._windows[key] = window
+            if len(self._windows) > MOST_GRAPHS:
+                del self._windows[next(iter(self._windows))]
+        self._windows[key] = self._windows.pop(key)
         self._last, self._last_micros = self._windows[key], tuple(call.micro for call in calls)
         return self._last
 

@@ -7,7 +7,7 @@ with the gradients. It returns (loss, norm, found_inf, gradients); without passe
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,14 +50,25 @@ SCALE = Scaling("scale")
 
 def window_key(calls: Sequence[MicroCall]) -> tuple[object, ...]:
     """Equal for windows that one graph serves: the same micro-batch graphs, the same tensors shared among them."""
-    number: dict[int, int] = {}
-    pattern = tuple(number.setdefault(id(item), len(number)) for call in calls for item in call.flat)
+    number: dict[object, int] = {}
+    pattern = tuple(number.setdefault(identity, len(number)) for identity, _ in _given(calls))
     return (*(call.micro for call in calls), pattern)
 
 
 def given_tensors(calls: Sequence[MicroCall]) -> list[object]:
     """The distinct things that Dynamo hands to the micro-batches, in the order that `Given` counts."""
-    return list({id(item): item for call in calls for item in call.flat}.values())
+    return list(dict(_given(calls)).values())
+
+
+def _given(calls: Sequence[MicroCall]) -> Iterator[tuple[object, object]]:
+    for number, call in enumerate(calls):
+        for index, item in enumerate(call.flat):
+            yield _identity(item, number, index), item
+
+
+def _identity(item: object, number: int, index: int) -> object:
+    """A tensor is itself wherever it is handed over; a Python number may differ in the next step."""
+    return id(item) if isinstance(item, torch.Tensor) else (number, index)
 
 
 def build_window(
@@ -87,10 +98,10 @@ class _WindowWriter:
         self.module_names: dict[Micro, str] = {}
         self.accumulators: dict[str, fx.Node] = {}
         self.gradients: dict[str, fx.Node] = {}
-        self.given: dict[int, fx.Node] = {}
-        for number, item in enumerate(given_tensors(calls)):
+        self.given: dict[object, fx.Node] = {}
+        for number, (identity, item) in enumerate(dict(_given(calls)).items()):
             name = names.get(id(item), f"batch_{number}")
-            self.given[id(item)] = add_input(self.graph, as_name(name), Given(number, name))
+            self.given[identity] = add_input(self.graph, as_name(name), Given(number, name))
 
     def build(self) -> fx.GraphModule:
         weights = [add_input(self.graph, f"weight_{i}", Weight(i)) for i in range(len(self.calls))]
@@ -140,7 +151,7 @@ class _WindowWriter:
 
     def argument(self, role: object, call: MicroCall, number: int, tangent: fx.Node) -> object:
         if isinstance(role, PlainAOTInput):
-            return self.given[id(call.flat[role.idx])]
+            return self.given[_identity(call.flat[role.idx], number, role.idx)]
         if isinstance(role, TangentAOTInput):
             return tangent
         if isinstance(role, Accumulator):
