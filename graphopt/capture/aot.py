@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd import collect_metadata_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from graphopt.base.errors import GraphoptError
 from graphopt.capture.autograd_function import plain_autograd_function
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
-from graphopt.capture.numbers import floats_stay_floats
+from graphopt.capture.numbers import fix_numbers, floats_stay_floats, reads_numbers
 from graphopt.capture.recurrent import with_recurrent_layers
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.capture.true_strides import true_strides
@@ -29,6 +31,8 @@ from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_own_file
 from graphopt.problem.schedule import Schedule
+
+logger = logging.getLogger("graphopt")
 
 #: The schedule with which a captured graph is to run.
 Decide = Callable[[CapturedGraph], Schedule]
@@ -135,7 +139,18 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         keep_inference_input_mutations=True,
     )
     with _dense_tangents(), _draws_kept(), true_strides(), floats_stay_floats(), plain_autograd_function():
-        call: Callable[..., Any] = compiler(request.module, request.example_inputs)
+        try:
+            call: Callable[..., Any] = compiler(request.module, request.example_inputs)
+        except (_Captured, GraphoptError):
+            raise
+        except Exception as error:
+            if not reads_numbers(request.module):
+                raise
+            # torch has ops, or their derivatives, that take no symbol
+            logger.info("numbers are constants of this plan, as it cannot be traced otherwise: %s", error)
+            fix_numbers(request.module)
+            runnables.clear()
+            call = compiler(request.module, request.example_inputs)
     return CompiledGraph(call, halves[0] if halves else None, runnables)
 
 

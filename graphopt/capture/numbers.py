@@ -20,7 +20,7 @@ from torch._functorch._aot_autograd import graph_compile
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from graphopt.device.storages import tensors_in
-from graphopt.graph.numbers import plain, sizes_of
+from graphopt.graph.numbers import SYMBOLS, plain, replace_input, sizes_of
 
 #: Dynamo's settings under which numbers that changed, in attributes of modules too, are inputs.
 NUMBERS_ARE_INPUTS = {
@@ -62,6 +62,22 @@ def fix_sizes(module: fx.GraphModule) -> None:
         for tensor in tensors_in(node.meta.get("example_value")):
             for size in sizes_of(tensor):
                 plain(size)
+
+
+def reads_numbers(module: fx.GraphModule) -> bool:
+    """Whether Python numbers that may differ from call to call are in one of Dynamo's graphs."""
+    return any(isinstance(node.meta.get("example_value"), SYMBOLS) and node.users for node in module.graph.nodes)
+
+
+def fix_numbers(module: fx.GraphModule) -> None:
+    """Make every number in one of Dynamo's graphs a constant, guarded; to be called as `fix_sizes`."""
+    for node in list(module.graph.nodes):
+        number = node.meta.get("example_value")
+        if isinstance(number, SYMBOLS):
+            for user in list(node.users):
+                replace_input(user, node, plain(number))
+    module.graph.eliminate_dead_code()
+    module.recompile()
 
 
 def examples_of(module: fx.GraphModule, mode: FakeTensorMode) -> list[Any]:

@@ -46,3 +46,13 @@ def sizes_of(tensor: torch.Tensor) -> tuple[Any, ...]:
     if tensor.layout != torch.strided:
         return tuple(tensor.shape)
     return (*tensor.shape, *tensor.stride(), tensor.storage_offset())
+
+
+def replace_input(user: fx.Node, node: fx.Node, number: object) -> None:
+    """Let `user` read a number where it reads `node`."""
+
+    def swap(source: fx.Node) -> Any:
+        return number if source is node else source
+
+    user.args = fx.node.map_arg(user.args, swap)
+    user.kwargs = fx.node.map_arg(user.kwargs, swap)

@@ -16,7 +16,6 @@ from graphopt.capture.captures import Capture
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.graph.captured_graph import CapturedGraph, with_loss_bytes
 from graphopt.graph.joint import JointGraph
-from graphopt.graph.numbers import SYMBOLS
 from graphopt.passes.joint import RETURN_GRADIENTS, Passes, add_gradients
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy, studied
@@ -82,12 +81,6 @@ class DynamoGraph:
     def is_whole_model(self) -> bool:
         """Whether Dynamo came to the end of the model in it; it may still not be the only graph of a call."""
         return self.is_outermost and not break_reason(self.module)
-
-    @property
-    def reads_numbers(self) -> bool:
-        """Whether Python numbers that may differ from call to call are among its inputs."""
-        nodes = self.module.graph.nodes
-        return any(isinstance(node.meta.get("example_value"), SYMBOLS) for node in nodes)
 
     def study(self, choice: Choice, adds: bool) -> GraphStudy | None:
         """The joint graph, captured where it was not yet; None where the graph needs no gradient."""

@@ -25,7 +25,7 @@ from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
 from graphopt.capture.captures import Recaptures, this_capture
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
-from graphopt.capture.numbers import examples_of, fix_sizes
+from graphopt.capture.numbers import examples_of, fix_sizes, reads_numbers
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
 from graphopt.emit.runnable import Runnable
@@ -199,7 +199,7 @@ class Session:
         graph.last_call = self._calls
         self.graphs.append(graph)
         self._phase.on_new(graph)
-        if graph.reads_numbers and not graph.compiled:
+        if reads_numbers(module) and not graph.compiled:
             # what tracing it asks of them is a guard only now
             graph.study(self.request.choice, False)
         return graph

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import fx
 
 from graphopt.graph.joint import JointGraph
-from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, plain, sizes_of
+from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, plain, replace_input, sizes_of
 from graphopt.graph.step_graph import tensors_of
 
 
@@ -25,7 +25,8 @@ def specialize(joint: JointGraph) -> bool:
     changed = False
     for node in list(joint.graph.nodes):
         if node.op in ("call_function", "placeholder") and node.users and is_number(node) and is_constant(node.meta["val"]):
-            _replace_uses(node, plain(node.meta["val"]))
+            for user in list(node.users):
+                replace_input(user, node, plain(node.meta["val"]))
             changed = True
         elif any(isinstance(item, SYMBOLS) for item in _literals(node)):
             node.args = _plain_literals(node.args)
@@ -35,15 +36,6 @@ def specialize(joint: JointGraph) -> bool:
         joint.graph.eliminate_dead_code()
         joint.module.recompile()
     return changed
-
-
-def _replace_uses(node: fx.Node, number: object) -> None:
-    def swap(source: fx.Node) -> Any:
-        return number if source is node else source
-
-    for user in list(node.users):
-        user.args = fx.node.map_arg(user.args, swap)
-        user.kwargs = fx.node.map_arg(user.kwargs, swap)
 
 
 def _literals(node: fx.Node) -> list[Any]:
