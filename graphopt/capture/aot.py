@@ -190,4 +190,3 @@ def break_reason(module: fx.GraphModule) -> str:
     frame = users[-1] if users else None
     where = f" at {frame.filename}:{frame.lineno} in {frame.name}" if frame else ""
     return f"{str(reason.reason).splitlines()[0]}{where}"
-

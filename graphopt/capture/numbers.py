@@ -17,6 +17,7 @@ from unittest import mock
 from torch import fx
 from torch._dynamo.variables import builder
 from torch._functorch._aot_autograd import graph_compile
+from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from graphopt.device.storages import tensors_in
@@ -80,11 +81,14 @@ def fix_numbers(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def examples_of(module: fx.GraphModule, mode: FakeTensorMode) -> list[Any]:
-    """The inputs of one of Dynamo's graphs, without memory, as a backend may trace it in `mode`.
+def examples_of(module: fx.GraphModule) -> list[Any]:
+    """Inside of a backend: the inputs of its graph, without memory.
 
-    A float comes as a 0-d tensor that knows which symbol its item is, but to the mode of Dynamo's own tracing alone.
+    A float comes as a 0-d tensor that knows which symbol its item is, but to the mode of Dynamo's own tracing alone:
+    the one that AOTAutograd traces in must be told.
     """
+    mode = TracingContext.get().fake_mode
+    assert mode is not None
     return [_known_to(mode, node.meta["example_value"]) for node in module.graph.find_nodes(op="placeholder")]
 
 

@@ -77,7 +77,9 @@ def _needs_no_trial(arguments: object) -> bool:
     leaves = pytree.tree_leaves(arguments)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     sizes = [size for tensor in tensors for size in (*tensor.shape, *tensor.stride())]
-    return any(isinstance(size, SYMBOLS) for size in sizes) or all(t.is_contiguous() or not at_hand(t.device) for t in tensors)
+    return any(isinstance(size, SYMBOLS) for size in sizes) or all(
+        t.is_contiguous() or not at_hand(t.device) for t in tensors
+    )
 
 
 def _tried(op: OpOverload, args: Any, kwargs: Any) -> Any:

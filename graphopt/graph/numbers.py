@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -25,9 +25,9 @@ def is_constant(number: Any) -> bool:
     if not isinstance(number, SYMBOLS) or not number.node.has_hint():
         return True
     hint = number.node.hint
-    if isinstance(hint, bool):
-        return statically_known_true(number if hint else torch.sym_not(number))
-    return statically_known_true(number == hint)
+    if isinstance(number, torch.SymBool):
+        return statically_known_true(number if hint else cast(torch.SymBool, torch.sym_not(number)))
+    return statically_known_true(cast(torch.SymBool, number == hint))
 
 
 def plain(number: Any) -> Any:

@@ -49,9 +49,9 @@ class DynamoGraph:
     """One of Dynamo's graphs, and its plans for the calls in which it is run.
 
     `example_inputs` are fake: the graph outlives the batch, and must not hold it. `tracing` and `ambient` are what
-    Dynamo knows of it, and the modes in which it met it, `capture` what it compiled for it; it `is_outermost` where it begins with the model's own call.
-    `studies` are of the graph that returns its gradients and of
-    that which adds them to those that are there; None where it needs no gradient.
+    Dynamo knows of it, and the modes in which it met it, `capture` what it compiled for it; it `is_outermost` where it
+    begins with the model's own call. `studies` are of the graph that returns its gradients and of that which adds them
+    to those that are there; None where it needs no gradient.
     """
 
     module: fx.GraphModule
@@ -68,6 +68,8 @@ class DynamoGraph:
     sums: GradientSums = field(default_factory=GradientSums)
     #: The number of the model's call in which it was used last.
     last_call: int = 0
+    #: What was asked of numbers while Dynamo met it; later it would not look at it.
+    guards: int | None = None
     #: What a loss outside of the model takes, as far as it was measured.
     loss_bytes: int = 0
     #: Whether eager would round in its backward, were that inside of autocast; and whether that was said.
@@ -81,6 +83,10 @@ class DynamoGraph:
     def is_whole_model(self) -> bool:
         """Whether Dynamo came to the end of the model in it; it may still not be the only graph of a call."""
         return self.is_outermost and not break_reason(self.module)
+
+    def is_met(self) -> None:
+        """Dynamo has met it: from now on nothing more can be asked of the numbers that it reads."""
+        self.guards = self._count_guards()
 
     def study(self, choice: Choice, adds: bool) -> GraphStudy | None:
         """The joint graph, captured where it was not yet; None where the graph needs no gradient."""
@@ -173,12 +179,16 @@ class DynamoGraph:
             self.warned_of_rounding = True
             warn_of_rounding()
 
+    def _count_guards(self) -> int:
+        return len(self.tracing.fake_mode.shape_env.guards)
+
     @contextmanager
     def _as_met(self) -> Iterator[None]:
         """Inside, all is as when Dynamo met the graph; its backward is captured without autocast, as it should run."""
         without_autocast = torch._functorch.config.patch(backward_pass_autocast="off")
         with torch._guards.tracing(self.tracing), self.ambient.restored(), without_autocast:
             yield
+        assert self.guards in (None, self._count_guards()), "a capture asked of a number what Dynamo does not guard"
 
     def _request(self, cost_model: str, adds: bool) -> CaptureRequest:
         slots: list[ParameterSlot] = []

@@ -192,16 +192,18 @@ class Session:
         self._recaptures.tell()
         fix_sizes(module)
         tracing = torch._guards.TracingContext.get()
-        examples = examples_of(module, tracing.fake_mode)
         kept, is_outermost = self.request.choice.kept, is_own_frame()
         tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
-        graph = DynamoGraph(module, examples, tracing, ambient(), is_outermost, self._surroundings, tangents, this_capture())
+        graph = DynamoGraph(
+            module, examples_of(module), tracing, ambient(), is_outermost, self._surroundings, tangents, this_capture()
+        )
         graph.last_call = self._calls
         self.graphs.append(graph)
         self._phase.on_new(graph)
         if reads_numbers(module) and not graph.compiled:
             # what tracing it asks of them is a guard only now
             graph.study(self.request.choice, False)
+        graph.is_met()
         return graph
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:

@@ -84,7 +84,8 @@ def _alone(module: fx.GraphModule, wanted: Sequence[fx.Node]) -> Callable[..., t
     """A graph that takes the same inputs, and computes nothing but the wanted nodes."""
     if not wanted:
         return lambda *_: ()
-    graph, made = fx.Graph(), {}
+    graph = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
     needed, waiting = set(wanted), list(wanted)
     while waiting:
         new = set(waiting.pop().all_input_nodes) - needed

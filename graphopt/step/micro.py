@@ -213,7 +213,7 @@ class Micros:
             trained = {position: item for position, item in given.items() if self._trained(item)}
             return self._hand_over(joint, trained)
 
-        examples = examples_of(module, torch._guards.TracingContext.get().fake_mode)
+        examples = examples_of(module)
         captured = capture_only(CaptureRequest(module, examples, self._cost_model, "micro-batch", hand_over))
         if captured is None:
             raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")

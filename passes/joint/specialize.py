@@ -24,7 +24,12 @@ def specialize(joint: JointGraph) -> bool:
                 plain(size)
     changed = False
     for node in list(joint.graph.nodes):
-        if node.op in ("call_function", "placeholder") and node.users and is_number(node) and is_constant(node.meta["val"]):
+        if (
+            node.op in ("call_function", "placeholder")
+            and node.users
+            and is_number(node)
+            and is_constant(node.meta["val"])
+        ):
             for user in list(node.users):
                 replace_input(user, node, plain(node.meta["val"]))
             changed = True
