@@ -42,15 +42,14 @@ def static_sizes() -> Iterator[None]:
     def static(tensor: Any, tx: Any, source: Any, _static_shapes: bool, *rest: Any, **named: Any) -> Any:
         return before(tensor, tx, source, True, *rest, **named)
 
-    with mock.patch.object(builder, before.__name__, static):
+    with mock.patch.object(builder, "_automatic_dynamic", static):
         yield
 
 
 @contextmanager
 def floats_stay_floats() -> Iterator[None]:
     """Let AOTAutograd leave numbers in the graph as they are."""
-    tensorify = graph_compile._apply_tensorify_python_scalars.__name__
-    with mock.patch.object(graph_compile, tensorify, lambda _module: None):
+    with mock.patch.object(graph_compile, "_apply_tensorify_python_scalars", lambda _module: None):
         yield
 
 

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
 
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.graph.nodes import source_line
-from graphopt.graph.numbers import SYMBOLS
 
 #: Gives what stands beside the loss, from the graph's inputs.
 BesideLoss = Callable[[Sequence[Any]], list[Any]]
@@ -67,12 +65,11 @@ def _check_loss(returned: object) -> None:
 
 
 def _computed_from_numbers(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that follow from Python numbers alone; of a float the input is a 0-d tensor."""
+    """Nodes that follow from Python numbers alone; of a float the input is a 0-d tensor, which its user has not."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        value = node.meta.get("example_value")
         if node.op == "placeholder":
-            is_known = isinstance(value, SYMBOLS) or (isinstance(value, FakeTensor) and value.item_memo is not None)
+            is_known = not node.meta["grapharg"].is_tensor
         else:
             is_known = bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
         if is_known:

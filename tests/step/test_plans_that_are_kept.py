@@ -58,7 +58,7 @@ def test_what_stands_beside_a_loss_is_computed_from_numbers_alone() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.layer, self.n, self.t = nn.Linear(8, 8), 1, 0.5
-            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.n, self.t = self.n + 2, self.t * 0.5
@@ -83,3 +83,4 @@ def test_what_stands_beside_a_loss_is_computed_from_numbers_alone() -> None:
         with dynamo_errors():
             compiled(x)
     assert sorted(found[-1]) == sorted([7, 0.0625])
+    assert model.seen == 3
