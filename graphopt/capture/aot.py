@@ -150,6 +150,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
             logger.info("numbers are constants of this plan, as it cannot be traced otherwise: %s", error)
             fix_numbers(request.module)
             runnables.clear()
+            halves.clear()
             call = compiler(request.module, request.example_inputs)
     return CompiledGraph(call, halves[0] if halves else None, runnables)
 

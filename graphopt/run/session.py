@@ -44,7 +44,8 @@ from graphopt.run.request import Request
 from graphopt.run.tangents import Tangents
 from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
-#: Graphs that are kept, as each holds code and fake tensors: the least recently used go.
+#: Graphs that are kept, as each holds code and fake tensors: the least recently used go. One of a TransformerEncoder of
+#: 12 layers takes 21 MiB of host memory.
 MOST_GRAPHS = 256
 #: Captures after which Dynamo's part is made anew, which keeps a trace of each that was dropped.
 MOST_CAPTURES = 16 * MOST_GRAPHS
