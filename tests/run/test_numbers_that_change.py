@@ -456,3 +456,21 @@ def test_training_goes_on_after_any_number_of_captures(monkeypatch: pytest.Monke
                 trained(each, lambda each, x=x: each(x))
             assert same_gradients(model, eager)
             assert len(model.graphopt.session.graphs) <= 3
+
+
+def test_the_number_of_tokens_that_a_trainer_hands_to_a_transformer_is_an_input(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 100, "bos_token_id": 0, "eos_token_id": 0}
+    chances = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_positions=64, **sizes, **chances)).train()
+    eager, x = copy.deepcopy(model), torch.randint(0, 100, (2, 16))
+    optimized(model)
+    with plannings(caplog) as made:
+        for tokens in range(20, 25):
+            for each in (model, eager):
+                each.zero_grad()
+                trained(each, lambda each, n=tokens: each(input_ids=x, labels=x, num_items_in_batch=n).loss)
+            assert same_gradients(model, eager)
+        assert made() == 2
