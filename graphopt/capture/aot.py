@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch._aot_autograd import collect_metadata_analysis
+from torch._functorch._aot_autograd import collect_metadata_analysis, input_output_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.autograd_function import plain_autograd_function
@@ -155,7 +155,7 @@ def _dense_tangents() -> Iterator[None]:
 
     It expects the strides of the outputs. Of outputs that are views into a larger tensor (`chunk`) it would copy every
     tangent, with the gaps between its rows, while all of the originals are still there; and it takes tangents of two
-    views of one tensor for views of one tangent.
+    views of one tensor for views of one tangent, and that of an input that is written for the input's own memory.
     """
     before = collect_metadata_analysis.coerce_tangent_and_suggest_memory_format
 
@@ -164,7 +164,9 @@ def _dense_tangents() -> Iterator[None]:
         # preserve_format: the strides of a dense output stay, of others their order
         return before(torch.empty_like(tangent) if plain and tangent.layout == torch.strided else tangent)
 
-    with mock.patch.object(collect_metadata_analysis, before.__name__, expected):
+    with ExitStack() as patches:
+        for module in (collect_metadata_analysis, input_output_analysis):
+            patches.enter_context(mock.patch.object(module, before.__name__, expected))
         yield
 
 

@@ -26,6 +26,7 @@ from graphopt.capture.aot import break_reason
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
+from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.agreement import give_up
 from graphopt.plan.graph_study import GraphStudy
@@ -36,6 +37,7 @@ from graphopt.run.dynamo_graph import DynamoGraph
 from graphopt.run.example_differs import Example
 from graphopt.run.loop import Loop
 from graphopt.run.loss_module import users_model
+from graphopt.run.meeting_graphs import fake_inputs
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.plans import Plans
 from graphopt.run.request import Request
@@ -168,10 +170,10 @@ class Session:
 
         return torch.compile(own_frame(call), backend=backend, dynamic=False)
 
-    def _backend(self, module: fx.GraphModule, _inputs: Sequence[Any]) -> DynamoGraph:
+    def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
-        examples = [node.meta["example_value"] for node in module.graph.find_nodes(op="placeholder")]
         tracing = torch._guards.TracingContext.get()
+        examples = fake_inputs(module, inputs, tracing.fake_mode)
         kept, is_outermost = self.request.choice.kept, is_own_frame()
         tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
         graph = DynamoGraph(module, examples, tracing, ambient(), is_outermost, self._surroundings, tangents)
@@ -252,8 +254,11 @@ class Session:
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
         """Run the model once without gradients to collect its graphs, then plan all of them."""
-        restore(self.model, before)
         interrupted, meeting = self._phase, Meeting()
+        interrupted.written.put_back()
+        restore(self.model, before)
+        # code between graphs may write them too
+        meeting.written.keep(tensors_in(call))
         self._phase = meeting
         try:
             self._attempt(call)
@@ -267,6 +272,7 @@ class Session:
             ) from error
         finally:
             self._phase = interrupted
+            meeting.written.put_back()
             restore(self.model, before)
         with graphopt_errors():
             self._plan_together(meeting.met)
