@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.autograd_function import plain_autograd_function
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.masked_writes import with_masked_writes
 from graphopt.capture.recurrent import with_recurrent_layers
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.capture.true_strides import true_strides
@@ -101,6 +102,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         plain(size)
     warn_of_wrong_upstream(request.module)
     with_recurrent_layers(request.module)
+    with_masked_writes(request.module)
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
     halves: list[Emitted] = []

@@ -48,7 +48,7 @@ def called(call: Callable[[], Any]) -> tuple[Outcome, Any]:
 
 @dataclass(eq=False)
 class Meeting:
-    """Graphs are run without gradients, only to meet all of them: `met` has them in order, one may come twice."""
+    """Graphs are run with nothing kept, only to meet all of them: `met` has them in order, one may come twice."""
 
     met: list[DynamoGraph] = field(default_factory=list)
     written: WrittenInputs = field(default_factory=WrittenInputs)
@@ -57,7 +57,7 @@ class Meeting:
         """It waits for the others."""
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
-        """Note that it is called, and run it without gradients."""
+        """Note that it is called, and run it with nothing kept for a backward."""
         self.met.append(graph)
         self.written.keep([args[position] for position in graph.writes])
         return graph.run_only_to_meet(args)

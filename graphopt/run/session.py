@@ -1,7 +1,7 @@
 """Session: what `optimize()` puts in front of a model's forward.
 
 A training call goes through torch.compile with our backend. A model that is captured whole is
-planned right there. One that breaks into several graphs is first run once without gradients, only
+planned right there. One that breaks into several graphs is first run once with nothing kept, only
 to meet all of its graphs; then the budget is divided, and the call starts anew.
 
 Of several processes that train the model together, each comes to its first capture in the same call:
@@ -253,7 +253,7 @@ class Session:
         self.loop.look_away()
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
-        """Run the model once without gradients to collect its graphs, then plan all of them."""
+        """Run the model once with nothing kept to collect its graphs, then plan all of them."""
         interrupted, meeting = self._phase, Meeting()
         interrupted.written.put_back()
         restore(self.model, before)
@@ -266,7 +266,7 @@ class Session:
             raise
         except Exception as error:
             raise CaptureError(
-                f"the model breaks into several graphs, and could not be run once without gradients to meet them: "
+                f"the model breaks into several graphs, and could not be run once to meet them: "
                 f"{type(error).__name__}: {error}. A model that differentiates inside of its forward (autograd.grad, "
                 "backward) cannot be planned, as graphopt does no second derivatives"
             ) from error
