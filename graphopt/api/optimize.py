@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -96,8 +97,23 @@ def _in_front_of(model: nn.Module, session: Session) -> nn.Module:
     """The model, whose calls go through the session from now on."""
     handle = Optimized(model, session)
     model._compiled_call_impl = session
+    model.compile = MethodType(_refuse_to_compile, model)  # type: ignore[method-assign]
     model.graphopt = handle  # type: ignore[assignment]
     return model
+
+
+def _refuse_to_compile(model: nn.Module, *args: Any, **options: Any) -> None:
+    """`model.compile()`, which would put itself in front of the model in place of its session."""
+    if isinstance(getattr(model, "graphopt", None), Optimized):
+        raise UsageError(
+            "compile() would take away the plan of a model that graphopt has optimized: drop it, as optimize() compiles "
+            "the model itself; to train it without a plan, model.graphopt.restore()"
+        )
+    type(model).compile(model, *args, **options)  # a copy of an optimized model is a plain one
+
+
+# bound methods are pickled by their names
+_refuse_to_compile.__name__ = "compile"
 
 
 def plan_model(

@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.capture.autograd_function import plain_autograd_function
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.effect_tokens import without_tokens
 from graphopt.capture.masked_writes import with_masked_writes
 from graphopt.capture.recurrent import with_recurrent_layers
+from graphopt.capture.regions import with_regions_inlined
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.capture.true_strides import true_strides
 from graphopt.capture.wrong_upstream import warn_of_wrong_upstream
@@ -26,7 +28,6 @@ from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_own_file
 from graphopt.passes.joint.specialize import plain
 from graphopt.problem.schedule import Schedule
@@ -101,6 +102,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     for size in _sizes(request.example_inputs):
         plain(size)
     warn_of_wrong_upstream(request.module)
+    with_regions_inlined(request.module)
     with_recurrent_layers(request.module)
     with_masked_writes(request.module)
     reason = break_reason(request.module)
@@ -108,11 +110,13 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     halves: list[Emitted] = []
 
     def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
-        static = list(known.get("static_lifetime_input_indices") or ())
+        graph, tokens = without_tokens(joint, num_fwd_outputs)
+        static = [i - tokens.forward for i in known.get("static_lifetime_input_indices") or ()]
         options = (request.cost_model, request.name, reason, request.hand_over, request.tangents)
-        captured = capture_graph(JointGraph(joint, num_fwd_outputs), static, *options)
+        captured = capture_graph(graph, static, *options)
         schedule, whole = decide(captured), captured.whole
         halves.append(emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule))
+        tokens.put_back(halves[-1].forward, halves[-1].backward, halves[-1].whole_backward)
         # AOTAutograd takes from it which inputs have a gradient at all
         return halves[-1].forward, halves[-1].whole_backward or halves[-1].backward
 

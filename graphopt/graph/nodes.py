@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from graphopt.device.storages import planned_bytes, same_device, storage_key
-from graphopt.graph.roles import RUN_ONCE
+from graphopt.graph.roles import EFFECT, RUN_ONCE
 from graphopt.graph.step_graph import tensors_of
 
 aten = torch.ops.aten
@@ -136,6 +136,8 @@ def may_run_again(node: fx.Node, mutated_inputs: set[int], home: Mapping[fx.Node
 
 def has_effect(node: fx.Node) -> bool:
     """An op that must run once and only once: it writes, communicates, checks or prints."""
+    if node.meta.get(EFFECT):
+        return True
     if not isinstance(node.target, torch._ops.OpOverload):
         return not callable(node.target) or not tensors_of(node)
     return node.target._schema.is_mutable or not tensors_of(node) or is_collective(node)

@@ -33,6 +33,7 @@ from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.schedule import Schedule
 from graphopt.run.call_key import Call, CallKey, shapes_of
 from graphopt.run.call_plan import CallPlan
+from graphopt.run.compiled_from_outside import refuse_compiles_from_outside
 from graphopt.run.dynamo_graph import DynamoGraph
 from graphopt.run.example_differs import Example
 from graphopt.run.loop import Loop
@@ -65,7 +66,9 @@ class Session:
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self._compiled = self._compile(model._call_impl)
         self._told_of_transforms = False
+        refuse_compiles_from_outside()
 
+    @torch._dynamo.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
         if not (self.model.training and torch.is_grad_enabled()):
