@@ -23,7 +23,9 @@ from torch import fx, nn
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
+from graphopt.capture.check_tensors import check_tensors, sparse_among
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
+from graphopt.capture.skipped import Since
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
 from graphopt.device.storages import tensors_in
@@ -201,9 +203,10 @@ class Session:
             raise
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
-        known, before, drawn = self._plans.of_call, None, python_generators()
+        known, before, drawn, since = self._plans.of_call, None, python_generators(), Since()
         if known is None:
             check_sharded_whole(self.model)
+            check_tensors(self.model, tensors_in(call))
         if known is None or len(known.graphs) > 1:  # one of several may be captured anew when others have run
             before = snapshot(self.model)
             self.loop.look_away()
@@ -230,11 +233,20 @@ class Session:
         if outcome is Outcome.FINISHED:
             self._plans.is_used()
         if not self.graphs:
-            raise CaptureError(
-                f"nothing of {type(users_model(self.model)).__name__} could be captured: torch.compile skipped its "
-                "forward; TORCH_LOGS=graph_breaks shows why"
-            )
+            raise CaptureError(self._nothing(call, since.given_up()))
         return result
+
+    def _nothing(self, call: Call, given_up: str) -> str:
+        """Why there is no graph at all, and the way out."""
+        sparse = sparse_among(self.model, tensors_in(call))
+        because = sparse or given_up or "torch.compile skipped its forward (TORCH_LOGS=graph_breaks shows why)"
+        way_out = (
+            "torch.compile captures no function that reads it; make it dense, or move what reads it out of the model"
+            if sparse
+            else "Where a graph cannot be cut (in a loop, `try` or `with`), torch.compile runs the function as it is, "
+            "and layers of torch.nn that it calls: move what breaks out of it, or the rest into a method of its own"
+        )
+        return f"nothing of {type(users_model(self.model)).__name__} could be captured: {because}. {way_out}"
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:
         with dynamo_errors():
