@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import CaptureError
+from graphopt.graph.nodes import own_name
 
 #: Whose operators are those of any tensor.
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer, nn.UninitializedParameter, nn.UninitializedBuffer)
@@ -20,9 +21,14 @@ def check_tensors(model: nn.Module, inputs: Iterable[Tensor]) -> None:
     Sparse inputs and buffers are none of these: what reads them is not captured, but what does not may be.
     """
     for name, parameter in model.named_parameters():
-        _check(f"the parameter {name!r}", parameter, sparse_too=True)
+        _check(f"the parameter {own_name(name)!r}", parameter, sparse_too=True)
     for name, buffer in model.named_buffers():
-        _check(f"the buffer {name!r}", buffer, sparse_too=False)
+        _check(f"the buffer {own_name(name)!r}", buffer, sparse_too=False)
+    check_inputs(inputs)
+
+
+def check_inputs(inputs: Iterable[Tensor]) -> None:
+    """The same for inputs alone."""
     for number, tensor in enumerate(inputs, start=1):
         _check(f"input {number}", tensor, sparse_too=False)
 

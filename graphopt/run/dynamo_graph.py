@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import fx
 
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph

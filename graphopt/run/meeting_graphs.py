@@ -1,4 +1,4 @@
-"""What it takes to run a graph only to go on behind it: nothing is saved for a backward, and what it writes is put back."""
+"""Running a graph only to go on behind it: nothing is saved for a backward, and what it writes is put back."""
 
 from __future__ import annotations
 

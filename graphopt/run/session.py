@@ -25,7 +25,7 @@ from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
 from graphopt.capture.check_tensors import check_tensors, sparse_among
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
-from graphopt.capture.skipped import Since
+from graphopt.capture.skipped import Since, nothing_captured
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
 from graphopt.device.storages import tensors_in
@@ -233,20 +233,9 @@ class Session:
         if outcome is Outcome.FINISHED:
             self._plans.is_used()
         if not self.graphs:
-            raise CaptureError(self._nothing(call, since.given_up()))
+            name, sparse = type(users_model(self.model)).__name__, sparse_among(self.model, tensors_in(call))
+            raise CaptureError(nothing_captured(name, sparse, since))
         return result
-
-    def _nothing(self, call: Call, given_up: str) -> str:
-        """Why there is no graph at all, and the way out."""
-        sparse = sparse_among(self.model, tensors_in(call))
-        because = sparse or given_up or "torch.compile skipped its forward (TORCH_LOGS=graph_breaks shows why)"
-        way_out = (
-            "torch.compile captures no function that reads it; make it dense, or move what reads it out of the model"
-            if sparse
-            else "Where a graph cannot be cut (in a loop, `try` or `with`), torch.compile runs the function as it is, "
-            "and layers of torch.nn that it calls: move what breaks out of it, or the rest into a method of its own"
-        )
-        return f"nothing of {type(users_model(self.model)).__name__} could be captured: {because}. {way_out}"
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:
         with dynamo_errors():

@@ -46,12 +46,10 @@ def around_a_function_that_calls_it() -> Callable[[Tensor], Tensor]:
     return torch.compile(lambda x: model(x) * 2, backend="aot_eager")
 
 
-@pytest.mark.parametrize(
-    "make", [around_layers_of_torch, around_a_module_that_has_it, around_a_function_that_calls_it]
-)
+@pytest.mark.parametrize("make", [around_layers_of_torch, around_a_module_that_has_it, around_a_function_that_calls_it])
 def test_it_is_said_where_the_plan_would_be_lost(make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
     compiled = make()
-    with pytest.raises((UsageError, InternalTorchDynamoError), match="drop torch.compile"):
+    with pytest.raises((UsageError, InternalTorchDynamoError), match=r"drop torch\.compile"):
         compiled(X)
     with torch.no_grad():  # nothing is planned here
         compiled(X)
