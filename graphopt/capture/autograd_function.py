@@ -32,12 +32,12 @@ def _empty_of(inputs: Sequence[Any]) -> list[Tensor]:
 
 class _FirstDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backward: Callable[[Any], Any], *_given: Tensor) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, backward: Callable[[Any], Any], *_given: Tensor) -> Any:
         """The first derivative."""
         return backward(ctx)
 
     @staticmethod
-    def backward(_ctx: Any, *_gradients: Any) -> Any:  # type: ignore[override]
+    def backward(_ctx: Any, *_gradients: Any) -> Any:
         """The second derivative."""
         raise CaptureError(
             "a gradient of an optimized model was differentiated once more (create_graph=True, as in gradient "

@@ -82,7 +82,8 @@ def _sliced(target: Tensor, key: tuple[Any, ...]) -> tuple[Tensor, list[Tensor |
             named += 1
             indices.append(None)
         elif isinstance(item, slice):
-            target = target[(*[slice(None)] * dimension, item)]
+            part: Any = (*[slice(None)] * dimension, item)
+            target = target[part]
             indices.append(None)
         elif isinstance(item, Tensor):
             indices.append(item)
@@ -112,9 +113,7 @@ class _Write(torch.autograd.Function):
     """`index_put_`, with the gradients of derivatives.yaml."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, target: Tensor, values: Tensor, accumulate: bool, *indices: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, target: Tensor, values: Tensor, accumulate: bool, *indices: Tensor | None) -> Tensor:
         """Write into the target."""
         ctx.mark_dirty(target)
         ctx.save_for_backward(*indices)
@@ -124,7 +123,7 @@ class _Write(torch.autograd.Function):
             return aten.index_put_.default(target, list(indices), values, accumulate)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         """Of the target and of the values."""
         indices = ctx.saved_tensors
         of_values = masked_gradient(gradient, list(indices), ctx.shape)

@@ -81,12 +81,12 @@ def restore(model: nn.Module, state: State) -> None:
         _put_back(module, attributes, contents)
     for parameter, hooks in state.hooks:
         if _hooks_of(parameter) != hooks:
-            parameter._backward_hooks, parameter._post_accumulate_grad_hooks = hooks  # type: ignore[assignment]
+            parameter._backward_hooks, parameter._post_accumulate_grad_hooks = hooks
 
 
 def _hooks_of(parameter: nn.Parameter) -> tuple[Any, Any]:
     """Copies of the dicts of its hooks; None where it has none."""
-    both = parameter._backward_hooks, parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+    both = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
     return both[0] and both[0].copy(), both[1] and both[1].copy()
 
 

@@ -70,7 +70,7 @@ class Session:
         self._told_of_transforms = False
         refuse_compiles_from_outside()
 
-    @torch._dynamo.disable
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
         if not (self.model.training and torch.is_grad_enabled()):
