@@ -182,4 +182,5 @@ _RULES: dict[str, Rule] = {
     **{f"aten.{name}": _indices_at(2, _along) for name in ("index_select", "index_copy", "index_fill")},
     **{f"aten.{name}": _indices_at(2, _along) for name in ("index_reduce", "scatter_reduce")},
     **{f"aten.{name}": _advanced for name in ("index", "index_put", "_unsafe_index", "_unsafe_index_put")},
+    "graphopt.masked_gradient": _advanced,
 }

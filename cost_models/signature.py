@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from graphopt.device.storages import tensors_in
+from graphopt.graph.roles import EFFECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,12 @@ def signature(node: Node) -> Signature | None:
     """The signature of `node`; None where the op cannot be run on its own.
 
     That is so for higher-order ops, Python functions, collectives (they would wait for other ranks),
-    tensors that are not strided, and sizes that only the run reveals.
+    ops with effects of their own (they would print), tensors that are not strided, and sizes that only the run reveals.
     """
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or not _stands_alone(target):
+        return None
+    if node.meta.get(EFFECT) and target is not torch.ops.aten._linalg_check_errors.default:
         return None
     tensors: dict[Node, Slot] = {}
     specs: list[TensorSpec] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import nn
 from graphopt.api.optimized import Optimized
 from graphopt.base.errors import PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
+from graphopt.capture.check_tensors import check_inputs
 from graphopt.cost_models.model_state import optimizer_bytes
+from graphopt.device.storages import tensors_in
 from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
@@ -69,6 +72,7 @@ def optimize(
         raise UsageError(f"on_excess: expected 'correct' or 'raise', got {on_excess!r}")
     request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept, group), on_excess=on_excess)
     args, kwargs = as_call(example_inputs, example_kwargs)
+    check_inputs(tensors_in((args, kwargs)))
     check_devices(model, (args, kwargs))
     if verify and not (args or kwargs):
         raise UsageError("verify=True needs example_inputs (or example_kwargs) to compare with eager on")
@@ -96,8 +100,23 @@ def _in_front_of(model: nn.Module, session: Session) -> nn.Module:
     """The model, whose calls go through the session from now on."""
     handle = Optimized(model, session)
     model._compiled_call_impl = session
+    model.compile = MethodType(_refuse_to_compile, model)  # type: ignore[method-assign]
     model.graphopt = handle  # type: ignore[assignment]
     return model
+
+
+def _refuse_to_compile(model: nn.Module, *args: Any, **options: Any) -> None:
+    """`model.compile()`, which would put itself in front of the model in place of its session."""
+    if isinstance(getattr(model, "graphopt", None), Optimized):
+        raise UsageError(
+            "compile() would take away the plan of a model that graphopt has optimized: drop it, as optimize() "
+            "compiles the model itself; to train it without a plan, model.graphopt.restore()"
+        )
+    type(model).compile(model, *args, **options)  # a copy of an optimized model is a plain one
+
+
+# bound methods are pickled by their names
+_refuse_to_compile.__name__ = "compile"
 
 
 def plan_model(

@@ -87,6 +87,7 @@ class Optimized:
     def restore(self) -> nn.Module:
         """Make the model what it was before `optimize()`; returns it."""
         self._model._compiled_call_impl = None
+        self._model.__dict__.pop("compile", None)
         del self._model.graphopt
         return self._model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -12,14 +12,17 @@ from unittest import mock
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch._aot_autograd import collect_metadata_analysis
+from torch._functorch._aot_autograd import collect_metadata_analysis, input_output_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError
 from graphopt.capture.autograd_function import plain_autograd_function
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.effect_tokens import without_tokens
+from graphopt.capture.masked_writes import with_masked_writes
 from graphopt.capture.numbers import fix_numbers, floats_stay_floats, reads_numbers
 from graphopt.capture.recurrent import with_recurrent_layers
+from graphopt.capture.regions import with_regions_inlined
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.capture.true_strides import true_strides
 from graphopt.capture.wrong_upstream import warn_of_wrong_upstream
@@ -28,7 +31,6 @@ from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_own_file
 from graphopt.problem.schedule import Schedule
 
@@ -102,17 +104,21 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     A graph that needs no gradient is run as it is.
     """
     warn_of_wrong_upstream(request.module)
+    with_regions_inlined(request.module)
     with_recurrent_layers(request.module)
+    with_masked_writes(request.module)
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
     halves: list[Emitted] = []
 
     def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
-        static = list(known.get("static_lifetime_input_indices") or ())
+        graph, tokens = without_tokens(joint, num_fwd_outputs)
+        static = [i - tokens.forward for i in known.get("static_lifetime_input_indices") or ()]
         options = (request.cost_model, request.name, reason, request.hand_over, request.tangents)
-        captured = capture_graph(JointGraph(joint, num_fwd_outputs), static, *options)
+        captured = capture_graph(graph, static, *options)
         schedule, whole = decide(captured), captured.whole
         halves.append(emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule))
+        tokens.put_back(halves[-1].forward, halves[-1].backward, halves[-1].whole_backward)
         # AOTAutograd takes from it which inputs have a gradient at all
         return halves[-1].forward, halves[-1].whole_backward or halves[-1].backward
 
@@ -169,7 +175,7 @@ def _dense_tangents() -> Iterator[None]:
 
     It expects the strides of the outputs. Of outputs that are views into a larger tensor (`chunk`) it would copy every
     tangent, with the gaps between its rows, while all of the originals are still there; and it takes tangents of two
-    views of one tensor for views of one tangent.
+    views of one tensor for views of one tangent, and that of an input that is written for the input's own memory.
     """
     before = collect_metadata_analysis.coerce_tangent_and_suggest_memory_format
 
@@ -178,7 +184,9 @@ def _dense_tangents() -> Iterator[None]:
         # preserve_format: the strides of a dense output stay, of others their order
         return before(torch.empty_like(tangent) if plain and tangent.layout == torch.strided else tangent)
 
-    with mock.patch.object(collect_metadata_analysis, before.__name__, expected):
+    with ExitStack() as patches:
+        for module in (collect_metadata_analysis, input_output_analysis):
+            patches.enter_context(mock.patch.object(module, before.__name__, expected))
         yield
 
 

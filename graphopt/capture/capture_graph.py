@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from graphopt.base.errors import CaptureError
 from graphopt.capture.read_joint import build_step_graph
 from graphopt.capture.tangents import ChooseTangents, all_tangents
 from graphopt.cost_models import COST_MODELS, OpCost
@@ -41,6 +42,7 @@ def capture_graph(
     `hand_over` gives the passes that decide what becomes of the gradients; they run behind the cleaning ones.
     `tangents` chooses those that the backward is made for; None: all.
     """
+    _check_gradients(joint)
     run_passes(joint, CLEANING)
     if tangents is None or len(joint.tangents) < 2:
         run_passes(joint, hand_over(joint, static_inputs))
@@ -52,6 +54,14 @@ def capture_graph(
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
     problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
     return CapturedGraph(name, break_reason, step, problem, whole)
+
+
+def _check_gradients(joint: JointGraph) -> None:
+    if len(joint.backward_outputs) != len(joint.primals):
+        raise CaptureError(
+            "the gradient of a plain tensor is a subclass of torch.Tensor that holds several, as an input is one: "
+            "nothing says whose gradient each is; give the model plain tensors"
+        )
 
 
 def _chosen(

@@ -72,6 +72,8 @@ def dynamo_errors() -> Iterator[None]:
         "skip_nnmodule_hook_guards": False,
         # nn.LSTM, nn.GRU and nn.RNN would break the graph; `capture.recurrent` replaces what they call
         "allow_rnn": True,
+        # what is drawn from NumPy would be traced as draws from torch's generator
+        "use_numpy_random_stream": True,
         "ignore_logging_functions": (
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),

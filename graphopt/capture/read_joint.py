@@ -172,8 +172,10 @@ def _add_boundary(reader: _StepReader, joint: JointGraph) -> None:
     made = {value for op in reader.ops for value in op.outputs}
     inputs = [reader.home[node] for node in joint.forward_outputs if isinstance(node, fx.Node) and node in reader.home]
     outputs = []
+    known = set(reader.by_storage)
     for node in joint.defined_tangents:
         for tensor in tensors_of(node):
+            assert storage_key(tensor) not in known, f"{node} is traced as the memory of something in the forward"
             reader.home[node] = reader.value_of(tensor, node, "tangents")
             outputs.append(reader.home[node])
     kept = tuple(value for value in dict.fromkeys(inputs) if value in made)

@@ -21,8 +21,9 @@ _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 class State:
     """Copies of a model's buffers, by name, and the generators' states: torch's, Python's and NumPy's.
 
-    `attributes` are those of each module, and what lists, dicts, sets and deques among them held. What else a forward
-    changes in Python, through closures and globals, is not known.
+    `attributes` are those of each module, and what lists, dicts, sets and deques among them held; `hooks` are those of
+    each parameter, before it gets its gradient and behind that. What else a forward changes in Python, through closures
+    and globals, is not known.
     """
 
     buffers: dict[str, torch.Tensor]
@@ -30,6 +31,7 @@ class State:
     cuda_generators: tuple[torch.Tensor, ...]
     python_generators: tuple[Any, Any]
     attributes: tuple[tuple[nn.Module, dict[str, Any], dict[str, Any]], ...]
+    hooks: tuple[tuple[nn.Parameter, tuple[Any, Any]], ...]
 
 
 @contextmanager
@@ -56,6 +58,7 @@ def snapshot(model: nn.Module) -> State:
         tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else (),
         python_generators(),
         tuple((module, *_attributes(module)) for module in model.modules()),
+        tuple((parameter, _hooks_of(parameter)) for parameter in model.parameters()),
     )
 
 
@@ -76,6 +79,15 @@ def restore(model: nn.Module, state: State) -> None:
     np.random.set_state(state.python_generators[1])
     for module, attributes, contents in state.attributes:
         _put_back(module, attributes, contents)
+    for parameter, hooks in state.hooks:
+        if _hooks_of(parameter) != hooks:
+            parameter._backward_hooks, parameter._post_accumulate_grad_hooks = hooks
+
+
+def _hooks_of(parameter: nn.Parameter) -> tuple[Any, Any]:
+    """Copies of the dicts of its hooks; None where it has none."""
+    both = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
+    return both[0] and both[0].copy(), both[1] and both[1].copy()
 
 
 def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:

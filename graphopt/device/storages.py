@@ -62,4 +62,18 @@ def same_device(tensor: torch.Tensor, device: torch.device) -> bool:
 
 def unique_storage_bytes(tensors: Iterable[torch.Tensor], device: torch.device) -> int:
     """Bytes of the distinct storages behind `tensors` on `device`."""
-    return sum({storage_key(tensor): storage_bytes(tensor, device) for tensor in tensors}.values())
+    parts = (part for tensor in tensors for part in stored_parts(tensor))
+    return sum({storage_key(part): storage_bytes(part, device) for part in parts}.values())
+
+
+def stored_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that hold what is in a tensor: itself, or of a sparse one its indices and values."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return (tensor._indices(), tensor._values())
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    return ()

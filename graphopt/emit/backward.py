@@ -9,7 +9,7 @@ from torch import fx
 
 from graphopt.emit.emit import boxed
 from graphopt.graph.joint import is_tangent
-from graphopt.graph.roles import DESCRIPTOR, UNDEFINED
+from graphopt.graph.roles import DESCRIPTOR, UNDEFINED, Accumulator
 from graphopt.passes.joint.undefined_tangents import drop_undefined
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class BackwardModules:
         self._positions = [inputs.index(node) for node in tangents]
         self.planned = frozenset(i for i, node in enumerate(tangents) if not node.meta.get(UNDEFINED))
         # what stands behind the tangents is added to in place
-        self._adds = bool(inputs) and not is_tangent(inputs[-1])
+        self._adds = any(isinstance(node.meta.get(DESCRIPTOR), Accumulator) for node in inputs)
         self._made: dict[frozenset[int], fx.GraphModule] = {self.planned: module}
 
     def defined(self, args: list[Any]) -> frozenset[int]:

@@ -13,7 +13,7 @@ from torch import fx
 
 from graphopt.device.storages import planned_bytes, same_device, storage_key
 from graphopt.graph.numbers import is_number
-from graphopt.graph.roles import RUN_ONCE
+from graphopt.graph.roles import EFFECT, RUN_ONCE
 from graphopt.graph.step_graph import tensors_of
 
 aten = torch.ops.aten
@@ -137,6 +137,8 @@ def may_run_again(node: fx.Node, mutated_inputs: set[int], home: Mapping[fx.Node
 
 def has_effect(node: fx.Node) -> bool:
     """An op that must run once and only once: it writes, communicates, checks or prints."""
+    if node.meta.get(EFFECT):
+        return True
     if is_number(node):
         return False
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -174,6 +174,9 @@ OUTPUTS = ("loss", "norm", "found_inf", "gradients")
 RUN_ONCE = "graphopt_run_once"
 """Key of `node.meta` of a joint graph's nodes that must never run again, whatever their operators allow."""
 
+EFFECT = "graphopt_effect"
+"""Key of `node.meta` of ops that do more than their schemas say: they print, check, or change what no tensor holds."""
+
 UNDEFINED = "graphopt_undefined"
 """Key of `node.meta` of a tangent for which no gradient is expected: nothing arrives there, and it takes no bytes."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 
 from graphopt.base.errors import CaptureError
-from graphopt.device.storages import storage_bytes, storage_key, tensors_in, unique_storage_bytes
+from graphopt.device.storages import storage_bytes, storage_key, stored_parts, tensors_in, unique_storage_bytes
 from graphopt.graph.nodes import own_name
 from graphopt.graph.step_graph import StepGraph, tensors_of
 from graphopt.plan.workspaces import take_workspaces
@@ -47,10 +47,10 @@ def resident_of_model(model: torch.nn.Module, inputs: object, device: torch.devi
 
     def count(tensors: Iterable[torch.Tensor]) -> int:
         total = 0
-        for tensor in tensors:
-            if storage_key(tensor) not in seen:
-                seen.add(storage_key(tensor))
-                total += storage_bytes(tensor, device)
+        for part in (part for tensor in tensors for part in stored_parts(tensor)):
+            if storage_key(part) not in seen:
+                seen.add(storage_key(part))
+                total += storage_bytes(part, device)
         return total
 
     parameters = count(model.parameters())

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from graphopt.capture.check_tensors import check_inputs
+
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
@@ -29,8 +31,10 @@ class CallKey:
 
 
 def shapes_of(call: Call) -> object:
-    """Shapes and types of a call, cheaply."""
+    """Shapes and types of a call, cheaply. Raises CaptureError for a nested tensor of the kind that has no shape."""
     leaves, tree = pytree.tree_flatten(call)
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
+        check_inputs([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
     kinds = tuple(
         (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, torch.Tensor) else type(leaf)
         for leaf in leaves

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from graphopt.problem.schedule import Schedule
 from graphopt.run.autocast_backward import has_full_precision_products, say_if_backward_is_inside, warn_of_rounding
 from graphopt.run.call_key import CallKey
 from graphopt.run.gradients import GradientSums, ParameterSlot, parameter_slots
+from graphopt.run.meeting_graphs import saving_nothing, written_inputs
 from graphopt.run.tangents import Tangents
 
 #: Decides on a schedule for what is planned.
@@ -88,6 +90,11 @@ class DynamoGraph:
         """Dynamo has met it: from now on nothing more can be asked of the numbers that it reads."""
         self.guards = self._count_guards()
 
+    @cached_property
+    def writes(self) -> tuple[int, ...]:
+        """Positions of the inputs that it writes in place."""
+        return written_inputs(self.module)
+
     def study(self, choice: Choice, adds: bool) -> GraphStudy | None:
         """The joint graph, captured where it was not yet; None where the graph needs no gradient."""
         if adds not in self.studies:
@@ -145,17 +152,10 @@ class DynamoGraph:
             say_if_backward_is_inside(result, autocast, self._warn_of_rounding)
         return result
 
-    def run_without_gradients(self, args: Sequence[Any]) -> Any:
-        """Run it as it was captured; its outputs say that they need gradients where they would."""
-        with torch.no_grad():
-            results = self.module(*args)
-        (returned,) = self.module.graph.output_node().args
-        marked = []
-        for node, result in zip(returned, results, strict=True):  # type: ignore[arg-type]
-            example = node.meta.get("example_value") if isinstance(node, fx.Node) else None
-            needs = isinstance(example, torch.Tensor) and example.requires_grad
-            marked.append(result.detach().requires_grad_() if needs and isinstance(result, torch.Tensor) else result)
-        return tuple(marked)
+    def run_only_to_meet(self, args: Sequence[Any]) -> Any:
+        """Run it as it was captured; what it gives has gradients as in training, but nothing is kept for them."""
+        with saving_nothing(self.module):
+            return self.module(*args)
 
     def _came(self, defined: frozenset[int]) -> None:
         before = self.tangents.chosen

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from graphopt.device.storages import storage_bytes, storage_key, tensors_in, unique_storage_bytes
+from graphopt.device.storages import storage_bytes, storage_key, stored_parts, tensors_in, unique_storage_bytes
 
 #: Steps after which parameters and buffers are looked at again: they seldom change their bytes.
 _LOOK_AGAIN = 64
@@ -64,6 +64,6 @@ class KnownMemory:
 
 
 def with_storage(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Those that have a storage to look at: neither sparse ones nor what torch.func wraps."""
+    """Those that have a storage to look at: not what torch.func wraps, and of sparse ones indices and values."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return [tensor for tensor in tensors if tensor.layout == torch.strided and not wrapped(tensor)]
+    return [part for tensor in tensors if not wrapped(tensor) for part in stored_parts(tensor)]

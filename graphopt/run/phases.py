@@ -15,6 +15,7 @@ from typing import Any
 from graphopt.base.errors import BudgetError
 from graphopt.run.call_key import CallKey
 from graphopt.run.dynamo_graph import DynamoGraph
+from graphopt.run.meeting_graphs import WrittenInputs
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +48,19 @@ def called(call: Callable[[], Any]) -> tuple[Outcome, Any]:
 
 @dataclass(eq=False)
 class Meeting:
-    """Graphs are run without gradients, only to meet all of them: `met` has them in order, one may come twice."""
+    """Graphs are run with nothing kept, only to meet all of them: `met` has them in order, one may come twice."""
 
     met: list[DynamoGraph] = field(default_factory=list)
+    written: WrittenInputs = field(default_factory=WrittenInputs)
 
     def on_new(self, graph: DynamoGraph) -> None:
         """It waits for the others."""
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
-        """Note that it is called, and run it without gradients."""
+        """Note that it is called, and run it with nothing kept for a backward."""
         self.met.append(graph)
-        return graph.run_without_gradients(args)
+        self.written.keep([args[position] for position in graph.writes])
+        return graph.run_only_to_meet(args)
 
 
 @dataclass(eq=False)
@@ -66,6 +69,7 @@ class Planning:
 
     key: CallKey
     plan_whole: Callable[[DynamoGraph], None]
+    written: WrittenInputs = field(default_factory=WrittenInputs)
     _planned_one: bool = False
 
     def on_new(self, graph: DynamoGraph) -> None:
@@ -89,6 +93,8 @@ class Running:
     plan_piece: Callable[[DynamoGraph, int], None] | None
     #: Whether calls like this one are planned already.
     known: bool = False
+    #: A call of several graphs may come to one without a plan when others have run; one graph alone has none before it.
+    written: WrittenInputs = field(default_factory=WrittenInputs)
     _ran: int = 0
 
     def on_new(self, graph: DynamoGraph) -> None:
@@ -109,6 +115,8 @@ class Running:
         if self.known and graph.has_other_tangents(self.planning.key):
             self._plan_anew(graph)
             compiled = graph.compiled[self.planning.key]
+        if self.plan_piece is not None:
+            self.written.keep([args[position] for position in graph.writes])
         self._ran += compiled.emitted is not None
         return graph.train(compiled, args)
 

@@ -1,7 +1,7 @@
 """Session: what `optimize()` puts in front of a model's forward.
 
 A training call goes through torch.compile with our backend. A model that is captured whole is
-planned right there. One that breaks into several graphs is first run once without gradients, only
+planned right there. One that breaks into several graphs is first run once with nothing kept, only
 to meet all of its graphs; then the budget is divided, and the call starts anew.
 
 Of several processes that train the model together, each comes to its first capture in the same call:
@@ -24,20 +24,25 @@ from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
 from graphopt.capture.captures import Recaptures, this_capture
+from graphopt.capture.check_tensors import check_tensors, sparse_among
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
-from graphopt.capture.numbers import examples_of, fix_sizes, reads_numbers
+from graphopt.capture.numbers import fix_sizes, reads_numbers
+from graphopt.capture.skipped import Since, nothing_captured
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
+from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.agreement import give_up
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.schedule import Schedule
 from graphopt.run.call_key import Call, CallKey, shapes_of
 from graphopt.run.call_plan import CallPlan
+from graphopt.run.compiled_from_outside import refuse_compiles_from_outside
 from graphopt.run.dynamo_graph import DynamoGraph
 from graphopt.run.example_differs import Example
 from graphopt.run.loop import Loop
 from graphopt.run.loss_module import users_model
+from graphopt.run.meeting_graphs import fake_inputs
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.plans import Plans
 from graphopt.run.request import Request
@@ -70,7 +75,9 @@ class Session:
         self._told_of_transforms = False
         self._recaptures = Recaptures()
         self._calls = self._captures = 0
+        refuse_compiles_from_outside()
 
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
         if not (self.model.training and torch.is_grad_enabled()):
@@ -187,16 +194,17 @@ class Session:
 
         return torch.compile(own_frame(call), backend=backend)
 
-    def _backend(self, module: fx.GraphModule, _inputs: Sequence[Any]) -> DynamoGraph:
+    def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
         self._captures += 1
         self._recaptures.tell()
         fix_sizes(module)
         tracing = torch._guards.TracingContext.get()
+        examples = fake_inputs(module, inputs, tracing.fake_mode)
         kept, is_outermost = self.request.choice.kept, is_own_frame()
         tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
         graph = DynamoGraph(
-            module, examples_of(module), tracing, ambient(), is_outermost, self._surroundings, tangents, this_capture()
+            module, examples, tracing, ambient(), is_outermost, self._surroundings, tangents, this_capture()
         )
         graph.last_call = self._calls
         self.graphs.append(graph)
@@ -227,9 +235,10 @@ class Session:
             raise
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
-        known, before, drawn = self._plans.of_call, None, python_generators()
+        known, before, drawn, since = self._plans.of_call, None, python_generators(), Since()
         if known is None:
             check_sharded_whole(self.model)
+            check_tensors(self.model, tensors_in(call))
         if known is None or len(known.graphs) > 1:  # one of several may be captured anew when others have run
             before = snapshot(self.model)
             self.loop.look_away()
@@ -256,10 +265,8 @@ class Session:
         if outcome is Outcome.FINISHED:
             self._plans.is_used()
         if not self.graphs:
-            raise CaptureError(
-                f"nothing of {type(users_model(self.model)).__name__} could be captured: torch.compile skipped its "
-                "forward; TORCH_LOGS=graph_breaks shows why"
-            )
+            name, sparse = type(users_model(self.model)).__name__, sparse_among(self.model, tensors_in(call))
+            raise CaptureError(nothing_captured(name, sparse, since))
         return result
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:
@@ -282,9 +289,12 @@ class Session:
         self.loop.look_away()
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
-        """Run the model once without gradients to collect its graphs, then plan all of them."""
-        restore(self.model, before)
+        """Run the model once with nothing kept to collect its graphs, then plan all of them."""
         interrupted, meeting = self._phase, Meeting()
+        interrupted.written.put_back()
+        restore(self.model, before)
+        # code between graphs may write them too
+        meeting.written.keep(tensors_in(call))
         self._phase = meeting
         try:
             self._attempt(call)
@@ -292,12 +302,13 @@ class Session:
             raise
         except Exception as error:
             raise CaptureError(
-                f"the model breaks into several graphs, and could not be run once without gradients to meet them: "
+                f"the model breaks into several graphs, and could not be run once to meet them: "
                 f"{type(error).__name__}: {error}. A model that differentiates inside of its forward (autograd.grad, "
                 "backward) cannot be planned, as graphopt does no second derivatives"
             ) from error
         finally:
             self._phase = interrupted
+            meeting.written.put_back()
             restore(self.model, before)
         with graphopt_errors():
             self._plan_together(meeting.met)

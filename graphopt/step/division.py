@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
 from graphopt.base.rounding import ceil_div
 from graphopt.base.units import UNLIMITED_BYTES, format_bytes
+from graphopt.capture.check_tensors import check_tensors
+from graphopt.device.storages import tensors_in
 from graphopt.step.memory import PlannedMicro, StepMemory
 from graphopt.step.micro import HandOver, MicroCall, Micros
 from graphopt.step.window import MicroBatch, Weights, cut, rows_of
@@ -88,6 +90,8 @@ class Division:
     def cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
         """The micro-batches of a batch; raises BudgetError where no way to cut the first one fits."""
         self.memory.batch = (args, kwargs)
+        if not self.micro_rows:
+            check_tensors(self._module, tensors_in((args, kwargs)))
         rows = rows_of(args, kwargs)
         if not self.micro_rows:
             if self.accumulate == "auto":

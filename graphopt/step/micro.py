@@ -23,6 +23,7 @@ from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.captures import Capture, Recaptures, this_capture
 from graphopt.capture.dynamo import dynamo_errors, own_frame
 from graphopt.capture.numbers import examples_of, fix_sizes
+from graphopt.capture.skipped import Since, nothing_captured
 from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
@@ -150,14 +151,11 @@ class Micros:
 
         What the model's forward does in Python (counting its calls, say) is done; no tensor is computed.
         """
-        self._called = None
+        self._called, since = None, Since()
         with dynamo_errors(), torch.enable_grad(), torch._functorch.config.patch(backward_pass_autocast="off"):
             self._run(args, kwargs)
         if self._called is None:
-            raise CaptureError(
-                "nothing of the model could be captured: torch.compile skipped its forward; TORCH_LOGS=graph_breaks "
-                "shows why"
-            )
+            raise CaptureError(nothing_captured("the model", "", since))
         call, self._called = self._called, None
         self._bound()
         return call

@@ -1,0 +1,65 @@
+"""Tensors that torch.compile does not capture, or that have no storage to count: refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from graphopt.base.errors import CaptureError
+from graphopt.graph.nodes import own_name
+
+#: Whose operators are those of any tensor.
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer, nn.UninitializedParameter, nn.UninitializedBuffer)
+
+
+def check_tensors(model: nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Raise CaptureError for a parameter, a buffer or an input of which nothing can be planned.
+
+    Sparse inputs and buffers are none of these: what reads them is not captured, but what does not may be.
+    """
+    for name, parameter in model.named_parameters():
+        _check(f"the parameter {own_name(name)!r}", parameter, sparse_too=True)
+    for name, buffer in model.named_buffers():
+        _check(f"the buffer {own_name(name)!r}", buffer, sparse_too=False)
+    check_inputs(inputs)
+
+
+def check_inputs(inputs: Iterable[Tensor]) -> None:
+    """The same for inputs alone."""
+    for number, tensor in enumerate(inputs, start=1):
+        _check(f"input {number}", tensor, sparse_too=False)
+
+
+def sparse_among(model: nn.Module, inputs: Iterable[Tensor]) -> str:
+    """The first sparse buffer or input, by name; "" where there is none."""
+    named = [(f"the buffer {name!r}", buffer) for name, buffer in model.named_buffers()]
+    named += [(f"input {number}", tensor) for number, tensor in enumerate(inputs, start=1)]
+    return next((f"{name} is sparse ({each.layout})" for name, each in named if _is_sparse(each)), "")
+
+
+def _check(name: str, tensor: Tensor, *, sparse_too: bool) -> None:
+    what, way_out = _obstacle(tensor, sparse_too)
+    if what:
+        raise CaptureError(f"{name} is {what}, whose steps cannot be captured and planned: {way_out}")
+
+
+def _obstacle(tensor: Tensor, sparse_too: bool) -> tuple[str, str]:
+    if tensor.is_nested:
+        return "a nested tensor", "pad it (to_padded_tensor) before the model"
+    if tensor.is_quantized:
+        return "quantized", "give it dequantized"
+    if tensor.is_mkldnn:
+        return "in oneDNN's own layout", "give it dense (to_dense)"
+    if _is_sparse(tensor) and sparse_too:
+        return f"sparse ({tensor.layout})", "make it dense"
+    if type(tensor) not in _PLAIN and not is_traceable_wrapper_subclass(tensor):
+        plain = "give it as a plain tensor, tensor.as_subclass(torch.Tensor)"
+        return f"a {type(tensor).__name__}, a subclass of torch.Tensor that torch.compile does not trace into", plain
+    return "", ""
+
+
+def _is_sparse(tensor: Tensor) -> bool:
+    return tensor.layout not in (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
