@@ -15,8 +15,10 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, To
 from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
+from graphopt.capture.out_arguments import out_arguments
 from graphopt.capture.recurrent import few_fakes
 from graphopt.capture.true_strides import true_strides
+from graphopt.capture.users_functions import users_functions
 from graphopt.graph.nodes import without_own_frames
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds them.
@@ -79,8 +81,9 @@ def dynamo_errors() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    with torch._dynamo.config.patch(limits), true_strides(), few_fakes(), graphopt_errors():
-        yield
+    with torch._dynamo.config.patch(limits), true_strides(), few_fakes(), out_arguments(), users_functions():
+        with graphopt_errors():
+            yield
 
 
 def _methods_that_log() -> set[Callable[..., Any]]:
