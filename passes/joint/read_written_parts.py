@@ -36,10 +36,11 @@ PRODUCTS = frozenset((aten.mm.default, aten.addmm.default))
 def read_written_parts(joint: JointGraph) -> bool:
     """Replace reads of parts by what was written, where no reader's bits depend on the layout; True where one was."""
     changed = False
-    for node in joint.graph.nodes:
+    for node in list(joint.graph.nodes):
         written = _written(node)
         if written is not None and _alike(node, written) and _may_be_read_elsewhere(node):
-            readers = node.replace_all_uses_with(written, lambda user: user.target not in _READS)
+            written = _converted(joint.graph, node, written)
+            readers = node.replace_all_uses_with(written, lambda user, node=node: not _writes_into(user, node))
             look_again(readers)
             changed = changed or bool(readers)
     if changed:
@@ -50,11 +51,13 @@ def read_written_parts(joint: JointGraph) -> bool:
 
 def _written(read: fx.Node) -> fx.Node | None:
     """What was written last into the very part that is read; None where that is not known."""
+    if read.target is aten.copy.default and read.args[0].target in _READS.values():  # type: ignore[union-attr]
+        return read.args[1]  # type: ignore[return-value]
     if read.target not in _READS.values():
         return None
     source = read.args[0]
     assert isinstance(source, fx.Node)
-    whole = _written(source) or source
+    whole = _written(source) or source if source.target in _READS.values() else source
     written = whole.args[1] if whole.target in _READS and _READS[whole.target] is read.target else None
     if not isinstance(written, fx.Node) or _place(read, 1) != _place(whole, 2):
         return None
@@ -75,9 +78,26 @@ def _place(node: fx.Node, first: int) -> tuple[object, ...]:
 
 
 def _alike(read: fx.Node, written: fx.Node) -> bool:
-    """Of one type, and both laid out row by row."""
+    """Of one shape, and both laid out row by row; only what is copied is converted."""
     a, b = read.meta["val"], written.meta["val"]
-    return bool((a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and in_rows(a) and in_rows(b))
+    same_type = a.dtype == b.dtype or read.target is aten.copy.default
+    return bool((a.shape, a.device) == (b.shape, b.device) and same_type and in_rows(a) and in_rows(b))
+
+
+def _converted(graph: fx.Graph, read: fx.Node, written: fx.Node) -> fx.Node:
+    """What was written, in the type that it is read in."""
+    dtype = read.meta["val"].dtype
+    if written.meta["val"].dtype == dtype:
+        return written
+    with graph.inserting_before(read):
+        made = graph.call_function(aten._to_copy.default, (written,), {"dtype": dtype})
+    made.meta = {**read.meta, "val": aten._to_copy.default(written.meta["val"], dtype=dtype)}
+    return made
+
+
+def _writes_into(user: fx.Node, node: fx.Node) -> bool:
+    """Whether `user` writes into a part of the node: it then needs the node's own layout."""
+    return user.target in (*_READS, aten.copy.default) and user.args[0] is node
 
 
 def in_rows(value: torch.Tensor) -> bool:
@@ -98,7 +118,7 @@ def _may_be_read_elsewhere(read: fx.Node) -> bool:
                 waiting.append((user, is_matrix))
             elif user.target in _READS.values():
                 waiting.append((user, False))
-            elif user.target in _READS and user.args[0] is node:
+            elif user.target in _READS or user.target is aten.copy.default:
                 continue
             elif user.target not in EXACT and not (is_matrix and user.target in PRODUCTS and node in user.args[-2:]):
                 return False
@@ -108,4 +128,4 @@ def _may_be_read_elsewhere(read: fx.Node) -> bool:
 def _is_needed(node: fx.Node) -> bool:
     """Whether it must stay even if nobody reads it: all but buffers, and what is written to them and read from them."""
     is_read = isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
-    return not (is_read or node.target in _BUFFERS or node.target in _READS)
+    return not (is_read or node.target in (*_BUFFERS, *_READS, aten.copy.default))
