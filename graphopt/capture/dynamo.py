@@ -7,7 +7,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -81,9 +81,10 @@ def dynamo_errors() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    with torch._dynamo.config.patch(limits), true_strides(), few_fakes(), out_arguments(), users_functions():
-        with graphopt_errors():
-            yield
+    with torch._dynamo.config.patch(limits), ExitStack() as stack, graphopt_errors():
+        for each in (true_strides, few_fakes, out_arguments, users_functions):
+            stack.enter_context(each())
+        yield
 
 
 def _methods_that_log() -> set[Callable[..., Any]]:

@@ -6,6 +6,8 @@ buffer. Where all that is read was written before in the same part, no buffer is
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -51,12 +53,12 @@ def read_written_parts(joint: JointGraph) -> bool:
 
 def _written(read: fx.Node) -> fx.Node | None:
     """What was written last into the very part that is read; None where that is not known."""
-    if read.target is aten.copy.default and read.args[0].target in _READS.values():  # type: ignore[union-attr]
-        return read.args[1]  # type: ignore[return-value]
-    if read.target not in _READS.values():
+    source = read.args[0] if read.target in (*_READS.values(), aten.copy.default) else None
+    if not isinstance(source, fx.Node):
         return None
-    source = read.args[0]
-    assert isinstance(source, fx.Node)
+    if read.target is aten.copy.default:
+        copied = read.args[1]
+        return copied if isinstance(copied, fx.Node) and source.target in _READS.values() else None
     whole = _written(source) or source if source.target in _READS.values() else source
     written = whole.args[1] if whole.target in _READS and _READS[whole.target] is read.target else None
     if not isinstance(written, fx.Node) or _place(read, 1) != _place(whole, 2):
@@ -66,14 +68,15 @@ def _written(read: fx.Node) -> fx.Node | None:
 
 def _place(node: fx.Node, first: int) -> tuple[object, ...]:
     """Dimension and range of a read or a write of a part, whose arguments begin at `first`."""
-    value = node.args[0].meta["val"]  # type: ignore[union-attr]
-    dimension, *numbers = (*node.args[first:], *([0] if len(node.args) == first else []))
+    value = node.all_input_nodes[0].meta["val"]
+    given: list[Any] = list(node.args[first:])
+    dimension, *numbers = given or [0]
     dimension %= value.dim()
     if node.target in (aten.select.int, aten.select_scatter.default):
         return dimension, numbers[0] % value.shape[dimension]
     defaults = (0, value.shape[dimension], 1)
-    given = [d if n is None else n for n, d in zip((*numbers, None, None, None), defaults, strict=False)]
-    start, stop, step = slice(*given).indices(value.shape[dimension])
+    bounds = [d if n is None else n for n, d in zip((*numbers, None, None, None), defaults, strict=False)]
+    start, stop, step = slice(*bounds).indices(value.shape[dimension])
     return dimension, start, stop, step
 
 
