@@ -50,6 +50,8 @@ class Meeting:
     """Graphs are run without gradients, only to meet all of them: `met` has them in order, one may come twice."""
 
     met: list[DynamoGraph] = field(default_factory=list)
+    #: Runs a graph, where what is in graphs is measured.
+    around: Callable[[Callable[[], Any]], Any] = lambda run: run()
 
     def on_new(self, graph: DynamoGraph) -> None:
         """It waits for the others."""
@@ -57,7 +59,7 @@ class Meeting:
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
         """Note that it is called, and run it without gradients."""
         self.met.append(graph)
-        return graph.run_without_gradients(args)
+        return self.around(lambda: graph.run_without_gradients(args))
 
 
 @dataclass(eq=False)

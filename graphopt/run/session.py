@@ -24,12 +24,15 @@ from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
+from graphopt.capture.noted_breaks import noted_breaks, nothing_captured
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.agreement import give_up
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.schedule import Schedule
+from graphopt.report.data import OutsideShare
 from graphopt.run.call_key import Call, CallKey, shapes_of
 from graphopt.run.call_plan import CallPlan
 from graphopt.run.dynamo_graph import DynamoGraph
@@ -40,6 +43,7 @@ from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, call
 from graphopt.run.plans import Plans
 from graphopt.run.request import Request
 from graphopt.run.tangents import Tangents
+from graphopt.run.trial_forward import try_forward
 from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
 #: Captures after which all of them are forgotten, as each holds code and fake tensors.
@@ -63,6 +67,9 @@ class Session:
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self._compiled = self._compile(model._call_impl)
         self._told_of_transforms = False
+        #: How much is outside of the graphs, as far as a forward shows it; None where it is all in one.
+        self.tried: OutsideShare | None = None
+        self._breaks: dict[GraphBreak, None] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
@@ -84,7 +91,14 @@ class Session:
         self._plans.key = CallKey(shapes_of((args, kwargs)))
         with training_mode(self.model), torch.enable_grad():
             self._together((args, kwargs), self._planning)
+            if self._breaks:
+                self.tried = self._tried_forward((args, kwargs))
         self._example = Example.of(self.graphs)
+
+    @property
+    def breaks(self) -> tuple[GraphBreak, ...]:
+        """Where the captures of the model ended before it did, in the order in which they were met."""
+        return tuple(self._breaks)
 
     @property
     def in_force(self) -> CallPlan | None:
@@ -143,7 +157,8 @@ class Session:
 
     def _forget(self) -> None:
         """Forget all that is captured and planned; what is needed is made anew."""
-        self.graphs, self._example = [], None
+        self.graphs, self._example, self.tried = [], None, None
+        self._breaks.clear()
         self._plans.forget_all()
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
@@ -225,15 +240,27 @@ class Session:
         if outcome is Outcome.FINISHED:
             self._plans.is_used()
         if not self.graphs:
-            raise CaptureError(
-                f"nothing of {type(users_model(self.model)).__name__} could be captured: torch.compile skipped its "
-                "forward; TORCH_LOGS=graph_breaks shows why"
-            )
+            raise CaptureError(nothing_captured(type(users_model(self.model)).__name__, self.breaks))
         return result
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:
-        with dynamo_errors():
+        with dynamo_errors(), noted_breaks(lambda met: self._breaks.setdefault(met)):
             return called(lambda: self._compiled(*call[0], **call[1]))
+
+    def _tried_forward(self, call: Call) -> OutsideShare:
+        """Run a model that breaks once more without gradients, with nothing to capture, and leave it as it was."""
+        before, interrupted = snapshot(self.model), self._phase
+
+        def forward(around: Callable[[Callable[[], Any]], Any]) -> Any:
+            self._phase = Meeting(around=around)
+            return self._attempt(call)
+
+        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
+        try:
+            return try_forward(forward, device)
+        finally:
+            self._phase = interrupted
+            restore(self.model, before)
 
     def _plan_whole(self, graph: DynamoGraph) -> None:
         """Plan a graph that is the whole model, where it is met."""
@@ -242,13 +269,13 @@ class Session:
             return self._agreed([(graph, study)], study.graph.step.device)[graph]
 
         graph.compile(self._plans.key, self.request.choice, plan)
-        self.loop.look_away()
+        self.loop.look_away(planned=True)
 
     def _plan_piece(self, graph: DynamoGraph, position: int) -> None:
         """Plan a graph that was captured anew in a call of several, in the place of the one that it stands for."""
         plans = self._plans
         graph.compile(plans.key, self.request.choice, lambda study: plans.plan_piece(graph, position, study))
-        self.loop.look_away()
+        self.loop.look_away(planned=True)
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
         """Run the model once without gradients to collect its graphs, then plan all of them."""
@@ -287,7 +314,7 @@ class Session:
         sequence = [(graph, studies[graph]) for graph in met if graph in studies]
         for graph, schedule in self._agreed(sequence, sequence[0][1].graph.step.device).items():
             graph.compile(key, choice, lambda _study, schedule=schedule: schedule)  # type: ignore[misc]
-        self.loop.look_away()
+        self.loop.look_away(planned=True)
 
     def _agreed(
         self, sequence: Sequence[tuple[DynamoGraph, GraphStudy]], device: torch.device
