@@ -28,10 +28,11 @@ def out_arguments() -> Iterator[None]:
     call_function = TorchInGraphFunctionVariable.call_function
 
     def called(function: Any, tx: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if not (_is_part(kwargs.get("out")) and getattr(function.value, "__name__", "") in _NAMES):
+        name = getattr(function.value, "__name__", "")
+        if not (set(kwargs) == {"out"} and name in _NAMES and _is_part(kwargs["out"])):
             return call_function(function, tx, args, kwargs)
         out = kwargs["out"]
-        result = call_function(function, tx, args, {name: given for name, given in kwargs.items() if name != "out"})
+        result = call_function(function, tx, args, {})
         if not _fits(result, out):
             return call_function(function, tx, args, kwargs)
         out.call_method(tx, "copy_", [result], {})
@@ -44,7 +45,7 @@ def out_arguments() -> Iterator[None]:
 def _is_part(out: Any) -> bool:
     """Whether Dynamo would break there, and rows of more than one element each lie in rows of a buffer."""
     example = _example(out)
-    if example is None or torch._prims_common.is_contiguous_or_false(example):
+    if example is None or example.is_complex() or torch._prims_common.is_contiguous_or_false(example):
         return False
     return min(example.shape, default=0) > 1 and example.stride(-1) == 1 and in_rows(example)
 

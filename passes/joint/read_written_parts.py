@@ -22,8 +22,9 @@ _BUFFERS = (
     *(aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default),
 )
 
-#: Each element is rounded as IEEE 754 says, whatever the layout; sigmoid, exp2 or gelu are not. Found by running all
-#: pointwise ops on parts of rows and on copies of them, three types and four shapes each, on a CPU with torch 2.13.
+#: Each real element is rounded as IEEE 754 says, whatever the layout; sigmoid, exp2 or gelu are not, nor is `alpha=`.
+#: Found by running all pointwise ops on parts of rows and on copies of them, three types and four shapes each, on a
+#: CPU with torch 2.13.
 EXACT = frozenset(
     (
         *(aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.neg.default, aten.abs.default),
@@ -123,9 +124,13 @@ def _may_be_read_elsewhere(read: fx.Node) -> bool:
                 waiting.append((user, False))
             elif user.target in _READS or user.target is aten.copy.default:
                 continue
-            elif user.target not in EXACT and not (is_matrix and user.target in PRODUCTS and node in user.args[-2:]):
+            elif not _is_exact(user) and not (is_matrix and user.target in PRODUCTS and node in user.args[-2:]):
                 return False
     return True
+
+
+def _is_exact(node: fx.Node) -> bool:
+    return node.target in EXACT and not node.meta["val"].is_complex() and "alpha" not in node.kwargs
 
 
 def _is_needed(node: fx.Node) -> bool:

@@ -68,6 +68,10 @@ def rounded_by_layout(x: torch.Tensor, w: torch.Tensor, tile: torch.Tensor) -> N
     torch.sigmoid(x @ w, out=tile)
 
 
+def times_and_added(x: torch.Tensor, w: torch.Tensor, tile: torch.Tensor) -> None:
+    torch.add(x @ w, x @ w, alpha=3, out=tile)
+
+
 def in_columns(x: torch.Tensor, w: torch.Tensor, tile: torch.Tensor) -> None:
     other = x.new_empty(w.shape[1], 2 * len(x))[:, : len(x)].t()
     torch.mm(x, w, out=other)
@@ -79,7 +83,7 @@ def converted(x: torch.Tensor, w: torch.Tensor, tile: torch.Tensor) -> None:
 
 
 CAPTURED = {write.__name__: write for write in (product, with_bias, exact)}
-BROKEN = {write.__name__: write for write in (rounded_by_layout, in_columns, converted)}
+BROKEN = {write.__name__: write for write in (rounded_by_layout, times_and_added, in_columns, converted)}
 
 
 def bits_are_eagers(write: Write, rows: int) -> nn.Module:

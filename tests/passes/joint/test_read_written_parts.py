@@ -60,6 +60,7 @@ GOES: dict[str, Read] = {
 }
 STAYS: dict[str, Read] = {
     "rounded otherwise": lambda part, _: part.sigmoid(),
+    "multiplied and added at once": lambda part, _: torch.add(part, part, alpha=3),
     "summed up": lambda part, _: part.sum(),
     "another part": lambda _, buffer: buffer[:, 1:6] * 2,
     "all of it": lambda _, buffer: buffer * 0,
