@@ -15,8 +15,8 @@ from graphopt.report.build import build_report
 from graphopt.report.data import Measured, Report
 from graphopt.run.call_plan import CallPlan
 from graphopt.run.loss_module import users_model
+from graphopt.run.measured_step import MeasuredStep, outside_share, trained_steps
 from graphopt.run.session import Session
-from graphopt.run.watch import MeasuredStep, trained_steps
 
 
 class Optimized:
@@ -55,7 +55,13 @@ class Optimized:
         report = build_report(self.plan, self.in_force.planned, self.in_force.plan_seconds)
         request = self.session.request
         trained = trained_steps(self.history, request.budget_bytes - request.reserve_bytes)
-        return replace(report, measured=self.measured, trained=trained)
+        return replace(
+            report,
+            measured=self.measured,
+            trained=trained,
+            outside=outside_share(self.history) or self.session.tried,
+            breaks=self.session.breaks,
+        )
 
     @property
     def planned_graphs(self) -> tuple[PlannedGraph, ...]:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from torch._dynamo.external_utils import wrap_inline
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import code_being_captured
 from graphopt.capture.numbers import NUMBERS_ARE_INPUTS, static_sizes
+from graphopt.capture.out_arguments import out_arguments
 from graphopt.capture.recurrent import few_fakes
 from graphopt.capture.true_strides import true_strides
+from graphopt.capture.users_functions import users_functions
 from graphopt.graph.nodes import without_own_frames
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds those
@@ -78,7 +80,9 @@ def dynamo_errors() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    with torch._dynamo.config.patch(limits), static_sizes(), true_strides(), few_fakes(), graphopt_errors():
+    with torch._dynamo.config.patch(limits), ExitStack() as stack, graphopt_errors():
+        for each in (static_sizes, true_strides, few_fakes, out_arguments, users_functions):
+            stack.enter_context(each())
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.plan import GraphPlan, Plan
 
 
@@ -76,6 +77,20 @@ class TrainedSteps:
 
 
 @dataclass(frozen=True)
+class OutsideShare:
+    """What runs outside of the planned graphs: a share of a step's seconds, and bytes at a peak of `peak_bytes`.
+
+    A median and the last of `steps` training steps; where there are none, of one forward without gradients. None
+    where it was not measured.
+    """
+
+    seconds_share: float | None
+    bytes: int | None
+    peak_bytes: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class StepFigures:
     """What a training step adds: its last batch's micro-batches, and their predicted seconds.
 
@@ -94,7 +109,10 @@ class StepFigures:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of one optimized model, or of a training `step`. `str(report)` is the text of it."""
+    """All that is known of one optimized model, or of a training `step`. `str(report)` is the text of it.
+
+    `breaks` says why some of the model runs outside of the planned graphs, and `outside` how much that is.
+    """
 
     plan: Plan
     graphs: tuple[GraphReport, ...]
@@ -102,6 +120,8 @@ class Report:
     measured: Measured | None = None
     step: StepFigures | None = None
     trained: TrainedSteps | None = None
+    outside: OutsideShare | None = None
+    breaks: tuple[GraphBreak, ...] = ()
 
     def __str__(self) -> str:
         from graphopt.report.text import render_text

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from graphopt.base.units import format_bytes
+from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.plan import Checkpoint
-from graphopt.report.data import GraphReport, Measured, Report, TrainedSteps
+from graphopt.report.data import GraphReport, Measured, OutsideShare, Report, TrainedSteps
 
 
 def fits(report: Report) -> bool:
@@ -28,9 +29,32 @@ def verdict(report: Report) -> str:
     """`fits` in words. What runs between the graphs of a model that breaks is in no plan, only in what is measured."""
     if not fits(report):
         return "DOES NOT FIT"
-    in_pieces = len(report.graphs) > 1 or any(graph.break_reason for graph in report.graphs)
+    in_pieces = is_in_pieces(report)
     is_measured = report.measured is not None or report.trained is not None
     return "FITS AS FAR AS IT IS CAPTURED" if in_pieces and not is_measured else "FITS"
+
+
+def is_in_pieces(report: Report) -> bool:
+    """Whether something of the model is in none of the graphs."""
+    return len(report.graphs) > 1 or bool(report.breaks) or any(graph.break_reason for graph in report.graphs)
+
+
+def distinct_breaks(report: Report) -> list[GraphBreak]:
+    """Each cause at each line once: Dynamo comes to a break in every function that leads there.
+
+    Where one of these is given up for it, that is what counts.
+    """
+    found: dict[tuple[str, str], GraphBreak] = {}
+    for each in report.breaks:
+        place = (each.reason, each.source)
+        if place not in found or each.given_up:
+            found[place] = each
+    return list(found.values())
+
+
+def behind_break(graph_break: GraphBreak) -> str:
+    """What becomes of what comes behind a break."""
+    return f"runs as it is: all of {graph_break.given_up}" if graph_break.given_up else "is captured anew"
 
 
 def measured_bytes(report: Report) -> tuple[int, int] | None:
@@ -131,6 +155,8 @@ def summary(report: Report) -> list[tuple[str, str]]:
         rows.append(("measured peak", f"{format_bytes(seen[0])} ({seen[0] / max(plan.budget_bytes, 1):.0%})"))
     if report.trained is not None:
         rows.append(("measured in training", _trained(report.trained)))
+    if report.outside is not None or is_in_pieces(report):
+        rows.append(("outside of the plan", _outside(report.outside)))
     captured = format_bytes(plan.eager_peak_bytes)
     eager = f"{format_bytes(seen[1])} (measured; {captured} as captured)" if seen else f"{captured} (as captured)"
     rows.append(("eager peak", eager))
@@ -155,6 +181,16 @@ def _trained(steps: TrainedSteps) -> str:
     return (
         f"{format_bytes(steps.peak_bytes)} now, at most {format_bytes(steps.most_bytes)} in {steps.count} steps{over}"
     )
+
+
+def _outside(share: OutsideShare | None) -> str:
+    if share is None:
+        return "not measured"
+    parts = [] if share.seconds_share is None else [f"{share.seconds_share:.0%} of the time"]
+    if share.bytes is not None:
+        parts.append(f"{format_bytes(share.bytes)} of {format_bytes(share.peak_bytes)} at the peak")
+    steps = "one step" if share.steps == 1 else f"{share.steps} steps"
+    return f"{' and '.join(parts)} ({steps if share.steps else 'of one forward without gradients'})"
 
 
 def _measured_time(measured: Measured) -> str:

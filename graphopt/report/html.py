@@ -24,6 +24,8 @@ def render_html(report: Report) -> str:
     ]
     if len(report.graphs) > 1 or any(graph.break_reason for graph in report.graphs):
         body.append(card("Graphs", _graphs(report)))
+    if report.breaks:
+        body.append(card("Where captures ended", _breaks(report)))
     for graph in report.graphs:
         body.append(_graph(report, graph))
     return page(f"graphopt: {plan.model}", "".join(body))
@@ -91,6 +93,14 @@ def _graphs(report: Report) -> str:
     ]
     numbers = ("time share", "own peak", "eager")
     return table(["graph", *numbers, "ends because"], rows, numbers)
+
+
+def _breaks(report: Report) -> str:
+    rows = [
+        f"<tr>{cell(each.source or '–', kind='code')}{cell(each.reason)}{cell(figures.behind_break(each))}</tr>"
+        for each in figures.distinct_breaks(report)
+    ]
+    return table(["line", "why", "what comes behind"], rows, ())
 
 
 def _graph(report: Report, graph: GraphReport) -> str:

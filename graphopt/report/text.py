@@ -35,6 +35,8 @@ def render_text(report: Report, width: int = 110, color: bool = False) -> str:
         parts.append(left_out(len(report.graphs) - MOST_GRAPHS, "graphs"))
     if len(report.graphs) > 1 or any(each.break_reason for each in report.graphs):
         parts += ["", _graphs(report)]
+    if report.breaks:
+        parts += ["", *_breaks(report)]
     return render(parts, width, color)
 
 
@@ -174,6 +176,22 @@ def _graphs(report: Report) -> Table:
             Text(plain(figures.short_paths(graph.break_reason)) or "the model ends"),
         )
     return made
+
+
+def _breaks(report: Report) -> list[RenderableType]:
+    made = table("line", "why", "what comes behind", title="Where captures ended")
+    made.columns[0].no_wrap = made.columns[2].no_wrap = True
+    breaks = figures.distinct_breaks(report)
+    for each in breaks[:MOST_ROWS]:
+        line, _, function = figures.short_paths(each.source or "–").partition(" in ")
+        behind, _, place = figures.short_paths(figures.behind_break(each)).partition(" (")
+        made.add_row(
+            _two_lines(line, f"in {function}" if function else "", 44),
+            Text(plain(figures.short_paths(each.reason))),
+            _two_lines(behind, f"({place}" if place else "", 44),
+        )
+    rest = len(breaks) - MOST_ROWS
+    return [made, left_out(rest, "breaks")] if rest > 0 else [made]
 
 
 def left_out(count: int, what: str) -> Text:

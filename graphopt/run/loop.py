@@ -78,10 +78,10 @@ class Loop:
         """Nothing fits beside what the watch measured: True where a step may be tried as if that did not come again."""
         return self.watch is not None and self.watch.tries_without()
 
-    def look_away(self) -> None:
-        """What capturing and planning take is no part of a step."""
+    def look_away(self, planned: bool = False) -> None:
+        """What capturing and planning take is no part of a step; nor is the time of what is then run first."""
         if self.watch is not None:
-            self.watch.look_away()
+            self.watch.look_away(is_first_run=planned)
 
     def surroundings(self, run: Callable[[DynamoGraph, tuple[Any, ...]], Any]) -> Surroundings:
         """What is around the graphs of the model; `run` is called in their place.

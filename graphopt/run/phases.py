@@ -52,6 +52,8 @@ class Meeting:
 
     met: list[DynamoGraph] = field(default_factory=list)
     written: WrittenInputs = field(default_factory=WrittenInputs)
+    #: Runs a graph, where what is in graphs is measured.
+    around: Callable[[Callable[[], Any]], Any] = lambda run: run()
 
     def on_new(self, graph: DynamoGraph) -> None:
         """It waits for the others."""
@@ -60,7 +62,7 @@ class Meeting:
         """Note that it is called, and run it with nothing kept for a backward."""
         self.met.append(graph)
         self.written.keep([args[position] for position in graph.writes])
-        return graph.run_only_to_meet(args)
+        return self.around(lambda: graph.run_only_to_meet(args))
 
 
 @dataclass(eq=False)

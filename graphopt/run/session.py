@@ -26,15 +26,17 @@ from graphopt.capture.aot import break_reason
 from graphopt.capture.captures import Recaptures, this_capture
 from graphopt.capture.check_tensors import check_tensors, sparse_among
 from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
+from graphopt.capture.noted_breaks import noted_breaks, nothing_captured
 from graphopt.capture.numbers import fix_sizes, reads_numbers
-from graphopt.capture.skipped import Since, nothing_captured
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
 from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.agreement import give_up
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.schedule import Schedule
+from graphopt.report.data import OutsideShare
 from graphopt.run.call_key import Call, CallKey, shapes_of
 from graphopt.run.call_plan import CallPlan
 from graphopt.run.compiled_from_outside import refuse_compiles_from_outside
@@ -47,6 +49,7 @@ from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, call
 from graphopt.run.plans import Plans
 from graphopt.run.request import Request
 from graphopt.run.tangents import Tangents
+from graphopt.run.trial_forward import try_forward
 from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
 #: Graphs that are kept, as each holds code and fake tensors: the least recently used go. One of a TransformerEncoder of
@@ -76,6 +79,9 @@ class Session:
         self._recaptures = Recaptures()
         self._calls = self._captures = 0
         refuse_compiles_from_outside()
+        #: How much is outside of the graphs, as far as a forward shows it; None where it is all in one.
+        self.tried: OutsideShare | None = None
+        self._breaks: dict[GraphBreak, None] = {}
 
     @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,7 +104,14 @@ class Session:
         self._plans.key = CallKey(shapes_of((args, kwargs)))
         with training_mode(self.model), torch.enable_grad():
             self._together((args, kwargs), self._planning)
+            if self._breaks:
+                self.tried = self._tried_forward((args, kwargs))
         self._example = Example.of(self.graphs)
+
+    @property
+    def breaks(self) -> tuple[GraphBreak, ...]:
+        """Where the captures of the model ended before it did, in the order in which they were met."""
+        return tuple(self._breaks)
 
     @property
     def in_force(self) -> CallPlan | None:
@@ -168,7 +181,8 @@ class Session:
 
     def _forget(self) -> None:
         """Forget all that is captured and planned; what is needed is made anew."""
-        self.graphs, self._example, self._captures = [], None, 0
+        self.graphs, self._example, self.tried, self._captures = [], None, None, 0
+        self._breaks.clear()
         self._plans.forget_all()
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
@@ -235,7 +249,7 @@ class Session:
             raise
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
-        known, before, drawn, since = self._plans.of_call, None, python_generators(), Since()
+        known, before, drawn = self._plans.of_call, None, python_generators()
         if known is None:
             check_sharded_whole(self.model)
             check_tensors(self.model, tensors_in(call))
@@ -266,12 +280,31 @@ class Session:
             self._plans.is_used()
         if not self.graphs:
             name, sparse = type(users_model(self.model)).__name__, sparse_among(self.model, tensors_in(call))
-            raise CaptureError(nothing_captured(name, sparse, since))
+            raise CaptureError(nothing_captured(name, self.breaks, sparse))
         return result
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:
-        with dynamo_errors():
+        with dynamo_errors(), noted_breaks(lambda met: self._breaks.setdefault(met)):
             return called(lambda: self._compiled(*call[0], **call[1]))
+
+    def _tried_forward(self, call: Call) -> OutsideShare:
+        """Run a model that breaks once more without gradients, with nothing to capture, and leave it as it was."""
+        before, interrupted = snapshot(self.model), self._phase
+
+        def forward(around: Callable[[Callable[[], Any]], Any]) -> Any:
+            self._phase = trial = Meeting(around=around)
+            trial.written.keep(tensors_in(call))
+            try:
+                return self._attempt(call)
+            finally:
+                trial.written.put_back()
+
+        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
+        try:
+            return try_forward(forward, device)
+        finally:
+            self._phase = interrupted
+            restore(self.model, before)
 
     def _plan_whole(self, graph: DynamoGraph) -> None:
         """Plan a graph that is the whole model, where it is met."""
@@ -280,13 +313,13 @@ class Session:
             return self._agreed([(graph, study)], study.graph.step.device)[graph]
 
         graph.compile(self._plans.key, self.request.choice, plan)
-        self.loop.look_away()
+        self.loop.look_away(planned=True)
 
     def _plan_piece(self, graph: DynamoGraph, position: int) -> None:
         """Plan a graph that was captured anew in a call of several, in the place of the one that it stands for."""
         plans = self._plans
         graph.compile(plans.key, self.request.choice, lambda study: plans.plan_piece(graph, position, study))
-        self.loop.look_away()
+        self.loop.look_away(planned=True)
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
         """Run the model once with nothing kept to collect its graphs, then plan all of them."""
@@ -329,7 +362,7 @@ class Session:
         sequence = [(graph, studies[graph]) for graph in met if graph in studies]
         for graph, schedule in self._agreed(sequence, sequence[0][1].graph.step.device).items():
             graph.compile(key, choice, lambda _study, schedule=schedule: schedule)  # type: ignore[misc]
-        self.loop.look_away()
+        self.loop.look_away(planned=True)
 
     def _agreed(
         self, sequence: Sequence[tuple[DynamoGraph, GraphStudy]], device: torch.device

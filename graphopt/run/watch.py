@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,16 +19,17 @@ from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
 from graphopt.device.storages import unique_storage_bytes
-from graphopt.report.data import TrainedSteps
 from graphopt.run.gradients import Run, gradient_bytes
 from graphopt.run.known_memory import KnownMemory, with_storage
+from graphopt.run.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress, excess_in_words
+from graphopt.run.outside_meter import OutsideMeter, clock_of
 from graphopt.run.request import Request
 from graphopt.run.update_hook import heed_updates
 
 logger = logging.getLogger("graphopt")
 
-#: Steps that a history keeps.
-KEPT_STEPS = 1024
+#: Steps on CUDA whose seconds are measured: it has to be waited for at both ends of every graph.
+_TIMED_STEPS = 4
 #: Causes that room for other bytes does not mend.
 _UPDATE, _SEVERAL, _TANGENTS = "update", "several forwards", "other outputs"
 _LOSS = "loss"
@@ -38,54 +37,6 @@ _LOSS = "loss"
 _STATE, _HELD = "optimizer state", "held outputs"
 #: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
 _MOST_CORRECTIONS = 4
-
-
-class Place(Enum):
-    """Where in a step."""
-
-    GRAPHS = "in the planned graphs"
-    FORWARD = "in the model's forward, outside of the planned graphs"
-    LOSS = "between the model's forward and its backward, such as in a loss outside of the model"
-    BACKWARD = "in the backward, outside of the planned graphs"
-    UPDATE = "while the optimizer updated the parameters"
-
-
-@dataclass(frozen=True)
-class MeasuredStep:
-    """One training step: its peak as planned, the peak measured, and where that was.
-
-    `state_bytes` is the optimizer's state when it began, `held_bytes` what was held of the model's earlier outputs.
-    """
-
-    predicted_bytes: int
-    measured_bytes: int
-    place: Place
-    state_bytes: int
-    held_bytes: int
-
-
-@dataclass(eq=False)
-class _Step:
-    """The step that is being measured: what was there when it began, and the peaks since, by place."""
-
-    start_bytes: int
-    state_bytes: int
-    held_bytes: int
-    live_bytes: int
-    predicted_bytes: int = 0
-    peaks: dict[Place, int] = field(default_factory=dict)
-    returned_bytes: int = 0
-    in_backward: bool = False
-    is_unexpected: bool = False
-    has_other_tangents: bool = False
-    is_recorded: bool = False
-    is_judged: bool = False
-
-    def measured(self) -> MeasuredStep:
-        place = max(self.peaks, key=lambda each: self.peaks[each], default=Place.GRAPHS)
-        above_bytes = max(self.peaks.get(place, 0) - self.live_bytes, 0)
-        measured_bytes = self.start_bytes + self.state_bytes + self.held_bytes + above_bytes
-        return MeasuredStep(self.predicted_bytes, measured_bytes, place, self.state_bytes, self.held_bytes)
 
 
 class Watch:
@@ -113,7 +64,7 @@ class Watch:
         self._known = KnownMemory(model, device)
         if request.optimizer is not None:
             self._known.updates(request.optimizer)
-        self._step: _Step | None = None
+        self._step: StepInProgress | None = None
         self._told: dict[str, int] = {}
         self._is_on_trial = self._is_confirmed = False
         heed_updates(model, self)
@@ -130,7 +81,7 @@ class Watch:
             return
         self.ends()
         live_bytes = self._window.live_bytes()
-        self._step = _Step(live_bytes, 0, 0, live_bytes)
+        self._step = StepInProgress(live_bytes, 0, 0, live_bytes, self._meter(live_bytes))
         if self._device.type != "cuda":
             given_bytes = unique_storage_bytes(with_storage(inputs), self._device)
             self._step.start_bytes = self._known.model_bytes() + given_bytes + held_bytes
@@ -149,11 +100,21 @@ class Watch:
         if self._step is not None:
             self._step.has_other_tangents = True
 
-    def look_away(self) -> None:
-        """What was allocated since the last look is no part of a step; nor is, if it has just begun, what is there."""
+    def look_away(self, is_first_run: bool = False) -> None:
+        """What was allocated since the last look is no part of a step; nor is, if it has just begun, what is there.
+
+        The seconds of the first run of something that was captured or planned are not a step's.
+        """
         self._window.take()
-        if self._step is not None and not self._step.peaks and self._device.type != "cuda":
-            self._step.live_bytes = self._window.live_bytes()
+        step = self._step
+        if step is None or step.is_recorded:
+            return
+        if not step.peaks and self._device.type != "cuda":
+            step.live_bytes = self._window.live_bytes()
+        if step.meter is not None and is_first_run:
+            step.meter.is_disturbed()
+        elif step.meter is not None and not step.peaks:
+            step.meter.restarts(self._window.live_bytes())
 
     def tries_without(self) -> bool:
         """Whether a step is to show if what was measured above the plan comes again; it then is not counted.
@@ -185,9 +146,7 @@ class Watch:
     def around_forward(self, run: Run, args: list[Any]) -> Any:
         """Run a planned forward."""
         self._look(Place.FORWARD)
-        result = run(args)
-        self._look(Place.GRAPHS)
-        return result
+        return self._run_graph(run, args)
 
     def around_backward(self, run: Run, args: list[Any]) -> Any:
         """Run a planned backward."""
@@ -197,9 +156,22 @@ class Watch:
             if not step.in_backward:
                 step.in_backward = True
                 torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+        return self._run_graph(run, args)
+
+    def _run_graph(self, run: Run, args: list[Any]) -> Any:
+        meter = self._step.meter if self._step is not None else None
+        if meter is not None:
+            meter.enters(self._window.live_bytes())
         result = run(args)
         self._look(Place.GRAPHS)
+        if meter is not None:
+            meter.leaves(self._window.live_bytes())
         return result
+
+    def _meter(self, live_bytes: int) -> OutsideMeter | None:
+        if self._device.type == "cuda" and len(self.history) >= _TIMED_STEPS:
+            return None
+        return OutsideMeter(live_bytes, clock_of(self._device))
 
     def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer begins to update the model's parameters."""
@@ -216,10 +188,12 @@ class Watch:
         self._look(Place.BACKWARD)
         if self._step is not None:
             self._step.in_backward = False
+            if self._step.meter is not None:
+                self._step.meter.ends()
             self._record(self._step)
             self._end_trial(self._step)
 
-    def _end_trial(self, step: _Step) -> None:
+    def _end_trial(self, step: StepInProgress) -> None:
         """A step without what was measured once: if it is inside the budget, that is forgotten."""
         if self._is_on_trial and not self._is_confirmed:
             self.loss_bytes = 0
@@ -230,10 +204,9 @@ class Watch:
 
     def _look(self, place: Place) -> None:
         if self._step is not None:
-            peaks = self._step.peaks
-            peaks[place] = max(peaks.get(place, 0), self._window.take())
+            self._step.peaks_at(place, self._window.take())
 
-    def _record(self, step: _Step) -> None:
+    def _record(self, step: StepInProgress) -> None:
         """Put the step into the history, or what is known of it by now; say so where it is over the budget."""
         if step.is_recorded and self.history:
             self.history.pop()
@@ -270,7 +243,7 @@ class Watch:
             self.extra_bytes[kind] = levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes
         self._corrected()
 
-    def _cause(self, measured: MeasuredStep, step: _Step) -> tuple[str, str]:
+    def _cause(self, measured: MeasuredStep, step: StepInProgress) -> tuple[str, str]:
         """Its kind, and what to say of it."""
         if step.has_other_tangents:
             return _TANGENTS, (
@@ -299,22 +272,6 @@ class Watch:
             return _LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
         in_pieces = "" if self._plans_loss() else ": what runs between the pieces of the model is in none of them"
         return f"measured above the plan, {measured.place.value}", f"No plan counts that much{in_pieces}."
-
-
-def excess_in_words(step: MeasuredStep, excess_bytes: int, budget_bytes: int) -> str:
-    """What a step took, and by how much that is more than its budget without the reserve."""
-    return (
-        f"a training step took {format_bytes(step.measured_bytes)}, {excess_bytes:,} bytes more than the budget of "
-        f"{format_bytes(budget_bytes)} leaves it; planned were {format_bytes(step.predicted_bytes)}."
-    )
-
-
-def trained_steps(history: Sequence[MeasuredStep], room_bytes: int) -> TrainedSteps | None:
-    """What a report says of measured steps, which have so many bytes; None where there are none."""
-    peaks = [step.measured_bytes for step in history]
-    if not peaks:
-        return None
-    return TrainedSteps(len(peaks), sum(peak > room_bytes for peak in peaks), peaks[-1], max(peaks))
 
 
 def watch_of(

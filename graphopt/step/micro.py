@@ -22,14 +22,15 @@ from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.captures import Capture, Recaptures, this_capture
 from graphopt.capture.dynamo import dynamo_errors, own_frame
+from graphopt.capture.noted_breaks import noted_breaks, nothing_captured
 from graphopt.capture.numbers import examples_of, fix_sizes
-from graphopt.capture.skipped import Since, nothing_captured
 from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
 from graphopt.passes.joint import Passes
 from graphopt.plan.planned_graph import PlannedGraph
+from graphopt.problem.graph_break import GraphBreak
 from graphopt.step.dynamo_outputs import beside_loss, loss_alone
 
 #: Graphs that are kept, as each holds code and fake tensors: the least recently used go.
@@ -151,11 +152,12 @@ class Micros:
 
         What the model's forward does in Python (counting its calls, say) is done; no tensor is computed.
         """
-        self._called, since = None, Since()
-        with dynamo_errors(), torch.enable_grad(), torch._functorch.config.patch(backward_pass_autocast="off"):
+        self._called, breaks = None, list[GraphBreak]()
+        off = torch._functorch.config.patch(backward_pass_autocast="off")
+        with dynamo_errors(), noted_breaks(breaks.append), torch.enable_grad(), off:
             self._run(args, kwargs)
         if self._called is None:
-            raise CaptureError(nothing_captured("the model", "", since))
+            raise CaptureError(nothing_captured("the model", breaks))
         call, self._called = self._called, None
         self._bound()
         return call

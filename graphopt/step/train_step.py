@@ -40,7 +40,7 @@ from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
 from graphopt.run.loss_module import LossModule
-from graphopt.run.watch import MeasuredStep, trained_steps
+from graphopt.run.measured_step import MeasuredStep, trained_steps
 from graphopt.step.division import Accumulate, Division
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import MOST_GRAPHS, HandOver, Micro, MicroCall

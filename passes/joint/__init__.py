@@ -19,6 +19,7 @@ from graphopt.passes.joint.contract import gradients_are_unused, no_gradient_is_
 from graphopt.passes.joint.free_shapes import free_shapes
 from graphopt.passes.joint.keep_gradients import keep_gradients
 from graphopt.passes.joint.own_gradients import own_gradients
+from graphopt.passes.joint.read_written_parts import read_written_parts
 from graphopt.passes.joint.skip_clones import skip_clones
 from graphopt.passes.joint.skip_copies import skip_copies
 from graphopt.passes.joint.specialize import specialize
@@ -33,6 +34,7 @@ Passes = tuple[NamedPass[JointGraph], ...]
 CLEANING: Passes = (
     NamedPass("specialize", specialize, ensures=(sizes_are_numbers,)),
     NamedPass("skip_copies", skip_copies, requires=(sizes_are_numbers,)),
+    NamedPass("read_written_parts", read_written_parts, requires=(sizes_are_numbers,)),
     NamedPass("skip_clones", skip_clones, requires=(sizes_are_numbers,)),
     NamedPass("free_shapes", free_shapes, requires=(sizes_are_numbers,)),
     NamedPass("split_dropout", split_dropout, requires=(sizes_are_numbers,)),

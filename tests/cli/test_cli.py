@@ -55,6 +55,21 @@ def no_function():
 
 def broken():
     raise KeyError("which")
+
+class Pieces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.two(self.outside(self.one(x)))
+
+    @torch._dynamo.disable
+    def outside(self, x):
+        return x.repeat(1, 64).sin().reshape(64, 64, 32).sum(1)
+
+def in_pieces():
+    return Pieces(), (torch.randn(64, 32), torch.randn(64, 32)), nn.functional.mse_loss
 """
 
 
@@ -341,3 +356,23 @@ def test_a_module_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     words = ("some_package_of_mine:no_loss", "--mem-budget", "1GiB", "--cost-model", "roofline")
     code, _, err = run(capsys, "plan", *words)
     assert code == 0, err
+
+
+def test_a_plan_of_a_model_in_pieces_says_what_is_outside(
+    train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", f"{train}:in_pieces", "--mem-budget", "1MiB", "--cost-model", "roofline")
+    code, out, _ = run(capsys, *words, "--html", tmp_path / "report.html")
+    assert code == 0 and "FITS AS FAR AS IT IS CAPTURED" in out and "outside of the plan" in out
+    assert "Where captures ended" in out and "train_it.py:" in out
+    page = (tmp_path / "report.html").read_text()
+    assert "Where captures ended" in page and "outside of the plan" in page
+    _, out, _ = run(capsys, *words, "--json")
+    data = json.loads(out)
+    assert 0 < data["outside"]["seconds_share"] < 1 and data["outside"]["steps"] == 0
+    # twice 64 x 2048 numbers, before and behind the sine
+    assert 2 * 64 * 2048 * 4 <= data["outside"]["bytes"] <= data["outside"]["peak_bytes"]
+    (found,) = data["breaks"][:1]
+    assert "disable" in found["reason"] and "train_it.py:" in found["source"]
+    code, out, _ = run(capsys, "verify", *words[1:], "--mem-budget", "4MiB")
+    assert code == 0 and "outside of the plan" in out

@@ -1,0 +1,112 @@
+"""What is measured of one training step, while it is run and afterwards."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from graphopt.base.units import format_bytes
+from graphopt.report.data import OutsideShare, TrainedSteps
+from graphopt.run.outside_meter import OutsideMeter, StepSeconds
+
+#: Steps that a history keeps.
+KEPT_STEPS = 1024
+#: The last steps that the share of seconds is the median of.
+_STEPS_OF_SHARE = 16
+
+
+class Place(Enum):
+    """Where in a step."""
+
+    GRAPHS = "in the planned graphs"
+    FORWARD = "in the model's forward, outside of the planned graphs"
+    LOSS = "between the model's forward and its backward, such as in a loss outside of the model"
+    BACKWARD = "in the backward, outside of the planned graphs"
+    UPDATE = "while the optimizer updated the parameters"
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """One training step: its peak as planned, the peak measured, and where that was.
+
+    `state_bytes` is the optimizer's state when it began, `held_bytes` what was held of the model's earlier outputs.
+    `outside_bytes` is what the peak has of what was allocated since the step began, but not in planned graphs. Both
+    this and `seconds` are None where they were not measured.
+    """
+
+    predicted_bytes: int
+    measured_bytes: int
+    place: Place
+    state_bytes: int
+    held_bytes: int
+    outside_bytes: int | None = None
+    seconds: StepSeconds | None = None
+
+
+@dataclass(eq=False)
+class StepInProgress:
+    """The step that is being measured: what was there when it began, and the peaks since, by place."""
+
+    start_bytes: int
+    state_bytes: int
+    held_bytes: int
+    live_bytes: int
+    meter: OutsideMeter | None = None
+    predicted_bytes: int = 0
+    peaks: dict[Place, int] = field(default_factory=dict)
+    outside_bytes: dict[Place, int] = field(default_factory=dict)
+    returned_bytes: int = 0
+    in_backward: bool = False
+    is_unexpected: bool = False
+    has_other_tangents: bool = False
+    is_recorded: bool = False
+    is_judged: bool = False
+
+    def measured(self) -> MeasuredStep:
+        """As far as is known."""
+        place = max(self.peaks, key=lambda each: self.peaks[each], default=Place.GRAPHS)
+        above_bytes = max(self.peaks.get(place, 0) - self.live_bytes, 0)
+        measured_bytes = self.start_bytes + self.state_bytes + self.held_bytes + above_bytes
+        known = (self.predicted_bytes, measured_bytes, place, self.state_bytes, self.held_bytes)
+        seconds = self.meter.seconds if self.meter is not None else None
+        return MeasuredStep(*known, self.outside_bytes.get(place), seconds)
+
+    def peaks_at(self, place: Place, peak_bytes: int) -> None:
+        """Since the last look, so many bytes were allocated at most."""
+        if peak_bytes <= self.peaks.get(place, -1):
+            return
+        self.peaks[place] = peak_bytes
+        if self.meter is not None:
+            in_graphs = place is Place.GRAPHS
+            self.outside_bytes[place] = self.meter.bytes_beside() if in_graphs else self.meter.bytes_outside(peak_bytes)
+
+
+def excess_in_words(step: MeasuredStep, excess_bytes: int, budget_bytes: int) -> str:
+    """What a step took, and by how much that is more than its budget without the reserve."""
+    return (
+        f"a training step took {format_bytes(step.measured_bytes)}, {excess_bytes:,} bytes more than the budget of "
+        f"{format_bytes(budget_bytes)} leaves it; planned were {format_bytes(step.predicted_bytes)}."
+    )
+
+
+def trained_steps(history: Sequence[MeasuredStep], room_bytes: int) -> TrainedSteps | None:
+    """What a report says of measured steps, which have so many bytes; None where there are none."""
+    peaks = [step.measured_bytes for step in history]
+    if not peaks:
+        return None
+    return TrainedSteps(len(peaks), sum(peak > room_bytes for peak in peaks), peaks[-1], max(peaks))
+
+
+def outside_share(history: Sequence[MeasuredStep]) -> OutsideShare | None:
+    """What a report says of the last steps outside of planned graphs; None where that was not measured."""
+    seconds = [step.seconds for step in history if step.seconds is not None][-_STEPS_OF_SHARE:]
+    measured = [step for step in history if step.outside_bytes is not None]
+    if not measured:
+        return None
+    shares = [1 - each.in_graphs / each.whole for each in seconds]
+    last = measured[-1]
+    return OutsideShare(
+        statistics.median(shares) if shares else None, last.outside_bytes, last.measured_bytes, len(measured)
+    )
