@@ -144,9 +144,20 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
+
+    def begin_anew() -> None:
+        runnables.clear()
+        halves.clear()
+
+    call = _traced(request, compiler, begin_anew)
+    return CompiledGraph(call, halves[0] if halves else None, runnables)
+
+
+def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: Callable[[], None]) -> Any:
+    """What the compiler makes of the graph; where it cannot be traced with numbers that change, with constants."""
     with _dense_tangents(), _draws_kept(), true_strides(), floats_stay_floats(), plain_autograd_function():
         try:
-            call: Callable[..., Any] = compiler(request.module, request.example_inputs)
+            return compiler(request.module, request.example_inputs)
         except (_Captured, GraphoptError):
             raise
         except Exception as error:
@@ -155,10 +166,8 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
             # torch has ops, or their derivatives, that take no symbol
             logger.info("numbers are constants of this plan, as it cannot be traced otherwise: %s", error)
             fix_numbers(request.module)
-            runnables.clear()
-            halves.clear()
-            call = compiler(request.module, request.example_inputs)
-    return CompiledGraph(call, halves[0] if halves else None, runnables)
+            begin_anew()
+            return compiler(request.module, request.example_inputs)
 
 
 def _draws_kept() -> AbstractContextManager[None]:

@@ -80,7 +80,7 @@ class TrainedSteps:
 class OutsideShare:
     """What runs outside of the planned graphs: a share of a step's seconds, and bytes at a peak of `peak_bytes`.
 
-    A median and the last of `steps` training steps; where there are none, of one forward without gradients. None
+    A median and the last of `steps` training steps; where there are none, of one forward alone. None
     where it was not measured.
     """
 

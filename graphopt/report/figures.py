@@ -190,7 +190,7 @@ def _outside(share: OutsideShare | None) -> str:
     if share.bytes is not None:
         parts.append(f"{format_bytes(share.bytes)} of {format_bytes(share.peak_bytes)} at the peak")
     steps = "one step" if share.steps == 1 else f"{share.steps} steps"
-    return f"{' and '.join(parts)} ({steps if share.steps else 'of one forward without gradients'})"
+    return f"{' and '.join(parts)} ({steps if share.steps else 'of one forward alone'})"
 
 
 def _measured_time(measured: Measured) -> str:

@@ -11,7 +11,6 @@ have it; nothing in these graphs waits for another process.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,13 +20,11 @@ import torch
 from torch import fx, nn
 
 from graphopt.base.errors import CaptureError, GraphoptError
-from graphopt.capture.ambient import ambient
-from graphopt.capture.aot import break_reason
-from graphopt.capture.captures import Recaptures, this_capture
+from graphopt.capture.captures import Recaptures
 from graphopt.capture.check_tensors import check_tensors, sparse_among
-from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, is_own_frame, own_frame
+from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, own_frame
 from graphopt.capture.noted_breaks import noted_breaks, nothing_captured
-from graphopt.capture.numbers import fix_sizes, reads_numbers
+from graphopt.capture.numbers import reads_numbers
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
 from graphopt.device.storages import tensors_in
@@ -44,11 +41,11 @@ from graphopt.run.dynamo_graph import DynamoGraph
 from graphopt.run.example_differs import Example
 from graphopt.run.loop import Loop
 from graphopt.run.loss_module import users_model
-from graphopt.run.meeting_graphs import fake_inputs
+from graphopt.run.met_graph import met_graph
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.plans import Plans
 from graphopt.run.request import Request
-from graphopt.run.tangents import Tangents
+from graphopt.run.transforms import say_that_transforms_are_not_planned
 from graphopt.run.trial_forward import try_forward
 from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
@@ -68,7 +65,8 @@ class Session:
         self.graphs: list[DynamoGraph] = []
         self.loop = Loop(model, request, self._forget_plans, lambda: all(graph.is_whole_model for graph in self.graphs))
         self._plans = Plans(model, request, self.loop)
-        self._surroundings = self.loop.surroundings(_called_by(weakref.ref(self)))
+        session = weakref.ref(self)
+        self._surroundings = self.loop.surroundings(lambda graph, args: _there(session()).on_call(graph, args))
         self._phase: Phase = self._planning()
         #: What was planned before a training call, until there is one.
         self._example: Example | None = None
@@ -90,7 +88,7 @@ class Session:
             self.loop.pauses()
             return self.model._call_impl(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            self._say_that_transforms_are_not_planned()
+            self._told_of_transforms = self._told_of_transforms or say_that_transforms_are_not_planned()
             return self.model._call_impl(*args, **kwargs)
         self._notice_wrapping()
         if is_sharded(self.model):
@@ -105,7 +103,7 @@ class Session:
         with training_mode(self.model), torch.enable_grad():
             self._together((args, kwargs), self._planning)
             if self._breaks:
-                self.tried = self._tried_forward((args, kwargs))
+                self.tried = try_forward(self.model, (args, kwargs), self._in_phase)
         self._example = Example.of(self.graphs)
 
     @property
@@ -140,15 +138,6 @@ class Session:
             self._example = None
         return result
 
-    def _say_that_transforms_are_not_planned(self) -> None:
-        if not self._told_of_transforms:
-            self._told_of_transforms = True
-            warnings.warn(
-                "graphopt: inside of a transform of torch.func (grad, vmap, jvp, ...) a model runs as it is, with no "
-                "plan: torch.compile does not capture it there",
-                stacklevel=4,
-            )
-
     def _running(self) -> Running:
         known = self._plans.of_call
         several = known is not None and len(known.graphs) > 1
@@ -181,7 +170,7 @@ class Session:
 
     def _forget(self) -> None:
         """Forget all that is captured and planned; what is needed is made anew."""
-        self.graphs, self._example, self.tried, self._captures = [], None, None, 0
+        self.graphs, self._example, self._captures, self.tried = [], None, 0, None
         self._breaks.clear()
         self._plans.forget_all()
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
@@ -204,7 +193,7 @@ class Session:
             this = session()
             assert this is not None
             graph = weakref.ref(this._backend(module, inputs))
-            return lambda *args: _there(graph)(*args)
+            return lambda *args: _there(graph())(*args)
 
         return torch.compile(own_frame(call), backend=backend)
 
@@ -212,14 +201,7 @@ class Session:
         """torch.compile's backend."""
         self._captures += 1
         self._recaptures.tell()
-        fix_sizes(module)
-        tracing = torch._guards.TracingContext.get()
-        examples = fake_inputs(module, inputs, tracing.fake_mode)
-        kept, is_outermost = self.request.choice.kept, is_own_frame()
-        tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
-        graph = DynamoGraph(
-            module, examples, tracing, ambient(), is_outermost, self._surroundings, tangents, this_capture()
-        )
+        graph = met_graph(module, inputs, self.request.choice.kept, self._surroundings)
         graph.last_call = self._calls
         self.graphs.append(graph)
         self._phase.on_new(graph)
@@ -287,24 +269,12 @@ class Session:
         with dynamo_errors(), noted_breaks(lambda met: self._breaks.setdefault(met)):
             return called(lambda: self._compiled(*call[0], **call[1]))
 
-    def _tried_forward(self, call: Call) -> OutsideShare:
-        """Run a model that breaks once more without gradients, with nothing to capture, and leave it as it was."""
-        before, interrupted = snapshot(self.model), self._phase
-
-        def forward(around: Callable[[Callable[[], Any]], Any]) -> Any:
-            self._phase = trial = Meeting(around=around)
-            trial.written.keep(tensors_in(call))
-            try:
-                return self._attempt(call)
-            finally:
-                trial.written.put_back()
-
-        device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
+    def _in_phase(self, phase: Phase, call: Call) -> tuple[Outcome, Any]:
+        interrupted, self._phase = self._phase, phase
         try:
-            return try_forward(forward, device)
+            return self._attempt(call)
         finally:
             self._phase = interrupted
-            restore(self.model, before)
 
     def _plan_whole(self, graph: DynamoGraph) -> None:
         """Plan a graph that is the whole model, where it is met."""
@@ -323,14 +293,13 @@ class Session:
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
         """Run the model once with nothing kept to collect its graphs, then plan all of them."""
-        interrupted, meeting = self._phase, Meeting()
-        interrupted.written.put_back()
+        meeting = Meeting()
+        self._phase.written.put_back()
         restore(self.model, before)
         # code between graphs may write them too
         meeting.written.keep(tensors_in(call))
-        self._phase = meeting
         try:
-            self._attempt(call)
+            self._in_phase(meeting, call)
         except GraphoptError:
             raise
         except Exception as error:
@@ -340,7 +309,6 @@ class Session:
                 "backward) cannot be planned, as graphopt does no second derivatives"
             ) from error
         finally:
-            self._phase = interrupted
             meeting.written.put_back()
             restore(self.model, before)
         with graphopt_errors():
@@ -372,16 +340,6 @@ class Session:
         return self._plans.plan(sequence, device, ranks, in_loop=isinstance(self._phase, Running))
 
 
-def _there(graph: weakref.ref[DynamoGraph]) -> DynamoGraph:
-    found = graph()
+def _there(found: Any) -> Any:
     assert found is not None, "a graph is called by the model that it is of, and not after it was dropped"
     return found
-
-
-def _called_by(session: Callable[[], Session | None]) -> Callable[[DynamoGraph, tuple[Any, ...]], Any]:
-    def call(graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
-        this = session()
-        assert this is not None, "a graph is called by the model that it is of"
-        return this.on_call(graph, args)
-
-    return call

@@ -1,4 +1,4 @@
-"""A forward without gradients, that shows how much of a model that breaks is outside of its graphs."""
+"""A forward alone, that shows how much of a model that breaks is outside of its graphs."""
 
 from __future__ import annotations
 
@@ -6,44 +6,72 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from graphopt.device.peak_window import peak_window
+from graphopt.device.snapshot import restore, snapshot
+from graphopt.device.storages import tensors_in
 from graphopt.report.data import OutsideShare
+from graphopt.run.call_key import Call
 from graphopt.run.outside_meter import OutsideMeter, clock_of
+from graphopt.run.phases import Meeting
 
-#: Runs the model: each of its graphs is handed to what is given.
-Forward = Callable[[Callable[[Callable[[], Any]], Any]], Any]
+#: Runs the model's call in a phase.
+RunIn = Callable[[Meeting, Call], Any]
 
 
-def try_forward(forward: Forward, device: torch.device) -> OutsideShare:
-    """Run it once; bytes are those on top of what was there before, and None where they cannot be measured."""
-    window = peak_window(device)
-    start_bytes = window.live_bytes() if window is not None else 0
-    peak_bytes = most_bytes = 0
-    meter = OutsideMeter(start_bytes, clock_of(device))
+def try_forward(model: nn.Module, call: Call, run_in: RunIn) -> OutsideShare:
+    """Run a call of a model whose graphs are all met, and leave the model as it was.
 
-    def look(in_graph: bool) -> int:
-        nonlocal peak_bytes, most_bytes
-        if window is None:
-            return 0
-        taken = window.take()
-        if taken > peak_bytes:
-            peak_bytes, most_bytes = taken, meter.bytes_beside() if in_graph else meter.bytes_outside(taken)
-        return window.live_bytes()
+    Bytes are those on top of what was there before, and None where they cannot be measured.
+    """
+    meter = _ForwardMeter(next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
+    before, meeting = snapshot(model), Meeting(around=meter.around)
+    meeting.written.keep(tensors_in(call))
+    try:
+        meter.begins()
+        result = run_in(meeting, call)
+        share = meter.ends()
+        del result
+    finally:
+        meeting.written.put_back()
+        restore(model, before)
+    return share
 
-    def around(run: Callable[[], Any]) -> Any:
-        meter.enters(look(in_graph=False))
+
+class _ForwardMeter:
+    """An OutsideMeter that looks at the device's memory itself."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._window = peak_window(device)
+        self._clock = clock_of(device)
+
+    def begins(self) -> None:
+        self._start_bytes = self._window.live_bytes() if self._window is not None else 0
+        self._peak_bytes = self._outside_bytes = 0
+        if self._window is not None:
+            self._window.take()
+        self._meter = OutsideMeter(self._start_bytes, self._clock)
+
+    def around(self, run: Callable[[], Any]) -> Any:
+        self._meter.enters(self._look(in_graph=False))
         result = run()
-        meter.leaves(look(in_graph=True))
+        self._meter.leaves(self._look(in_graph=True))
         return result
 
-    if window is not None:
-        window.take()
-    meter.restarts(start_bytes)
-    result = forward(around)
-    meter.ends()
-    look(in_graph=False)
-    del result
-    seconds = meter.seconds
-    share = 1 - seconds.in_graphs / seconds.whole if seconds is not None else None
-    return OutsideShare(share, most_bytes if window is not None else None, max(peak_bytes - start_bytes, 0), 0)
+    def ends(self) -> OutsideShare:
+        self._meter.ends()
+        self._look(in_graph=False)
+        seconds = self._meter.seconds
+        share = 1 - seconds.in_graphs / seconds.whole if seconds is not None else None
+        outside_bytes = self._outside_bytes if self._window is not None else None
+        return OutsideShare(share, outside_bytes, max(self._peak_bytes - self._start_bytes, 0), 0)
+
+    def _look(self, in_graph: bool) -> int:
+        if self._window is None:
+            return 0
+        taken = self._window.take()
+        if taken > self._peak_bytes:
+            self._peak_bytes = taken
+            self._outside_bytes = self._meter.bytes_beside() if in_graph else self._meter.bytes_outside(taken)
+        return self._window.live_bytes()

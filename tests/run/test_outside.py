@@ -80,7 +80,7 @@ def test_a_plan_of_pieces_says_so_before_any_training() -> None:
     assert 2 * LOGITS <= report.outside.bytes <= report.outside.peak_bytes
     text = shown(model)
     assert "FITS AS FAR AS IT IS CAPTURED" in text
-    assert "outside of the plan" in text and "of one forward without gradients" in text
+    assert "outside of the plan" in text and "of one forward alone" in text
     assert "is captured anew" in text and "test_watch.py" in text
     page, data = render_html(report), report_to_json(report)
     assert "Where captures ended" in page and "outside of the plan" in page

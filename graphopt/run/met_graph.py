@@ -1,0 +1,31 @@
+"""From what Dynamo hands a backend to a DynamoGraph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphopt.capture.ambient import ambient
+from graphopt.capture.aot import break_reason
+from graphopt.capture.captures import this_capture
+from graphopt.capture.dynamo import is_own_frame
+from graphopt.capture.numbers import fix_sizes
+from graphopt.problem.plan import GraphPlan
+from graphopt.run.dynamo_graph import DynamoGraph, Surroundings
+from graphopt.run.meeting_graphs import fake_inputs
+from graphopt.run.tangents import Tangents
+
+
+def met_graph(
+    module: fx.GraphModule, inputs: Sequence[Any], kept: Mapping[str, GraphPlan] | None, surroundings: Surroundings
+) -> DynamoGraph:
+    """The graph that Dynamo has met, inside of its backend; `kept` are the plans of a saved one, by hash."""
+    fix_sizes(module)
+    tracing = torch._guards.TracingContext.get()
+    assert tracing is not None
+    examples, is_outermost = fake_inputs(module, inputs, tracing.fake_mode), is_own_frame()
+    tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
+    return DynamoGraph(module, examples, tracing, ambient(), is_outermost, surroundings, tangents, this_capture())
