@@ -9,7 +9,7 @@ import torch
 from graphopt.device.cpu_counter import cpu_counter
 
 #: The counter knows one peak, since it was last read: whoever reads it tells all others.
-_lookers: weakref.WeakSet[CpuWindow] = weakref.WeakSet()
+_lookers: list[weakref.ref[CpuWindow]] = []
 
 
 class CpuWindow:
@@ -20,7 +20,7 @@ class CpuWindow:
         assert counter is not None
         self._counter = counter
         self._peak_bytes = 0
-        _lookers.add(self)
+        _lookers.append(weakref.ref(self, _lookers.remove))
         self.take()
 
     def live_bytes(self) -> int:
@@ -30,8 +30,10 @@ class CpuWindow:
     def take(self) -> int:
         """The most that was allocated since the last call."""
         peak_bytes = int(self._counter.graphopt_cpu_peak_bytes())
-        for looker in _lookers:
-            looker._peak_bytes = max(looker._peak_bytes, peak_bytes)
+        for there in tuple(_lookers):
+            looker = there()
+            if looker is not None and looker._peak_bytes < peak_bytes:
+                looker._peak_bytes = peak_bytes
         most, self._peak_bytes = self._peak_bytes, 0
         return most
 
