@@ -5,9 +5,16 @@ from __future__ import annotations
 import functools
 import gc
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from graphopt.planners.curves.effort import Effort
+    from graphopt.planners.study.study import Study
 
 # examples take longer on a machine with other work; that is no fault
 settings.register_profile("graphopt", deadline=None)
@@ -33,3 +40,22 @@ def passes_keep_their_rules(monkeypatch: pytest.MonkeyPatch) -> None:
         from graphopt.step import train_step
 
         monkeypatch.setattr(train_step, "run_passes", functools.partial(run_passes, rules=of_window.RULES))
+
+
+@pytest.fixture(autouse=True)
+def curves_are_retouched_briefly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where plans are not what is tested: a third of the time in which a small model is planned makes them last better.
+
+    Two budgets are tried where 30 may be, so that schedules of every kind still come.
+    """
+    about_plans = {"planners", "benchmarks"} & set(request.path.relative_to(Path(__file__).parent).parts)
+    retouch = sys.modules.get("graphopt.planners.moves.retouch")
+    if about_plans or retouch is None:
+        return
+    effort_for = retouch.effort_for
+
+    def brief(study: Study) -> Effort:
+        effort = effort_for(study)
+        return replace(effort, retouches=min(effort.retouches, 2))
+
+    monkeypatch.setattr(retouch, "effort_for", brief)
