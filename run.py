@@ -89,7 +89,8 @@ def test(arguments: list[str]) -> int:
     workers = min(8, cores())
     # Each worker gets its share of the cores; more threads than cores make torch crawl.
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
-    command = [PYTHON, "-m", "pytest", "-q", "-n", str(workers), *(() if has_gpu() else ("-m", "not gpu")), *arguments]
+    spread = ("-n", str(workers), "--dist", "worksteal")  # tests take from milliseconds to a minute
+    command = [PYTHON, "-m", "pytest", "-q", *spread, *(() if has_gpu() else ("-m", "not gpu")), *arguments]
     return run(command, check=False, environment=environment) or int(bool(failed))
 
 

@@ -10,10 +10,10 @@ import pytest
 from benchmarks.planning import matrix
 from tests.support.zoo import ZOO
 
-#: Attention with dropout, encoder-decoder, tied embeddings, BatchNorm, long skips, concatenations, unrolled cells,
-#: experts, buffers that change, in-place writes, autocast, shared and frozen weights.
+#: Attention with dropout, encoder-decoder, tied embeddings, BatchNorm, long skips and concatenations, experts, buffers
+#: that change, in-place writes, autocast, shared and frozen weights.
 MODELS = (
-    *("gpt2", "bert", "t5", "llama", "vit", "convnext", "resnet50", "densenet", "unet", "gru"),
+    *("gpt2", "bert", "t5", "llama", "vit", "convnext", "resnet50", "unet"),
     *("mixture_of_experts", "ema_autoencoder", "in_place", "autocast", "shared_and_frozen", "by_hand"),
 )
 
