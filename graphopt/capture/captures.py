@@ -111,6 +111,8 @@ def in_users_words(reason: str) -> str:
 def _what_to_do(cause: str) -> str:
     if "size mismatch" in cause:
         return "Pad to fewer shapes"
+    if "len(" in cause:
+        return "What a forward appends to a list that the model keeps changes what was captured: do that in the loop"
     return (
         "A number that only enters arithmetic is an input of the plan, but one that a size or an `if` depends on is "
         "planned for value by value: keep it in a tensor, or let it take fewer values"

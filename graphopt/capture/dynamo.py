@@ -58,6 +58,11 @@ def is_own_frame() -> bool:
     return code_being_captured().co_name.startswith(_OWN)
 
 
+def is_called_by_graphopt() -> bool:
+    """Inside of Dynamo: whether it is at work inside of `dynamo_errors`."""
+    return bool(torch._dynamo.config.recompile_limit == _NO_LIMIT)
+
+
 @contextmanager
 def dynamo_errors() -> Iterator[None]:
     """torch.compile without its silent ways back to eager, and with our errors as they are."""

@@ -1,4 +1,4 @@
-"""Fake tensors whose strides are those that kernels give, where torch's rules for fake ones say otherwise.
+"""Fake tensors whose strides and types are those that kernels give, where torch's rules for fake ones say otherwise.
 
 AOTAutograd decides by fake strides what it traces: whether a reshape is a view or a copy, how a product
 is made. Where the kernel then gives others, a view does not fit ("view size is not compatible"), or a
@@ -73,13 +73,15 @@ def true_strides() -> Iterator[None]:
 
 
 def _needs_no_trial(arguments: object) -> bool:
-    """Whether everything is contiguous, of which the rules are true, or nothing can be tried."""
+    """Whether everything is contiguous and of one type, of which the rules are true, or nothing can be tried."""
     leaves = pytree.tree_leaves(arguments)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     sizes = [size for tensor in tensors for size in (*tensor.shape, *tensor.stride())]
-    return any(isinstance(size, SYMBOLS) for size in sizes) or all(
-        t.is_contiguous() or not at_hand(t.device) for t in tensors
-    )
+    if any(isinstance(size, SYMBOLS) for size in sizes) or not all(at_hand(tensor.device) for tensor in tensors):
+        return True
+    # what batch norms of half inputs with float32 parameters save is float32
+    is_mixed = len({tensor.dtype for tensor in tensors if tensor.is_floating_point()}) > 1
+    return not is_mixed and all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _tried(op: OpOverload, args: Any, kwargs: Any) -> Any:
@@ -117,18 +119,20 @@ def _twin(tensor: torch.Tensor, dimensions: int | None) -> torch.Tensor:
 
 
 def _laid_out_as(fake: Any, real: Any) -> Any:
-    """The fake tensor, or one like it in memory ordered as the real one's dimensions are."""
+    """The fake tensor, or one like it of the real one's type, in memory ordered as the real one's dimensions are."""
     if not isinstance(fake, torch.Tensor) or not isinstance(real, torch.Tensor):
         return fake
     order = _order(real.stride(), real.shape)
     if order == _order(fake.stride(), fake.shape) or not is_dense(real):
-        return fake
+        if fake.dtype == real.dtype:
+            return fake
+        return torch.empty_strided(fake.shape, fake.stride(), dtype=real.dtype, device=fake.device)
     strides = [1] * fake.ndim
     filled = 1
     for i in sorted(range(fake.ndim), key=lambda i: (real.stride(i), real.shape[i] > 1)):
         strides[i] = filled
         filled *= max(1, fake.shape[i])
-    return torch.empty_strided(fake.shape, strides, dtype=fake.dtype, device=fake.device)
+    return torch.empty_strided(fake.shape, strides, dtype=real.dtype, device=fake.device)
 
 
 def _order(strides: Sequence[int], shape: Sequence[int]) -> list[int]:

@@ -75,7 +75,7 @@ def other_bytes(
     if device.type != "cuda":
         return LOOSE_BYTES
     state = [] if optimizer is None else [value for entry in optimizer.state.values() for value in entry.values()]
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.is_leaf and parameter.grad is not None]
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(inputs), *state, *gradients, *held]
     known = unique_storage_bytes((t for t in tensors if isinstance(t, torch.Tensor)), device)
     return max(0, _allocated_bytes(device) - known) + CUDA_LOOSE_BYTES

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.callback import on_compile_start
+from torch._dynamo.callback import callback_handler
 
 from graphopt.base.errors import UsageError
-from graphopt.graph.nodes import is_own_file
+from graphopt.capture.dynamo import is_called_by_graphopt
 
 
-@cache
+class _WithOurs(list[Callable[..., None]]):
+    """Dynamo's callbacks, of which ours stays: `torch._dynamo.reset()` clears them."""
+
+    def clear(self) -> None:
+        super().clear()
+        self.append(_refuse)
+
+
 def refuse_compiles_from_outside() -> None:
     """From now on look, where Dynamo begins to capture a frame, whether an optimized model in training is in it.
 
     Nothing else is told of it: Dynamo takes a module apart by its `forward`, and never asks what stands in front.
     """
-    on_compile_start(_refuse)
+    if _refuse not in callback_handler.start_callbacks:
+        callback_handler.start_callbacks = _WithOurs([*callback_handler.start_callbacks, _refuse])
 
 
 def _refuse(*_: Any) -> None:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_called_by_graphopt():
         return
     compiled = _frame_to_compile()
     if compiled is None:
@@ -43,15 +50,11 @@ def _refuse(*_: Any) -> None:
 
 
 def _frame_to_compile() -> FrameType | None:
-    """The frame that Dynamo is about to capture; None where graphopt has called it."""
-    found, frame = None, inspect.currentframe()
-    own, frame = frame, frame.f_back if frame else None
-    while frame is not None:
-        if found is None and frame.f_code.co_name == "_compile" and "code" in frame.f_locals:
-            found = frame.f_locals.get("frame")
-        if is_own_file(frame.f_code.co_filename) and frame.f_code.co_filename != own.f_code.co_filename:  # type: ignore[union-attr]
-            return None
+    """The frame that Dynamo is about to capture."""
+    frame = inspect.currentframe()
+    while frame is not None and not (frame.f_code.co_name == "_compile" and "code" in frame.f_locals):
         frame = frame.f_back
+    found = frame.f_locals.get("frame") if frame is not None else None
     return getattr(found, "frame", found)
 
 

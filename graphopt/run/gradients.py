@@ -25,14 +25,15 @@ Run = Callable[[list[Any]], Any]
 
 
 def gradients_there(model: nn.Module) -> list[torch.Tensor]:
-    """The gradients that the model's parameters hold now."""
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    """The gradients that the model's parameters hold now; what `functional_call` puts in their place holds none."""
+    leaves = (parameter for parameter in model.parameters() if parameter.is_leaf)
+    return [parameter.grad for parameter in leaves if parameter.grad is not None]
 
 
 def all_add(model: nn.Module, sums: Iterable[GradientSums]) -> bool:
     """Whether a call finds gradients, and its graphs may add to all that it finds where they are made."""
     graphs = list(sums)
-    holders = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    holders = [parameter for parameter in model.parameters() if parameter.is_leaf and parameter.grad is not None]
     return bool(holders and graphs) and all(each.may_add for each in graphs) and not any(map(_is_hooked, holders))
 
 

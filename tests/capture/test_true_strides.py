@@ -190,3 +190,22 @@ def test_a_training_step_has_eagers_bits() -> None:
     eager(x).backward()
     torch.optim.SGD(eager.parameters(), lr=0.1).step()
     assert all(map(torch.equal, model.parameters(), eager.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_a_batch_norm_of_half_inputs_saves_is_float32(
+    dtype: torch.dtype, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Its backward cannot be measured otherwise: the kernel refuses what the rule for fake tensors says."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU(), nn.Flatten(), nn.Linear(C * 36, 4))
+    eager, x = copy.deepcopy(model), torch.randn(4, 3, 8, 8)
+    graphopt.optimize(model, "64MiB")
+    for each in (model, eager):
+        for _ in range(2):
+            each.zero_grad()
+            with torch.autocast("cpu", dtype=dtype):
+                y = each(x).float().square().mean()
+            y.backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), eager.parameters(), strict=True))
+    assert not [each for each in recwarn if "could not be measured" in str(each.message)]

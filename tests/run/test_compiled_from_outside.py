@@ -13,6 +13,7 @@ from torch._dynamo.exc import InternalTorchDynamoError
 
 import graphopt
 from graphopt.base.errors import UsageError
+from graphopt.device.measure import peak_bytes
 from tests.support.residual_blocks import blocks, same_gradients
 
 X = torch.linspace(-1, 1, 16 * 64).reshape(16, 64)
@@ -49,10 +50,17 @@ def around_a_function_that_calls_it() -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("make", [around_layers_of_torch, around_a_module_that_has_it, around_a_function_that_calls_it])
 def test_it_is_said_where_the_plan_would_be_lost(make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
     compiled = make()
+    torch._dynamo.reset()  # which forgets Dynamo's callbacks too
     with pytest.raises((UsageError, InternalTorchDynamoError), match=r"drop torch\.compile"):
         compiled(X)
     with torch.no_grad():  # nothing is planned here
         compiled(X)
+
+
+def test_it_is_said_inside_of_what_graphopt_measures() -> None:
+    compiled = around_layers_of_torch()
+    with pytest.raises((UsageError, InternalTorchDynamoError), match=r"drop torch\.compile"):
+        peak_bytes(lambda: compiled(X).sum().backward(), [X], "cpu")
 
 
 def test_a_class_of_ones_own_keeps_its_plan() -> None:
