@@ -18,6 +18,17 @@ from graphopt.run.dynamo_graph import DynamoGraph, Surroundings
 from graphopt.run.meeting_graphs import fake_inputs
 from graphopt.run.tangents import Tangents
 
+#: Graphs that are kept, as each holds code and fake tensors: the least recently used go. One of a TransformerEncoder of
+#: 12 layers takes 21 MiB of host memory.
+MOST_GRAPHS = 256
+
+
+def too_many(graphs: Sequence[DynamoGraph], call: int) -> list[DynamoGraph]:
+    """Those above `MOST_GRAPHS` that were not used for longest; none of this call or of the one before."""
+    excess = max(len(graphs) - MOST_GRAPHS, 0)
+    idle = [graph for graph in graphs if graph.last_call < call - 1]
+    return sorted(idle, key=lambda graph: graph.last_call)[:excess]
+
 
 def met_graph(
     module: fx.GraphModule, inputs: Sequence[Any], kept: Mapping[str, GraphPlan] | None, surroundings: Surroundings

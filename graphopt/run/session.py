@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import Recaptures
@@ -41,7 +42,7 @@ from graphopt.run.dynamo_graph import DynamoGraph
 from graphopt.run.example_differs import Example
 from graphopt.run.loop import Loop
 from graphopt.run.loss_module import users_model
-from graphopt.run.met_graph import met_graph
+from graphopt.run.met_graph import MOST_GRAPHS, met_graph, too_many
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.plans import Plans
 from graphopt.run.request import Request
@@ -49,9 +50,6 @@ from graphopt.run.transforms import say_that_transforms_are_not_planned
 from graphopt.run.trial_forward import try_forward
 from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
-#: Graphs that are kept, as each holds code and fake tensors: the least recently used go. One of a TransformerEncoder of
-#: 12 layers takes 21 MiB of host memory.
-MOST_GRAPHS = 256
 #: Captures after which Dynamo's part is made anew, which keeps a trace of each that was dropped.
 MOST_CAPTURES = 16 * MOST_GRAPHS
 
@@ -80,6 +78,8 @@ class Session:
         #: How much is outside of the graphs, as far as a forward shows it; None where it is all in one.
         self.tried: OutsideShare | None = None
         self._breaks: dict[GraphBreak, None] = {}
+        #: The model before the call that is being made, where it may have to begin anew.
+        self._before: State | None = None
 
     @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,13 +160,10 @@ class Session:
         if self._captures >= MOST_CAPTURES:
             self._forget()
         self._calls += 1
-        excess = len(self.graphs) - MOST_GRAPHS
-        if excess > 0:
-            idle = [graph for graph in self.graphs if graph.last_call < self._calls - 1]
-            for graph in sorted(idle, key=lambda graph: graph.last_call)[:excess]:
-                self.graphs.remove(graph)
-                self._plans.drop(graph)
-                graph.capture.drop()
+        for graph in too_many(self.graphs, self._calls):
+            self.graphs.remove(graph)
+            self._plans.drop(graph)
+            graph.capture.drop()
 
     def _forget(self) -> None:
         """Forget all that is captured and planned; what is needed is made anew."""
@@ -231,12 +228,12 @@ class Session:
             raise
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
-        known, before, drawn = self._plans.of_call, None, python_generators()
+        known, self._before, drawn = self._plans.of_call, None, python_generators()
         if known is None:
             check_sharded_whole(self.model)
             check_tensors(self.model, tensors_in(call))
         if known is None or len(known.graphs) > 1:  # one of several may be captured anew when others have run
-            before = snapshot(self.model)
+            self._before = snapshot(self.model)
             self.loop.look_away()
         self._plans.inputs = call
         try:
@@ -247,12 +244,12 @@ class Session:
             outcome, result = self._attempt(call)
             if outcome is Outcome.UNPLANNED:
                 # a model that was one graph and now breaks has run none of its graphs: it is as it was
-                before = before if before is not None else replace(snapshot(self.model), python_generators=drawn)
-                self._meet_and_plan(call, before)
+                before = self._before or snapshot(self.model)
+                self._meet_and_plan(call, before if known is None else replace(before, python_generators=drawn))
                 self._phase = phase()
                 outcome, result = self._attempt(call)
         finally:
-            self._plans.inputs = ((), {})
+            self._plans.inputs, self._before = ((), {}), None
         if outcome is Outcome.UNPLANNED:
             raise CaptureError(
                 "the model's forward took another way when it was run again with the same inputs and generators: it "
@@ -266,8 +263,15 @@ class Session:
         return result
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:
-        with dynamo_errors(), noted_breaks(lambda met: self._breaks.setdefault(met)):
+        with dynamo_errors(), noted_breaks(self._on_break):
             return called(lambda: self._compiled(*call[0], **call[1]))
+
+    def _on_break(self, met: GraphBreak) -> None:
+        """Dynamo ends a graph. A model that was one graph has run nothing yet where it first does."""
+        self._breaks.setdefault(met)
+        if self._before is None and isinstance(self._phase, Running):
+            with _disable_current_modes():
+                self._before = snapshot(self.model)
 
     def _in_phase(self, phase: Phase, call: Call) -> tuple[Outcome, Any]:
         interrupted, self._phase = self._phase, phase

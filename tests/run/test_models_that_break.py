@@ -110,3 +110,31 @@ def test_transforms_of_torch_func_run_it_as_it_is() -> None:
         found = torch.func.grad(lambda x: model(x).sum())(X)
     assert torch.equal(found, expected)
     assert torch.func.vmap(model)(X[:4, None]).shape == (4, 1, 64)
+
+
+def test_a_model_of_one_graph_that_breaks_later_counts_once() -> None:
+    """Nothing of a forward that begins anew stays, even where it came to no graph before its first break."""
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.count = nn.Linear(8, 8), nn.Linear(8, 8), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count += 1
+            return self.second(self.first(x)) / self.count
+
+    torch.manual_seed(0)
+    model, x = Counts(), torch.randn(4, 8)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "1MiB")
+    for step in range(4):
+        for each in (model, eager):
+            if step == 0:
+                each.second.weight.register_hook(lambda gradient: gradient * 2)
+            if step == 2:
+                each.first.register_full_backward_hook(lambda *_: None)
+            each(x.clone().requires_grad_()).square().mean().backward()
+        assert model.count == eager.count == step + 1
+        pairs = zip(model.parameters(), eager.parameters(), strict=True)
+        assert all(torch.equal(one.grad, other.grad) for one, other in pairs)

@@ -18,7 +18,7 @@ from torch import nn
 
 import graphopt
 from graphopt.capture import captures
-from graphopt.run import session
+from graphopt.run import met_graph, session
 from graphopt.run.dynamo_graph import DynamoGraph
 from tests.support.residual_blocks import same_gradients
 
@@ -222,7 +222,7 @@ EACH_VALUE = {
 def test_a_number_that_must_be_a_constant_is_planned_for_value_by_value(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(met_graph, "MOST_GRAPHS", 2)
     model, eager, x = pair(Numbers(work))
     for i, t in enumerate((0.5, 0.25, 0.0, 1.0, 0.5, 0.5)):
         for each in (model, eager):
@@ -410,7 +410,7 @@ def test_plans_that_were_not_used_for_longest_go_and_are_freed(
     breaks: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     most = 6
-    monkeypatch.setattr(session, "MOST_GRAPHS", most)
+    monkeypatch.setattr(met_graph, "MOST_GRAPHS", most)
     model, eager, _ = pair(Shaped(breaks))
     graphs: weakref.WeakSet[DynamoGraph] = weakref.WeakSet()
     studies: weakref.WeakSet[object] = weakref.WeakSet()
@@ -435,7 +435,7 @@ def test_plans_that_were_not_used_for_longest_go_and_are_freed(
 def test_a_model_of_more_graphs_than_are_kept_is_planned_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(met_graph, "MOST_GRAPHS", 1)
     model, _, x = pair(Shaped(True))
     with plannings(caplog) as made:
         for _ in range(4):
@@ -445,7 +445,7 @@ def test_a_model_of_more_graphs_than_are_kept_is_planned_once(
 
 
 def test_training_goes_on_after_any_number_of_captures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(met_graph, "MOST_GRAPHS", 2)
     monkeypatch.setattr(session, "MOST_CAPTURES", 6)
     model, eager, _ = pair(Shaped(False))
     with torch._dynamo.config.patch(recompile_limit=3, accumulated_recompile_limit=3):
