@@ -19,7 +19,7 @@ def warn_of_wrong_upstream(module: fx.GraphModule) -> None:
     """Say once for a graph what in it gives other numbers than eager, in whatever compiles it (docs/numerics.md)."""
     if not module.meta.get(_WARNED):
         module.meta[_WARNED] = True
-        for what in dict.fromkeys((*_complex_pinv(module), *_functions_in_transforms(module))):
+        for what in dict.fromkeys(what for find in _FINDERS for what in find(module)):
             warnings.warn(f"graphopt: {what} (docs/numerics.md, Wrong in PyTorch itself)", stacklevel=2)
 
 
@@ -52,6 +52,22 @@ def _functions_in_transforms(module: fx.GraphModule) -> Iterator[str]:
                         )
 
 
+def _functions_that_write(module: fx.GraphModule) -> Iterator[str]:
+    """Custom autograd Functions that write in place what came into the graph, and return it itself."""
+    for node in module.graph.nodes:
+        written: list[int] = list(node.kwargs.get("dirty_idx", ()))
+        if not any(node.args[2 + position].op == "placeholder" for position in written):
+            continue
+        body = module.get_submodule(node.args[0].target)
+        assert isinstance(body, fx.GraphModule)
+        inputs, returned = list(body.graph.find_nodes(op="placeholder")), body.graph.find_nodes(op="output")
+        if any(inputs[position] in result.all_input_nodes for position in written for result in returned):
+            yield (
+                f"the autograd Function{_at(node)} writes its input in place (mark_dirty) right behind a graph break, "
+                "where PyTorch traces a wrong gradient: let it return a new tensor"
+            )
+
+
 def _forward_lines() -> dict[str, list[tuple[str, int, int]]]:
     """By file: names of autograd Functions, with the first and the last line of their forward."""
     found: dict[str, list[tuple[str, int, int]]] = {}
@@ -69,3 +85,6 @@ def _forward_lines() -> dict[str, list[tuple[str, int, int]]]:
 def _at(node: fx.Node) -> str:
     where = source_line(node)
     return f" at {where}" if where else ""
+
+
+_FINDERS = (_complex_pinv, _functions_in_transforms, _functions_that_write)

@@ -52,6 +52,39 @@ class Transformed(nn.Module):
 
 
 X = torch.ones(5, 3)
+
+
+class Doubled(torch.autograd.Function):
+    """Writes its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.mark_dirty(x)
+        x.mul_(2)
+        return x
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 2
+
+
+class Writes(nn.Module):
+    """Behind a graph break, in front of one, or without."""
+
+    def __init__(self, breaks: str) -> None:
+        super().__init__()
+        self.first, self.second, self.breaks = nn.Linear(5, 4), nn.Linear(4, 3), breaks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        if self.breaks == "in front":
+            torch._dynamo.graph_break()
+        twice = Doubled.apply(h)
+        if self.breaks == "behind":
+            torch._dynamo.graph_break()
+        return self.second(twice)
+
+
 PINV = [torch.linalg.pinv, torch.pinverse, lambda w: w.pinverse()]
 TRANSFORMS = [
     torch.func.grad(lambda h: Cube.apply(h).sum()),
@@ -62,6 +95,7 @@ TRANSFORMS = [
 WRONG = [
     *((lambda how=how: Pinv(torch.complex64, how), X, "linalg.pinv of complex numbers at") for how in PINV),
     *((lambda t=t: Transformed(t), X.T, "Cube at .* is inside of a torch.func transform") for t in TRANSFORMS),
+    (lambda: Writes("in front"), X.T, "writes its input in place"),
 ]
 
 
@@ -87,8 +121,10 @@ def test_it_is_wrong_in_torch_and_told_of_once(model: Any, x: torch.Tensor, said
         lambda: Pinv(torch.complex64, lambda w: w.mH.sin()),
         lambda: Transformed(Cube.apply),
         lambda: Transformed(torch.func.grad(lambda h: F.silu(h).sum())),
+        lambda: Writes(""),
+        lambda: Writes("behind"),
     ],
-    ids=["real", "no pinv", "no transform", "no function"],
+    ids=["real", "no pinv", "no transform", "no function", "no break", "break behind"],
 )
 def test_nothing_is_said_of_what_is_right(model: Any) -> None:
     torch.manual_seed(0)
