@@ -8,8 +8,10 @@ import re
 import warnings
 import weakref
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import CodeType
+from typing import Any
 
 import torch
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
@@ -47,13 +49,19 @@ def this_capture() -> Capture:
 
 def code_being_captured() -> CodeType:
     """Inside of a backend: the code that Dynamo compiles."""
+    known = locals_of_compile()
+    assert known is not None, "torch's Dynamo no longer compiles in convert_frame._compile"
+    code = known["code"]
+    assert isinstance(code, CodeType)
+    return code
+
+
+def locals_of_compile() -> Mapping[str, Any] | None:
+    """The local variables of Dynamo's function that compiles a frame; None where it compiles none."""
     frame = inspect.currentframe()
     while frame is not None and not (frame.f_code.co_name == "_compile" and "code" in frame.f_locals):
         frame = frame.f_back
-    assert frame is not None, "torch's Dynamo no longer compiles in convert_frame._compile"
-    code = frame.f_locals["code"]
-    assert isinstance(code, CodeType)
-    return code
+    return frame.f_locals if frame is not None else None
 
 
 def warn_of_limit() -> None:

@@ -24,6 +24,11 @@ def loose_bytes(device: torch.device) -> int:
     return CUDA_LOOSE_BYTES if device.type == "cuda" else LOOSE_BYTES
 
 
+def with_gradients(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that hold a gradient; what `functional_call` puts in their place holds none."""
+    return [parameter for parameter in model.parameters() if parameter.is_leaf and parameter.grad is not None]
+
+
 def resident_of_graph(step: StepGraph) -> dict[str, int]:
     """Parameters, buffers and inputs, as far as the graph's own inputs show them; on CUDA all that is there besides."""
     kinds: dict[str, int] = {"parameters": 0, "buffers": 0, "inputs": 0, "other": 0}
@@ -75,7 +80,7 @@ def other_bytes(
     if device.type != "cuda":
         return LOOSE_BYTES
     state = [] if optimizer is None else [value for entry in optimizer.state.values() for value in entry.values()]
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.is_leaf and parameter.grad is not None]
+    gradients = [parameter.grad for parameter in with_gradients(model)]
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(inputs), *state, *gradients, *held]
     known = unique_storage_bytes((t for t in tensors if isinstance(t, torch.Tensor)), device)
     return max(0, _allocated_bytes(device) - known) + CUDA_LOOSE_BYTES

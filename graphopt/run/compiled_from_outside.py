@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from torch._dynamo.callback import callback_handler
 
 from graphopt.base.errors import UsageError
+from graphopt.capture.captures import locals_of_compile
 from graphopt.capture.dynamo import is_called_by_graphopt
 
 
@@ -50,11 +50,8 @@ def _refuse(*_: Any) -> None:
 
 
 def _frame_to_compile() -> FrameType | None:
-    """The frame that Dynamo is about to capture."""
-    frame = inspect.currentframe()
-    while frame is not None and not (frame.f_code.co_name == "_compile" and "code" in frame.f_locals):
-        frame = frame.f_back
-    found = frame.f_locals.get("frame") if frame is not None else None
+    """The frame that Dynamo is about to capture; None where it compiles something else, such as a lazy backward."""
+    found = (locals_of_compile() or {}).get("frame")
     return getattr(found, "frame", found)
 
 

@@ -19,21 +19,21 @@ from graphopt.device.storages import unique_storage_bytes
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Accumulator
 from graphopt.graph.step_graph import tensors_of
+from graphopt.plan.resident import with_gradients
 
 #: Runs a boxed graph on a list of arguments.
 Run = Callable[[list[Any]], Any]
 
 
 def gradients_there(model: nn.Module) -> list[torch.Tensor]:
-    """The gradients that the model's parameters hold now; what `functional_call` puts in their place holds none."""
-    leaves = (parameter for parameter in model.parameters() if parameter.is_leaf)
-    return [parameter.grad for parameter in leaves if parameter.grad is not None]
+    """The gradients that the model's parameters hold now."""
+    return [parameter.grad for parameter in with_gradients(model) if parameter.grad is not None]
 
 
 def all_add(model: nn.Module, sums: Iterable[GradientSums]) -> bool:
     """Whether a call finds gradients, and its graphs may add to all that it finds where they are made."""
     graphs = list(sums)
-    holders = [parameter for parameter in model.parameters() if parameter.is_leaf and parameter.grad is not None]
+    holders = with_gradients(model)
     return bool(holders and graphs) and all(each.may_add for each in graphs) and not any(map(_is_hooked, holders))
 
 

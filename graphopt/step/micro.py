@@ -31,10 +31,8 @@ from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
 from graphopt.passes.joint import Passes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.graph_break import GraphBreak
+from graphopt.run.met_graph import MOST_GRAPHS
 from graphopt.step.dynamo_outputs import beside_loss, loss_alone
-
-#: Graphs that are kept, as each holds code and fake tensors: the least recently used go.
-MOST_GRAPHS = 256
 
 #: Plans a captured micro-batch in which parameters get gradients: those returned, and those the graph uses up itself.
 Plan = Callable[[CapturedGraph, "Learning"], PlannedGraph]

@@ -41,9 +41,10 @@ from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
 from graphopt.run.loss_module import LossModule
 from graphopt.run.measured_step import MeasuredStep, trained_steps
+from graphopt.run.met_graph import MOST_GRAPHS
 from graphopt.step.division import Accumulate, Division
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro import MOST_GRAPHS, HandOver, Micro, MicroCall
+from graphopt.step.micro import HandOver, Micro, MicroCall
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
