@@ -26,7 +26,7 @@ from torch import nn
 
 import graphopt
 from benchmarks.common import about, write_json
-from graphopt.run import loop as run_loop
+from graphopt.run.calls import loop as run_loop
 
 #: (blocks, width, rows): few large operators, many small ones, many parameters.
 SHAPES = {"large": (4, 512, 256), "small operators": (12, 64, 64), "many parameters": (200, 32, 64)}

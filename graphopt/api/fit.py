@@ -17,7 +17,7 @@ from graphopt.api.train_step import train_step
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.base.units import Budget
 from graphopt.report.fit import Fit, Way
-from graphopt.run.loss_module import as_call
+from graphopt.run.model.loss_module import as_call
 from graphopt.step.division import Division, Trial, walk
 from graphopt.step.window import rows_of
 

@@ -21,10 +21,10 @@ from graphopt.device.storages import tensors_in
 from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
-from graphopt.run.loss_module import StepModule, as_call
-from graphopt.run.request import OnExcess, Request
+from graphopt.run.model.loss_module import StepModule, as_call
+from graphopt.run.model.request import OnExcess, Request
+from graphopt.run.model.wrapping import check_unwrapped
 from graphopt.run.session import Session
-from graphopt.run.wrapping import check_unwrapped
 from graphopt.verify.compare import compare_with_eager
 
 

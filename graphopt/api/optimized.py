@@ -13,10 +13,10 @@ from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Measured, Report
-from graphopt.run.call_plan import CallPlan
-from graphopt.run.loss_module import users_model
-from graphopt.run.measured_step import MeasuredStep, outside_share, trained_steps
+from graphopt.run.calls.call_plan import CallPlan
+from graphopt.run.model.loss_module import users_model
 from graphopt.run.session import Session
+from graphopt.run.watch.measured_step import MeasuredStep, outside_share, trained_steps
 
 
 class Optimized:

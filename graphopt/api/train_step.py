@@ -18,7 +18,7 @@ from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
-from graphopt.run.loss_module import LossModule, as_call
+from graphopt.run.model.loss_module import LossModule, as_call
 from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
 from graphopt.step.optimizer_view import OptimizerView

@@ -16,7 +16,7 @@ from graphopt.device import measure
 from graphopt.device.snapshot import restore, snapshot, training_mode
 from graphopt.device.storages import tensors_in
 from graphopt.report.data import Measured, Report
-from graphopt.run.loss_module import StepModule, as_call
+from graphopt.run.model.loss_module import StepModule, as_call
 from graphopt.run.session import Session
 from graphopt.verify.compare import compare_with_eager
 from graphopt.verify.step_result import loss_of

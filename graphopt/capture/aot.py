@@ -16,16 +16,16 @@ from torch._functorch._aot_autograd import collect_metadata_analysis, input_outp
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError
-from graphopt.capture.autograd_function import plain_autograd_function
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
-from graphopt.capture.effect_tokens import without_tokens
-from graphopt.capture.masked_writes import with_masked_writes
+from graphopt.capture.mends.autograd_function import plain_autograd_function
+from graphopt.capture.mends.effect_tokens import without_tokens
+from graphopt.capture.mends.masked_writes import with_masked_writes
+from graphopt.capture.mends.regions import with_regions_inlined
+from graphopt.capture.mends.true_strides import true_strides
+from graphopt.capture.mends.wrong_upstream import warn_of_wrong_upstream
 from graphopt.capture.numbers import fix_numbers, floats_stay_floats, reads_numbers
-from graphopt.capture.recurrent import with_recurrent_layers
-from graphopt.capture.regions import with_regions_inlined
+from graphopt.capture.recurrent.layers import with_recurrent_layers
 from graphopt.capture.tangents import ChooseTangents
-from graphopt.capture.true_strides import true_strides
-from graphopt.capture.wrong_upstream import warn_of_wrong_upstream
 from graphopt.emit.backward import BackwardModules
 from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.runnable import Around, Runnable

@@ -15,11 +15,11 @@ from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import code_being_captured
+from graphopt.capture.mends.out_arguments import out_arguments
+from graphopt.capture.mends.true_strides import true_strides
+from graphopt.capture.mends.users_functions import users_functions
 from graphopt.capture.numbers import NUMBERS_ARE_INPUTS, static_sizes
-from graphopt.capture.out_arguments import out_arguments
-from graphopt.capture.recurrent import few_fakes
-from graphopt.capture.true_strides import true_strides
-from graphopt.capture.users_functions import users_functions
+from graphopt.capture.recurrent.layers import few_fakes
 from graphopt.graph.nodes import without_own_frames
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds those
@@ -77,7 +77,7 @@ def dynamo_errors() -> Iterator[None]:
         "optimize_ddp": False,
         # hooks that come or go after a capture change what the model computes
         "skip_nnmodule_hook_guards": False,
-        # nn.LSTM, nn.GRU and nn.RNN would break the graph; `capture.recurrent` replaces what they call
+        # nn.LSTM, nn.GRU and nn.RNN would break the graph; `capture.recurrent.layers` replaces what they call
         "allow_rnn": True,
         # what is drawn from NumPy would be traced as draws from torch's generator
         "use_numpy_random_stream": True,

@@ -11,7 +11,7 @@ from torch._dynamo.utils import get_compilation_metrics
 
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.captures import in_users_words
-from graphopt.run.dynamo_graph import DynamoGraph
+from graphopt.run.graphs.dynamo_graph import DynamoGraph
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from enum import Enum, auto
 from typing import Any
 
 from graphopt.base.errors import BudgetError
-from graphopt.run.call_key import CallKey
-from graphopt.run.dynamo_graph import DynamoGraph
-from graphopt.run.meeting_graphs import WrittenInputs
+from graphopt.run.graphs.call_key import CallKey
+from graphopt.run.graphs.dynamo_graph import DynamoGraph
+from graphopt.run.graphs.meeting_graphs import WrittenInputs
 
 logger = logging.getLogger(__name__)
 

@@ -35,20 +35,20 @@ from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.schedule import Schedule
 from graphopt.report.data import OutsideShare
-from graphopt.run.call_key import Call, CallKey, shapes_of
-from graphopt.run.call_plan import CallPlan
-from graphopt.run.compiled_from_outside import refuse_compiles_from_outside
-from graphopt.run.dynamo_graph import DynamoGraph
+from graphopt.run.calls.call_plan import CallPlan
+from graphopt.run.calls.loop import Loop
+from graphopt.run.calls.plans import Plans
 from graphopt.run.example_differs import Example
-from graphopt.run.loop import Loop
-from graphopt.run.loss_module import users_model
-from graphopt.run.met_graph import MOST_GRAPHS, met_graph, too_many
+from graphopt.run.graphs.call_key import Call, CallKey, shapes_of
+from graphopt.run.graphs.dynamo_graph import DynamoGraph
+from graphopt.run.graphs.met_graph import MOST_GRAPHS, met_graph, too_many
+from graphopt.run.model.compiled_from_outside import refuse_compiles_from_outside
+from graphopt.run.model.loss_module import users_model
+from graphopt.run.model.request import Request
+from graphopt.run.model.transforms import say_that_transforms_are_not_planned
+from graphopt.run.model.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
-from graphopt.run.plans import Plans
-from graphopt.run.request import Request
-from graphopt.run.transforms import say_that_transforms_are_not_planned
 from graphopt.run.trial_forward import try_forward
-from graphopt.run.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 
 #: Captures after which Dynamo's part is made anew, which keeps a trace of each that was dropped.
 MOST_CAPTURES = 16 * MOST_GRAPHS

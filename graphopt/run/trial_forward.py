@@ -12,9 +12,9 @@ from graphopt.device.peak_window import peak_window
 from graphopt.device.snapshot import restore, snapshot
 from graphopt.device.storages import tensors_in
 from graphopt.report.data import OutsideShare
-from graphopt.run.call_key import Call
-from graphopt.run.outside_meter import OutsideMeter, clock_of
+from graphopt.run.graphs.call_key import Call
 from graphopt.run.phases import Meeting
+from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
 
 #: Runs the model's call in a phase.
 RunIn = Callable[[Meeting, Call], Any]

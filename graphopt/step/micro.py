@@ -31,7 +31,7 @@ from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
 from graphopt.passes.joint import Passes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.graph_break import GraphBreak
-from graphopt.run.met_graph import MOST_GRAPHS
+from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.step.dynamo_outputs import beside_loss, loss_alone
 
 #: Plans a captured micro-batch in which parameters get gradients: those returned, and those the graph uses up itself.

@@ -12,8 +12,8 @@ import torch
 
 from graphopt.device.peak_window import peak_window
 from graphopt.device.storages import unique_storage_bytes
-from graphopt.run.known_memory import KnownMemory
-from graphopt.run.measured_step import KEPT_STEPS, MeasuredStep, Place, excess_in_words
+from graphopt.run.watch.known_memory import KnownMemory
+from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, excess_in_words
 from graphopt.step.memory import StepMemory
 
 logger = logging.getLogger("graphopt")

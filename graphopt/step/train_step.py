@@ -39,9 +39,9 @@ from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
-from graphopt.run.loss_module import LossModule
-from graphopt.run.measured_step import MeasuredStep, trained_steps
-from graphopt.run.met_graph import MOST_GRAPHS
+from graphopt.run.graphs.met_graph import MOST_GRAPHS
+from graphopt.run.model.loss_module import LossModule
+from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
 from graphopt.step.division import Accumulate, Division
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import HandOver, Micro, MicroCall

@@ -9,7 +9,7 @@ from typing import Any
 from graphopt.base.errors import VerificationError
 from graphopt.base.units import UNLIMITED_BYTES
 from graphopt.plan.choice import Choice
-from graphopt.run.request import Request
+from graphopt.run.model.request import Request
 from graphopt.run.session import Session
 from graphopt.verify.op_by_op import Entry, first_divergence, record
 from graphopt.verify.rounding import Settled, settle

@@ -23,12 +23,16 @@ LAYERS = (
     ("ddp", "formats"),
     *(("api",), ("",), ("cli",), ("__main__",)),
 )
-#: The same inside `planners/`: the planners themselves, one file each, stand above their tools.
-PLANNER_LAYERS = (
-    *(("native",), ("study",), ("curves",), ("schedules",)),
-    ("bounds", "orders", "retention"),
-    *(("moves",), ("chains",), ("",)),
-)
+#: The same inside of the folders that have folders; "" are a folder's own files, which stand above its tools.
+INNER_LAYERS = {
+    "planners": (
+        *(("native",), ("study",), ("curves",), ("schedules",)),
+        ("bounds", "orders", "retention"),
+        *(("moves",), ("chains",), ("",)),
+    ),
+    "capture": (("mends", "recurrent"), ("",)),
+    "run": (("model",), ("graphs",), ("watch",), ("calls",), ("",)),
+}
 SIBLINGS = {"cost_models", "passes"}
 #: These need no torch.
 WITHOUT_TORCH = (
@@ -86,22 +90,24 @@ def test_imports_point_down(module: str) -> None:
         assert there == here or LEVEL[there] < LEVEL[here], f"{module} imports {name}, which is not below it"
 
 
-def planner_level(module: str) -> int:
-    """The rank of the folder of `planners/` that a module is in."""
-    return next(level for level, names in enumerate(PLANNER_LAYERS) if planner_folder(module) in names)
+def inner_level(module: str) -> int:
+    """The rank of a module's folder among those of its layer."""
+    inside = INNER_LAYERS[layer(module)]
+    assert any(inner_folder(module) in names for names in inside), f"{module}: its folder has no place in INNER_LAYERS"
+    return next(level for level, names in enumerate(inside) if inner_folder(module) in names)
 
 
-def planner_folder(module: str) -> str:
-    """The folder of `planners/` that a module is in; none for the planners themselves."""
-    return module.removeprefix("planners").lstrip(".").rpartition(".")[0]
+def inner_folder(module: str) -> str:
+    """The folder of its layer that a module is in; none for the layer's own files."""
+    return module.partition(".")[2].rpartition(".")[0]
 
 
-@pytest.mark.parametrize("module", sorted(m for m in SOURCES if f"{m}.".startswith("planners.")))
-def test_imports_of_planners_point_down(module: str) -> None:
+@pytest.mark.parametrize("module", sorted(m for m in SOURCES if m.partition(".")[0] in INNER_LAYERS))
+def test_imports_inside_of_a_layer_point_down(module: str) -> None:
     for name in imports(module):
         there = name.removeprefix("graphopt.")
-        if there.startswith("planners.") and planner_folder(there) != planner_folder(module):
-            assert planner_level(there) < planner_level(module), f"{module} imports {name}, which is not below it"
+        if there.partition(".")[0] == layer(module) and inner_folder(there) != inner_folder(module):
+            assert inner_level(there) < inner_level(module), f"{module} imports {name}, which is not below it"
 
 
 TORCHLESS = sorted(m for m in SOURCES if any(f"{m}.".startswith(f"{name}.") for name in WITHOUT_TORCH))

@@ -12,7 +12,7 @@ import graphopt
 from graphopt.cost_models.signature import Signature
 from graphopt.graph.step_graph import StepGraph
 from graphopt.plan import workspaces
-from graphopt.run import plans
+from graphopt.run.calls import plans
 
 
 @pytest.mark.parametrize(

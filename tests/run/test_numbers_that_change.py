@@ -18,8 +18,9 @@ from torch import nn
 
 import graphopt
 from graphopt.capture import captures
-from graphopt.run import met_graph, session
-from graphopt.run.dynamo_graph import DynamoGraph
+from graphopt.run import session
+from graphopt.run.graphs import met_graph
+from graphopt.run.graphs.dynamo_graph import DynamoGraph
 from tests.support.residual_blocks import same_gradients
 
 F = nn.functional

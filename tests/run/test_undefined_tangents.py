@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt.device.measure import peak_bytes
-from graphopt.run import loop
+from graphopt.run.calls import loop
 
 Use = Callable[[Sequence[Tensor]], Any]
 

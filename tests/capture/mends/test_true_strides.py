@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphopt
-from graphopt.capture.true_strides import true_strides
+from graphopt.capture.mends.true_strides import true_strides
 from tests.support.joint import joint_graph
 
 F = nn.functional

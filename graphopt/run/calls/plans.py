@@ -19,14 +19,14 @@ from graphopt.plan.room import Room
 from graphopt.plan.shares import joint_peak_bytes
 from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.schedule import Schedule
-from graphopt.run.call_key import Call, CallKey
-from graphopt.run.call_plan import CallPlan, in_the_place_of, log_plan, with_piece
-from graphopt.run.dynamo_graph import DynamoGraph
-from graphopt.run.gradients import GradientSums
-from graphopt.run.loop import Loop
-from graphopt.run.make_plans import Make, at_least_the_smallest, making_in_pattern, making_one, making_several
-from graphopt.run.request import Request
-from graphopt.run.wrapping import Wrapping, bytes_of, is_sharded
+from graphopt.run.calls.call_plan import CallPlan, in_the_place_of, log_plan, with_piece
+from graphopt.run.calls.loop import Loop
+from graphopt.run.calls.make_plans import Make, at_least_the_smallest, making_in_pattern, making_one, making_several
+from graphopt.run.graphs.call_key import Call, CallKey
+from graphopt.run.graphs.dynamo_graph import DynamoGraph
+from graphopt.run.graphs.gradients import GradientSums
+from graphopt.run.model.request import Request
+from graphopt.run.model.wrapping import Wrapping, bytes_of, is_sharded
 
 
 class Plans:

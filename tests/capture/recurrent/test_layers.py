@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import graphopt
-from graphopt.capture import recurrent
 from graphopt.capture.dynamo import dynamo_errors
+from graphopt.capture.recurrent import layers as recurrent
 from tests.support.recurrent_models import AnyRecurrent, Options, random_options
 
 
@@ -97,7 +97,7 @@ class Called(nn.Module):
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_dynamo_leaves_the_call_of_torchs_function(kind: str) -> None:
-    """What `capture.recurrent` replaces. Where this fails, Dynamo breaks at the modules, or traces into the call."""
+    """What `capture.recurrent.layers` replaces. Where this fails, Dynamo breaks at the modules, or traces into the call."""
     torch._dynamo.reset()
     met: list[Any] = []
 

@@ -19,12 +19,12 @@ from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
 from graphopt.device.storages import unique_storage_bytes
-from graphopt.run.gradients import Run, gradient_bytes
-from graphopt.run.known_memory import KnownMemory, with_storage
-from graphopt.run.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress, excess_in_words
-from graphopt.run.outside_meter import OutsideMeter, clock_of
-from graphopt.run.request import Request
-from graphopt.run.update_hook import heed_updates
+from graphopt.run.graphs.gradients import Run, gradient_bytes
+from graphopt.run.model.request import Request
+from graphopt.run.watch.known_memory import KnownMemory, with_storage
+from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress, excess_in_words
+from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
+from graphopt.run.watch.update_hook import heed_updates
 
 logger = logging.getLogger("graphopt")
 

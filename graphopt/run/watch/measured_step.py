@@ -9,7 +9,7 @@ from enum import Enum
 
 from graphopt.base.units import format_bytes
 from graphopt.report.data import OutsideShare, TrainedSteps
-from graphopt.run.outside_meter import OutsideMeter, StepSeconds
+from graphopt.run.watch.outside_meter import OutsideMeter, StepSeconds
 
 #: Steps that a history keeps.
 KEPT_STEPS = 1024

@@ -11,14 +11,14 @@ from torch import nn
 
 from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
-from graphopt.run.call_key import Call, CallKey, shapes_of
-from graphopt.run.call_plan import CallPlan
-from graphopt.run.dynamo_graph import DynamoGraph, Surroundings
-from graphopt.run.forwards import Forwards, Pattern
-from graphopt.run.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
-from graphopt.run.request import Request
-from graphopt.run.watch import Watch, watch_of
-from graphopt.run.wrapping import Wrapping, bytes_of, holds_gradients, is_sharded
+from graphopt.run.calls.call_plan import CallPlan
+from graphopt.run.calls.forwards import Forwards, Pattern
+from graphopt.run.graphs.call_key import Call, CallKey, shapes_of
+from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
+from graphopt.run.graphs.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
+from graphopt.run.model.request import Request
+from graphopt.run.model.wrapping import Wrapping, bytes_of, holds_gradients, is_sharded
+from graphopt.run.watch.watch import Watch, watch_of
 
 
 class Loop:

@@ -21,11 +21,15 @@ from graphopt.passes.joint import RETURN_GRADIENTS, Passes, add_gradients
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy, studied
 from graphopt.problem.schedule import Schedule
-from graphopt.run.autocast_backward import has_full_precision_products, say_if_backward_is_inside, warn_of_rounding
-from graphopt.run.call_key import CallKey
-from graphopt.run.gradients import GradientSums, ParameterSlot, parameter_slots
-from graphopt.run.meeting_graphs import saving_nothing, written_inputs
-from graphopt.run.tangents import Tangents
+from graphopt.run.graphs.autocast_backward import (
+    has_full_precision_products,
+    say_if_backward_is_inside,
+    warn_of_rounding,
+)
+from graphopt.run.graphs.call_key import CallKey
+from graphopt.run.graphs.gradients import GradientSums, ParameterSlot, parameter_slots
+from graphopt.run.graphs.meeting_graphs import saving_nothing, written_inputs
+from graphopt.run.graphs.tangents import Tangents
 
 #: Decides on a schedule for what is planned.
 Plan = Callable[[GraphStudy], Schedule]

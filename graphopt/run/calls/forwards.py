@@ -10,8 +10,8 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from graphopt.device.storages import tensors_in
-from graphopt.run.call_key import CallKey
-from graphopt.run.call_plan import CallPlan
+from graphopt.run.calls.call_plan import CallPlan
+from graphopt.run.graphs.call_key import CallKey
 
 #: Nodes behind an output among which ours is looked for: views and copies of a graph's outputs stand in front of it.
 _NEAR = 64

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch._C import DispatchKey
 
-from graphopt.capture.recurrent_loops import KINDS, Weights, loop_layer, one_weights
+from graphopt.capture.recurrent.loops import KINDS, Weights, loop_layer, one_weights
 from graphopt.kernels.recurrent.cudnn_layers import cudnn_layers
 from graphopt.kernels.recurrent.lstm_layer import lstm_layer
 from graphopt.kernels.recurrent.recurrence import recurrence

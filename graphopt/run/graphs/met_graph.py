@@ -14,9 +14,9 @@ from graphopt.capture.captures import this_capture
 from graphopt.capture.dynamo import is_own_frame
 from graphopt.capture.numbers import fix_sizes
 from graphopt.problem.plan import GraphPlan
-from graphopt.run.dynamo_graph import DynamoGraph, Surroundings
-from graphopt.run.meeting_graphs import fake_inputs
-from graphopt.run.tangents import Tangents
+from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
+from graphopt.run.graphs.meeting_graphs import fake_inputs
+from graphopt.run.graphs.tangents import Tangents
 
 #: Graphs that are kept, as each holds code and fake tensors: the least recently used go. One of a TransformerEncoder of
 #: 12 layers takes 21 MiB of host memory.

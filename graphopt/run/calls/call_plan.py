@@ -15,8 +15,8 @@ from graphopt.plan.pipeline import plan_graph
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.room import Room
 from graphopt.plan.shares import joint_peak_bytes, saved_bytes
-from graphopt.run.call_key import CallKey
-from graphopt.run.dynamo_graph import DynamoGraph
+from graphopt.run.graphs.call_key import CallKey
+from graphopt.run.graphs.dynamo_graph import DynamoGraph
 
 logger = logging.getLogger("graphopt")
 

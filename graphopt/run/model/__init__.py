@@ -1,0 +1,1 @@
+"""What was asked for, of which model, wrapped in what."""

@@ -1,0 +1,1 @@
+"""The watch over real training steps: what they took, against the plan."""
