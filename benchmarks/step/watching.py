@@ -1,10 +1,11 @@
 """What watching costs: a step with the watch over it against the same step without, and the counter of allocations.
 
-python -m benchmarks.step.watching [--rounds 9] [--json out.json]
+python -m benchmarks.step.watching [--rounds 21] [--json out.json]
 
-The watch is compared in one process, on two copies of a model, in alternating rounds. The counter stands in front of
-the allocator for all of a process's life: it is compared between processes, one with it and one without, that take
-turns. Times are the process's own (one thread); a ratio is with over without.
+The watch is taken from one model and given back to it, in alternating rounds: two copies of a model differ by more than
+the watch costs, as their memory lies elsewhere. How much two equal halves of the rounds without it differ is shown too.
+The counter stands in front of the allocator for all of a process's life: it is compared between processes, one with it
+and one without, that take turns. Times are the process's own (one thread); a ratio is with over without.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
@@ -23,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.optim import optimizer
 
 import graphopt
 from benchmarks.common import about, write_json
@@ -44,38 +47,37 @@ class Cost:
     upper_quartile: float
 
 
-def make_step(shape: tuple[int, int, int], watched: bool, optimized: bool = True) -> Callable[[], None]:
-    """A training step of a plain stack of layers."""
+def make_step(shape: tuple[int, int, int], optimized: bool = True) -> tuple[Callable[[], None], nn.Module]:
+    """A training step of a plain stack of layers, and the model."""
     count, width, rows = shape
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(count)]
     model, x = nn.Sequential(*layers), torch.randn(rows, width)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
     if optimized:
         graphopt.optimize(model, "1GiB", cost_model="roofline")
 
     def step() -> None:
-        optimizer.zero_grad()
+        sgd.zero_grad()
         model(x).square().mean().backward()
-        optimizer.step()
+        sgd.step()
 
-    unwatched = mock.patch.object(run_loop, "watch_of", lambda *_: None)
-    with mock.patch.object(run_loop, "watch_of", run_loop.watch_of) if watched else unwatched:
+    for _ in range(8):
         step()
-    if optimized and not watched:  # the loop asks for a watch at each step
-        model.graphopt.session.loop.begins = _never_watched(model.graphopt.session.loop)  # type: ignore[union-attr]
-    step()
-    return step
+    return step, model
 
 
-def _never_watched(loop: run_loop.Loop) -> Callable[..., object]:
-    begins = type(loop).begins
-
-    def without(*args: object, **kwargs: object) -> object:
-        with mock.patch.object(run_loop, "watch_of", lambda *_: None):
-            return begins(loop, *args, **kwargs)  # type: ignore[arg-type]
-
-    return without
+@contextmanager
+def unwatched(model: nn.Module) -> Iterator[None]:
+    """No watch over the model's steps, and nothing that tells it of updates."""
+    loop = model.graphopt.session.loop  # type: ignore[union-attr]
+    hooks = [optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks]
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(loop, "watch", None))
+        stack.enter_context(mock.patch.object(run_loop, "watch_of", lambda *_: None))
+        for each in hooks:
+            stack.enter_context(mock.patch.dict(each, clear=True))
+        yield
 
 
 def seconds_of(step: Callable[[], None], repeats: int) -> float:
@@ -93,18 +95,20 @@ def ratio_of(name: str, what: str, without: list[float], with_: list[float]) -> 
     return Cost(name, what, statistics.median(without), middle, lower, upper)
 
 
-def compare_watch(name: str, rounds: int) -> Cost:
-    """The watch, in one process."""
-    steps = [make_step(SHAPES[name], watched) for watched in (False, True)]
-    repeats = max(int(0.3 / seconds_of(steps[0], 3)), 3)
-    times: tuple[list[float], list[float]] = ([], [])
-    for round_number in range(rounds):
-        for which in (0, 1) if round_number % 2 == 0 else (1, 0):
-            times[which].append(seconds_of(steps[which], repeats))
-    return ratio_of(name, "watch", *times)
+def compare_watch(name: str, rounds: int) -> list[Cost]:
+    """The watch, in one process and over one model; and the rounds without it against each other."""
+    step, model = make_step(SHAPES[name])
+    repeats = max(int(0.1 / seconds_of(step, 3)), 3)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(2 * rounds):
+        for watched in (False, True) if number % 2 == 0 else (True, False):
+            with nullcontext() if watched else unwatched(model):
+                times[watched].append(seconds_of(step, repeats))
+    halves = times[False][::2], times[False][1::2]
+    return [ratio_of(name, "watch", times[False], times[True]), ratio_of(name, "nothing", *halves)]
 
 
-def compare_counter(name: str, rounds: int) -> Cost:
+def compare_counter(name: str, rounds: int) -> list[Cost]:
     """The counter of allocations, in processes that take turns."""
     command = [sys.executable, "-m", "benchmarks.step.watching", "--child", name]
     processes = [
@@ -121,7 +125,7 @@ def compare_counter(name: str, rounds: int) -> Cost:
             times[which].append(float(process.stdout.readline()))
     for process in processes:
         process.communicate()
-    return ratio_of(name, "counter", *times)
+    return [ratio_of(name, "counter", *times)]
 
 
 def child(name: str, kind: str) -> None:
@@ -131,7 +135,7 @@ def child(name: str, kind: str) -> None:
     torch.set_num_threads(1)
     if kind == "with":
         assert cpu_counter() is not None
-    step = make_step(SHAPES[name], watched=False, optimized=False)
+    step, _ = make_step(SHAPES[name], optimized=False)
     repeats = max(int(0.3 / seconds_of(step, 3)), 3)
     for _ in sys.stdin:
         print(seconds_of(step, repeats), flush=True)
@@ -139,7 +143,7 @@ def child(name: str, kind: str) -> None:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -147,7 +151,7 @@ def main(arguments: list[str]) -> int:
         child(*options.child)
         return 0
     torch.set_num_threads(1)
-    costs = [compare(name, options.rounds) for name in SHAPES for compare in (compare_watch, compare_counter)]
+    costs = [cost for name in SHAPES for of in (compare_watch, compare_counter) for cost in of(name, options.rounds)]
     table = Table("model", "what", "a step without", "with / without", "quartiles")
     for cost in costs:
         quartiles = f"{cost.lower_quartile:.4f} to {cost.upper_quartile:.4f}"

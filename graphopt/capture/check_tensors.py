@@ -33,11 +33,29 @@ def check_inputs(inputs: Iterable[Tensor]) -> None:
         _check(f"input {number}", tensor, sparse_too=False)
 
 
-def sparse_among(model: nn.Module, inputs: Iterable[Tensor]) -> str:
-    """The first sparse buffer or input, by name; "" where there is none."""
+def obstacle_among(model: nn.Module, inputs: Iterable[Tensor]) -> str:
+    """What in a model or its inputs no function that torch.compile captures may read, and the way out; or ""."""
     named = [(f"the buffer {name!r}", buffer) for name, buffer in model.named_buffers()]
     named += [(f"input {number}", tensor) for number, tensor in enumerate(inputs, start=1)]
-    return next((f"{name} is sparse ({each.layout})" for name, each in named if _is_sparse(each)), "")
+    for name, tensor in named:
+        if _is_sparse(tensor):
+            return (
+                f"{name} is sparse ({tensor.layout}). torch.compile captures no function that reads it; make it dense, "
+                "or move what reads it out of the model"
+            )
+    hooked = [f"{name or 'the model'!r}" for name, module in model.named_modules() if _has_backward_hooks(module)]
+    if not hooked:
+        return ""
+    have = "has a backward hook" if len(hooked) == 1 else "have backward hooks"
+    return (
+        f"{', '.join(hooked)} {have}, and torch.compile captures no call of such a module, and no function that "
+        "calls it in a loop, as nn.Sequential does. Hooks on tensors are captured: output.register_hook(...) in a "
+        "forward hook"
+    )
+
+
+def _has_backward_hooks(module: nn.Module) -> bool:
+    return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
 def _check(name: str, tensor: Tensor, *, sparse_too: bool) -> None:

@@ -6,10 +6,11 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch._dynamo.convert_frame import CatchErrorsWrapper
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._dynamo.external_utils import wrap_inline
 
@@ -37,6 +38,36 @@ _OWN = "graphopt_session_"
 _session_numbers = itertools.count(1)
 
 
+def compiled(
+    call: Callable[..., Any],
+    backend: Callable[..., Any],
+    while_capturing: Callable[[], AbstractContextManager[None]],
+    whole: bool = False,
+) -> Callable[..., Any]:
+    """`call` through torch.compile, by `own_frame`; in `whole` a break is an error.
+
+    Around each capture, and around nothing else, are our settings of Dynamo and `while_capturing()`: a call that needs
+    no capture does not pay for them, and no other thread sees them meanwhile.
+    """
+    context: Any = torch._dynamo.optimize(backend=backend, nopython=whole)
+    callback = getattr(context, "callback", None)
+    if isinstance(callback, CatchErrorsWrapper):  # where Dynamo is switched off (TORCHDYNAMO_DISABLE) there is none
+        context.callback = _Capturing(callback, while_capturing)
+    return context(own_frame(call))  # type: ignore[no-any-return]
+
+
+class _Capturing(CatchErrorsWrapper):
+    """What the interpreter calls for each frame that has to be captured, with our settings around it."""
+
+    def __init__(self, callback: CatchErrorsWrapper, while_capturing: Callable[[], AbstractContextManager[None]]):
+        super().__init__(callback._torchdynamo_orig_backend, callback.hooks)
+        self._while_capturing = while_capturing
+
+    def __call__(self, *frame: Any) -> Any:
+        with settings(), self._while_capturing():
+            return super().__call__(*frame)
+
+
 def own_frame(call: Callable[..., Any]) -> Callable[..., Any]:
     """`call` behind a frame that Dynamo captures whole, and whose code is this session's alone.
 
@@ -59,13 +90,13 @@ def is_own_frame() -> bool:
 
 
 def is_called_by_graphopt() -> bool:
-    """Inside of Dynamo: whether it is at work inside of `dynamo_errors`."""
+    """Inside of Dynamo: whether it is at work inside of `settings`."""
     return bool(torch._dynamo.config.recompile_limit == _NO_LIMIT)
 
 
 @contextmanager
-def dynamo_errors() -> Iterator[None]:
-    """torch.compile without its silent ways back to eager, and with our errors as they are."""
+def settings() -> Iterator[None]:
+    """torch.compile as we need it: without its silent ways back to eager, and with what it is mended by."""
     limits = {
         **NUMBERS_ARE_INPUTS,
         "recompile_limit": _NO_LIMIT,
@@ -85,7 +116,7 @@ def dynamo_errors() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    with torch._dynamo.config.patch(limits), ExitStack() as stack, graphopt_errors():
+    with torch._dynamo.config.patch(limits), ExitStack() as stack:
         for each in (static_sizes, true_strides, few_fakes, out_arguments, users_functions):
             stack.enter_context(each())
         yield

@@ -18,6 +18,9 @@ from graphopt.problem.graph_break import GraphBreak
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(.*)_at_\d+")
 #: How Dynamo begins the reason of a break behind which it captures nothing more of the function.
 _GIVEN_UP = ("Failed to handle graph break gracefully", "Encountered graph break that we cannot resume from")
+#: How the reason begins where a module has a full backward hook, and what is said instead.
+_HOOKED = "Module-level backwards hooks require compiled autograd"
+_HOOKED_IN_WORDS = "a module with a full backward hook is called, which torch.compile does not capture"
 #: What it puts before the reason itself.
 _HEADS = (*_GIVEN_UP, "Encountered graph break when attempting to trace")
 
@@ -41,16 +44,13 @@ def noted_breaks(note: Callable[[GraphBreak], None]) -> Iterator[None]:
         yield
 
 
-def nothing_captured(name: str, breaks: Sequence[GraphBreak], sparse: str = "") -> str:
+def nothing_captured(name: str, breaks: Sequence[GraphBreak], obstacle: str) -> str:
     """Why there is no graph at all of a model of that name, with every cause and the way out.
 
-    `sparse` names what is sparse, or is "".
+    `obstacle` is what in it can be captured nowhere, or "".
     """
-    if sparse:
-        return (
-            f"nothing of {name} could be captured: {sparse}. torch.compile captures no function that reads it; make it "
-            "dense, or move what reads it out of the model"
-        )
+    if obstacle:
+        return f"nothing of {name} could be captured: {obstacle}"
     causes = dict.fromkeys(f"\n  {_cause(each)}" for each in breaks)
     if not causes:
         return f"nothing of {name} could be captured: its forward has no operator that torch.compile can capture"
@@ -68,13 +68,24 @@ def _cause(given: GraphBreak) -> str:
     return f"{function} was given up{f' at {place}' if place else ''} ({given.reason})"
 
 
+def in_own_words(reason: str) -> str:
+    """Why Dynamo ends a graph, in a line."""
+    text = reason.partition("\n\n")[2] if reason.startswith(_HEADS) else reason
+    line = (text.strip() or reason).splitlines()[0]
+    return _HOOKED_IN_WORDS if line.startswith(_HOOKED) else line
+
+
+def in_users_code(frames: Sequence[FrameSummary]) -> str:
+    """The innermost of the frames that is neither graphopt's own nor torch's call of a module; "" where none is."""
+    call = torch.nn.modules.module.__file__
+    users = [frame for frame in frames if not is_own_file(frame.filename) and frame.filename != call]
+    return f"{users[-1].filename}:{users[-1].lineno} in {_own_name(users[-1].name)}" if users else ""
+
+
 def _graph_break(code: Any, reason: str, frames: Sequence[FrameSummary]) -> GraphBreak:
     is_given_up = reason.startswith(_GIVEN_UP)
-    text = reason.partition("\n\n")[2] if reason.startswith(_HEADS) else reason
-    users = [frame for frame in frames if not is_own_file(frame.filename)]
-    source = f"{users[-1].filename}:{users[-1].lineno} in {_own_name(users[-1].name)}" if users else ""
     given_up = f"{_own_name(code.co_name)} ({code.co_filename}:{code.co_firstlineno})" if is_given_up else ""
-    return GraphBreak((text.strip() or reason).splitlines()[0], source, given_up)
+    return GraphBreak(in_own_words(reason), in_users_code(frames), given_up)
 
 
 def _own_name(function: str) -> str:

@@ -20,7 +20,9 @@ from torch._functorch._aot_autograd import graph_compile
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from graphopt.base.errors import CaptureError
 from graphopt.device.storages import tensors_in
+from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import SYMBOLS, plain, replace_input, sizes_of
 
 #: Dynamo's settings under which numbers that changed, in attributes of modules too, are inputs.
@@ -57,9 +59,16 @@ def fix_sizes(module: fx.GraphModule) -> None:
     """Make every size in one of Dynamo's graphs a constant, guarded: a number that is one is planned for each value.
 
     To be called while Dynamo compiles the graph, as guards that come later are not looked at.
+    Raises CaptureError for a nested tensor, whose sizes are none.
     """
     for node in module.graph.nodes:
         for tensor in tensors_in(node.meta.get("example_value")):
+            if tensor.is_nested:
+                where = f" at {found}" if (found := source_line(node)) else ""
+                raise CaptureError(
+                    f"a nested tensor is made{where}, whose steps cannot be captured and planned: pad it, or make it "
+                    "in a function that is not captured (@torch.compiler.disable)"
+                )
             for size in sizes_of(tensor):
                 plain(size)
 

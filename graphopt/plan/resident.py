@@ -25,8 +25,22 @@ def loose_bytes(device: torch.device) -> int:
 
 
 def with_gradients(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that hold a gradient; what `functional_call` puts in their place holds none."""
-    return [parameter for parameter in model.parameters() if parameter.is_leaf and parameter.grad is not None]
+    """The parameters that hold a gradient; what `functional_call` puts in their place holds none.
+
+    Asked at every step: `model.parameters()` takes five times as long, as it makes up names.
+    """
+    found: dict[torch.nn.Parameter, None] = {}
+    seen, waiting = {model}, [model]
+    while waiting:
+        module = waiting.pop()
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.is_leaf and parameter.grad is not None:
+                found[parameter] = None
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return list(found)
 
 
 def resident_of_graph(step: StepGraph) -> dict[str, int]:

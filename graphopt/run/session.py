@@ -4,30 +4,28 @@ A training call goes through torch.compile with our backend. A model that is cap
 planned right there. One that breaks into several graphs is first run once with nothing kept, only
 to meet all of its graphs; then the budget is divided, and the call starts anew.
 
-Of several processes that train the model together, each comes to its first capture in the same call:
-there they agree on one plan. What one of them captures later it plans alone, as the others may not
-have it; nothing in these graphs waits for another process.
+Of several processes that train the model together, each comes to its first capture in the same call: there they agree
+on one plan. What one captures later it plans alone, as others may not have it; no graph waits for another process.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import Recaptures
-from graphopt.capture.check_tensors import check_tensors, sparse_among
-from graphopt.capture.dynamo import dynamo_errors, graphopt_errors, own_frame
+from graphopt.capture.check_tensors import check_tensors, obstacle_among
+from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import noted_breaks, nothing_captured
 from graphopt.capture.numbers import reads_numbers
 from graphopt.device.ranks import ranks_of
-from graphopt.device.snapshot import State, python_generators, restore, snapshot, training_mode
+from graphopt.device.snapshot import State, restore, training_mode
 from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.agreement import give_up
@@ -35,17 +33,18 @@ from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.schedule import Schedule
 from graphopt.report.data import OutsideShare
+from graphopt.run.beginning import Beginning
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.calls.loop import Loop
 from graphopt.run.calls.plans import Plans
 from graphopt.run.example_differs import Example
-from graphopt.run.graphs.call_key import Call, CallKey, shapes_of
+from graphopt.run.graphs.call_key import Call, CallKey
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
 from graphopt.run.graphs.met_graph import MOST_GRAPHS, met_graph, too_many
 from graphopt.run.model.compiled_from_outside import refuse_compiles_from_outside
 from graphopt.run.model.loss_module import users_model
 from graphopt.run.model.request import Request
-from graphopt.run.model.transforms import say_that_transforms_are_not_planned
+from graphopt.run.model.transforms import is_transformed, say_that_transforms_are_not_planned
 from graphopt.run.model.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.trial_forward import try_forward
@@ -78,8 +77,7 @@ class Session:
         #: How much is outside of the graphs, as far as a forward shows it; None where it is all in one.
         self.tried: OutsideShare | None = None
         self._breaks: dict[GraphBreak, None] = {}
-        #: The model before the call that is being made, where it may have to begin anew.
-        self._before: State | None = None
+        self._beginning = Beginning(model)
 
     @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,7 +85,7 @@ class Session:
         if not (self.model.training and torch.is_grad_enabled()):
             self.loop.pauses()
             return self.model._call_impl(*args, **kwargs)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if is_transformed():
             self._told_of_transforms = self._told_of_transforms or say_that_transforms_are_not_planned()
             return self.model._call_impl(*args, **kwargs)
         self._notice_wrapping()
@@ -99,7 +97,7 @@ class Session:
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for these inputs; nothing of the model is run that it could notice."""
         self._ranks = ranks_of(self.request.group)
-        self._plans.key = CallKey(shapes_of((args, kwargs)))
+        self._plans.key = CallKey(self.loop.shapes.of((args, kwargs)))
         with training_mode(self.model), torch.enable_grad():
             self._together((args, kwargs), self._planning)
             if self._breaks:
@@ -131,8 +129,8 @@ class Session:
         plans, call = self._plans, (args, kwargs)
         plans.key = self.loop.begins(call, plans.sums_of, plans.wrapping)
         result = self._together(call, self._running)
-        if plans.of_call is not None:
-            self.loop.ends(plans.of_call, result)
+        if (plan := plans.of_call) is not None:
+            self.loop.ends(plan, result)
         if self._example is not None:
             self._example.warn_if_captured_anew(self.graphs)
             self._example = None
@@ -187,12 +185,10 @@ class Session:
 
         def backend(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             # Dynamo keeps every backend that there ever was, and code that calls graphs: they must not keep the model
-            this = session()
-            assert this is not None
-            graph = weakref.ref(this._backend(module, inputs))
+            graph = weakref.ref(_there(session())._backend(module, inputs))
             return lambda *args: _there(graph())(*args)
 
-        return torch.compile(own_frame(call), backend=backend)
+        return compiled(call, backend, lambda: _there(session())._while_capturing())
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
@@ -228,12 +224,13 @@ class Session:
             raise
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
-        known, self._before, drawn = self._plans.of_call, None, python_generators()
+        known = self._plans.of_call
+        self._beginning.of_call(has_breaks=bool(self._breaks))
         if known is None:
             check_sharded_whole(self.model)
             check_tensors(self.model, tensors_in(call))
         if known is None or len(known.graphs) > 1:  # one of several may be captured anew when others have run
-            self._before = snapshot(self.model)
+            self._beginning.keep()
             self.loop.look_away()
         self._plans.inputs = call
         try:
@@ -244,12 +241,12 @@ class Session:
             outcome, result = self._attempt(call)
             if outcome is Outcome.UNPLANNED:
                 # a model that was one graph and now breaks has run none of its graphs: it is as it was
-                before = self._before or snapshot(self.model)
-                self._meet_and_plan(call, before if known is None else replace(before, python_generators=drawn))
+                self._meet_and_plan(call, self._beginning.state())
                 self._phase = phase()
                 outcome, result = self._attempt(call)
         finally:
-            self._plans.inputs, self._before = ((), {}), None
+            self._plans.inputs = ((), {})
+            self._beginning.forget()
         if outcome is Outcome.UNPLANNED:
             raise CaptureError(
                 "the model's forward took another way when it was run again with the same inputs and generators: it "
@@ -258,20 +255,23 @@ class Session:
         if outcome is Outcome.FINISHED:
             self._plans.is_used()
         if not self.graphs:
-            name, sparse = type(users_model(self.model)).__name__, sparse_among(self.model, tensors_in(call))
-            raise CaptureError(nothing_captured(name, self.breaks, sparse))
+            name, obstacle = type(users_model(self.model)).__name__, obstacle_among(self.model, tensors_in(call))
+            raise CaptureError(nothing_captured(name, self.breaks, obstacle))
         return result
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:
-        with dynamo_errors(), noted_breaks(self._on_break):
+        with graphopt_errors():
             return called(lambda: self._compiled(*call[0], **call[1]))
 
+    def _while_capturing(self) -> AbstractContextManager[None]:
+        self._beginning.captures()
+        return noted_breaks(self._on_break)
+
     def _on_break(self, met: GraphBreak) -> None:
-        """Dynamo ends a graph. A model that was one graph has run nothing yet where it first does."""
+        """Dynamo ends a graph."""
         self._breaks.setdefault(met)
-        if self._before is None and isinstance(self._phase, Running):
-            with _disable_current_modes():
-                self._before = snapshot(self.model)
+        if isinstance(self._phase, Running):
+            self._beginning.breaks()
 
     def _in_phase(self, phase: Phase, call: Call) -> tuple[Outcome, Any]:
         interrupted, self._phase = self._phase, phase
@@ -345,5 +345,5 @@ class Session:
 
 
 def _there(found: Any) -> Any:
-    assert found is not None, "a graph is called by the model that it is of, and not after it was dropped"
+    assert found is not None, "what Dynamo keeps is called by the model that it is of, and not after it was dropped"
     return found

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
@@ -16,6 +15,7 @@ from graphopt.base.rounding import ceil_div
 from graphopt.base.units import UNLIMITED_BYTES, format_bytes
 from graphopt.capture.check_tensors import check_tensors
 from graphopt.device.storages import tensors_in
+from graphopt.run.model.loss_module import LossModule
 from graphopt.step.memory import PlannedMicro, StepMemory
 from graphopt.step.micro import HandOver, MicroCall, Micros
 from graphopt.step.window import MicroBatch, Weights, cut, rows_of
@@ -73,7 +73,7 @@ class Division:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: LossModule,
         memory: StepMemory,
         hand_over: HandOvers,
         accumulate: Accumulate,

@@ -10,19 +10,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch._dynamo.exc import Unsupported
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOutput, TangentAOTInput
 
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.captures import Capture, Recaptures, this_capture
-from graphopt.capture.dynamo import dynamo_errors, own_frame
-from graphopt.capture.noted_breaks import noted_breaks, nothing_captured
+from graphopt.capture.dynamo import compiled, graphopt_errors
+from graphopt.capture.noted_breaks import in_own_words, in_users_code, noted_breaks, nothing_captured
 from graphopt.capture.numbers import examples_of, fix_sizes
 from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
@@ -32,6 +32,7 @@ from graphopt.passes.joint import Passes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
+from graphopt.run.model.loss_module import LossModule, wrong_arguments
 from graphopt.step.dynamo_outputs import beside_loss, loss_alone
 
 #: Plans a captured micro-batch in which parameters get gradients: those returned, and those the graph uses up itself.
@@ -121,7 +122,7 @@ class Micros:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: LossModule,
         cost_model: str,
         plan: Plan,
         trained: Callable[[object], bool],
@@ -129,7 +130,7 @@ class Micros:
         dropped: Callable[[Micro], None],
     ) -> None:
         self._cost_model, self._plan, self._trained, self._hand_over = cost_model, plan, trained, hand_over
-        self._dropped = dropped
+        self._module, self._dropped = module, dropped
         self._called: MicroCall | None = None
         #: The least recently used first.
         self._known: dict[object, Micro] = {}
@@ -143,19 +144,23 @@ class Micros:
             assert this is not None
             return this._backend(graph, inputs)
 
-        self._compiled = torch.compile(own_frame(module._call_impl), backend=backend, fullgraph=True)
+        #: Where the captures of the call that is being made ended.
+        self._breaks: list[GraphBreak] = []
+        noted = partial(noted_breaks, self._breaks.append)
+        self._compiled = compiled(module._call_impl, backend, noted, whole=True)
 
     def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
         """The graph for these inputs, captured if it is new, and what goes into it.
 
         What the model's forward does in Python (counting its calls, say) is done; no tensor is computed.
         """
-        self._called, breaks = None, list[GraphBreak]()
+        self._called = None
+        self._breaks.clear()
         off = torch._functorch.config.patch(backward_pass_autocast="off")
-        with dynamo_errors(), noted_breaks(breaks.append), torch.enable_grad(), off:
+        with graphopt_errors(), torch.enable_grad(), off:
             self._run(args, kwargs)
         if self._called is None:
-            raise CaptureError(nothing_captured("the model", breaks))
+            raise CaptureError(nothing_captured("the model", self._breaks, ""))
         call, self._called = self._called, None
         self._bound()
         return call
@@ -178,11 +183,13 @@ class Micros:
         try:
             self._compiled(*args, **kwargs)
         except Unsupported as error:
-            frames = getattr(error, "real_stack", None)
-            where = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+            if problem := wrong_arguments(self._module, args, kwargs):
+                raise UsageError(problem) from error
+            where = in_users_code(getattr(error, "real_stack", None) or ())
+            at, reason = f" at {where}" if where else "", in_own_words(str(error)).removesuffix(".")
             raise CaptureError(
-                f"torch.compile cannot capture this training step whole{where}: {str(error).splitlines()[0]}. Mend "
-                "that, or use graphopt.optimize(), which divides the budget over the pieces of a model that breaks"
+                f"torch.compile cannot capture this training step whole{at}: {reason}. Mend that, or use "
+                "graphopt.optimize(), which divides the budget over the pieces of a model that breaks"
             ) from error
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

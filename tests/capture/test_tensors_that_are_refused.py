@@ -171,3 +171,12 @@ def test_plain_parameters_with_gradients_of_a_subclass_are_refused() -> None:
     model = graphopt.optimize(Model(linear), "1MiB", cost_model="roofline")
     with pytest.raises(CaptureError, match="plain tensors"):
         model(TwoTensor(X, X))
+
+
+def test_a_nested_tensor_made_in_the_forward_is_named_with_its_line() -> None:
+    def nest(layer: nn.Module, x: Tensor) -> Tensor:
+        nested = torch.nested.nested_tensor([x[:2], x[2:]], layout=torch.jagged)
+        return layer(nested).values()  # type: ignore[no-any-return]
+
+    with pytest.raises(CaptureError, match=rf"a nested tensor is made at {__file__}:\d+ in nest.*pad it"):
+        graphopt.optimize(Model(nest), "1GiB", example_inputs=X, cost_model="roofline")

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 import graphopt
+from graphopt.base.errors import CaptureError
 
 X = torch.linspace(-1, 1, 32).reshape(4, 8)
 ADDED: dict[str, Callable[[nn.Module], RemovableHandle]] = {
@@ -97,3 +98,47 @@ def test_a_training_step_heeds_hooks_that_come_and_go(kind: str) -> None:
 
     with graphopt.kernels.use("stock"):
         assert losses(planned) == losses(eager)
+
+
+class Layered(nn.Module):
+    """The same layers, which are not called in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = build()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[-1](torch.tanh(self.layers[0](x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["backward", "backward pre"])
+def test_a_backward_hook_from_the_start_is_refused_by_name_or_cuts_the_graph(kind: str) -> None:
+    def hooked(model: nn.Module) -> nn.Module:
+        ADDED[kind](list(model.modules())[-1])
+        return model
+
+    with pytest.raises(CaptureError, match=r"'2' has a backward hook.*output.register_hook"):
+        graphopt.optimize(hooked(build()), "1GiB", example_inputs=X, cost_model="roofline")
+    model, eager = hooked(Layered()), hooked(Layered())
+    graphopt.optimize(model, "1GiB", cost_model="roofline")
+    assert same(model, eager) and same(model, eager)
+    (broken,) = model.graphopt.session.breaks  # type: ignore[union-attr]
+    assert "full backward hook" in broken.reason and broken.source.startswith(__file__)
+    model = hooked(Layered())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(CaptureError, match=rf"{__file__}:\d+ in forward: a module with a full backward hook"):
+        graphopt.train_step(model, nn.functional.mse_loss, optimizer, cost_model="roofline")(X, X)
+
+
+def test_a_hook_on_a_tensor_in_a_forward_hook_is_captured() -> None:
+    def hooked(model: nn.Module) -> nn.Module:
+        model[0].register_forward_hook(  # type: ignore[index]
+            lambda _module, _inputs, output: output.register_hook(lambda gradient: 2 * gradient) and None
+        )
+        return model
+
+    model, eager = hooked(build()), hooked(build())
+    graphopt.optimize(model, "1GiB", example_inputs=X, cost_model="roofline")
+    assert same(model, eager)
+    assert not model.graphopt.session.breaks  # type: ignore[union-attr]
+    assert not same(model, build())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import functional
+from torch.autograd import forward_ad, functional
 
 import graphopt
 from graphopt.base.errors import CaptureError
@@ -82,3 +82,18 @@ def test_first_derivatives_are_eagers(make: Callable[[], nn.Module]) -> None:
     assert all(map(torch.equal, found, expected))
     pairs = [functional.jacobian(lambda x, each=each: each(x).sum(0), X) for each in (model, eager)]
     assert torch.equal(*pairs)
+
+
+def test_in_forward_mode_the_model_runs_as_it_is_which_is_said_once() -> None:
+    model = blocks(1)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "4MiB", cost_model="roofline")
+
+    def tangent(of: nn.Module) -> Tensor:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(of(forward_ad.make_dual(X, torch.ones_like(X)))).tangent
+
+    with pytest.warns(UserWarning, match="forward-mode AD a model runs as it is") as said:
+        assert torch.equal(tangent(model), tangent(eager))
+        assert torch.equal(tangent(model), tangent(eager))
+    assert sum("graphopt" in str(each.message) for each in said) == 1

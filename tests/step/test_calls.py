@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 import graphopt
+from graphopt.base.errors import UsageError
 from tests.support.loops import make_pair, state_of
 from tests.support.models import Noisy, Perceptron, seeded, vectors
 from tests.support.zoo import ZOO, differences
@@ -246,3 +247,19 @@ def test_a_budget_that_does_not_do_is_refused_before_anything_runs() -> None:
     with pytest.raises(graphopt.BudgetError) as caught:
         graphopt.train_step(model, None, sgd(model.parameters()), "1KiB", example_inputs=(x, y))
     graphopt.train_step(model, None, sgd(model.parameters()), caught.value.minimum_bytes, example_inputs=(x, y))
+
+
+@pytest.mark.parametrize(
+    ("loss", "args", "said"),
+    [
+        (F.mse_loss, 1, "Linear.forward: missing a required argument.*last positional argument is its target"),
+        (F.mse_loss, 3, "Linear.forward: too many positional arguments"),
+        (lambda output: output.sum(), 2, "the loss function: too many positional arguments"),
+        (None, 2, "Linear.forward: too many positional arguments$"),
+    ],
+)
+def test_wrong_arguments_are_told_as_the_model_and_the_loss_take_them(loss: Any, args: int, said: str) -> None:
+    model = nn.Linear(8, 8)
+    step = graphopt.train_step(model, loss, sgd(model.parameters()))
+    with pytest.raises(UsageError, match=said):
+        step(*[torch.zeros(4, 8)] * args)

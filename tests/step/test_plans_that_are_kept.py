@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 import graphopt
-from graphopt.capture.dynamo import dynamo_errors, own_frame
+from graphopt.capture.dynamo import compiled
 from graphopt.step import micro, train_step
 from graphopt.step.dynamo_outputs import beside_loss
 
@@ -77,10 +78,9 @@ def test_what_stands_beside_a_loss_is_computed_from_numbers_alone() -> None:
         return run
 
     model, x = Keeps(), torch.randn(4, 8)
-    compiled = torch.compile(own_frame(model._call_impl), backend=backend)
+    captured = compiled(model._call_impl, backend, nullcontext)
     for n, t in ((1, 0.5), (3, 0.25), (5, 0.125)):
         assert (model.n, model.t) == (n, t)
-        with dynamo_errors():
-            compiled(x)
+        captured(x)
     assert sorted(found[-1]) == sorted([7, 0.0625])
     assert model.seen == 3

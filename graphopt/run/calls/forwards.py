@@ -11,7 +11,7 @@ from torch.autograd.function import BackwardCFunction
 
 from graphopt.device.storages import tensors_in
 from graphopt.run.calls.call_plan import CallPlan
-from graphopt.run.graphs.call_key import CallKey
+from graphopt.run.graphs.call_key import CallKey, Shapes
 
 #: Nodes behind an output among which ours is looked for: views and copies of a graph's outputs stand in front of it.
 _NEAR = 64
@@ -34,10 +34,10 @@ _MOST_DIFFERENT = 16
 class Pattern:
     """The shapes of the forwards that wait together for a backward: a sequence that was met once is expected again."""
 
-    _longest: tuple[object, ...] = ()
-    _expected: tuple[object, ...] = ()
+    _longest: tuple[Shapes, ...] = ()
+    _expected: tuple[Shapes, ...] = ()
 
-    def met(self, shapes: object, waiting: tuple[object, ...]) -> tuple[object, ...]:
+    def met(self, shapes: Shapes, waiting: tuple[Shapes, ...]) -> tuple[Shapes, ...]:
         """A forward comes behind others that wait: the pattern that it is a part of, () where none is known."""
         now = (*waiting, shapes)
         if not waiting:

@@ -13,7 +13,7 @@ from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.calls.forwards import Forwards, Pattern
-from graphopt.run.graphs.call_key import Call, CallKey, shapes_of
+from graphopt.run.graphs.call_key import Call, CallKey, KnownShapes, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
 from graphopt.run.graphs.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
 from graphopt.run.model.request import Request
@@ -32,11 +32,12 @@ class Loop:
         self, model: nn.Module, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]
     ) -> None:
         self.watch: Watch | None = None
+        self.shapes = KnownShapes()
         self._model, self._request, self._corrected, self._plans_loss = model, request, corrected, plans_loss
         self._forwards, self._pattern = Forwards(), Pattern()
 
     def begins(
-        self, call: Call, sums_of: Callable[[object], Sequence[GradientSums]], wrapping: Wrapping | None
+        self, call: Call, sums_of: Callable[[Shapes], Sequence[GradientSums]], wrapping: Wrapping | None
     ) -> CallKey:
         """A call begins: the circumstances in which it is made.
 
@@ -53,7 +54,7 @@ class Loop:
         if self.watch is not None:
             held = sum(bytes_of(wrapping, self._model).values()) if wrapping is not None else 0
             self.watch.begins(tensors_in(call), gradients, held, is_behind=bool(waiting))
-        shapes = shapes_of(call)
+        shapes = self.shapes.of(call)
         pattern = self._pattern.met(shapes, tuple(forward.key.shapes for forward in waiting))
         if waiting and not pattern and self.watch is not None:
             self.watch.is_unexpected()
@@ -116,7 +117,7 @@ class Loop:
     def held_bytes(
         self,
         key: CallKey,
-        input_bytes: Callable[[object], int],
+        input_bytes: Callable[[Shapes], int],
         device: torch.device,
         wrapping: Wrapping | None,
     ) -> dict[str, int]:

@@ -22,7 +22,7 @@ from graphopt.problem.schedule import Schedule
 from graphopt.run.calls.call_plan import CallPlan, in_the_place_of, log_plan, with_piece
 from graphopt.run.calls.loop import Loop
 from graphopt.run.calls.make_plans import Make, at_least_the_smallest, making_in_pattern, making_one, making_several
-from graphopt.run.graphs.call_key import Call, CallKey
+from graphopt.run.graphs.call_key import Call, CallKey, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
 from graphopt.run.graphs.gradients import GradientSums
 from graphopt.run.model.request import Request
@@ -37,15 +37,15 @@ class Plans:
 
     def __init__(self, model: nn.Module, request: Request, loop: Loop) -> None:
         self.in_force: CallPlan | None = None
-        self.key = CallKey(())
+        self.key = CallKey(loop.shapes.of(((), {})))
         self.inputs: Call = ((), {})
         self.wrapping: Wrapping | None = None
         self._model, self._request, self._loop = model, request, loop
         self._calls: dict[CallKey, CallPlan] = {}
         #: Each graph's plan for such calls, which may come to others at the same shapes: numbers and flags decide.
         self._with: dict[tuple[CallKey, DynamoGraph], CallPlan] = {}
-        self._sequences: dict[object, tuple[DynamoGraph, ...]] = {}
-        self._input_bytes: dict[object, int] = {}
+        self._sequences: dict[Shapes, tuple[DynamoGraph, ...]] = {}
+        self._input_bytes: dict[Shapes, int] = {}
 
     @property
     def of_call(self) -> CallPlan | None:
@@ -57,7 +57,7 @@ class Plans:
         """The graphs of calls with the same shapes, in the order in which they ran; () where none was made."""
         return self._sequences.get(self.key.shapes, ())
 
-    def sums_of(self, shapes: object) -> list[GradientSums]:
+    def sums_of(self, shapes: Shapes) -> list[GradientSums]:
         """How the graphs of calls with these shapes hand their gradients over."""
         return [graph.sums for graph in self._sequences.get(shapes, ())]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch.utils import _pytree as pytree
@@ -12,6 +13,14 @@ from torch.utils import _pytree as pytree
 from graphopt.capture.check_tensors import check_inputs
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """Shapes and types of a call's inputs: one object for all calls that are alike, so that telling is cheap."""
+
+    kinds: tuple[object, ...]
+    tree: pytree.TreeSpec
 
 
 @dataclass(frozen=True)
@@ -23,20 +32,29 @@ class CallKey:
     where that is known. `behind`: others were waiting for theirs, and the pattern was not known.
     """
 
-    shapes: object
+    shapes: Shapes
     adds: bool = False
     keeps: bool = False
-    pattern: tuple[object, ...] = ()
+    pattern: tuple[Shapes, ...] = ()
     behind: bool = False
 
 
-def shapes_of(call: Call) -> object:
-    """Shapes and types of a call, cheaply. Raises CaptureError for a nested tensor of the kind that has no shape."""
-    leaves, tree = pytree.tree_flatten(call)
-    if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
-        check_inputs([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
-    kinds = tuple(
-        (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, torch.Tensor) else type(leaf)
-        for leaf in leaves
-    )
-    return kinds, tree
+class KnownShapes:
+    """The shapes of calls, as long as somebody holds them."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[object, Shapes] = WeakValueDictionary()
+
+    def of(self, call: Call) -> Shapes:
+        """Those of a call. Raises CaptureError for a nested tensor of the kind that has no shape."""
+        leaves, tree = pytree.tree_flatten(call)
+        if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
+            check_inputs([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
+        kinds = tuple(
+            (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, torch.Tensor) else type(leaf)
+            for leaf in leaves
+        )
+        known = self._known.get((kinds, tree))
+        if known is None:
+            known = self._known[kinds, tree] = Shapes(kinds, tree)
+        return known

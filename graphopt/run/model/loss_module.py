@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,6 +60,11 @@ class LossModule(nn.Module):
         """The user's model."""
         return self._graphopt_step.users_own
 
+    @property
+    def loss_fn(self) -> Callable[..., Any] | None:
+        """The user's loss function."""
+        return self._graphopt_step.loss_fn
+
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss; empty where the step has none."""
         if self.autocast is None:
@@ -81,6 +87,27 @@ def _loss_in(output: Any) -> torch.Tensor:
     elif not isinstance(output, torch.Tensor):
         output = getattr(output, "loss", None)
     return output if isinstance(output, torch.Tensor) else torch.empty(0)
+
+
+def wrong_arguments(module: LossModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments of a step, as its model or its loss function takes them; "" where nothing is."""
+    loss_fn, name = module.loss_fn, type(module.users_own).__name__
+    inputs, target = (args[:-1], args[-1:]) if loss_fn is not None else (args, ())
+    hint = ". With a loss function the last positional argument is its target, the others are the model's"
+    if problem := _unbound(module.users_own.forward, inputs, kwargs):
+        return f"{name}.forward: {problem}{hint if loss_fn is not None else ''}"
+    problem = _unbound(loss_fn, (None, *target), {}) if loss_fn is not None else ""
+    return f"the loss function: {problem}{hint}" if problem else ""
+
+
+def _unbound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # it has no signature to look at
+        pass
+    return ""
 
 
 def users_model(module: nn.Module) -> nn.Module:

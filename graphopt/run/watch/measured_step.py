@@ -20,6 +20,9 @@ _STEPS_OF_SHARE = 16
 class Place(Enum):
     """Where in a step."""
 
+    # there is one of each; the hash of an Enum is made in Python, ten times a step
+    __hash__ = object.__hash__
+
     GRAPHS = "in the planned graphs"
     FORWARD = "in the model's forward, outside of the planned graphs"
     LOSS = "between the model's forward and its backward, such as in a loss outside of the model"

@@ -28,7 +28,7 @@ class OptimizerSettings:
 
     def __init__(self, view: OptimizerView) -> None:
         self._view = view
-        self._parameters: dict[tuple[int, ...], str] = {}
+        self._spelled_parameters: dict[tuple[int, ...], str] = {}
 
     def now(self) -> dict[str, str]:
         """Reads the number of an option that is a tensor, as the step itself does."""
@@ -46,9 +46,9 @@ class OptimizerSettings:
 
     def _spelled(self, stepped: Sequence[torch.Tensor]) -> str:
         key = tuple(map(id, stepped))  # the view holds these tensors, so that an id stays one tensor's
-        if key not in self._parameters:
-            self._parameters[key] = _BETWEEN_PARAMETERS.join(map(self._spelled_parameter, stepped))
-        return self._parameters[key]
+        if key not in self._spelled_parameters:
+            self._spelled_parameters[key] = _BETWEEN_PARAMETERS.join(map(self._spelled_parameter, stepped))
+        return self._spelled_parameters[key]
 
     def _spelled_parameter(self, stepped: torch.Tensor) -> str:
         name = self._view.name_of(stepped)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import graphopt
-from graphopt.capture.dynamo import dynamo_errors
+from graphopt.capture.dynamo import settings
 from graphopt.capture.recurrent import layers as recurrent
 from tests.support.recurrent_models import AnyRecurrent, Options, random_options
 
@@ -97,7 +97,7 @@ class Called(nn.Module):
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_dynamo_leaves_the_call_of_torchs_function(kind: str) -> None:
-    """What `capture.recurrent.layers` replaces. Where this fails, Dynamo breaks at the modules, or traces into the call."""
+    """What `recurrent.layers` replaces. Where this fails, Dynamo breaks at the modules, or traces into the call."""
     torch._dynamo.reset()
     met: list[Any] = []
 
@@ -107,7 +107,7 @@ def test_dynamo_leaves_the_call_of_torchs_function(kind: str) -> None:
 
     function = torch.rnn_tanh if kind == "RNN" else getattr(torch, kind.lower())
     model = Called(getattr(nn, kind)(3, 4, 2))
-    with dynamo_errors():
+    with settings():
         torch.compile(model, backend=backend)(torch.randn(5, 2, 3))
     assert len(met) == 1 and met[0].count(function) == 1
 

@@ -1,0 +1,48 @@
+"""The model as it was when a call of it began, which may have to begin anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from graphopt.device.snapshot import State, python_generators, snapshot
+
+
+class Beginning:
+    """What is kept of a model while it is called: all of it, or as little as can have changed by then."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before: State | None = None
+        self._generators: tuple[Any, Any] | None = None
+
+    def of_call(self, has_breaks: bool) -> None:
+        """A call begins. In a model without breaks nothing draws in Python before something is captured."""
+        self._before, self._generators = None, python_generators() if has_breaks else None
+
+    def keep(self) -> None:
+        """Keep all of the model: graphs of it may run before the call has to begin anew."""
+        self._before = snapshot(self._model)
+        self._generators = self._before.python_generators
+
+    def captures(self) -> None:
+        """Something is about to be captured."""
+        self._generators = self._generators or python_generators()
+
+    def breaks(self) -> None:
+        """A graph ends. A model that was one graph has run nothing yet where it first does."""
+        if self._before is None:
+            with _disable_current_modes():
+                self._before = snapshot(self._model)
+
+    def state(self) -> State:
+        """The model before the call; what was not kept is as it was."""
+        before = self._before or snapshot(self._model)
+        return before if self._generators is None else replace(before, python_generators=self._generators)
+
+    def forget(self) -> None:
+        """The call has ended."""
+        self._before = self._generators = None
