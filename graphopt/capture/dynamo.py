@@ -16,6 +16,7 @@ from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import code_being_captured
+from graphopt.capture.mends.math_functions import math_functions
 from graphopt.capture.mends.out_arguments import out_arguments
 from graphopt.capture.mends.true_strides import true_strides
 from graphopt.capture.mends.users_functions import users_functions
@@ -117,7 +118,7 @@ def settings() -> Iterator[None]:
         ),
     }
     with torch._dynamo.config.patch(limits), ExitStack() as stack:
-        for each in (static_sizes, true_strides, few_fakes, out_arguments, users_functions):
+        for each in (static_sizes, true_strides, few_fakes, out_arguments, users_functions, math_functions):
             stack.enter_context(each())
         yield
 
