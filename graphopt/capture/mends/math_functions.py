@@ -41,9 +41,7 @@ def log(number: Any, base: Any = None) -> Any:
     return logarithm if base is None else logarithm / log(base)
 
 
-def _applied(
-    function: Callable[[Any], Any], of_float: Callable[[float], float], of_expression: Any, number: Any
-) -> Any:
+def _applied(function: Callable[[Any], Any], of_float: Callable[[float], float], of_symbol: Any, number: Any) -> Any:
     if isinstance(number, torch.SymInt):
         number = torch.sym_float(number)
     if not isinstance(number, torch.SymFloat):
