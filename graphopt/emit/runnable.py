@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from graphopt.emit.backward import BackwardModules
+from graphopt.emit.direct import direct
 
 #: Runs a boxed GraphModule on a list of arguments, which it empties.
 Observer = Callable[[fx.GraphModule, list[Any]], Any]
@@ -29,6 +30,8 @@ class Runnable:
     around: Around | None = None
     modules: BackwardModules | None = None
     observer: Observer | None = None
+    #: The code of the modules that ran, as it is called.
+    _calls: dict[fx.GraphModule, Callable[..., Any]] = field(default_factory=dict)
     #: What AOTAutograd looks at to know that arguments come in a list that may be emptied.
     _boxed_call: bool = True
 
@@ -44,7 +47,11 @@ class Runnable:
                 args.clear()
                 return self.modules.no_gradients()
             module = self.modules.of(defined)
-        return module.forward(args) if self.observer is None else self.observer(module, args)
+        if self.observer is not None:
+            return self.observer(module, args)
+        if module not in self._calls:
+            self._calls[module] = direct(module)
+        return self._calls[module](args)
 
 
 @contextmanager
