@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from graphopt.cost_models.signature import Signature, Slot, TensorSpec
+from graphopt.kernels.recurrent.packing import some_batch_sizes
 
 _TILE_NUMEL = 4096
 
@@ -168,6 +169,28 @@ def _advanced(call: Signature) -> dict[int, Integers]:
     return {slot: _below(bound) for slot, bound in bounds.items()}
 
 
+def _sizes_of(call: Signature, batch_sizes: int, rows: int, batch: int) -> tuple[int, int, int]:
+    """Rows, steps and sequences of a call, with the positions of these tensors, or of the number of sequences."""
+    sequences = call.args[batch] if isinstance(call.args[batch], int) else _first_shape(call, batch)[-2]
+    return _first_shape(call, rows)[0], _first_shape(call, batch_sizes)[0], sequences
+
+
+def _batch_sizes_at(position: int, rows: int, batch: int) -> Rule:
+    """Of packed sequences: the rows of each step, as they go with the sizes."""
+
+    def integers(call: Signature) -> Integers:
+        return lambda _numel: torch.tensor(some_batch_sizes(*_sizes_of(call, position, rows, batch)))
+
+    return _at(position, integers)
+
+
+def _batch_sizes_of_padded(call: Signature) -> dict[int, Integers]:
+    """The same for `pack_rows`, whose input is padded."""
+    shape, steps = _first_shape(call), _first_shape(call, 1)[0]
+    sizes = torch.tensor(some_batch_sizes(call.args[2], steps, shape[0 if call.args[3] else 1]))
+    return _at(1, lambda _call: lambda _numel: sizes)(call)
+
+
 _RULES: dict[str, Rule] = {
     "aten.embedding": _indices_at(1, lambda call: _first_shape(call)[0]),
     "aten.embedding_dense_backward": _indices_at(1, lambda call: int(call.args[2])),
@@ -183,4 +206,11 @@ _RULES: dict[str, Rule] = {
     **{f"aten.{name}": _indices_at(2, _along) for name in ("index_reduce", "scatter_reduce")},
     **{f"aten.{name}": _advanced for name in ("index", "index_put", "_unsafe_index", "_unsafe_index_put")},
     "graphopt.masked_gradient": _advanced,
+    "graphopt.batch_sizes": _at(0, lambda call: _all(call.args[1])),
+    "graphopt.pack_rows": _batch_sizes_of_padded,
+    "graphopt.pad_rows": _batch_sizes_at(1, rows=0, batch=2),
+    "graphopt.recurrence": _batch_sizes_at(1, rows=0, batch=2),
+    "graphopt.recurrence_backward": _batch_sizes_at(5, rows=3, batch=6),
+    "graphopt.cudnn_layers": _batch_sizes_at(4, rows=0, batch=1),
+    "graphopt.cudnn_layers_backward": _batch_sizes_at(9, rows=3, batch=6),
 }

@@ -119,6 +119,8 @@ def in_users_words(reason: str) -> str:
 def _what_to_do(cause: str) -> str:
     if "size mismatch" in cause:
         return "Pad to fewer shapes"
+    if "sum(lengths)" in cause or "batch_sizes" in cause:
+        return "Group sequences by length, so that as many rows come again, or train on padded ones"
     if "len(" in cause:
         return "What a forward appends to a list that the model keeps changes what was captured: do that in the loop"
     return (

@@ -22,6 +22,7 @@ from graphopt.capture.mends.true_strides import true_strides
 from graphopt.capture.mends.users_functions import users_functions
 from graphopt.capture.numbers import NUMBERS_ARE_INPUTS, static_sizes
 from graphopt.capture.recurrent.layers import few_fakes
+from graphopt.capture.recurrent.packed import packed_sequences
 from graphopt.graph.nodes import without_own_frames
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds those
@@ -117,8 +118,9 @@ def settings() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
+    mends = (true_strides, few_fakes, packed_sequences, out_arguments, users_functions, math_functions)
     with torch._dynamo.config.patch(limits), ExitStack() as stack:
-        for each in (static_sizes, true_strides, few_fakes, out_arguments, users_functions, math_functions):
+        for each in (static_sizes, *mends):
             stack.enter_context(each())
         yield
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from graphopt.device.measure import peak_bytes
+from graphopt.device.storages import tensors_in
 
 F = nn.functional
 
@@ -186,20 +189,6 @@ class Stacked(nn.Module):
         return self.head(h).square().mean() + last.square().mean()
 
 
-class Tagger(nn.Module):
-    """A bidirectional GRU over packed sequences."""
-
-    def __init__(self, kind: str = "GRU", *, sort: bool = True) -> None:
-        super().__init__()
-        self.embedding, self.head, self.sort = nn.Embedding(100, 32), nn.Linear(96, 8), sort
-        self.recurrent = getattr(nn, kind)(32, 48, bidirectional=True, batch_first=True)
-
-    def forward(self, ids: Tensor, lengths: Tensor, tags: Tensor) -> Tensor:
-        packed = pack_padded_sequence(self.embedding(ids), lengths, batch_first=True, enforce_sorted=not self.sort)
-        h, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=ids.shape[1])
-        return F.cross_entropy(self.head(h.tanh()).flatten(0, 1), tags.flatten())
-
-
 #: Models that are captured whole, with a batch.
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
     "normed LSTM": (Normed, lambda: (torch.randn(64, 16, 64),)),
@@ -209,8 +198,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]
 }
 
 
-def tagged_batch(rows: int = 32, longest: int = 20) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, lengths and tags for a Tagger, the longest sequence first."""
-    lengths = torch.randint(1, longest + 1, (rows,)).sort(descending=True).values
-    lengths[0] = longest
-    return torch.randint(0, 100, (rows, longest)), lengths, torch.randint(0, 8, (rows, longest))
+def step_of(model: nn.Module, run: Callable[..., Tensor], batch: Sequence[Any]) -> list[Tensor]:
+    """Loss, gradients and the generator's state."""
+    torch.manual_seed(7)
+    model.zero_grad(set_to_none=True)
+    loss = run(*batch)
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None), torch.get_rng_state()]
+
+
+def measured_bytes(model: nn.Module, batch: Sequence[Any]) -> int:
+    """Of one step."""
+    model.zero_grad(set_to_none=True)
+    held = [*model.parameters(), *model.buffers(), *tensors_in(batch)]
+    return peak_bytes(lambda: model(*batch).backward(), held, "cpu")

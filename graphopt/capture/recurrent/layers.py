@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, fx
 from torch._C import DispatchKey
 
+from graphopt.capture.recurrent.eagers_kernels import are_few, by_cudnn, by_onednn
 from graphopt.capture.recurrent.loops import KINDS, Weights, loop_layer, one_weights
+from graphopt.capture.recurrent.packed import BATCH_SIZES, is_packed
 from graphopt.kernels.recurrent.cudnn_layers import cudnn_layers
 from graphopt.kernels.recurrent.lstm_layer import lstm_layer
+from graphopt.kernels.recurrent.packing import some_batch_sizes
 from graphopt.kernels.recurrent.recurrence import recurrence
 
 F = torch.nn.functional
-
-#: Calls of cells in small ops that a graph may have: each costs 0.17 s of tracing and planning (GRU, two cores).
-MOST_CELLS = 256
 
 
 class Layers(NamedTuple):
@@ -44,11 +44,22 @@ class Layers(NamedTuple):
         return 2 if self.bidirectional else 1
 
 
-class Weighted(NamedTuple):
-    """Of the weights of one call: whether another call has some of them too, and whether they are parameters."""
+class Known(NamedTuple):
+    """Of one call: whether another has some of its weights too, whether these are parameters, and what is packed.
 
-    shared: bool
-    parameters: bool
+    `batch_sizes`: the rows of each step, where the capture is for these alone.
+    """
+
+    shared: bool = False
+    parameters: bool = True
+    batch_sizes: tuple[int, ...] | None = None
+
+
+class Packed(NamedTuple):
+    """The rows of each step of packed sequences: as data, and as numbers, where the capture is for these alone."""
+
+    batch_sizes: Tensor
+    known: tuple[int, ...] | None
 
 
 #: One layer: its input, its states [directions, batch, size] and its weights, to its output and its last states.
@@ -65,11 +76,13 @@ def with_recurrent_layers(module: fx.GraphModule) -> None:
         readers = Counter(weight for node in calls for weight in set(node.all_input_nodes))
         for node in calls:
             weights = _weights_of(node)
-            found = Weighted(
+            found = Known(
                 shared=any(readers[weight] > 1 for weight in weights),
                 parameters=all(weight.op in ("placeholder", "get_attr") for weight in weights),
+                batch_sizes=_batch_sizes_of(node),
             )
-            node.target = partial(_recurrent, kinds[node.target], found)
+            # code that calls it is written by its name
+            node.target = update_wrapper(partial(_recurrent, kinds[node.target], found), _recurrent)
         if calls:
             part.recompile()
 
@@ -80,10 +93,11 @@ def few_fakes() -> Iterator[None]:
 
     With torch's decompositions 300 steps of two bidirectional GRU layers took 40 s instead of 3.
     """
-    changed = [getattr(torch.ops.aten, kind).input for kind in KINDS]
+    ops = [(kind, getattr(torch.ops.aten, kind)) for kind in KINDS]
+    changed = [(kind, overload) for kind, op in ops for overload in (op.input, op.data)]
     with ExitStack() as stack:
-        for kind, op in zip(KINDS, changed, strict=True):
-            run = partial(_recurrent, kind, Weighted(shared=False, parameters=True))
+        for kind, op in changed:
+            run = partial(_fake_recurrent, kind)
             kernels = dict.fromkeys((DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd), run)
             stack.callback(op._dispatch_cache.clear)
             stack.enter_context(mock.patch.dict(op.py_kernels, kernels))
@@ -91,61 +105,84 @@ def few_fakes() -> Iterator[None]:
         yield
 
 
+def _fake_recurrent(kind: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """What a call gives, as far as its shapes and types go."""
+    if not is_packed(arguments):
+        return _recurrent(kind, Known(), *arguments)
+    data, batch_sizes, hx = arguments[:3]
+    batch = (hx[0] if kind == "lstm" else hx).shape[1]
+    some = some_batch_sizes(data.shape[0], batch_sizes.shape[0], batch)
+    return _recurrent(kind, Known(batch_sizes=tuple(some)), *arguments)
+
+
 def _weights_of(call: fx.Node) -> list[fx.Node]:
     lists = [argument for argument in call.args if isinstance(argument, list)]
     return [weight for weight in lists[-1] if isinstance(weight, fx.Node)]
 
 
-def _recurrent(kind: str, weighted: Weighted, *arguments: Any) -> tuple[Tensor, ...]:
-    """As `torch.lstm(input, hx, weights, ..., batch_first)`; packed sequences Dynamo does not capture."""
-    input, hx, weights, *options, batch_first = arguments
+def _batch_sizes_of(call: fx.Node) -> tuple[int, ...] | None:
+    """How many rows each step of packed sequences has, where the capture is for these numbers."""
+    return call.args[1].meta.get(BATCH_SIZES) if is_packed(call.args) else None  # type: ignore[union-attr]
+
+
+def _recurrent(kind: str, known: Known, *arguments: Any) -> tuple[Tensor, ...]:
+    """As `torch.lstm(input, hx, weights, ..., batch_first)`, or of packed sequences (data, batch_sizes, hx, ...)."""
+    if is_packed(arguments):
+        input, batch_sizes, hx, weights, *options = arguments
+        packed, batch_first = Packed(batch_sizes, known.batch_sizes), False
+        if _is_onednns_padded(kind, packed, input, hx, weights):
+            padded = input.unflatten(0, (batch_sizes.shape[0], -1))
+            output, *states = _recurrent(kind, known, padded, hx, weights, *options, False)
+            return output.flatten(0, 1), *states
+    else:
+        input, hx, weights, *options, batch_first = arguments
+        packed = None
     layers = Layers(kind, *options)
     state = list(hx) if kind == "lstm" else [hx]
-    if weighted.parameters:
+    if known.parameters:
         weights = _cast_once(weights, layers)
     if batch_first:
         input = input.transpose(0, 1)
-    layer = _layer_for(input, state, weights, layers, shared=weighted.shared)
-    if _by_cudnn(input) and not (layers.dropout and layers.train):
+    layer = _layer_for(input, state, weights, layers, packed, shared=known.shared)
+    if by_cudnn(input) and not (layers.dropout and layers.train):
         output, last = layer(input, state, weights)
     else:
         output, *last = _stacked(input, state, weights, layers, layer)
     return output.transpose(0, 1) if batch_first else output, *last
 
 
+def _is_onednns_padded(kind: str, packed: Packed, data: Tensor, hx: Any, weights: Sequence[Tensor]) -> bool:
+    """Whether eager takes packed sequences of one length for what they are: padded ones, for oneDNN's LSTM."""
+    if kind != "lstm" or hx[0].shape[2] != hx[1].shape[2] or by_cudnn(data):
+        return False
+    return data.shape[0] == packed.batch_sizes.shape[0] * hx[0].shape[1] and by_onednn((data, *hx, *weights))
+
+
 def _layer_for(
-    input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor], layers: Layers, *, shared: bool
+    input: Tensor,
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    layers: Layers,
+    packed: Packed | None,
+    *,
+    shared: bool,
 ) -> Layer:
     """What runs one layer as eager does.
 
     Autograd adds the gradients of a weight step by step, of one call behind the other's; one op would hand over each
     call's sum. And autocast casts in between.
     """
-    if _by_cudnn(input):
-        return _by_cudnn_layers(layers)
-    if layers.kind == "lstm" and _by_onednn((input, *state, *weights)) and state[0].shape[2] == state[1].shape[2]:
+    if by_cudnn(input):
+        return _by_cudnn_layers(layers, packed)
+    fused = layers.kind == "lstm" and packed is None and state[0].shape[2] == state[1].shape[2]
+    if fused and by_onednn((input, *state, *weights)):
         return _by_lstm_layer(layers)
     if _autocast_dtype(input.device.type) is not None:
-        return _as_loop(layers)
-    few = input.shape[0] * layers.num_layers * layers.directions <= MOST_CELLS
-    return _as_loop(layers) if shared and few and input.shape[0] > 1 else _by_recurrence(layers)
-
-
-def _by_cudnn(input: Tensor) -> bool:
-    """ATen's own rule (`use_cudnn` in RNN.cpp); with autocast the input is of its dtype then."""
-    known = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    here = input.device.type == "cuda" and torch.version.hip is None and input.dtype in known
-    return here and torch.backends.cudnn.enabled and torch.backends.cudnn.is_available() and input.numel() > 0
-
-
-def _by_onednn(tensors: Sequence[Tensor]) -> bool:
-    """ATen's own rule (`use_mkldnn` in RNN.cpp)."""
-    if not torch._C._get_mkldnn_enabled() or any(t.device.type != "cpu" for t in tensors) or not tensors[0].numel():
-        return False
-    dtype = tensors[0].dtype
-    if dtype is torch.float16:
-        return not torch.is_grad_enabled() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return dtype is torch.float32 or (dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return _as_loop(layers, packed)
+    steps = input.shape[0] if packed is None else packed.batch_sizes.shape[0]
+    few = steps > 1 and are_few(steps, layers.num_layers, bidirectional=layers.bidirectional)
+    loops = shared and few and (packed is None or packed.known is not None)
+    return _as_loop(layers, packed) if loops else _by_recurrence(layers, packed)
 
 
 def _stacked(
@@ -179,7 +216,7 @@ def _by_lstm_layer(layers: Layers) -> Layer:
     return layer
 
 
-def _by_cudnn_layers(layers: Layers) -> Layer:
+def _by_cudnn_layers(layers: Layers, packed: Packed | None) -> Layer:
     """cuDNN's kernel, once for all layers that it is given: one of them at a time where dropout stands between them."""
 
     def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -187,24 +224,26 @@ def _by_cudnn_layers(layers: Layers) -> Layer:
         options = (layers.kind, layers.has_biases, here, layers.bidirectional, layers.train)
         input, h, c, *cast = _in_autocast_dtype(input, *state, *([None] * (2 - len(state))), *weights)  # type: ignore[assignment]
         dense = [None if tensor is None else tensor.contiguous() for tensor in (input, h, c)]
-        output, *last = cudnn_layers(*dense, cast, *options)
+        output, *last = cudnn_layers(*dense, cast, packed and packed.batch_sizes, *options)
         return output, last[: len(state)]
 
     return layer
 
 
-def _as_loop(layers: Layers) -> Layer:
+def _as_loop(layers: Layers, packed: Packed | None) -> Layer:
     """Step by step, in small ops."""
+    sizes = None if packed is None else packed.known
+    assert packed is None or sizes is not None, "a graph must be broken where it cannot be known how long sequences are"
 
     def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         states = list(zip(*(one.unbind(0) for one in state), strict=True))
-        output, last = loop_layer(KINDS[layers.kind], input, states, _of_directions(weights, layers))
+        output, last = loop_layer(KINDS[layers.kind], input, states, _of_directions(weights, layers), sizes)
         return output, [torch.stack(one, 0) for one in zip(*last, strict=True)]
 
     return layer
 
 
-def _by_recurrence(layers: Layers) -> Layer:
+def _by_recurrence(layers: Layers, packed: Packed | None) -> Layer:
     """The product with the input, and one op for what is left, once for each direction."""
 
     def layer(input: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -214,7 +253,8 @@ def _by_recurrence(layers: Layers) -> Layer:
             w_ih, w_hh, b_ih, b_hh, w_hr = own
             h, c, *_ = (*first, None)
             from_input = F.linear(input, w_ih, b_ih)
-            found.append(recurrence(from_input, h, c, w_hh, b_hh, w_hr, layers.kind, i == 1)[:3])
+            sizes = packed and packed.batch_sizes
+            found.append(recurrence(from_input, sizes, h, c, w_hh, b_hh, w_hr, layers.kind, i == 1)[:3])
         outputs, *last = zip(*found, strict=True)
         output = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
         return output, [torch.stack(one, 0) for one in last[: len(state)]]

@@ -7,6 +7,7 @@ torch's own decompositions (torch/_decomp/decompositions.py) add and concatenate
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -57,16 +58,24 @@ KINDS: dict[str, Cell] = {"lstm": lstm_cell, "gru": gru_cell, "rnn_tanh": tanh_c
 
 
 def loop_layer(
-    cell: Cell, input: Tensor, states: Sequence[tuple[Tensor, ...]], weights: Sequence[Weights]
+    cell: Cell,
+    input: Tensor,
+    states: Sequence[tuple[Tensor, ...]],
+    weights: Sequence[Weights],
+    batch_sizes: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
     """One layer with one or two directions: the output [steps, batch, directions × size], and each one's last states.
 
-    The input is [steps, batch, features]; states and weights are one direction's, then the other's.
+    The input is [steps, batch, features]; states and weights are one direction's, then the other's. Of packed sequences
+    input and output are [rows, ...], and `batch_sizes` are the rows of each step.
     """
-    found = [
-        _one_direction(cell, input, state, own, reverse=i == 1)
-        for i, (state, own) in enumerate(zip(states, weights, strict=True))
-    ]
+    found = []
+    for i, (state, own) in enumerate(zip(states, weights, strict=True)):
+        if batch_sizes is None:
+            found.append(_one_direction(cell, input, state, own, reverse=i == 1))
+        else:
+            run = _packed_backward if i == 1 else _packed_forward
+            found.append(run(cell, F.linear(input, own[0], own[2]), state, own, batch_sizes))
     outputs = [output for output, _ in found]
     output = torch.cat(outputs, outputs[0].dim() - 1) if len(outputs) > 1 else outputs[0]
     return output, [last for _, last in found]
@@ -90,3 +99,37 @@ def _one_direction(
     if reverse:
         outputs.reverse()
     return torch.stack(outputs, 0), state
+
+
+def _packed_forward(
+    cell: Cell, from_input: Tensor, state: tuple[Tensor, ...], weights: Weights, batch_sizes: Sequence[int]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    outputs, ended, before = [], [], batch_sizes[0]
+    for step, rows in zip(_narrow(from_input, batch_sizes), batch_sizes, strict=True):
+        if rows < before:
+            ended.append(tuple(each.narrow(0, rows, before - rows) for each in state))
+            state = tuple(each.narrow(0, 0, rows) for each in state)
+        state, before = cell(step, state, weights), rows
+        outputs.append(state[0])
+    ended.append(state)
+    return torch.cat(outputs, 0), tuple(torch.cat(each[::-1], 0) for each in zip(*ended, strict=True))
+
+
+def _packed_backward(
+    cell: Cell, from_input: Tensor, first: tuple[Tensor, ...], weights: Weights, batch_sizes: Sequence[int]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    outputs, before = [], batch_sizes[-1]
+    state = tuple(each.narrow(0, 0, before) for each in first)
+    for step, rows in zip(_narrow(from_input, batch_sizes)[::-1], batch_sizes[::-1], strict=True):
+        if rows > before:
+            begun = tuple(each.narrow(0, before, rows - before) for each in first)
+            state = tuple(torch.cat(each, 0) for each in zip(state, begun, strict=True))
+        state, before = cell(step, state, weights), rows
+        outputs.append(state[0])
+    return torch.cat(outputs[::-1], 0), state
+
+
+def _narrow(from_input: Tensor, batch_sizes: Sequence[int]) -> list[Tensor]:
+    """The rows of each step."""
+    ends = list(accumulate(batch_sizes))
+    return [from_input.narrow(0, end - rows, rows) for end, rows in zip(ends, batch_sizes, strict=True)]

@@ -1,8 +1,9 @@
 """`torch.ops.graphopt.cudnn_layers`: recurrent layers by cuDNN, as eager runs them on CUDA, without dropout in between.
 
-`cudnn_layers(input, h, c, weights, kind, has_biases, num_layers, bidirectional, train)` gives
+`cudnn_layers(input, h, c, weights, batch_sizes, kind, has_biases, num_layers, bidirectional, train)` gives
 `(output, hy, cy, reserve)`. The input is [steps, batch, features], the states [layers × directions, batch, size], c
-None but for an LSTM; `cy` is empty where there is none. `weights` are in torch's order. All are of one dtype.
+None but for an LSTM; `cy` is empty where there is none. `weights` are in torch's order. All are of one dtype. Of packed
+sequences the input is [rows, features], and `batch_sizes`, else None, the rows of each step (int64, on the CPU).
 
 Of ATen's `_cudnn_rnn` tracing knows no reserve. It also takes the weights in one piece of memory, which a graph's
 inputs need not be: both directions copy them there, and let go of the copy.
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphopt.kernels.define import define
+from graphopt.kernels.recurrent.packing import some_batch_sizes
 
 aten = torch.ops.aten
 #: cuDNN's numbers for kinds of layers.
@@ -31,6 +33,7 @@ _MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}
 class _CudnnOptions(NamedTuple):
     """As the op takes them."""
 
+    batch_sizes: Tensor | None
     kind: str
     has_biases: bool
     num_layers: int
@@ -50,7 +53,18 @@ class _CudnnOptions(NamedTuple):
         """From the mode to the batch sizes."""
         hidden = (h if c is None else c).shape[2]
         sizes = (_MODES[self.kind], hidden, self.projection(h, c), self.num_layers)
-        return *sizes, False, 0.0, self.train, self.bidirectional, []
+        rows = [] if self.batch_sizes is None else self.batch_sizes.tolist()
+        return *sizes, False, 0.0, self.train, self.bidirectional, rows
+
+
+class _Sizes(NamedTuple):
+    """Of an input and of states; `steps` are those of packed sequences, else None."""
+
+    input: tuple[int, ...]
+    steps: int | None
+    batch: int
+    hidden: int
+    projection: int
 
 
 def _forward(
@@ -100,14 +114,15 @@ def _fake_forward(
     *given: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options = _CudnnOptions(*given)
-    steps, batch, features = (int(size) for size in input.shape)
-    hidden = int((h if c is None else c).shape[2])
-    projection = int(options.projection(h, c))
+    *_, hidden = (h if c is None else c).shape
+    projection = options.projection(h, c)
     size = (projection or hidden) * (2 if options.bidirectional else 1)
-    reserve = reserve_bytes(steps, batch, features, hidden, projection, options, input.dtype, input.device)
+    steps = None if options.batch_sizes is None else options.batch_sizes.shape[0]
+    sizes = _Sizes(tuple(map(int, input.shape)), steps, int(h.shape[1]), int(hidden), int(projection))
+    reserve = reserve_bytes(sizes, options._replace(batch_sizes=None), input.dtype, input.device)
     cy = input.new_empty(0) if c is None else torch.empty_like(c)
     flat = input.new_empty(reserve, dtype=torch.uint8)
-    return input.new_empty(steps, batch, size), input.new_empty(h.shape), cy, flat
+    return input.new_empty(*input.shape[:-1], size), input.new_empty(h.shape), cy, flat
 
 
 def _fake_backward(
@@ -126,22 +141,14 @@ def _fake_backward(
 
 
 @cache
-def reserve_bytes(
-    steps: int,
-    batch: int,
-    features: int,
-    hidden: int,
-    projection: int,
-    options: _CudnnOptions,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> int:
+def reserve_bytes(sizes: _Sizes, options: _CudnnOptions, dtype: torch.dtype, device: torch.device) -> int:
     """The bytes that a forward of such sizes keeps for its backward; only cuDNN knows them, so it is run.
 
     0 where there is no such device: then nothing is run either.
     """
     if not options.train or device.type != "cuda" or not torch.cuda.is_available():
         return 0
+    hidden, projection, features = sizes.hidden, sizes.projection, sizes.input[-1]
     gates = {"lstm": 4, "gru": 3}.get(options.kind, 1) * hidden
     directions, size = 2 if options.bidirectional else 1, projection or hidden
     with _disable_current_modes(), torch.no_grad():
@@ -156,29 +163,33 @@ def reserve_bytes(
             weights += [zeros(gates), zeros(gates)] if options.has_biases else []
             weights += [zeros(projection, hidden)] if projection else []
         states = options.num_layers * directions
+        batch = sizes.batch
         c = zeros(states, batch, hidden) if options.kind == "lstm" else None
-        return _forward(zeros(steps, batch, features), zeros(states, batch, size), c, weights, *options)[3].numel()
+        if sizes.steps is not None:
+            rows = torch.tensor(some_batch_sizes(sizes.input[0], sizes.steps, batch))
+            options = options._replace(batch_sizes=rows)
+        return _forward(zeros(*sizes.input), zeros(states, batch, size), c, weights, *options)[3].numel()
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, h, c, weights, *ctx.options = inputs
-    ctx.save_for_backward(output[0], output[3], input, h, c, *weights)
+    input, h, c, weights, batch_sizes, *ctx.options = inputs
+    ctx.save_for_backward(output[0], output[3], input, h, c, batch_sizes, *weights)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    output, reserve, input, h, c, *weights = ctx.saved_tensors
+    output, reserve, input, h, c, batch_sizes, *weights = ctx.saved_tensors
     if not any(grad is not None for grad in grads[:3]):
-        return None, None, None, [None] * len(weights), None, None, None, None, None
+        return None, None, None, [None] * len(weights), *[None] * 6
     given = [None if grad is None else grad.contiguous() for grad in grads[:3]]
-    found = cudnn_layers_backward(*given, output, reserve, input, h, c, weights, *ctx.options)
+    found = cudnn_layers_backward(*given, output, reserve, input, h, c, weights, batch_sizes, *ctx.options)
     of_input, of_h, *others = found
     of_c = None if c is None else others.pop(0)
-    return of_input, of_h, of_c, others, None, None, None, None, None
+    return of_input, of_h, of_c, others, *[None] * 6
 
 
-_LAYERS = "Tensor input, Tensor h, Tensor? c, Tensor[] weights, str kind, bool has_biases, int num_layers, "
-_LAYERS += "bool bidirectional, bool train"
+_LAYERS = "Tensor input, Tensor h, Tensor? c, Tensor[] weights, Tensor? batch_sizes, str kind, bool has_biases, "
+_LAYERS += "int num_layers, bool bidirectional, bool train"
 cudnn_layers_backward = define(
     "cudnn_layers_backward(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor output, Tensor reserve, "
     f"{_LAYERS}) -> Tensor[]",

@@ -129,14 +129,14 @@ def test_where_eager_takes_cudnn_its_layers_are_traced(
     kind: str, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On fake tensors, as there need not be a GPU: one op for all layers, or for each where dropout is between."""
-    monkeypatch.setattr(recurrent, "_by_cudnn", lambda _input: True)
+    monkeypatch.setattr(recurrent, "by_cudnn", lambda _input: True)
     module = getattr(nn, kind)(3, 4, 2, bidirectional=True, dropout=dropout)
 
     def step(x: Tensor, weights: list[Tensor], *state: Tensor) -> tuple[Tensor, ...]:
         given = state if kind == "LSTM" else state[0]
         output, *_ = recurrent._recurrent(
             "rnn_tanh" if kind == "RNN" else kind.lower(),
-            recurrent.Weighted(shared=False, parameters=True),
+            recurrent.Known(),
             *(x, given, weights, True, 2, dropout, True, True, False),
         )
         return torch.autograd.grad(output.sum(), [x, *state, *weights])

@@ -26,13 +26,17 @@ def eagers_loop() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer in one or two directions, and what it is called with; states are [directions, batch, size]."""
+    """A layer in one or two directions, and what it is called with; states are [directions, batch, size].
+
+    Of packed sequences the input is [rows, features], and `batch_sizes` says how many rows each step has.
+    """
 
     kind: str
     bias: bool
     input: Tensor
     states: tuple[Tensor, ...]
     weights: tuple[tuple[Tensor, ...], ...]
+    batch_sizes: Tensor | None
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -41,7 +45,9 @@ class Layer:
     def by_torch(self) -> tuple[Tensor, ...]:
         run, state = getattr(torch, self.kind), list(self.states) if self.kind == "lstm" else self.states[0]
         weights = [weight for one in self.weights for weight in one]
-        return run(self.input, state, weights, self.bias, 1, 0.0, True, len(self.weights) == 2, False)  # type: ignore[no-any-return]
+        options = (state, weights, self.bias, 1, 0.0, True, len(self.weights) == 2)
+        packed = self.batch_sizes is not None
+        return run(self.input, self.batch_sizes, *options) if packed else run(self.input, *options, False)  # type: ignore[no-any-return]
 
     def by_op(self) -> tuple[Tensor, ...]:
         found = []
@@ -50,12 +56,14 @@ class Layer:
             (w_hr,) = own[4 if self.bias else 2 :] or (None,)
             h, c, *_ = (*first, None)
             from_input = F.linear(self.input, own[0], b_ih)
-            found.append(recurrence(from_input, h, c, own[1], b_hh, w_hr, self.kind, i == 1)[: 1 + len(first)])
+            found.append(
+                recurrence(from_input, self.batch_sizes, h, c, own[1], b_hh, w_hr, self.kind, i == 1)[: 1 + len(first)]
+            )
         outputs, *last = zip(*found, strict=True)
         return torch.cat(outputs, -1) if len(outputs) == 2 else outputs[0], *(torch.stack(one) for one in last)
 
 
-def layer(seed: int) -> Layer:
+def layer(seed: int, *, packed: bool = False) -> Layer:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     kind, hidden = draw.choice(["lstm", "gru", "rnn_tanh", "rnn_relu"]), draw.choice([1, 2, 5, 8, 19, 33])
@@ -74,7 +82,10 @@ def layer(seed: int) -> Layer:
     widths = [size, hidden] if kind == "lstm" else [size]
     states = tuple(leaf(directions, batch, width) for width in widths)
     weights = tuple(tuple(leaf(*shape) for shape in shapes) for _ in range(directions))
-    return Layer(kind, bias, leaf(steps, batch, features), states, weights)
+    if not packed:
+        return Layer(kind, bias, leaf(steps, batch, features), states, weights, None)
+    sizes = [batch, *sorted((draw.randint(1, batch) for _ in range(steps - 1)), reverse=True)]
+    return Layer(kind, bias, leaf(sum(sizes), features), states, weights, torch.tensor(sizes))
 
 
 def loss_of(outputs: tuple[Tensor, ...], used: int) -> Tensor:
@@ -84,9 +95,10 @@ def loss_of(outputs: tuple[Tensor, ...], used: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("eagers_loop")
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("seed", range(60))
-def test_it_has_the_bits_of_eagers_loop(seed: int) -> None:
-    case = layer(seed)
+def test_it_has_the_bits_of_eagers_loop(seed: int, packed: bool) -> None:
+    case = layer(seed, packed=packed)
     expected, found = case.by_torch(), case.by_op()
     assert all(map(torch.equal, found, expected))
     used = [1, 2, 3, 7][seed % 4]
@@ -109,5 +121,12 @@ def test_what_is_traced_is_what_is_run(kind: str) -> None:
     weights = torch.randn(gates, 5, requires_grad=True), torch.randn(gates, requires_grad=True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
-        recurrence, (torch.randn(4, 3, gates, requires_grad=True), h, c, *weights, None, kind, True), test_utils=tests
+        recurrence,
+        (torch.randn(4, 3, gates, requires_grad=True), None, h, c, *weights, None, kind, True),
+        test_utils=tests,
+    )
+    torch.library.opcheck(
+        recurrence,
+        (torch.randn(6, gates, requires_grad=True), torch.tensor([3, 2, 1]), h, c, *weights, None, kind, True),
+        test_utils=tests,
     )
