@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -28,11 +29,16 @@ from graphopt.plan.room import Room
 from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.plan import Plan
 from graphopt.run.calls.make_plans import at_least_the_smallest
+from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
+from graphopt.run.watch.measured_step import Place
 from graphopt.step.micro import Learning, Micro
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, kept_table_bytes, tail_bytes
 
 logger = logging.getLogger("graphopt")
+
+#: The kind of what was measured beside a micro-batch's graph, and not behind it.
+IN_GRAPHS = f"measured above the plan, {Place.GRAPHS.value}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +65,17 @@ class PlannedMicro:
 
     def peak_of(self, own_bytes: int) -> int:
         """The same for a schedule of `own_bytes`."""
-        return sum(self.resident_bytes.values()) + max(own_bytes, sum(self.tail_bytes.values()))
+        return max(sum(self.resident_bytes.values()) + own_bytes, self.peaks[Place.UPDATE])
+
+    @cached_property
+    def peaks(self) -> dict[Place, int]:
+        """The most that is there at once in the micro-batch, and after it."""
+        resident_bytes = sum(self.resident_bytes.values())
+        behind_bytes = resident_bytes - self.resident_bytes.get(IN_GRAPHS, 0)
+        return {
+            Place.GRAPHS: resident_bytes + self.planned.peak_bytes,
+            Place.UPDATE: behind_bytes + sum(self.tail_bytes.values()),
+        }
 
 
 class StepMemory:
@@ -70,8 +86,8 @@ class StepMemory:
     `kept_bytes` what compression keeps for parameters of these names. `held` gives tensors of the step's own that
     are there already and counted by name, such as the sums of gradients when a second size of batch comes.
 
-    `levels` and `extra_bytes` are what steps were measured to take, by kind: at least so much of a counted kind, and what
-    comes on top. With `is_trial` the smallest plans are made, whether they fit or not.
+    `levels` and `above_bytes` are what steps were measured to take: at least so much of a kind, and so much beside the
+    graphs. With `is_trial` the smallest plans are made, whether they fit or not.
     """
 
     def __init__(
@@ -92,7 +108,7 @@ class StepMemory:
         self.summed = False
         self.batch: object = ()
         self.levels: dict[str, int] = {}
-        self.extra_bytes: dict[str, int] = {}
+        self.above_bytes = 0
         self.is_trial = False
         self.planned: list[PlannedMicro] = []
         #: By the identity of the captured graph.
@@ -112,12 +128,13 @@ class StepMemory:
         graph, tail = study.graph, study.tail_bytes
         counted = self.resident(learning)
         resident = counted | {kind: max(size, counted.get(kind, 0)) for kind, size in self.levels.items()}
-        resident |= self.extra_bytes
+        resident |= {IN_GRAPHS: self.above_bytes} if self.above_bytes else {}
         self.fixed_bytes = sum(resident.values()) + sum(tail.values())
 
         def make(room: Room) -> list[PlannedGraph]:
-            if sum(room.resident_bytes.values()) + sum(tail.values()) > room.budget_bytes:
-                raise tail_error(graph, room.budget_bytes, room.resident_bytes, tail)
+            behind = {kind: size for kind, size in room.resident_bytes.items() if kind != IN_GRAPHS}
+            if sum(behind.values()) + sum(tail.values()) > room.budget_bytes:
+                raise tail_error(graph, room.budget_bytes, behind, tail)
             return [plan_within(graph, room.budget_bytes, room.resident_bytes, self.choice)]
 
         def make_smallest(room: Room) -> list[PlannedGraph]:
@@ -183,6 +200,7 @@ class StepMemory:
         kinds["masters"] = sum(nbytes(master) for master in view.masters.values())
         kinds["optimizer"] = view.state_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["gradients"] = sum(map(float32_bytes, learning)) if self.summed else 0
+        kinds["gradients of others"] = gradient_bytes(gradients_there(self.model), device)
         kinds["compression"] = self.kept_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["reserve"] = self.reserve_bytes
         real = [tensor for tensor in tensors_in(self.batch) if not isinstance(tensor, FakeTensor)]

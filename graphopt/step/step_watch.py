@@ -16,11 +16,12 @@ from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import peak_window
 from graphopt.device.storages import tensors_in, unique_storage_bytes
+from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
 from graphopt.run.model.request import OnExcess
 from graphopt.run.watch.known_memory import KnownMemory
 from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, excess_in_words
 from graphopt.step.left_behind import LeftBehind
-from graphopt.step.memory import PlannedMicro, StepMemory
+from graphopt.step.memory import IN_GRAPHS, PlannedMicro, StepMemory
 
 logger = logging.getLogger("graphopt")
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 #: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
 _MOST_CORRECTIONS = 4
-_IN_GRAPHS, _UPDATE, _KEPT = f"measured above the plan, {Place.GRAPHS.value}", "update", "kept from earlier steps"
+_UPDATE, _KEPT = "update", "kept from earlier steps"
 
 
 class StepWatch:
@@ -58,7 +59,7 @@ class StepWatch:
     @property
     def may_try(self) -> bool:
         """Whether a step may show if what was measured above the plan comes again, where nothing fits beside it."""
-        return bool(self._memory.extra_bytes or self._memory.levels) and not self.is_confirmed
+        return bool(self._memory.above_bytes or self._memory.levels) and not self.is_confirmed
 
     def corrects(self) -> None:
         """The step that begins is planned anew."""
@@ -68,7 +69,7 @@ class StepWatch:
     def tries_without(self) -> None:
         """Nothing fits beside what was measured: the smallest plan shows in one step whether that comes again."""
         self._memory.levels.clear()
-        self._memory.extra_bytes.clear()
+        self._memory.above_bytes = 0
         self._memory.is_trial = True
         self._forget_plans()
 
@@ -123,37 +124,39 @@ class StepWatch:
         memory = self._memory
         state_bytes = self._known.state_bytes()
         own = (*memory.view.masters.values(), *memory.view.unpublished_state, *memory.held(), *batch)
-        return self._known.model_bytes() + unique_storage_bytes(own, memory.device), state_bytes
+        named_bytes = unique_storage_bytes(own, memory.device)
+        named_bytes += gradient_bytes(gradients_there(memory.model), memory.device)
+        return self._known.model_bytes() + named_bytes, state_bytes
 
     def _judge(self, planned: PlannedMicro, peaks: dict[Place, int]) -> None:
         memory, step = self._memory, self.history[-1]
         was_trial, memory.is_trial = memory.is_trial, False
-        room_bytes = memory.budget_bytes - memory.reserve_bytes
-        excess_bytes = step.measured_bytes - room_bytes
+        excess_bytes = step.measured_bytes + memory.reserve_bytes - memory.budget_bytes
         self.is_confirmed = was_trial and excess_bytes > 0
-        if excess_bytes > 0:
-            grown = memory.grown(planned)
-            if step.held_bytes > planned.resident_bytes.get(_KEPT, 0):
-                grown[_KEPT] = step.held_bytes
-            self._tell(planned, grown, peaks, excess_bytes)
-        elif was_trial:
-            logger.info("what earlier steps took above the plan did not come again: it is no longer counted")
-            self.is_due = True
-
-    def _tell(self, planned: PlannedMicro, grown: dict[str, int], peaks: dict[Place, int], excess_bytes: int) -> None:
-        """Say what was above the plan, and count it from the next call on."""
-        memory, step = self._memory, self.history[-1]
+        if excess_bytes <= 0 and not was_trial:
+            return
+        grown = memory.grown(planned)
+        if step.held_bytes > planned.resident_bytes.get(_KEPT, 0):
+            grown[_KEPT] = step.held_bytes
         parts = {kind: size - planned.resident_bytes.get(kind, 0) for kind, size in grown.items()}
-        above_bytes = {
-            place: peak + memory.reserve_bytes - planned.peak_bytes - sum(parts.values())
-            for place, peak in peaks.items()
-            if peak + memory.reserve_bytes > memory.budget_bytes
-        }
-        if above_bytes.get(Place.GRAPHS, 0) > 0:
-            parts[_IN_GRAPHS] = above_bytes[Place.GRAPHS]
-        if above_bytes.get(Place.UPDATE, 0) > max(parts.values(), default=0):
-            parts[_UPDATE] = above_bytes[Place.UPDATE]
-        parts = parts or {_IN_GRAPHS: excess_bytes}
+        named_bytes = sum(parts.values()) - memory.reserve_bytes
+        above = {place: peak - planned.peaks[place] - named_bytes for place, peak in peaks.items()}
+        if excess_bytes > 0:
+            self._tell(grown, parts, above, excess_bytes)
+            return
+        # beside the smallest plan it may fit: what it then took above that comes again, or next to nothing did
+        memory.levels, memory.above_bytes, self.is_due = grown, max(above[Place.GRAPHS], 0), True
+        again_bytes = sum(parts.values()) + memory.above_bytes
+        logger.info("of what earlier steps took above the plan, %s came again", format_bytes(again_bytes))
+
+    def _tell(self, grown: dict[str, int], parts: dict[str, int], above: dict[Place, int], excess_bytes: int) -> None:
+        """Say what was above the plan, by kind or by place, and count it from the next call on."""
+        memory, step = self._memory, self.history[-1]
+        if above[Place.GRAPHS] > 0:
+            parts[IN_GRAPHS] = above[Place.GRAPHS]
+        if step.place is Place.UPDATE and above[Place.UPDATE] > max(parts.values(), default=0):
+            parts[_UPDATE] = above[Place.UPDATE]
+        parts = parts or {IN_GRAPHS: excess_bytes}
         kind = max(parts, key=lambda each: parts[each])
         message = (
             f"{excess_in_words(step, excess_bytes, memory.budget_bytes)} The peak was {step.place.value}. "
@@ -165,8 +168,7 @@ class StepWatch:
         times = self._told[kind] = self._told.get(kind, 0) + 1
         if parts.keys() != {_UPDATE} and times <= _MOST_CORRECTIONS:
             memory.levels |= {each: max(size, memory.levels.get(each, 0)) for each, size in grown.items()}
-            if _IN_GRAPHS in parts:
-                memory.extra_bytes[_IN_GRAPHS] = memory.extra_bytes.get(_IN_GRAPHS, 0) + parts[_IN_GRAPHS]
+            memory.above_bytes += parts.get(IN_GRAPHS, 0)
             self.is_due = True
             message += " From the next call on the plan leaves room for it."
         logger.warning("%s", message)
@@ -177,7 +179,7 @@ class StepWatch:
 def _advice(kind: str, size: int) -> str:
     """What to say of the largest part of what was above the plan."""
     known = {
-        _IN_GRAPHS: "No plan counts that much, such as the scratch memory of an operator that depends on its data, or "
+        IN_GRAPHS: "No plan counts that much, such as the scratch memory of an operator that depends on its data, or "
         "that nothing was run to find out (cost_model='roofline').",
         _UPDATE: "That is the optimizer's step, a hook of it, or the scheduler: no plan changes it. A larger budget "
         "may, or foreach=False.",
