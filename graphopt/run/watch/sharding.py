@@ -1,0 +1,127 @@
+"""FSDP2 around a model, as the watch over its steps sees it: when it gathers and scatters, and what it then holds.
+
+All that is private to PyTorch in this is here and in `run/model/wrapping.py`; `tests/ddp/test_fsdp_watch.py` fails where
+it has changed. Blocks that are sharded each for itself are measured each for itself: in its forward and in its backward,
+with what it keeps between them, but without what other blocks keep or do meanwhile.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from graphopt.device.storages import unique_storage_bytes
+from graphopt.run.model.wrapping import sharded_bytes
+
+
+class HeedsSharding(Protocol):
+    """Who is told: lives as long as somebody else holds it."""
+
+    def gradient_arrives(self, gradient: torch.Tensor) -> None:
+        """Before parameters are gathered for the backward."""
+
+    def gradients_are_scattered(self) -> None:
+        """The gradients are with their shards."""
+
+
+class Sharding:
+    """What FSDP2 holds of one model, and what is allocated beside all that is the model's or FSDP2's (`base_bytes`).
+
+    `kept_bytes` is what the model keeps between its forward and its backward.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.base_bytes, self.kept_bytes = 0, 0
+        self._state, self._device = model._get_fsdp_state(), device  # type: ignore[operator]
+        self._buffers = list(model.buffers())
+
+    @property
+    def is_root(self) -> bool:
+        """Whether nothing else of a sharded model runs between this one's forward and its backward."""
+        return bool(self._state._is_root)
+
+    def start_bytes(self) -> int:
+        """What is there all the time: this rank's shards, and buffers."""
+        shards = [parameter._sharded_param_data for parameter in self._parameters()]
+        return unique_storage_bytes([*shards, *self._buffers], self._device)
+
+    def gradient_bytes(self) -> int:
+        """Gradients that are there, scattered or not yet."""
+        held = [parameter.unsharded_accumulated_grad for parameter in self._parameters()]
+        holders = [
+            p for each in self._parameters() for p in (each.sharded_param, getattr(each, "_unsharded_param", None))
+        ]
+        held += [parameter.grad for parameter in holders if parameter is not None]
+        return unique_storage_bytes([gradient for gradient in held if gradient is not None], self._device)
+
+    @property
+    def name(self) -> str:
+        """What the whole sharded model calls this one."""
+        names = (group._module_fqn for group in self._state._fsdp_param_groups)
+        return next((name for name in names if name), "the sharded model")
+
+    def planned_message_bytes(self) -> int:
+        """What a plan has for messages."""
+        return sharded_bytes(self._state)["FSDP2 messages"]
+
+    def messages(self) -> dict[str, int]:
+        """Messages between the ranks that are there now, of whichever block, by kind."""
+        context = self._state._comm_ctx
+        scattered = [each.reduce_scatter_input for each in getattr(context, "reduce_scatter_states", ())]
+        gathered = getattr(context, "all_gather_state", None)
+        groups = [group for state in self._state._state_ctx.all_states for group in state._fsdp_param_groups]
+        pending = [group._all_gather_result for group in groups if group._all_gather_result is not None]
+        return {
+            "reduce-scatter inputs": unique_storage_bytes(scattered, self._device),
+            "gathered parameters as they arrived": _bytes_of(
+                [gathered.all_gather_result] if gathered else [], self._device
+            ),
+            "prefetched blocks": _bytes_of(pending, self._device),
+        }
+
+    def arrives(self, live_bytes: int) -> None:
+        """The model is called."""
+        self.base_bytes = live_bytes - sum(self.messages().values())
+
+    def departs(self, live_bytes: int) -> None:
+        """The forward has run, and what it had gathered is freed."""
+        self.kept_bytes = live_bytes - sum(self.messages().values()) - self.base_bytes
+
+    def returns(self, live_bytes: int) -> None:
+        """Its backward begins, behind those of other blocks."""
+        self.base_bytes = live_bytes - sum(self.messages().values()) - self.kept_bytes
+
+    def _parameters(self) -> list[Any]:
+        return [parameter for group in self._state._fsdp_param_groups for parameter in group.fsdp_params]
+
+
+def heed_sharding(model: nn.Module, heeding: HeedsSharding) -> None:
+    """Tell `heeding` of each backward of a sharded model, from before it gathers to when it has scattered."""
+    who, state = weakref.ref(heeding), model._get_fsdp_state()  # type: ignore[operator]
+    gathers = state._pre_backward
+
+    def before_gathering(gradient: torch.Tensor) -> torch.Tensor:
+        if (told := who()) is not None:
+            told.gradient_arrives(gradient)
+        return gathers(gradient)  # type: ignore[no-any-return]
+
+    state._pre_backward = before_gathering
+    for group in state._fsdp_param_groups[:1]:  # the last of them to be scattered
+        group.post_backward = _then(group.post_backward, who)
+
+
+def _then(scatters: Callable[..., None], who: weakref.ref[HeedsSharding]) -> Callable[..., None]:
+    def scatters_and_tells(*unused: Any) -> None:
+        scatters(*unused)
+        if (told := who()) is not None:
+            told.gradients_are_scattered()
+
+    return scatters_and_tells
+
+
+def _bytes_of(results: Iterable[Any], device: torch.device) -> int:
+    return unique_storage_bytes([result.all_gather_output for result in results], device)
