@@ -60,10 +60,12 @@ class StepInProgress:
     peaks: dict[Place, int] = field(default_factory=dict)
     outside_bytes: dict[Place, int] = field(default_factory=dict)
     returned_bytes: int = 0
-    #: In a model that FSDP2 shards: what is there when nothing more is planned, gradients of earlier backwards, and the
-    #: messages that were there while the graph ran that has the highest peak, by kind.
+    #: In a model that FSDP2 shards: what was allocated when the last graph had run, gradients of earlier backwards, the
+    #: messages that were there while the graph ran that has the highest peak, by kind, and whether no gradient goes on
+    #: from it.
     settled_bytes: int = 0
     gradient_bytes: int = 0
+    is_end: bool = False
     messages: Mapping[str, int] = field(default_factory=dict)
     in_backward: bool = False
     is_unexpected: bool = False

@@ -1,14 +1,14 @@
 """FSDP2 around a model, as the watch over its steps sees it: when it gathers and scatters, and what it then holds.
 
-All that is private to PyTorch in this is here and in `run/model/wrapping.py`; `tests/ddp/test_fsdp_watch.py` fails where
-it has changed. Blocks that are sharded each for itself are measured each for itself: in its forward and in its backward,
-with what it keeps between them, but without what other blocks keep or do meanwhile.
+All that is private to PyTorch in this is here and in `run/model/wrapping.py`; where it has changed,
+`tests/ddp/test_fsdp_watch.py` fails. Blocks that are sharded each for itself are measured each for itself: in its
+forward and in its backward, with what it keeps between them, but without what other blocks keep or do meanwhile.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +24,10 @@ class HeedsSharding(Protocol):
     def gradient_arrives(self, gradient: torch.Tensor) -> None:
         """Before parameters are gathered for the backward."""
 
-    def gradients_are_scattered(self) -> None:
+    def scatter_begins(self) -> None:
+        """The backward has run, and FSDP2 begins to scatter its gradients."""
+
+    def scatter_ends(self) -> None:
         """The gradients are with their shards."""
 
 
@@ -51,12 +54,12 @@ class Sharding:
 
     def gradient_bytes(self) -> int:
         """Gradients that are there, scattered or not yet."""
-        held = [parameter.unsharded_accumulated_grad for parameter in self._parameters()]
-        holders = [
-            p for each in self._parameters() for p in (each.sharded_param, getattr(each, "_unsharded_param", None))
-        ]
-        held += [parameter.grad for parameter in holders if parameter is not None]
-        return unique_storage_bytes([gradient for gradient in held if gradient is not None], self._device)
+        held = []
+        for parameter in self._parameters():
+            whole = getattr(parameter, "_unsharded_param", None)
+            held += [parameter.unsharded_accumulated_grad, parameter.sharded_param.grad]
+            held += [whole.grad] if whole is not None else []
+        return unique_storage_bytes((gradient for gradient in held if gradient is not None), self._device)
 
     @property
     def name(self) -> str:
@@ -71,17 +74,17 @@ class Sharding:
     def messages(self) -> dict[str, int]:
         """Messages between the ranks that are there now, of whichever block, by kind."""
         context = self._state._comm_ctx
-        scattered = [each.reduce_scatter_input for each in getattr(context, "reduce_scatter_states", ())]
-        gathered = getattr(context, "all_gather_state", None)
         groups = [group for state in self._state._state_ctx.all_states for group in state._fsdp_param_groups]
-        pending = [group._all_gather_result for group in groups if group._all_gather_result is not None]
-        return {
-            "reduce-scatter inputs": unique_storage_bytes(scattered, self._device),
-            "gathered parameters as they arrived": _bytes_of(
-                [gathered.all_gather_result] if gathered else [], self._device
-            ),
-            "prefetched blocks": _bytes_of(pending, self._device),
+        scattered = [each.reduce_scatter_input for each in getattr(context, "reduce_scatter_states", ())]
+        last = getattr(context, "all_gather_state", None)
+        arrived = [last.all_gather_result.all_gather_output] if last else []
+        pending = [group._all_gather_result.all_gather_output for group in groups if group._all_gather_result]
+        kinds = {
+            "reduce-scatter inputs": scattered,
+            "gathered parameters as they arrived": arrived,
+            "prefetched blocks": pending,
         }
+        return {kind: unique_storage_bytes(tensors, self._device) for kind, tensors in kinds.items()}
 
     def arrives(self, live_bytes: int) -> None:
         """The model is called."""
@@ -111,17 +114,15 @@ def heed_sharding(model: nn.Module, heeding: HeedsSharding) -> None:
 
     state._pre_backward = before_gathering
     for group in state._fsdp_param_groups[:1]:  # the last of them to be scattered
-        group.post_backward = _then(group.post_backward, who)
+        group.post_backward = _told_of(group.post_backward, who)
 
 
-def _then(scatters: Callable[..., None], who: weakref.ref[HeedsSharding]) -> Callable[..., None]:
+def _told_of(scatters: Callable[..., None], who: weakref.ref[HeedsSharding]) -> Callable[..., None]:
     def scatters_and_tells(*unused: Any) -> None:
-        scatters(*unused)
         if (told := who()) is not None:
-            told.gradients_are_scattered()
+            told.scatter_begins()
+        scatters(*unused)
+        if told is not None:
+            told.scatter_ends()
 
     return scatters_and_tells
-
-
-def _bytes_of(results: Iterable[Any], device: torch.device) -> int:
-    return unique_storage_bytes([result.all_gather_output for result in results], device)

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from graphopt.base.errors import BudgetError
-from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.graphs.gradients import Run, gradient_bytes
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import is_sharded
+from graphopt.run.watch.causes import GRADIENTS, HELD, LASTING, LOSS, MESSAGES, ONLY_TOLD, STATE, cause_of
 from graphopt.run.watch.known_memory import KnownMemory, with_storage
 from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress, excess_in_words
 from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
@@ -33,14 +33,6 @@ logger = logging.getLogger("graphopt")
 
 #: Steps on CUDA whose seconds are measured: it has to be waited for at both ends of every graph.
 _TIMED_STEPS = 4
-#: Causes that room for other bytes does not mend.
-_UPDATE, _SEVERAL, _TANGENTS, _SCATTER = "update", "several forwards", "other outputs", "scattered gradients"
-_ONLY_TOLD = (_UPDATE, _SEVERAL, _TANGENTS, _SCATTER)
-_LOSS = "loss"
-#: Causes that stay as they are from step to step.
-_STATE, _HELD = "optimizer state", "held outputs"
-_MESSAGES, _GRADIENTS = "FSDP2 messages of other blocks", "FSDP2 gradients that stay"
-_LASTING = (_STATE, _HELD, _MESSAGES, _GRADIENTS)
 #: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
 _MOST_CORRECTIONS = 4
 
@@ -113,7 +105,7 @@ class Watch:
     def departs(self) -> None:
         """The model was called, and what FSDP2 gathered is freed."""
         if self._step is not None and self.sharding is not None:
-            self._look(Place.GATHER)
+            self._look(Place.FORWARD)
             self.sharding.departs(self._window.live_bytes())
 
     def gradient_arrives(self, gradient: torch.Tensor) -> None:
@@ -130,8 +122,15 @@ class Watch:
             self._look(Place.LOSS)
         step.in_backward = True
 
-    def gradients_are_scattered(self) -> None:
-        """The backward is done, and FSDP2 has handed its gradients over."""
+    def scatter_begins(self) -> None:
+        """The backward has run. Where no gradient goes on from it, FSDP2 scatters only after all other backwards."""
+        step, sharding = self._step, self.sharding
+        if step is not None and sharding is not None and step.in_backward and step.is_end and not sharding.is_root:
+            self._window.take()
+            sharding.base_bytes += self._window.live_bytes() - step.settled_bytes
+
+    def scatter_ends(self) -> None:
+        """FSDP2 has handed the gradients over."""
         if self._step is not None and self._step.in_backward:
             self._look(Place.SCATTER)
             self._step.in_backward = False
@@ -141,6 +140,7 @@ class Watch:
         self._step = step = StepInProgress(0, 0, 0, sharding.base_bytes)
         step.settled_bytes = self._window.live_bytes()
         step.gradient_bytes = sharding.gradient_bytes()
+        step.is_end = not any(tensor.requires_grad for tensor in inputs)
         if self._device.type != "cuda":
             step.start_bytes = sharding.start_bytes() + unique_storage_bytes(with_storage(inputs), self._device)
             step.start_bytes += step.gradient_bytes
@@ -184,7 +184,7 @@ class Watch:
 
         One step is: where it is over the budget again, what it took stays counted.
         """
-        once = [kind for kind in self.extra_bytes if kind not in _LASTING]
+        once = [kind for kind in self.extra_bytes if kind not in LASTING]
         if self._is_confirmed or not (once or self.loss_bytes):
             return False
         for kind in once:
@@ -230,6 +230,8 @@ class Watch:
         messages = self.sharding.messages() if self.sharding is not None else {}
         result = run(args)
         self._look(Place.GRAPHS, messages)
+        if self._step is not None:
+            self._step.settled_bytes = self._window.live_bytes()
         if meter is not None:
             meter.leaves(self._window.live_bytes())
         return result
@@ -296,9 +298,9 @@ class Watch:
             step.is_judged = True
             self._is_confirmed = self._is_confirmed or self._is_on_trial
             kind, advice = self._cause(measured, step)
-            if kind == _LOSS:
+            if kind == LOSS:
                 self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
-            levels = {_STATE: measured.state_bytes, _HELD: measured.held_bytes, **self._held_by_sharding(step)}
+            levels = {STATE: measured.state_bytes, HELD: measured.held_bytes, **self._held_by_sharding(step)}
             self._judge(measured, excess_bytes, kind, advice, levels)
 
     def _judge(
@@ -311,8 +313,8 @@ class Watch:
         if self._request.on_excess == "raise":
             raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
         times = self._told[kind] = self._told.get(kind, 0) + 1
-        if kind not in _ONLY_TOLD and times <= _MOST_CORRECTIONS:
-            if kind != _LOSS:
+        if kind not in ONLY_TOLD and times <= _MOST_CORRECTIONS:
+            if kind != LOSS:
                 self.extra_bytes[kind] = levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes
             self._corrected()
             message += " From the next call on the plan leaves room for it."
@@ -325,48 +327,13 @@ class Watch:
         if self.sharding is None:
             return {}
         messages = sum(step.messages.values()) - self.sharding.planned_message_bytes()
-        return {_MESSAGES: max(messages, 0), _GRADIENTS: step.gradient_bytes}
+        return {MESSAGES: max(messages, 0), GRADIENTS: step.gradient_bytes}
 
     def _cause(self, measured: MeasuredStep, step: StepInProgress) -> tuple[str, str]:
         """Its kind, and what to say of it."""
-        if step.has_other_tangents:
-            return _TANGENTS, (
-                "Gradients came of other outputs of the model than the plan expects: from the next call on these are "
-                "planned."
-            )
-        if step.is_unexpected:
-            return _SEVERAL, (
-                "The model was called again before the backward of its first call, for the first time: from now on "
-                "such calls are planned together."
-            )
-        if self._request.optimizer is None and measured.state_bytes > self.extra_bytes.get(_STATE, 0):
-            names = " and ".join(type(optimizer).__name__ for optimizer in self._known.optimizers())
-            return _STATE, (
-                f"The state of {names} takes {format_bytes(measured.state_bytes)}, which is counted from the start "
-                "where it is given: optimize(..., optimizer=optimizer)."
-            )
-        if measured.held_bytes > self.extra_bytes.get(_HELD, 0):
-            return _HELD, (
-                f"When the step began, {format_bytes(measured.held_bytes)} of what the model had returned before were "
-                "still held: `del` outputs, or detach what is kept of them."
-            )
-        held = self._held_by_sharding(step)
-        if held.get(_GRADIENTS, 0) > self.extra_bytes.get(_GRADIENTS, 0):
-            return _GRADIENTS, (
-                f"Gradients of earlier backwards are there, with {format_bytes(held[_GRADIENTS])}: set_to_none gives "
-                "them back."
-            )
-        if measured.place is Place.GRAPHS and held.get(_MESSAGES, 0) > self.extra_bytes.get(_MESSAGES, 0):
-            kinds = " and ".join(f"{format_bytes(size)} of {kind}" for kind, size in step.messages.items() if size)
-            return _MESSAGES, f"FSDP2 held {kinds} meanwhile, {format_bytes(held[_MESSAGES])} more than planned."
-        if measured.place is Place.SCATTER:
-            return _SCATTER, "That is FSDP2's reduce-scatter: no plan of the model changes it, smaller blocks do."
-        if measured.place is Place.UPDATE:
-            return _UPDATE, "No plan of the model changes that; foreach=False or fused=True may."
-        if measured.place is Place.LOSS and self._plans_loss():
-            return _LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
-        in_pieces = "" if self._plans_loss() else ": what runs between the pieces of the model is in none of them"
-        return f"measured above the plan, {measured.place.value}", f"No plan counts that much{in_pieces}."
+        optimizers = [type(optimizer).__name__ for optimizer in self._known.optimizers()]
+        names = optimizers if self._request.optimizer is None else []
+        return cause_of(measured, step, self.extra_bytes, self._held_by_sharding(step), names, self._plans_loss())
 
 
 def watch_of(
