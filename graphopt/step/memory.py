@@ -42,7 +42,7 @@ IN_GRAPHS = f"measured above the plan, {Place.GRAPHS.value}"
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class MicroStudy:
     """What is known of a micro-batch whatever the room: its curve, and what the step's tail holds, by kind."""
 
     graph: GraphStudy
@@ -112,7 +112,7 @@ class StepMemory:
         self.is_trial = False
         self.planned: list[PlannedMicro] = []
         #: By the identity of the captured graph.
-        self._studies: dict[int, Study] = {}
+        self._studies: dict[int, MicroStudy] = {}
         self.fixed_bytes = 0
         self.plan_seconds = 0.0
         first = next(iter((*model.parameters(), *model.buffers())), None)
@@ -175,12 +175,12 @@ class StepMemory:
             now["gradients"] = max(sums, now.get("gradients", 0))
         return {kind: size for kind, size in now.items() if size > planned.resident_bytes.get(kind, 0)}
 
-    def _study(self, captured: CapturedGraph, learning: Learning) -> Study:
+    def _study(self, captured: CapturedGraph, learning: Learning) -> MicroStudy:
         if id(captured) not in self._studies:
             waiting, runs = learning.used if self.summed else learning.returned, self.choice.cost_model != "roofline"
             dtypes = self._dtypes(waiting)
             tail = tail_bytes(self.view, dtypes, summed=self.summed, options=self.tail, run_ops=runs)
-            self._studies[id(captured)] = Study(studied(captured, self.choice), tail)
+            self._studies[id(captured)] = MicroStudy(studied(captured, self.choice), tail)
         return self._studies[id(captured)]
 
     def _now(self, planned: PlannedMicro, seconds: float) -> None:
