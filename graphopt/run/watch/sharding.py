@@ -41,6 +41,7 @@ class Sharding:
         self.base_bytes, self.kept_bytes = 0, 0
         self._state, self._device = model._get_fsdp_state(), device  # type: ignore[operator]
         self._buffers = list(model.buffers())
+        self._groups: list[Any] = []
 
     @property
     def is_root(self) -> bool:
@@ -74,15 +75,14 @@ class Sharding:
     def messages(self) -> dict[str, int]:
         """Messages between the ranks that are there now, of whichever block, by kind."""
         context = self._state._comm_ctx
-        groups = [group for state in self._state._state_ctx.all_states for group in state._fsdp_param_groups]
         scattered = [each.reduce_scatter_input for each in getattr(context, "reduce_scatter_states", ())]
         last = getattr(context, "all_gather_state", None)
         arrived = [last.all_gather_result.all_gather_output] if last else []
-        pending = [group._all_gather_result.all_gather_output for group in groups if group._all_gather_result]
+        results = [group._all_gather_result for group in self._all_groups()]
         kinds = {
             "reduce-scatter inputs": scattered,
             "gathered parameters as they arrived": arrived,
-            "prefetched blocks": pending,
+            "prefetched blocks": [result.all_gather_output for result in results if result],
         }
         return {kind: unique_storage_bytes(tensors, self._device) for kind, tensors in kinds.items()}
 
@@ -97,6 +97,13 @@ class Sharding:
     def returns(self, live_bytes: int) -> None:
         """Its backward begins, behind those of other blocks."""
         self.base_bytes = live_bytes - sum(self.messages().values()) - self.kept_bytes
+
+    def _all_groups(self) -> list[Any]:
+        """Of all that is sharded together: known as soon as the whole of it was called."""
+        states = self._state._state_ctx.all_states
+        if not self._groups:
+            self._groups = [group for state in states for group in state._fsdp_param_groups]
+        return self._groups
 
     def _parameters(self) -> list[Any]:
         return [parameter for group in self._state._fsdp_param_groups for parameter in group.fsdp_params]

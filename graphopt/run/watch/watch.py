@@ -141,7 +141,9 @@ class Watch:
         step.settled_bytes = self._window.live_bytes()
         step.gradient_bytes = sharding.gradient_bytes()
         step.is_end = not any(tensor.requires_grad for tensor in inputs)
-        if self._device.type != "cuda":
+        if sharding.is_root and self._device.type == "cuda":
+            step.start_bytes = sharding.base_bytes
+        else:
             step.start_bytes = sharding.start_bytes() + unique_storage_bytes(with_storage(inputs), self._device)
             step.start_bytes += step.gradient_bytes
             step.state_bytes = self._known.state_bytes() if sharding.is_root else 0
