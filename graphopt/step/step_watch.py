@@ -46,6 +46,7 @@ class StepWatch:
         self.history: deque[MeasuredStep] = deque(maxlen=KEPT_STEPS)
         self.is_due = self.is_confirmed = False
         self._error: BudgetError | None = None
+        self._tried_bytes = 0
         self._memory, self._on_excess, self._forget_plans = memory, on_excess, forget_plans
         self._known = KnownMemory(memory.model, memory.device)
         self._known.updates(memory.view.optimizer)
@@ -69,7 +70,7 @@ class StepWatch:
     def tries_without(self) -> None:
         """Nothing fits beside what was measured: the smallest plan shows in one step whether that comes again."""
         self._memory.levels.clear()
-        self._memory.above_bytes = 0
+        self._tried_bytes, self._memory.above_bytes = self._memory.above_bytes, 0
         self._memory.is_trial = True
         self._forget_plans()
 
@@ -144,9 +145,12 @@ class StepWatch:
         if excess_bytes > 0:
             self._tell(grown, parts, above, excess_bytes)
             return
-        # beside the smallest plan it may fit: what it then took above that comes again, or next to nothing did
-        memory.levels, memory.above_bytes, self.is_due = grown, max(above[Place.GRAPHS], 0), True
-        again_bytes = sum(parts.values()) + memory.above_bytes
+        again_bytes, self.is_due = max(above[Place.GRAPHS], 0), True
+        room_bytes = memory.budget_bytes - planned.peaks[Place.GRAPHS] - sum(parts.values())
+        # beside another plan it took more: the smallest one is known to fit
+        memory.above_bytes = max(again_bytes, min(self._tried_bytes, room_bytes)) if again_bytes else 0
+        memory.levels = grown
+        again_bytes += sum(parts.values())
         logger.info("of what earlier steps took above the plan, %s came again", format_bytes(again_bytes))
 
     def _tell(self, grown: dict[str, int], parts: dict[str, int], above: dict[Place, int], excess_bytes: int) -> None:

@@ -225,3 +225,15 @@ def test_a_budget_that_fits_gives_no_warning(make: Callable[..., torch.optim.Opt
     there = [*model.parameters(), *step.accumulators, *batch]
     there += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     assert peak_bytes(lambda: step(*batch), there, "cpu") == step.history[-1].measured_bytes
+
+
+def test_what_fits_beside_the_smallest_plan_alone_is_planned_for_under_optimize_too() -> None:
+    """The step that shows whether it comes again is inside the budget, and shows that it does."""
+    model = graphopt.optimize(Scratch(), 3_360_000)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number in range(7):
+            model.zero_grad()
+            model(torch.randn(ROWS, WIDTH), mark(2_500_000 if number else 0)).square().mean().backward()
+    assert len(told(caught)) == 1
+    assert sum(step.measured_bytes > 3_360_000 for step in model.graphopt.history) == 1

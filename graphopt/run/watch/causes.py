@@ -17,6 +17,11 @@ ONLY_TOLD = (UPDATE, SEVERAL, TANGENTS, SCATTER)
 LASTING = (STATE, HELD, MESSAGES, GRADIENTS)
 
 
+def above_plan(place: Place) -> str:
+    """The kind of what has no other name."""
+    return f"measured above the plan, {place.value}"
+
+
 def cause_of(
     measured: MeasuredStep,
     step: StepInProgress,
@@ -75,4 +80,4 @@ def _of_place(place: Place, plans_loss: bool) -> tuple[str, str]:
     if place is Place.LOSS and plans_loss:
         return LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
     in_pieces = "" if plans_loss else ": what runs between the pieces of the model is in none of them"
-    return f"measured above the plan, {place.value}", f"No plan counts that much{in_pieces}."
+    return above_plan(place), f"No plan counts that much{in_pieces}."

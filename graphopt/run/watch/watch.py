@@ -22,7 +22,7 @@ from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.graphs.gradients import Run, gradient_bytes
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import is_sharded
-from graphopt.run.watch.causes import GRADIENTS, HELD, LASTING, LOSS, MESSAGES, ONLY_TOLD, STATE, cause_of
+from graphopt.run.watch.causes import GRADIENTS, HELD, LASTING, LOSS, MESSAGES, ONLY_TOLD, STATE, above_plan, cause_of
 from graphopt.run.watch.known_memory import KnownMemory, with_storage
 from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress, excess_in_words
 from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
@@ -69,6 +69,7 @@ class Watch:
         self._step: StepInProgress | None = None
         self._told: dict[str, int] = {}
         self._is_on_trial = self._is_confirmed = False
+        self._tried_bytes = 0
         heed_updates(model, self)
 
     def begins(
@@ -104,8 +105,8 @@ class Watch:
 
     def departs(self) -> None:
         """The model was called, and what FSDP2 gathered is freed."""
+        self._look(Place.FORWARD)
         if self._step is not None and self.sharding is not None:
-            self._look(Place.FORWARD)
             self.sharding.departs(self._window.live_bytes())
 
     def gradient_arrives(self, gradient: torch.Tensor) -> None:
@@ -189,8 +190,7 @@ class Watch:
         once = [kind for kind in self.extra_bytes if kind not in LASTING]
         if self._is_confirmed or not (once or self.loss_bytes):
             return False
-        for kind in once:
-            del self.extra_bytes[kind]
+        self._tried_bytes = sum(self.extra_bytes.pop(kind) for kind in once)
         self._is_on_trial = True
         return True
 
@@ -268,9 +268,14 @@ class Watch:
         self._end_trial(step)
 
     def _end_trial(self, step: StepInProgress) -> None:
-        """A step without what was measured once: if it is inside the budget, that is forgotten."""
+        """A step without what was measured once: if it is inside the budget, what did not come again is forgotten."""
         if self._is_on_trial and not self._is_confirmed:
             self.loss_bytes = 0
+            last, request = self.history[-1], self._request
+            again_bytes = last.measured_bytes + request.reserve_bytes - last.predicted_bytes
+            if again_bytes > 0:
+                tried_bytes = min(self._tried_bytes, request.budget_bytes - last.predicted_bytes)
+                self.extra_bytes[above_plan(last.place)] = max(again_bytes, tried_bytes)
             self._corrected()
         if not step.is_judged:
             self._is_confirmed = False
@@ -322,7 +327,7 @@ class Watch:
             message += " From the next call on the plan leaves room for it."
         logger.warning("%s", message)
         if times == 1:
-            warnings.warn(f"graphopt: {message}", stacklevel=4)
+            warnings.warn(f"graphopt: {message}", stacklevel=5)
 
     def _held_by_sharding(self, step: StepInProgress) -> dict[str, int]:
         """What FSDP2 held beside the planned graph, more than a plan has for it, and gradients of earlier backwards."""
@@ -333,8 +338,8 @@ class Watch:
 
     def _cause(self, measured: MeasuredStep, step: StepInProgress) -> tuple[str, str]:
         """Its kind, and what to say of it."""
-        optimizers = [type(optimizer).__name__ for optimizer in self._known.optimizers()]
-        names = optimizers if self._request.optimizer is None else []
+        optimizers = self._known.optimizers() if self._request.optimizer is None else []
+        names = [type(optimizer).__name__ for optimizer in optimizers]
         return cause_of(measured, step, self.extra_bytes, self._held_by_sharding(step), names, self._plans_loss())
 
 
