@@ -62,11 +62,10 @@ class Sharding:
             held += [whole.grad] if whole is not None else []
         return unique_storage_bytes((gradient for gradient in held if gradient is not None), self._device)
 
-    @property
-    def name(self) -> str:
-        """What the whole sharded model calls this one."""
+    def of_block(self) -> str:
+        """Which part of the whole sharded model this is, for people; "" where it is all of it."""
         names = (group._module_fqn for group in self._state._fsdp_param_groups)
-        return next((name for name in names if name), "the sharded model")
+        return "" if self.is_root else f", of {next((name for name in names if name), 'a block')!r}"
 
     def planned_message_bytes(self) -> int:
         """What a plan has for messages."""

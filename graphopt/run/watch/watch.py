@@ -290,9 +290,6 @@ class Watch:
         """What others have allocated since a block of a sharded model began its step, and still hold."""
         return self.sharding.base_bytes - step.live_bytes if self.sharding is not None else 0
 
-    def _of_block(self) -> str:
-        return f", of {self.sharding.name!r}" if self.sharding is not None and not self.sharding.is_root else ""
-
     def _record(self, step: StepInProgress) -> None:
         """Put the step into the history, or what is known of it by now; say so where it is over the budget."""
         if step.is_recorded and self.history:
@@ -315,7 +312,7 @@ class Watch:
     ) -> None:
         message = (
             f"{excess_in_words(measured, excess_bytes, self._request.budget_bytes)} The peak was "
-            f"{measured.place.value}{self._of_block()}. {advice}"
+            f"{measured.place.value}{self.sharding.of_block() if self.sharding is not None else ''}. {advice}"
         )
         if self._request.on_excess == "raise":
             raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
