@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from graphopt.ddp.hooks import compress_ddp
     from graphopt.passes.window.clip import ClipNorm, ClipValue
     from graphopt.passes.window.loss_scale import ConstantLossScale, DynamicLossScale
-    from graphopt.step.train_step import StepResult, TrainStep
+    from graphopt.step.options import StepResult
+    from graphopt.step.train_step import TrainStep
 
 __version__ = "0.1.0"
 __all__ = [
@@ -82,7 +83,7 @@ _LAZY = {
     "ClipValue": "graphopt.passes.window.clip",
     "ConstantLossScale": "graphopt.passes.window.loss_scale",
     "DynamicLossScale": "graphopt.passes.window.loss_scale",
-    "StepResult": "graphopt.step.train_step",
+    "StepResult": "graphopt.step.options",
     "TrainStep": "graphopt.step.train_step",
     "to_networkx": "graphopt.api.to_networkx",
     "train_step": "graphopt.api.train_step",

@@ -22,7 +22,7 @@ from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
 from graphopt.run.model.loss_module import StepModule, as_call
-from graphopt.run.model.request import OnExcess, Request
+from graphopt.run.model.request import OnExcess, Request, check_on_excess
 from graphopt.run.model.wrapping import check_unwrapped
 from graphopt.run.session import Session
 from graphopt.verify.compare import compare_with_eager
@@ -68,8 +68,7 @@ def optimize(
     _check_model(model)
     kept = _load(plan)
     choice = Choice(planner, cost_model, {g.graph_hash: g for g in kept.graphs} if kept else None, plan_seconds)
-    if on_excess not in ("correct", "raise"):
-        raise UsageError(f"on_excess: expected 'correct' or 'raise', got {on_excess!r}")
+    check_on_excess(on_excess)
     request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept, group), on_excess=on_excess)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_inputs(tensors_in((args, kwargs)))

@@ -19,14 +19,16 @@ from graphopt.passes.window.loss_scale import LossScale
 from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.run.model.loss_module import LossModule, as_call
+from graphopt.run.model.request import OnExcess, check_on_excess
 from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
 from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.options import StepOptions
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.tail_memory import TailOptions
-from graphopt.step.train_step import StepOptions, TrainStep
+from graphopt.step.train_step import TrainStep
 from graphopt.step.window import Weights
 
 
@@ -52,6 +54,7 @@ def train_step(
     cost_model: str = "auto",
     reserve: int | float | str = 0,
     plan_seconds: float = 0.0,
+    on_excess: OnExcess = "correct",
 ) -> TrainStep:
     """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
 
@@ -68,6 +71,9 @@ def train_step(
     its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
     no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds` and `example_inputs` are
     those of `optimize()`.
+
+    Each step is measured. What one took above its plan is told of, once for each cause, and is counted from the next
+    call on; with `on_excess="raise"` it is a BudgetError, raised when the step is done and the parameters are updated.
 
     Where torch.distributed is initialized with more than one process, they train together: each gives its own part
     of every global batch, and all call the step (and `train_step`, which takes parameters and buffers from the first
@@ -87,7 +93,8 @@ def train_step(
     """
     compress = Auto() if compress == "auto" else compress
     _check_kinds(model, optimizer, accumulate, compress)
-    options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress)
+    check_on_excess(on_excess)
+    options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress, on_excess)
     ranks = ranks_of(group)
     args, kwargs = as_call(example_inputs, example_kwargs)
     with naming_absence(ranks, "train_step()"):

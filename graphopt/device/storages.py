@@ -67,7 +67,9 @@ def unique_storage_bytes(tensors: Iterable[torch.Tensor], device: torch.device) 
 
 
 def stored_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors that hold what is in a tensor: itself, or of a sparse one its indices and values."""
+    """The tensors that hold what is in a tensor: itself, of a sparse one indices and values, of a DTensor its shard."""
+    if (shard := getattr(tensor, "_local_tensor", None)) is not None:
+        return stored_parts(shard)
     if tensor.layout is torch.strided:
         return (tensor,)
     if tensor.layout is torch.sparse_coo:

@@ -90,7 +90,7 @@ class Session:
             return self.model._call_impl(*args, **kwargs)
         self._notice_wrapping()
         if is_sharded(self.model):
-            with forward_replaced(self.model, self._train):
+            with self.loop.gathering(), forward_replaced(self.model, self._train):
                 return self.model._call_impl(*args, **kwargs)
         return self._train(*args, **kwargs)
 

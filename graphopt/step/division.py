@@ -133,6 +133,12 @@ class Division:
         minimum_bytes = micro.peak_of(micro.planned.study.minimum_bytes)
         return Trial(rows, micro_rows, minimum_bytes, memory.fixed_bytes, time.monotonic() - start, micro)
 
+    def forget_plans(self) -> None:
+        """There is another room: what is captured stays, and is planned anew when it is run."""
+        self.memory.forget_plans()
+        for micros in self._micros.values():
+            micros.forget_plans()
+
     def _choose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         trials = list(
             walk(rows_of(args, kwargs), self.memory.budget_bytes, lambda rows: self.trial(args, kwargs, rows))
@@ -143,7 +149,7 @@ class Division:
         if best.accumulate > 1:
             self._warn_of_batch_norm(best)
         self.settle(best.micro_rows, is_cut=best.accumulate > 1)
-        self.memory.planned = [best.micro]
+        self.memory.keep_only(best.micro)
         self._micros = {key: micros for key, micros in self._micros.items() if key[0] is self.memory.summed}
 
     def _warn_of_batch_norm(self, best: Trial) -> None:

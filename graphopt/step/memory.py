@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensor
 
 from graphopt.base.errors import UsageError
+from graphopt.base.units import format_bytes
 from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.device.ranks import Ranks
-from graphopt.device.storages import tensors_in
+from graphopt.device.storages import tensors_in, unique_storage_bytes
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.agreement import plan_as_one
 from graphopt.plan.choice import Choice
-from graphopt.plan.graph_study import studied
+from graphopt.plan.graph_study import GraphStudy, studied
 from graphopt.plan.infeasible import tail_error
 from graphopt.plan.pipeline import plan_within
 from graphopt.plan.planned_graph import PlannedGraph
@@ -25,9 +28,26 @@ from graphopt.plan.resident import other_bytes, resident_of_model
 from graphopt.plan.room import Room
 from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.plan import Plan
+from graphopt.run.calls.make_plans import at_least_the_smallest
+from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
+from graphopt.run.watch.causes import above_plan
+from graphopt.run.watch.measured_step import Place
 from graphopt.step.micro import Learning, Micro
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, kept_table_bytes, tail_bytes
+
+logger = logging.getLogger("graphopt")
+
+#: The kind of what was measured beside a micro-batch's graph, and not behind it.
+IN_GRAPHS = above_plan(Place.GRAPHS)
+
+
+@dataclass(frozen=True, eq=False)
+class MicroStudy:
+    """What is known of a micro-batch whatever the room: its curve, and what the step's tail holds, by kind."""
+
+    graph: GraphStudy
+    tail_bytes: dict[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +55,7 @@ class PlannedMicro:
     """A planned micro-batch, what is there while it runs, and what the step's tail then holds beside that, by kind."""
 
     planned: PlannedGraph
+    learning: Learning
     resident_bytes: dict[str, int]
     tail_bytes: dict[str, int]
 
@@ -45,7 +66,17 @@ class PlannedMicro:
 
     def peak_of(self, own_bytes: int) -> int:
         """The same for a schedule of `own_bytes`."""
-        return sum(self.resident_bytes.values()) + max(own_bytes, sum(self.tail_bytes.values()))
+        return max(sum(self.resident_bytes.values()) + own_bytes, self.peaks[Place.UPDATE])
+
+    @cached_property
+    def peaks(self) -> dict[Place, int]:
+        """The most that is there at once in the micro-batch, and after it."""
+        resident_bytes = sum(self.resident_bytes.values())
+        behind_bytes = resident_bytes - self.resident_bytes.get(IN_GRAPHS, 0)
+        return {
+            Place.GRAPHS: resident_bytes + self.planned.peak_bytes,
+            Place.UPDATE: behind_bytes + sum(self.tail_bytes.values()),
+        }
 
 
 class StepMemory:
@@ -55,6 +86,9 @@ class StepMemory:
     change before the next one is planned. `fixed_bytes` are what the last one took whatever its plan;
     `kept_bytes` what compression keeps for parameters of these names. `held` gives tensors of the step's own that
     are there already and counted by name, such as the sums of gradients when a second size of batch comes.
+
+    `levels` and `above_bytes` are what steps were measured to take: at least so much of a kind, and so much beside the
+    graphs. With `is_trial` the smallest plans are made, whether they fit or not.
     """
 
     def __init__(
@@ -74,7 +108,12 @@ class StepMemory:
         self.planners: Ranks | None = None
         self.summed = False
         self.batch: object = ()
+        self.levels: dict[str, int] = {}
+        self.above_bytes = 0
+        self.is_trial = False
         self.planned: list[PlannedMicro] = []
+        #: By the identity of the captured graph.
+        self._studies: dict[int, MicroStudy] = {}
         self.fixed_bytes = 0
         self.plan_seconds = 0.0
         first = next(iter((*model.parameters(), *model.buffers())), None)
@@ -85,37 +124,84 @@ class StepMemory:
 
         Together with `planners`, a collective call, where there are such.
         """
-        study = studied(captured, self.choice)
         take_workspaces([captured.step], self.device, in_autograd=False)  # the window's backward is a part of its graph
-        resident = self.resident((*learning.returned, *learning.used))
-        waiting = learning.used if self.summed else learning.returned
-        runs = self.choice.cost_model != "roofline"
-        tail = tail_bytes(self.view, self._dtypes(waiting), summed=self.summed, options=self.tail, run_ops=runs)
+        study = self._study(captured, learning)
+        graph, tail = study.graph, study.tail_bytes
+        counted = self.resident(learning)
+        resident = counted | {kind: max(size, counted.get(kind, 0)) for kind, size in self.levels.items()}
+        resident |= {IN_GRAPHS: self.above_bytes} if self.above_bytes else {}
         self.fixed_bytes = sum(resident.values()) + sum(tail.values())
 
         def make(room: Room) -> list[PlannedGraph]:
-            if sum(room.resident_bytes.values()) + sum(tail.values()) > room.budget_bytes:
-                raise tail_error(study, room.budget_bytes, room.resident_bytes, tail)
-            return [plan_within(study, room.budget_bytes, room.resident_bytes, self.choice)]
+            behind = {kind: size for kind, size in room.resident_bytes.items() if kind != IN_GRAPHS}
+            if sum(behind.values()) + sum(tail.values()) > room.budget_bytes:
+                raise tail_error(graph, room.budget_bytes, behind, tail)
+            return [plan_within(graph, room.budget_bytes, room.resident_bytes, self.choice)]
+
+        def make_smallest(room: Room) -> list[PlannedGraph]:
+            return at_least_the_smallest(make)(replace(room, budget_bytes=0))
 
         start = time.monotonic()
-        (planned,) = plan_as_one(self.planners, [study], Room(self.budget_bytes, resident), self.choice, make)
-        self.plan_seconds += time.monotonic() - start
-        self.planned.append(PlannedMicro(planned, resident, tail))
+        how = make_smallest if self.is_trial else make
+        (planned,) = plan_as_one(self.planners, [graph], Room(self.budget_bytes, resident), self.choice, how)
+        self._now(PlannedMicro(planned, learning, resident, tail), time.monotonic() - start)
         return planned
 
     def forget(self, micro: Micro) -> None:
         """This graph is not kept."""
+        self._studies.pop(id(micro.captured), None)
         if micro.is_planned:
             self.planned = [each for each in self.planned if each.planned is not micro.planned]
 
-    def resident(self, learning: Sequence[torch.Tensor]) -> dict[str, int]:
-        """Bytes by kind of what is there while a micro-batch runs, in which parameters `learning` get gradients."""
-        view, device = self.view, self.device
+    def keep_only(self, planned: PlannedMicro) -> None:
+        """Of all that was tried, this is what is run."""
+        self.planned = [planned]
+        own = id(planned.planned.captured)
+        self._studies = {own: self._studies[own]}
+
+    def forget_plans(self) -> None:
+        """There is another room: graphs and their curves stay known, and are planned anew when they are run."""
+        self.planned = []
+
+    def plans_of(self, micros: Iterable[Micro]) -> list[PlannedMicro]:
+        """What was planned for these graphs."""
+        wanted = {micro.planned for micro in micros}
+        return [each for each in self.planned if each.planned in wanted]
+
+    def grown(self, planned: PlannedMicro) -> dict[str, int]:
+        """What there is now of the kinds of which there is more than was planned, each with all of its bytes."""
+        now = self.resident(planned.learning)
+        if self.summed:
+            sums = unique_storage_bytes(self.held(), self.device) - now.get("compression", 0)
+            now["gradients"] = max(sums, now.get("gradients", 0))
+        return {kind: size for kind, size in now.items() if size > planned.resident_bytes.get(kind, 0)}
+
+    def _study(self, captured: CapturedGraph, learning: Learning) -> MicroStudy:
+        if id(captured) not in self._studies:
+            waiting, runs = learning.used if self.summed else learning.returned, self.choice.cost_model != "roofline"
+            dtypes = self._dtypes(waiting)
+            tail = tail_bytes(self.view, dtypes, summed=self.summed, options=self.tail, run_ops=runs)
+            self._studies[id(captured)] = MicroStudy(studied(captured, self.choice), tail)
+        return self._studies[id(captured)]
+
+    def _now(self, planned: PlannedMicro, seconds: float) -> None:
+        self.planned.append(planned)
+        self.plan_seconds += seconds
+        logger.info(
+            "planned a micro-batch in %.2f s: %s at the peak, %s of it resident",
+            seconds,
+            format_bytes(planned.peak_bytes),
+            format_bytes(sum(planned.resident_bytes.values())),
+        )
+
+    def resident(self, micro: Learning) -> dict[str, int]:
+        """Bytes by kind of what is there while a micro-batch runs, in which these parameters get gradients."""
+        view, device, learning = self.view, self.device, (*micro.returned, *micro.used)
         kinds = resident_of_model(self.model, self.batch, device)
         kinds["masters"] = sum(nbytes(master) for master in view.masters.values())
         kinds["optimizer"] = view.state_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["gradients"] = sum(map(float32_bytes, learning)) if self.summed else 0
+        kinds["gradients of others"] = gradient_bytes(gradients_there(self.model), device)
         kinds["compression"] = self.kept_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["reserve"] = self.reserve_bytes
         real = [tensor for tensor in tensors_in(self.batch) if not isinstance(tensor, FakeTensor)]

@@ -70,6 +70,11 @@ class Micro:
         """Whether a plan of it was asked for."""
         return "planned" in self.__dict__
 
+    def forget_plan(self) -> None:
+        """It is planned anew when that is next asked for."""
+        for made in ("planned", "module"):
+            self.__dict__.pop(made, None)
+
     @cached_property
     def module(self) -> fx.GraphModule:
         """The graph to run, boxed: (loss, a gradient or None for each of the joint graph's inputs)."""
@@ -164,6 +169,11 @@ class Micros:
         call, self._called = self._called, None
         self._bound()
         return call
+
+    def forget_plans(self) -> None:
+        """Graphs are planned anew when they are run."""
+        for micro in self._known.values():
+            micro.forget_plan()
 
     def _note(self, key: object, capture: Capture) -> None:
         """One graph may be captured for many states of the model, of which as many are kept as there are graphs."""

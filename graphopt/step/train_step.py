@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from graphopt.base.errors import UsageError
-from graphopt.compression.choose import Auto
-from graphopt.compression.methods import Compression
+from graphopt.base.errors import BudgetError, UsageError
 from graphopt.compression.residuals import of_each_rank
 from graphopt.device.storages import tensors_in
 from graphopt.graph.joint import JointGraph
@@ -32,8 +30,7 @@ from graphopt.passes.joint import Passes, return_gradients, sum_gradients, updat
 from graphopt.passes.joint.compress import sent_bytes
 from graphopt.passes.run_passes import run_passes
 from graphopt.passes.window import window_passes
-from graphopt.passes.window.clip import Clip, ClipValue
-from graphopt.passes.window.loss_scale import LossScale
+from graphopt.passes.window.clip import ClipValue
 from graphopt.passes.window.update import GroupUpdate
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
@@ -42,49 +39,19 @@ from graphopt.report.data import Report, StepFigures
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule
 from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
-from graphopt.step.division import Accumulate, Division
+from graphopt.step.division import Division
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import HandOver, Micro, MicroCall
+from graphopt.step.options import StepOptions, StepResult
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
 from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_option
+from graphopt.step.ranks.start import raising_together
 from graphopt.step.scale_state import ScaleState
 from graphopt.step.step_watch import StepWatch
-from graphopt.step.window import MicroBatch, Weights, as_shares, weight_of
+from graphopt.step.window import MicroBatch, as_shares, weight_of
 from graphopt.step.window_graph import build_window, given_tensors, window_key
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """What is done with the gradients of a step."""
-
-    accumulate: Accumulate = 1
-    clip: Clip | None = None
-    loss_scale: LossScale | None = None
-    weights: Weights = None
-    update_in_backward: bool = False
-    compress: Compression | Auto | None = None
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step gives back; reading `skipped` or a tensor's number waits for the device.
-
-    `loss` is the mean over the global batch, unscaled; `grad_norm` the norm before clipping, of all
-    gradients or a vector of the groups' (None where nobody asked for one); `loss_scale` the scale that
-    this step used, 1.0 without one.
-    """
-
-    loss: torch.Tensor
-    grad_norm: torch.Tensor | None
-    found_inf: torch.Tensor | None
-    loss_scale: torch.Tensor | float
-
-    @property
-    def skipped(self) -> bool:
-        """Whether gradients overflowed, or the batch weighed nothing, and nothing was updated."""
-        return self.found_inf is not None and bool(self.found_inf != 0)
 
 
 class TrainStep:
@@ -106,13 +73,13 @@ class TrainStep:
         self._exchange, self._autocast = exchange, module.autocast
         how = options.accumulate, options.weights
         self.division = Division(module, memory, self._hand_over, *how, always_summed=exchange is not None)
-        self._lockstep = Lockstep(exchange, self.division, self._settings) if exchange else None
+        self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
+        self._lockstep = Lockstep(exchange, self.division, self._watch, self._settings) if exchange else None
         self._optimizer_settings = OptimizerSettings(memory.view)
         #: The least recently used first.
         self._windows: dict[object, fx.GraphModule] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         memory.held = self._held
-        self._watch = StepWatch(memory)
         self._last: fx.GraphModule | None = None
         self._last_micros: tuple[Micro, ...] = ()
 
@@ -130,7 +97,13 @@ class TrainStep:
             return self._nothing_to_learn()
         groups = self._view.groups()
         window = self._window(calls, groups)
-        return self._watch.measured(tensors_in((args, kwargs)), lambda: self._run(window, calls, pieces, groups))
+        plans = self._memory.plans_of(self._last_micros)
+        batch = tensors_in((args, kwargs))
+        result = self._watch.measured(batch, plans, lambda: self._run(window, calls, pieces, groups))
+        is_strict = self._exchange is not None and self._options.on_excess == "raise"
+        with raising_together(self._exchange.ranks if self._exchange and is_strict else None):
+            self._watch.raises()
+        return result
 
     def _run(
         self, window: fx.GraphModule, calls: list[MicroCall], pieces: list[MicroBatch], groups: list[GroupUpdate]
@@ -155,9 +128,29 @@ class TrainStep:
     def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
         if self._lockstep:
             return self._lockstep.prepare(args, kwargs)
+        if self._watch.is_due:
+            self._watch.corrects()
         pieces = self.division.cut(args, kwargs)
         calls = [self.division.resolve(piece) for piece in pieces]
+        self._plan([call.micro for call in calls])
         return as_shares(pieces, weight_of(pieces)), calls
+
+    def _plan(self, micros: Sequence[Micro]) -> None:
+        """Plan those that have no plan; where nothing fits beside what was measured, one step is tried without that."""
+        try:
+            for micro in micros:
+                assert micro.planned
+        except BudgetError:
+            if not self._watch.may_try:
+                raise
+            self._watch.tries_without()
+            for micro in micros:
+                assert micro.planned
+
+    def _forget_plans(self) -> None:
+        """There is another room: what is captured stays."""
+        self.division.forget_plans()
+        self._windows.clear()
 
     def _settings(self) -> Settings:
         """What all ranks must have alike. How a rank cuts its batch, and its budget, are its own."""
@@ -172,6 +165,7 @@ class TrainStep:
             "weights": spelled_option(options.weights),
             "compress": repr(options.compress),
             "kernels": chosen(),
+            "on_excess": options.on_excess,
             "the state that the loss scale started from": repr(self._scale.started_from),
             "the number of steps taken": str(self._exchange.steps),
         }
@@ -285,6 +279,7 @@ class TrainStep:
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
             run_passes(window, window_passes(groups, options.clip, options.loss_scale))
+            self._watch.heeds(window)
             self._windows[key] = window
             if len(self._windows) > MOST_GRAPHS:
                 del self._windows[next(iter(self._windows))]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,21 +37,28 @@ class Loop:
         self._model, self._request, self._corrected, self._plans_loss = model, request, corrected, plans_loss
         self._forwards, self._pattern = Forwards(), Pattern()
 
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Inside, a model is called that FSDP2 shards: it gathers parameters before the call begins."""
+        if self.watch is None or self.watch.sharding is None:
+            self.watch = watch_of(self._model, self._request, self._corrected, self._plans_loss)
+        if self.watch is not None:
+            self.watch.arrives()
+        yield
+        if self.watch is not None:
+            self.watch.departs()
+
     def begins(
         self, call: Call, sums_of: Callable[[Shapes], Sequence[GradientSums]], wrapping: Wrapping | None
     ) -> CallKey:
         """A call begins: the circumstances in which it is made.
 
-        `sums_of` says for the shapes of a call how its graphs hand gradients over. In a model that FSDP2 shards,
-        nothing is measured: it gathers and frees what no plan of the model knows. DDP must find each gradient anew,
+        `sums_of` says for the shapes of a call how its graphs hand gradients over. DDP must find each gradient anew,
         as it copies it into a bucket.
         """
         waiting, gradients = self._forwards.waiting(), self._gradients(wrapping)
         sharded = is_sharded(self._model)
-        if sharded:
-            self.watch = None
-        elif self.watch is None:
-            self.watch = watch_of(self._model, self._request, self._corrected, self._plans_loss)
+        self.watch = self.watch or watch_of(self._model, self._request, self._corrected, self._plans_loss)
         if self.watch is not None:
             held = sum(bytes_of(wrapping, self._model).values()) if wrapping is not None else 0
             self.watch.begins(tensors_in(call), gradients, held, is_behind=bool(waiting))
@@ -122,6 +130,8 @@ class Loop:
         wrapping: Wrapping | None,
     ) -> dict[str, int]:
         """What is there beside the model while a call is run, by kind; `input_bytes` of calls with these shapes."""
+        if is_sharded(self._model):
+            return self.watch.extra_bytes if self.watch is not None else {}
         kinds = {"gradients": gradient_bytes(self._gradients(wrapping), device)}
         others = list(key.pattern)
         if key.pattern:

@@ -26,7 +26,7 @@ from graphopt.run.graphs.call_key import Call, CallKey, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
 from graphopt.run.graphs.gradients import GradientSums
 from graphopt.run.model.request import Request
-from graphopt.run.model.wrapping import Wrapping, bytes_of, is_sharded
+from graphopt.run.model.wrapping import Wrapping, bytes_of
 
 
 class Plans:
@@ -182,7 +182,7 @@ class Plans:
         kinds["reserve"] = request.reserve_bytes
         if self.wrapping is not None:
             kinds |= bytes_of(self.wrapping, self._model)
-        if in_loop and not is_sharded(self._model):
+        if in_loop:
             others = self._input_bytes
             kinds |= self._loop.held_bytes(self.key, lambda shapes: others.get(shapes, 0), device, self.wrapping)
         kinds["other"] = other_bytes(self._model, self.inputs, request.optimizer, device)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.plan.choice import Choice
 
@@ -30,3 +31,9 @@ class Request:
     def optimizer_bytes(self) -> int:
         """What the optimizer's state takes: real where it has stepped, else predicted."""
         return optimizer_bytes(self.optimizer) if self.optimizer is not None else 0
+
+
+def check_on_excess(on_excess: object) -> None:
+    """Raise UsageError where it is none of `OnExcess`."""
+    if on_excess not in ("correct", "raise"):
+        raise UsageError(f"on_excess: expected 'correct' or 'raise', got {on_excess!r}")

@@ -52,7 +52,12 @@ def bytes_of(wrapping: Wrapping, model: nn.Module) -> dict[str, int]:
     """
     if isinstance(wrapping, DistributedDataParallel):
         return {"DDP buckets": sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)}
-    groups = wrapping._get_fsdp_state()._fsdp_param_groups
+    return sharded_bytes(wrapping._get_fsdp_state())
+
+
+def sharded_bytes(state: Any) -> dict[str, int]:
+    """The same of what FSDP2 knows of a module."""
+    groups = state._fsdp_param_groups
     shards = gathered = scattered = 0
     for group in groups:
         for parameter in group.fsdp_params:

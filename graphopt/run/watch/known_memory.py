@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from graphopt.device.storages import storage_bytes, storage_key, stored_parts, tensors_in, unique_storage_bytes
 
-#: Steps after which parameters and buffers are looked at again: they seldom change their bytes.
+#: Looks after which what seldom changes its bytes is looked at again.
 _LOOK_AGAIN = 64
 
 
@@ -21,7 +21,7 @@ class KnownMemory:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model, self._device = model, device
-        self._model_bytes, self._looks = 0, 0
+        self._model_bytes, self._looks, self._state_looks = 0, 0, 0
         self._states: WeakKeyDictionary[torch.optim.Optimizer, tuple[int, int]] = WeakKeyDictionary()
         self._outputs: dict[int, tuple[StorageWeakRef, int]] = {}
 
@@ -42,8 +42,10 @@ class KnownMemory:
 
     def state_bytes(self) -> int:
         """The state of the optimizers that update parameters of the model."""
+        again = self._state_looks % _LOOK_AGAIN == 0
+        self._state_looks += 1
         for optimizer, (states, _) in list(self._states.items()):
-            if len(optimizer.state) != states:
+            if again or len(optimizer.state) != states:
                 size = self._bytes(tensors_in(list(optimizer.state.values())))
                 self._states[optimizer] = len(optimizer.state), size
         return sum(size for _, size in self._states.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -26,6 +26,8 @@ class Place(Enum):
     GRAPHS = "in the planned graphs"
     FORWARD = "in the model's forward, outside of the planned graphs"
     LOSS = "between the model's forward and its backward, such as in a loss outside of the model"
+    GATHER = "while FSDP2 gathered parameters"
+    SCATTER = "while FSDP2 scattered gradients"
     BACKWARD = "in the backward, outside of the planned graphs"
     UPDATE = "while the optimizer updated the parameters"
 
@@ -61,6 +63,13 @@ class StepInProgress:
     peaks: dict[Place, int] = field(default_factory=dict)
     outside_bytes: dict[Place, int] = field(default_factory=dict)
     returned_bytes: int = 0
+    #: In a model that FSDP2 shards: what was allocated when the last graph had run, gradients of earlier backwards, the
+    #: messages that were there while the graph ran that has the highest peak, by kind, and whether no gradient goes on
+    #: from it.
+    settled_bytes: int = 0
+    gradient_bytes: int = 0
+    is_end: bool = False
+    messages: Mapping[str, int] = field(default_factory=dict)
     in_backward: bool = False
     is_unexpected: bool = False
     has_other_tangents: bool = False
@@ -76,11 +85,12 @@ class StepInProgress:
         seconds = self.meter.seconds if self.meter is not None else None
         return MeasuredStep(*known, self.outside_bytes.get(place), seconds)
 
-    def peaks_at(self, place: Place, peak_bytes: int) -> None:
-        """Since the last look, so many bytes were allocated at most."""
+    def peaks_at(self, place: Place, peak_bytes: int, messages: Mapping[str, int]) -> None:
+        """Since the last look, so many bytes were allocated at most, with these messages of FSDP2's there."""
         if peak_bytes <= self.peaks.get(place, -1):
             return
         self.peaks[place] = peak_bytes
+        self.messages = messages or self.messages
         if self.meter is not None:
             in_graphs = place is Place.GRAPHS
             self.outside_bytes[place] = self.meter.bytes_beside() if in_graphs else self.meter.bytes_outside(peak_bytes)

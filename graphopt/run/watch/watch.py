@@ -9,32 +9,30 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from graphopt.base.errors import BudgetError
-from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.graphs.gradients import Run, gradient_bytes
 from graphopt.run.model.request import Request
+from graphopt.run.model.wrapping import is_sharded
+from graphopt.run.watch.causes import GRADIENTS, HELD, LASTING, LOSS, MESSAGES, ONLY_TOLD, STATE, above_plan, cause_of
 from graphopt.run.watch.known_memory import KnownMemory, with_storage
 from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress, excess_in_words
 from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
+from graphopt.run.watch.sharding import Sharding, heed_sharding
 from graphopt.run.watch.update_hook import heed_updates
 
 logger = logging.getLogger("graphopt")
 
 #: Steps on CUDA whose seconds are measured: it has to be waited for at both ends of every graph.
 _TIMED_STEPS = 4
-#: Causes that room for other bytes does not mend.
-_UPDATE, _SEVERAL, _TANGENTS = "update", "several forwards", "other outputs"
-_LOSS = "loss"
-#: Causes that stay as they are from step to step.
-_STATE, _HELD = "optimizer state", "held outputs"
 #: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
 _MOST_CORRECTIONS = 4
 
@@ -64,9 +62,14 @@ class Watch:
         self._known = KnownMemory(model, device)
         if request.optimizer is not None:
             self._known.updates(request.optimizer)
+        #: What FSDP2 holds, where it shards the model.
+        self.sharding = Sharding(model, device) if is_sharded(model) else None
+        if self.sharding is not None:
+            heed_sharding(model, self)
         self._step: StepInProgress | None = None
         self._told: dict[str, int] = {}
         self._is_on_trial = self._is_confirmed = False
+        self._tried_bytes = 0
         heed_updates(model, self)
 
     def begins(
@@ -79,6 +82,9 @@ class Watch:
         if is_behind and self._step is not None:
             self._look(Place.LOSS)
             return
+        if self.sharding is not None:
+            self._begins_sharded(self.sharding, inputs)
+            return
         self.ends()
         live_bytes = self._window.live_bytes()
         self._step = StepInProgress(live_bytes, 0, 0, live_bytes, self._meter(live_bytes))
@@ -89,6 +95,60 @@ class Watch:
             self._step.state_bytes = self._known.state_bytes()
             self._step.held_bytes = self._known.held_output_bytes()
         self.look_away()
+
+    def arrives(self) -> None:
+        """The model is called, and FSDP2 gathers its parameters first."""
+        self.ends()
+        self._window.take()
+        if self.sharding is not None:
+            self.sharding.arrives(self._window.live_bytes())
+
+    def departs(self) -> None:
+        """The model was called, and what FSDP2 gathered is freed."""
+        self._look(Place.FORWARD)
+        if self._step is not None and self.sharding is not None:
+            self.sharding.departs(self._window.live_bytes())
+
+    def gradient_arrives(self, gradient: torch.Tensor) -> None:
+        """A backward begins, and FSDP2 gathers the parameters first."""
+        step, sharding = self._step, self.sharding
+        if step is None or sharding is None or step.is_recorded:
+            return
+        if not sharding.is_root:
+            if not step.in_backward:
+                self._window.take()
+                sharding.returns(self._window.live_bytes())
+            sharding.base_bytes -= unique_storage_bytes([gradient], self._device)
+        elif not step.in_backward:
+            self._look(Place.LOSS)
+        step.in_backward = True
+
+    def scatter_begins(self) -> None:
+        """The backward has run. Where no gradient goes on from it, FSDP2 scatters only after all other backwards."""
+        step, sharding = self._step, self.sharding
+        if step is not None and sharding is not None and step.in_backward and step.is_end and not sharding.is_root:
+            self._window.take()
+            sharding.base_bytes += self._window.live_bytes() - step.settled_bytes
+
+    def scatter_ends(self) -> None:
+        """FSDP2 has handed the gradients over."""
+        if self._step is not None and self._step.in_backward:
+            self._look(Place.SCATTER)
+            self._step.in_backward = False
+            self._ends_backward(self._step)
+
+    def _begins_sharded(self, sharding: Sharding, inputs: list[torch.Tensor]) -> None:
+        self._step = step = StepInProgress(0, 0, 0, sharding.base_bytes)
+        step.settled_bytes = self._window.live_bytes()
+        step.gradient_bytes = sharding.gradient_bytes()
+        step.is_end = not any(tensor.requires_grad for tensor in inputs)
+        if sharding.is_root and self._device.type == "cuda":
+            step.start_bytes = sharding.base_bytes
+        else:
+            step.start_bytes = sharding.start_bytes() + unique_storage_bytes(with_storage(inputs), self._device)
+            step.start_bytes += step.gradient_bytes
+            step.state_bytes = self._known.state_bytes() if sharding.is_root else 0
+        self._look(Place.GATHER)
 
     def is_unexpected(self) -> None:
         """The forward that begins came behind another one for the first time: the step was not planned as a whole."""
@@ -109,6 +169,12 @@ class Watch:
         step = self._step
         if step is None or step.is_recorded:
             return
+        if self.sharding is not None:
+            if Place.GRAPHS not in step.peaks:
+                live_bytes = self._window.live_bytes()
+                self.sharding.base_bytes += live_bytes - step.settled_bytes
+                step.settled_bytes = live_bytes
+            return
         if not step.peaks and self._device.type != "cuda":
             step.live_bytes = self._window.live_bytes()
         if step.meter is not None and is_first_run:
@@ -121,11 +187,10 @@ class Watch:
 
         One step is: where it is over the budget again, what it took stays counted.
         """
-        once = [kind for kind in self.extra_bytes if kind not in (_STATE, _HELD)]
+        once = [kind for kind in self.extra_bytes if kind not in LASTING]
         if self._is_confirmed or not (once or self.loss_bytes):
             return False
-        for kind in once:
-            del self.extra_bytes[kind]
+        self._tried_bytes = sum(self.extra_bytes.pop(kind) for kind in once)
         self._is_on_trial = True
         return True
 
@@ -134,7 +199,7 @@ class Watch:
         if self._step is not None:
             self._step.predicted_bytes = max(self._step.predicted_bytes, predicted_bytes)
             self._known.returned(result)
-            self._step.returned_bytes = self._window.live_bytes()
+            self._step.returned_bytes = self._window.live_bytes() - self._moved_bytes(self._step)
         self._look(Place.FORWARD)
 
     def ends(self) -> None:
@@ -151,7 +216,9 @@ class Watch:
     def around_backward(self, run: Run, args: list[Any]) -> Any:
         """Run a planned backward."""
         step = self._step
-        if step is not None:
+        if step is not None and self.sharding is not None:
+            self._look(Place.GATHER)
+        elif step is not None:
             self._look(Place.BACKWARD if step.in_backward else Place.LOSS)
             if not step.in_backward:
                 step.in_backward = True
@@ -162,8 +229,11 @@ class Watch:
         meter = self._step.meter if self._step is not None else None
         if meter is not None:
             meter.enters(self._window.live_bytes())
+        messages = self.sharding.messages() if self.sharding is not None else {}
         result = run(args)
-        self._look(Place.GRAPHS)
+        self._look(Place.GRAPHS, messages)
+        if self._step is not None:
+            self._step.settled_bytes = self._window.live_bytes()
         if meter is not None:
             meter.leaves(self._window.live_bytes())
         return result
@@ -180,7 +250,8 @@ class Watch:
 
     def update_ends(self) -> None:
         """The parameters are updated."""
-        if self._step is not None and self._step.is_recorded:
+        is_block = self.sharding is not None and not self.sharding.is_root
+        if self._step is not None and self._step.is_recorded and not is_block:
             self._look(Place.UPDATE)
             self._record(self._step)
 
@@ -190,21 +261,34 @@ class Watch:
             self._step.in_backward = False
             if self._step.meter is not None:
                 self._step.meter.ends()
-            self._record(self._step)
-            self._end_trial(self._step)
+            self._ends_backward(self._step)
+
+    def _ends_backward(self, step: StepInProgress) -> None:
+        self._record(step)
+        self._end_trial(step)
 
     def _end_trial(self, step: StepInProgress) -> None:
-        """A step without what was measured once: if it is inside the budget, that is forgotten."""
+        """A step without what was measured once: if it is inside the budget, what did not come again is forgotten."""
         if self._is_on_trial and not self._is_confirmed:
             self.loss_bytes = 0
+            last, request = self.history[-1], self._request
+            again_bytes = last.measured_bytes + request.reserve_bytes - last.predicted_bytes
+            if again_bytes > 0:
+                tried_bytes = min(self._tried_bytes, request.budget_bytes - last.predicted_bytes)
+                self.extra_bytes[above_plan(last.place)] = max(again_bytes, tried_bytes)
             self._corrected()
         if not step.is_judged:
             self._is_confirmed = False
         self._is_on_trial = False
 
-    def _look(self, place: Place) -> None:
-        if self._step is not None:
-            self._step.peaks_at(place, self._window.take())
+    def _look(self, place: Place, messages: Mapping[str, int] = MappingProxyType({})) -> None:
+        step = self._step
+        if step is not None:
+            step.peaks_at(place, self._window.take() - self._moved_bytes(step), messages)
+
+    def _moved_bytes(self, step: StepInProgress) -> int:
+        """What others have allocated since a block of a sharded model began its step, and still hold."""
+        return self.sharding.base_bytes - step.live_bytes if self.sharding is not None else 0
 
     def _record(self, step: StepInProgress) -> None:
         """Put the step into the history, or what is known of it by now; say so where it is over the budget."""
@@ -218,60 +302,42 @@ class Watch:
             step.is_judged = True
             self._is_confirmed = self._is_confirmed or self._is_on_trial
             kind, advice = self._cause(measured, step)
-            if kind == _LOSS:
+            if kind == LOSS:
                 self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
-            self._judge(measured, excess_bytes, kind, advice)
+            levels = {STATE: measured.state_bytes, HELD: measured.held_bytes, **self._held_by_sharding(step)}
+            self._judge(measured, excess_bytes, kind, advice, levels)
 
-    def _judge(self, measured: MeasuredStep, excess_bytes: int, kind: str, advice: str) -> None:
+    def _judge(
+        self, measured: MeasuredStep, excess_bytes: int, kind: str, advice: str, levels: Mapping[str, int]
+    ) -> None:
         message = (
             f"{excess_in_words(measured, excess_bytes, self._request.budget_bytes)} The peak was "
-            f"{measured.place.value}. {advice}"
+            f"{measured.place.value}{self.sharding.of_block() if self.sharding is not None else ''}. {advice}"
         )
         if self._request.on_excess == "raise":
             raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
         times = self._told[kind] = self._told.get(kind, 0) + 1
-        if kind not in (_UPDATE, _SEVERAL, _TANGENTS) and times <= _MOST_CORRECTIONS:
-            self._correct(kind, measured, excess_bytes)
+        if kind not in ONLY_TOLD and times <= _MOST_CORRECTIONS:
+            if kind != LOSS:
+                self.extra_bytes[kind] = levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes
+            self._corrected()
             message += " From the next call on the plan leaves room for it."
         logger.warning("%s", message)
         if times == 1:
-            warnings.warn(f"graphopt: {message}", stacklevel=4)
+            warnings.warn(f"graphopt: {message}", stacklevel=5)
 
-    def _correct(self, kind: str, measured: MeasuredStep, excess_bytes: int) -> None:
-        levels = {_STATE: measured.state_bytes, _HELD: measured.held_bytes}
-        if kind != _LOSS:
-            self.extra_bytes[kind] = levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes
-        self._corrected()
+    def _held_by_sharding(self, step: StepInProgress) -> dict[str, int]:
+        """What FSDP2 held beside the planned graph, more than a plan has for it, and gradients of earlier backwards."""
+        if self.sharding is None:
+            return {}
+        messages = sum(step.messages.values()) - self.sharding.planned_message_bytes()
+        return {MESSAGES: max(messages, 0), GRADIENTS: step.gradient_bytes}
 
     def _cause(self, measured: MeasuredStep, step: StepInProgress) -> tuple[str, str]:
         """Its kind, and what to say of it."""
-        if step.has_other_tangents:
-            return _TANGENTS, (
-                "Gradients came of other outputs of the model than the plan expects: from the next call on these are "
-                "planned."
-            )
-        if step.is_unexpected:
-            return _SEVERAL, (
-                "The model was called again before the backward of its first call, for the first time: from now on "
-                "such calls are planned together."
-            )
-        if self._request.optimizer is None and measured.state_bytes > self.extra_bytes.get(_STATE, 0):
-            names = " and ".join(type(optimizer).__name__ for optimizer in self._known.optimizers())
-            return _STATE, (
-                f"The state of {names} takes {format_bytes(measured.state_bytes)}, which is counted from the start "
-                "where it is given: optimize(..., optimizer=optimizer)."
-            )
-        if measured.held_bytes > self.extra_bytes.get(_HELD, 0):
-            return _HELD, (
-                f"When the step began, {format_bytes(measured.held_bytes)} of what the model had returned before were "
-                "still held: `del` outputs, or detach what is kept of them."
-            )
-        if measured.place is Place.UPDATE:
-            return _UPDATE, "No plan of the model changes that; foreach=False or fused=True may."
-        if measured.place is Place.LOSS and self._plans_loss():
-            return _LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
-        in_pieces = "" if self._plans_loss() else ": what runs between the pieces of the model is in none of them"
-        return f"measured above the plan, {measured.place.value}", f"No plan counts that much{in_pieces}."
+        optimizers = self._known.optimizers() if self._request.optimizer is None else []
+        names = [type(optimizer).__name__ for optimizer in optimizers]
+        return cause_of(measured, step, self.extra_bytes, self._held_by_sharding(step), names, self._plans_loss())
 
 
 def watch_of(

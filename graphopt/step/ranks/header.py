@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from graphopt.device.ranks import Ranks
 
-_FORMAT = struct.Struct("<dqqqqqq??")
+_FORMAT = struct.Struct("<dqqqqqq?????")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Header:
 
     `graphs` are those to plan, `messages` what the step sends; `settings`, `program` and `inputs` are those of the
     modules of that name. `failed` where an error keeps it from taking the step, `is_planned` where all its graphs are.
+    The last three are those of its watch.
     """
 
     weight: float = 0.0
@@ -32,6 +33,9 @@ class Header:
     inputs: int = 0
     failed: bool = False
     is_planned: bool = False
+    is_due: bool = False
+    may_try: bool = False
+    is_confirmed: bool = False
 
 
 def exchange_headers(ranks: Ranks, header: Header, device: torch.device) -> list[Header]:

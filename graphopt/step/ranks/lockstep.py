@@ -24,6 +24,7 @@ from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.header import Header, exchange_headers, number_of
 from graphopt.step.ranks.programs import ProgramNumbers, Programs
 from graphopt.step.ranks.settings import Settings, difference_error, lines_of
+from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
 
 
@@ -48,10 +49,12 @@ class Prepared:
 
 
 class Lockstep:
-    """Prepares steps on all ranks of a group at once."""
+    """Prepares steps on all ranks of a group at once. What one rank's watch corrects is planned anew on all."""
 
-    def __init__(self, exchange: Exchange, division: Division, settings: Callable[[], Settings]) -> None:
-        self.exchange, self.ranks, self.division = exchange, exchange.ranks, division
+    def __init__(
+        self, exchange: Exchange, division: Division, watch: StepWatch, settings: Callable[[], Settings]
+    ) -> None:
+        self.exchange, self.ranks, self.division, self.watch = exchange, exchange.ranks, division, watch
         self.names = exchange.view.names
         self._settings, self._programs = settings, Programs(exchange.ranks)
 
@@ -80,6 +83,8 @@ class Lockstep:
             elif self.exchange.auto is not None:
                 self.exchange.choose(prepared.calls[-1])
                 prepared = self._attempt(lambda: self._resolved(args, kwargs))
+            elif any(header.is_due for header in headers):
+                self.watch.corrects()
             elif not all(header.is_planned for header in headers):
                 self._plan(prepared, headers)
             else:
@@ -113,9 +118,21 @@ class Lockstep:
             return Prepared(error=error)
 
     def _plan(self, prepared: Prepared, headers: Sequence[Header]) -> None:
-        """As one where all ranks have the same graphs to plan, else each for itself: batches may be uneven."""
-        memory = self.division.memory
+        """As one where all ranks have the same graphs to plan, else each for itself: batches may be uneven.
+
+        Where nothing fits beside what was measured, all try without it, unless one knows already that it comes again.
+        """
         alike = len({(header.graphs, header.is_planned) for header in headers}) == 1
+        failed, error = self._planned(prepared, alike)
+        if failed and any(h.may_try for h in headers) and not any(h.is_confirmed for h in headers):
+            self.watch.tries_without()
+            failed, error = self._planned(prepared, alike)
+        if failed:
+            raise_together(self.ranks, error)
+
+    def _planned(self, prepared: Prepared, alike: bool) -> tuple[bool, Exception | None]:
+        """Whether a rank failed, and the error of this one."""
+        memory = self.division.memory
         memory.planners = self.ranks if alike else None
         error: Exception | None = None
         try:
@@ -126,8 +143,7 @@ class Lockstep:
         finally:
             memory.planners = None
         answers = exchange_headers(self.ranks, Header(failed=error is not None), memory.device)
-        if any(answer.failed for answer in answers):
-            raise_together(self.ranks, error)
+        return any(answer.failed for answer in answers), error
 
     def _header(self, prepared: Prepared) -> Header:
         of_last = (self._programs.numbers(call.micro) for call in prepared.calls[-1:])
@@ -142,6 +158,9 @@ class Lockstep:
             inputs=numbers.inputs,
             failed=prepared.error is not None,
             is_planned=not prepared.unplanned,
+            is_due=self.watch.is_due,
+            may_try=self.watch.may_try,
+            is_confirmed=self.watch.is_confirmed,
         )
 
     def _messages(self, prepared: Prepared) -> list[str]:

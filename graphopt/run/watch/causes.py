@@ -1,0 +1,83 @@
+"""Why a training step took more than its budget, and what to say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graphopt.base.units import format_bytes
+from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress
+
+UPDATE, SEVERAL, TANGENTS, SCATTER = "update", "several forwards", "other outputs", "scattered gradients"
+LOSS = "loss"
+STATE, HELD = "optimizer state", "held outputs"
+MESSAGES, GRADIENTS = "FSDP2 messages of other blocks", "FSDP2 gradients that stay"
+#: Causes that room for other bytes does not mend.
+ONLY_TOLD = (UPDATE, SEVERAL, TANGENTS, SCATTER)
+#: Causes that stay as they are from step to step.
+LASTING = (STATE, HELD, MESSAGES, GRADIENTS)
+
+
+def above_plan(place: Place) -> str:
+    """The kind of what has no other name."""
+    return f"measured above the plan, {place.value}"
+
+
+def cause_of(
+    measured: MeasuredStep,
+    step: StepInProgress,
+    counted: Mapping[str, int],
+    sharding: Mapping[str, int],
+    optimizers: Sequence[str],
+    plans_loss: bool,
+) -> tuple[str, str]:
+    """The kind of the cause, and what to say of it.
+
+    `counted` has the bytes that earlier steps made a plan count, `sharding` those that FSDP2 held, both by kind;
+    `optimizers` are those whose state no plan counts. `plans_loss` tells whether a plan can have a loss in it.
+    """
+    if step.has_other_tangents:
+        return TANGENTS, (
+            "Gradients came of other outputs of the model than the plan expects: from the next call on these are "
+            "planned."
+        )
+    if step.is_unexpected:
+        return SEVERAL, (
+            "The model was called again before the backward of its first call, for the first time: from now on such "
+            "calls are planned together."
+        )
+    if optimizers and measured.state_bytes > counted.get(STATE, 0):
+        return STATE, (
+            f"The state of {' and '.join(optimizers)} takes {format_bytes(measured.state_bytes)}, which is counted "
+            "from the start where it is given: optimize(..., optimizer=optimizer)."
+        )
+    if measured.held_bytes > counted.get(HELD, 0):
+        return HELD, (
+            f"When the step began, {format_bytes(measured.held_bytes)} of what the model had returned before were "
+            "still held: `del` outputs, or detach what is kept of them."
+        )
+    return _of_sharding(measured, step, counted, sharding) or _of_place(measured.place, plans_loss)
+
+
+def _of_sharding(
+    measured: MeasuredStep, step: StepInProgress, counted: Mapping[str, int], sharding: Mapping[str, int]
+) -> tuple[str, str] | None:
+    if sharding.get(GRADIENTS, 0) > counted.get(GRADIENTS, 0):
+        return GRADIENTS, (
+            f"{format_bytes(sharding[GRADIENTS])} of gradients of earlier backwards were there: optimizer.zero_grad() "
+            "gives them back, where they are not to be added to."
+        )
+    if measured.place is Place.GRAPHS and sharding.get(MESSAGES, 0) > counted.get(MESSAGES, 0):
+        kinds = " and ".join(f"{format_bytes(size)} of {kind}" for kind, size in step.messages.items() if size)
+        return MESSAGES, f"FSDP2 held {kinds} meanwhile, {format_bytes(sharding[MESSAGES])} more than was planned."
+    return None
+
+
+def _of_place(place: Place, plans_loss: bool) -> tuple[str, str]:
+    if place is Place.UPDATE:
+        return UPDATE, "No plan of the model changes that; foreach=False or fused=True may."
+    if place is Place.SCATTER:
+        return SCATTER, "That is FSDP2's reduce-scatter: no plan of the model changes it, smaller blocks do."
+    if place is Place.LOSS and plans_loss:
+        return LOSS, "A loss inside of the model, as its forward's result, would be planned with it."
+    in_pieces = "" if plans_loss else ": what runs between the pieces of the model is in none of them"
+    return above_plan(place), f"No plan counts that much{in_pieces}."
