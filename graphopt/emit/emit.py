@@ -23,6 +23,7 @@ from graphopt.base.errors import PlanMismatchError
 from graphopt.device.storages import storage_key
 from graphopt.emit.late_writers import check_settled
 from graphopt.graph.joint import is_tangent
+from graphopt.graph.nodes import is_read_as_statistics
 from graphopt.graph.numbers import SYMBOLS, is_number
 from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
 from graphopt.problem.schedule import Schedule
@@ -94,11 +95,18 @@ class Emitter:
     def halves(self, outputs: Sequence[Any], gradients: Sequence[Any]) -> Emitted:
         """What was written, finished."""
         # autograd takes tensors first, and hands numbers over first
-        saved = sorted(self.saved, key=is_number)
+        saved = sorted(map(self._to_save, self.saved, self.saved_as), key=is_number)
         self.forward.graph.output((*outputs, *saved))
         self.backward.graph.output(tuple(gradients))
         root = self.step.graph_module
         return Emitted(boxed(root, self.forward.graph), boxed(root, self.backward.graph))
+
+    def _to_save(self, saved: fx.Node, saved_as: str | int) -> fx.Node:
+        """Running statistics are written by the next forward, which may come before this one's backward."""
+        made = {node.name: node for node in self.backward.graph.find_nodes(op="placeholder")}
+        if saved.op != "placeholder" or not is_read_as_statistics(made[str(saved_as)]):
+            return saved
+        return self.forward.call(unwatched, (saved,), {}, f"{saved.name}_unwatched", dict(saved.meta))
 
     def write_backward(self, schedule: Schedule, saved: Sequence[str | int]) -> fx.Graph:
         """The backward alone: it takes what is `saved` (as in `saved_as`), in that order, then what else it reads."""
@@ -222,6 +230,11 @@ class Emitter:
         made.target = made.name
         made.meta = dict(meta)
         return made
+
+
+def unwatched(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory, which may be written before autograd hands it to a backward."""
+    return tensor.data
 
 
 def emit(step: StepGraph, schedule: Schedule) -> Emitted:

@@ -78,6 +78,14 @@ def is_new_statistics(node: fx.Node) -> bool:
     return node.args[0].target in _STATISTICS_UPDATES and isinstance(position, int) and position >= 3
 
 
+def is_read_as_statistics(node: fx.Node) -> bool:
+    """True for running statistics that nothing reads but batch norms of training, whose results they do not change."""
+    return all(
+        user.target in _STATISTICS_UPDATES and node in user.args[3:5] and node not in (*user.args[:3], *user.args[5:])
+        for user in node.users
+    )
+
+
 def source_line(node: fx.Node) -> str:
     """`"file.py:12 in forward"` for the model's own line that made this node; "" where unknown, or a line of ours."""
     trace = node.meta.get("stack_trace") or ""

@@ -118,3 +118,32 @@ def test_a_forward_whose_outputs_are_gone_is_not_waited_for() -> None:
         each(torch.ones(8, 64)).sum().backward()
     assert same_gradients(model, eager)
     assert not model.graphopt.in_force.key.behind
+
+
+@pytest.mark.parametrize(("loop", "budget"), [(siamese, "1.6MB"), (triplet, "2.2MB"), (in_two_backwards, "1.4MB")])
+def test_batch_norms_may_run_again_behind_a_forward_that_wrote_their_statistics(
+    loop: Callable[[nn.Module, int], None], budget: str
+) -> None:
+    def normed() -> nn.Module:
+        torch.manual_seed(0)
+        layers = (nn.Linear(64, 64), nn.LayerNorm(64), nn.BatchNorm1d(64), nn.Linear(64, 64), nn.GELU())
+        return nn.Sequential(*(copy.deepcopy(layer) for _ in range(2) for layer in layers))
+
+    model, eager = normed(), normed()
+    graphopt.optimize(model, budget, cost_model="roofline")
+    for i in range(3):
+        for each in (model, eager):
+            torch.manual_seed(i)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loop(each, i)
+        assert same_gradients(model, eager)
+        assert all(map(torch.equal, model.buffers(), eager.buffers()))
+    saved = [
+        node.name
+        for graph in model.graphopt.session.graphs
+        for compiled in graph.compiled.values()
+        if compiled.emitted is not None
+        for node in compiled.emitted.forward.graph.nodes
+    ]
+    assert any(name.endswith("_unwatched") for name in saved)
