@@ -25,6 +25,15 @@ settings.load_profile("graphopt")
 gc.set_threshold(20_000, 20, 20)
 
 
+def pytest_collection_finish() -> None:
+    """All is imported."""
+    if "torch" in sys.modules:
+        from tests.support.settled import settle, silence_trace
+
+        silence_trace()
+        settle()
+
+
 @pytest.fixture(autouse=True)
 def passes_keep_their_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is captured in a test is captured under the rules for passes."""

@@ -24,7 +24,7 @@ def test_it_trains_inside_the_budget_with_eagers_results() -> None:
     torch.manual_seed(0)
     model = Blocks()
     eager = run_step(model, model._call_impl, BATCH, {})
-    budget = budget_of(model, 0.5)
+    budget = budget_of(0.5)
     compiled = torch.compile(model, backend="graphopt", options={"mem_budget": budget})
     assert differences(eager, run_step(model, compiled, BATCH, {})) == []
     peak = measured(compiled, *BATCH)

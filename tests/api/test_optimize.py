@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import io
 import weakref
@@ -52,9 +53,18 @@ def model() -> Blocks:
 BATCH = (torch.randn(512, 32, generator=torch.Generator().manual_seed(1)),)
 
 
-def budget_of(model: nn.Module, share: float) -> int:
-    plan = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget="1GiB").plan
-    return max(int(plan.eager_peak_bytes * share), plan.minimum_bytes)
+def budget_of(share: float) -> int:
+    """A share of what Blocks take in eager on BATCH, but not less than they need."""
+    eager_bytes, least_bytes = bytes_of_blocks()
+    return max(int(eager_bytes * share), least_bytes)
+
+
+@functools.cache
+def bytes_of_blocks() -> tuple[int, int]:
+    """What Blocks take in eager on BATCH, and the least that they need."""
+    with torch.random.fork_rng(devices=[]):
+        plan = optimize.plan_model(Blocks(), BATCH, mem_budget="1GiB").plan
+    return plan.eager_peak_bytes, plan.minimum_bytes
 
 
 def measured(model: nn.Module, *batch: torch.Tensor) -> int:
@@ -82,7 +92,7 @@ def test_same_object_class_and_keys(model: Blocks) -> None:
 @pytest.mark.parametrize("share", [0.7, 0.45, 0.0])
 def test_trains_inside_the_budget_with_eagers_results(model: Blocks, share: float) -> None:
     eager = run_step(model, model._call_impl, BATCH, {})
-    budget = budget_of(model, share)
+    budget = budget_of(share)
     graphopt.optimize(model, budget, example_inputs=BATCH)
     plan = model.graphopt.plan
     assert plan.recomputed and plan.peak_bytes <= budget
@@ -94,7 +104,7 @@ def test_trains_inside_the_budget_with_eagers_results(model: Blocks, share: floa
 
 def test_many_steps_train_as_eager_does(model: Blocks) -> None:
     twin = copy.deepcopy(model)
-    graphopt.optimize(model, budget_of(model, 0.5))
+    graphopt.optimize(model, budget_of(0.5))
 
     def train(module: nn.Module) -> list[float]:
         torch.manual_seed(7)
@@ -131,7 +141,7 @@ def test_eval_and_no_grad_run_as_before(model: Blocks) -> None:
 
 
 def test_a_new_shape_is_planned_anew_inside_the_budget(model: Blocks) -> None:
-    graphopt.optimize(model, budget_of(model, 0.6))
+    graphopt.optimize(model, budget_of(0.6))
     model(*BATCH).backward()
     first = model.graphopt.plan
     smaller = (torch.randn(300, 32),)
@@ -144,7 +154,7 @@ def test_a_new_shape_is_planned_anew_inside_the_budget(model: Blocks) -> None:
 
 
 def test_below_the_minimum_there_is_an_error_that_helps(model: Blocks) -> None:
-    minimum = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget="1GiB").plan.minimum_bytes
+    _, minimum = bytes_of_blocks()
     graphopt.optimize(copy.deepcopy(model), minimum, example_inputs=BATCH)
     with pytest.raises(graphopt.BudgetError) as caught:
         graphopt.optimize(model, minimum - 1, example_inputs=BATCH)
@@ -167,8 +177,7 @@ def test_optimizer_state_and_reserve_are_counted(model: Blocks) -> None:
 
 
 def test_more_budget_never_costs_more_time(model: Blocks) -> None:
-    free = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget="1GiB").plan
-    least, most = free.minimum_bytes, free.eager_peak_bytes
+    most, least = bytes_of_blocks()
     overheads = [
         optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget).plan.overhead
         for budget in (least, (least + most) // 2, most)
@@ -179,14 +188,14 @@ def test_more_budget_never_costs_more_time(model: Blocks) -> None:
 @pytest.mark.parametrize("planner", ["sqrt_n", "chain", "search"])
 def test_every_planner_can_be_named(model: Blocks, planner: str) -> None:
     eager = run_step(model, model._call_impl, BATCH, {})
-    graphopt.optimize(model, budget_of(model, 0.7), example_inputs=BATCH, planner=planner)
+    graphopt.optimize(model, budget_of(0.7), example_inputs=BATCH, planner=planner)
     assert model.graphopt.plan.planner == planner and model.graphopt.plan.recomputed
     assert differences(eager, run_step(model, model, BATCH, {})) == []
 
 
 def test_a_model_that_breaks_shares_one_budget() -> None:
     torch.manual_seed(0)
-    budget = budget_of(Blocks(), 0.7)
+    budget = budget_of(0.7)
     model = Blocks(breaks=True)
     eager = run_step(model, model._call_impl, BATCH, {})
     graphopt.optimize(model, budget, example_inputs=BATCH)

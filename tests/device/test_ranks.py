@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,6 +22,15 @@ def _place_and_sum() -> tuple[int, int, float]:
 
 def _fails_on_one() -> None:
     assert dist.get_rank() == 0, "this is rank one"
+
+
+def _has_all_loaded() -> bool:
+    return "tests.support.rank_server" in sys.modules
+
+
+def test_a_rank_has_nothing_left_to_import() -> None:
+    """The server says nothing where it cannot load what it should."""
+    assert run_ranks(2, _has_all_loaded) == [True, True]
 
 
 def test_every_rank_knows_its_place() -> None:

@@ -23,7 +23,7 @@ def model() -> Blocks:
 
 
 def test_a_kept_plan_is_used_and_checked(model: Blocks, tmp_path: Path) -> None:
-    budget = budget_of(model, 0.5)
+    budget = budget_of(0.5)
     graphopt.optimize(model, budget, example_inputs=BATCH)
     plan = model.graphopt.plan
     plan.save(tmp_path / "plan.json")
@@ -39,7 +39,7 @@ def test_a_kept_plan_is_good_for_every_budget_and_nothing_is_planned_again(
     model: Blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     estimate = graphopt.estimate(copy.deepcopy(model), BATCH)
-    optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget_of(model, 0.7)).plan.save(tmp_path / "plan.json")
+    optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget_of(0.7)).plan.save(tmp_path / "plan.json")
     monkeypatch.setattr(graph_study, "pareto_curve", lambda _problem: pytest.fail("planned again"))
     least, most = estimate.minimum_bytes, estimate.eager_peak_bytes
     overheads = []
@@ -62,7 +62,7 @@ def test_a_kept_plan_of_several_graphs_serves_other_budgets_too(monkeypatch: pyt
     model = Blocks(breaks=True)
     options = {"cost_model": "roofline"}
     least = graphopt.estimate(copy.deepcopy(model), BATCH, **options).minimum_bytes
-    plan = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget_of(Blocks(), 0.7), **options).plan
+    plan = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=budget_of(0.7), **options).plan
     monkeypatch.setattr(graph_study, "pareto_curve", lambda _problem: pytest.fail("planned again"))
     again = optimize.plan_model(copy.deepcopy(model), BATCH, mem_budget=plan.budget_bytes, plan=plan, **options).plan
     assert [g.schedule for g in again.graphs] == [g.schedule for g in plan.graphs]
@@ -71,7 +71,7 @@ def test_a_kept_plan_of_several_graphs_serves_other_budgets_too(monkeypatch: pyt
 
 
 def test_a_kept_curve_that_was_changed_is_refused(model: Blocks) -> None:
-    graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH)
+    graphopt.optimize(model, budget_of(0.5), example_inputs=BATCH)
     plan = model.graphopt.plan
     for runs in ("0-3", "5-1", "0-99999999", "0-3 x", "7-9 0-6"):
         points = (dataclasses.replace(plan.graphs[0].curve[0], runs=runs), *plan.graphs[0].curve[1:])
@@ -82,7 +82,7 @@ def test_a_kept_curve_that_was_changed_is_refused(model: Blocks) -> None:
 
 
 def test_a_plan_whose_schedule_was_changed_is_refused(model: Blocks) -> None:
-    graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH)
+    graphopt.optimize(model, budget_of(0.5), example_inputs=BATCH)
     plan = model.graphopt.plan
     reordered = tuple(reversed(plan.graphs[0].schedule))
     wrong = dataclasses.replace(plan, graphs=(dataclasses.replace(plan.graphs[0], schedule=reordered),))

@@ -23,7 +23,7 @@ def model() -> Blocks:
 
 
 def test_plan_seconds_never_make_a_plan_slower_nor_larger(model: Blocks) -> None:
-    options = {"mem_budget": budget_of(model, 0.6), "cost_model": "roofline"}
+    options = {"mem_budget": budget_of(0.6), "cost_model": "roofline"}
     for planner in ("auto", "sqrt_n"):
         before = optimize.plan_model(copy.deepcopy(model), BATCH, planner=planner, **options).plan
         after = optimize.plan_model(copy.deepcopy(model), BATCH, planner=planner, plan_seconds=0.2, **options).plan
@@ -40,7 +40,7 @@ def test_plan_seconds_are_divided_over_the_graphs(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(anneal, "improve", improve)
     model = Blocks(breaks=True)
-    options = {"mem_budget": budget_of(Blocks(), 0.7), "cost_model": "roofline"}
+    options = {"mem_budget": budget_of(0.7), "cost_model": "roofline"}
     optimize.plan_model(model, BATCH, plan_seconds=3.0, **options)
     assert asked == [1.5, 1.5]
 
@@ -73,7 +73,7 @@ def test_a_search_that_goes_over_the_budget_by_generator_states_is_not_taken(
         every = tuple(range(len(problem.ops)))
         return every if simulate(problem, every).peak_bytes > _budget_bytes else schedule
 
-    options = {"mem_budget": budget_of(model, 0.4), "cost_model": "roofline"}
+    options = {"mem_budget": budget_of(0.4), "cost_model": "roofline"}
     before = optimize.plan_model(copy.deepcopy(model), BATCH, **options).plan
     monkeypatch.setattr(anneal, "improve", improve)
     assert optimize.plan_model(copy.deepcopy(model), BATCH, plan_seconds=1.0, **options).plan.graphs == before.graphs

@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# a server that has torch loaded already forks the ranks: a second each instead of six
+# a server that has loaded all already forks the ranks, which would take six seconds each for it
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "graphopt.api.train_step", "graphopt.api.optimize"])
+_context.set_forkserver_preload(["tests.support.rank_server"])
 
 
 class RankError(AssertionError):

@@ -23,7 +23,7 @@ from tests.api.test_optimize import BATCH, Blocks, budget_of
 def test_a_planned_step_is_equal_and_measured() -> None:
     torch.manual_seed(0)
     model = Blocks()
-    budget = budget_of(model, 0.5)
+    budget = budget_of(0.5)
     found = verify.verify_model(model, BATCH, mem_budget=budget, time_rounds=1)
     assert found.equal and found.bitwise and "bit by bit" in found.lines[0]
     assert found.report.measured is not None
@@ -36,7 +36,7 @@ def test_what_is_frozen_inside_a_training_model_stays_frozen() -> None:
     model = Blocks()
     model.norms[0].eval()
     eager = run_step(model, model._call_impl, BATCH, {})
-    graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH, verify=True)
+    graphopt.optimize(model, budget_of(0.5), example_inputs=BATCH, verify=True)
     assert not model.norms[0].training and model.norms[1].training and model.training
     verify.verify_model(model, BATCH, mem_budget="64MiB", time_rounds=1)
     assert not model.norms[0].training and model.norms[1].training
@@ -67,7 +67,7 @@ def test_verifying_leaves_everything_as_it_was() -> None:
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.get_rng_state()
-    graphopt.optimize(model, budget_of(model, 0.5), example_inputs=BATCH, verify=True)
+    graphopt.optimize(model, budget_of(0.5), example_inputs=BATCH, verify=True)
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(p.grad, gradients[name]) for name, p in model.named_parameters())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -86,7 +86,7 @@ def test_a_wrong_op_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aot, "emit", sabotage)
     torch.manual_seed(0)
     model = Blocks()
-    budget = budget_of(model, 0.0)
+    budget = budget_of(0.0)
     with pytest.raises(graphopt.VerificationError, match="gradient of") as caught:
         graphopt.optimize(model, budget, example_inputs=BATCH, verify=True)
     assert caught.value.exit_code == 4 and caught.value.largest_difference > 0

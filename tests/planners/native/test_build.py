@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -48,21 +45,3 @@ def test_what_the_compiler_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, tm
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.undo()
     build.library.cache_clear()
-
-
-@needs_compiler
-def test_a_library_that_was_cut_short_is_built_again(tmp_path: Path) -> None:
-    """It ended every later process with a bus error."""
-    code = "from graphopt.planners.native.build import library; print(library() is not None)"
-
-    def printed() -> str:
-        environment = os.environ | {"GRAPHOPT_CACHE_DIR": str(tmp_path)}
-        found = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True)
-        return found.stdout.decode()
-
-    assert printed() == "True\n"
-    (made,) = tmp_path.glob("planners-*.so")
-    content = made.read_bytes()
-    os.truncate(made, len(content) // 2)
-    assert printed() == "True\n"
-    assert made.read_bytes() == content
