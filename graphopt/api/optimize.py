@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from graphopt.api.optimized import Optimized
 from graphopt.base.errors import PlanMismatchError, UsageError
@@ -87,6 +88,9 @@ def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise UsageError(f"optimize() takes an nn.Module, got {type(model).__name__}")
     check_unwrapped(model)
+    lazy = next((name for name, each in model.named_parameters() if is_lazy(each)), None)
+    if lazy is not None:
+        raise UsageError(f"parameter {lazy!r} has no shape yet: call the model once, model(inputs), before optimize()")
 
 
 def _restored(model: nn.Module) -> nn.Module:

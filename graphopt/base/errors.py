@@ -72,8 +72,8 @@ class NonFiniteGradientError(GraphoptError, RuntimeError):
     """The norm of the gradients is not finite, and the step was asked to raise then; nothing was written."""
 
 
-class CaptureError(GraphoptError):
-    """The model could not be captured as a graph that can be planned."""
+class CaptureError(GraphoptError, RuntimeError):
+    """The model could not be captured as a graph that can be planned; what eager would raise may be the reason."""
 
     exit_code = 5
 

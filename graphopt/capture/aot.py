@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.convert_frame import compile_lock
 from torch._functorch._aot_autograd import collect_metadata_analysis, input_output_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -155,7 +156,15 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
 
 def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: Callable[[], None]) -> Any:
     """What the compiler makes of the graph; where it cannot be traced with numbers that change, with constants."""
-    with _dense_tangents(), _draws_kept(), true_strides(), floats_stay_floats(), plain_autograd_function():
+    # one thread at a time: what is patched here is PyTorch's own
+    with (
+        compile_lock,
+        _dense_tangents(),
+        _draws_kept(),
+        true_strides(),
+        floats_stay_floats(),
+        plain_autograd_function(),
+    ):
         try:
             return compiler(request.module, request.example_inputs)
         except (_Captured, GraphoptError):

@@ -7,10 +7,11 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import CodeType
 from typing import Any
 
 import torch
-from torch._dynamo.convert_frame import CatchErrorsWrapper
+from torch._dynamo.convert_frame import CatchErrorsWrapper, compile_lock
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._dynamo.external_utils import wrap_inline
 
@@ -43,13 +44,13 @@ _session_numbers = itertools.count(1)
 def compiled(
     call: Callable[..., Any],
     backend: Callable[..., Any],
-    while_capturing: Callable[[], AbstractContextManager[None]],
+    while_capturing: Callable[[CodeType], AbstractContextManager[None]],
     whole: bool = False,
 ) -> Callable[..., Any]:
     """`call` through torch.compile, by `own_frame`; in `whole` a break is an error.
 
-    Around each capture, and around nothing else, are our settings of Dynamo and `while_capturing()`: a call that needs
-    no capture does not pay for them, and no other thread sees them meanwhile.
+    Around each capture, and around nothing else, are our settings of Dynamo and `while_capturing(code)` of the frame: a
+    call that needs no capture does not pay for them, and no other thread sees them meanwhile.
     """
     context: Any = torch._dynamo.optimize(backend=backend, nopython=whole)
     callback = getattr(context, "callback", None)
@@ -61,13 +62,15 @@ def compiled(
 class _Capturing(CatchErrorsWrapper):
     """What the interpreter calls for each frame that has to be captured, with our settings around it."""
 
-    def __init__(self, callback: CatchErrorsWrapper, while_capturing: Callable[[], AbstractContextManager[None]]):
+    def __init__(
+        self, callback: CatchErrorsWrapper, while_capturing: Callable[[CodeType], AbstractContextManager[None]]
+    ):
         super().__init__(callback._torchdynamo_orig_backend, callback.hooks)
         self._while_capturing = while_capturing
 
-    def __call__(self, *frame: Any) -> Any:
-        with settings(), self._while_capturing():
-            return super().__call__(*frame)
+    def __call__(self, frame: Any, *rest: Any) -> Any:
+        with compile_lock, settings(), self._while_capturing(frame.f_code):
+            return super().__call__(frame, *rest)
 
 
 def own_frame(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +137,12 @@ def _methods_that_log() -> set[Callable[..., Any]]:
 
 @contextmanager
 def graphopt_errors() -> Iterator[None]:
-    """Errors raised inside a compilation as what they are: ours unwrapped, torch's as CaptureError."""
+    """Errors raised inside a compilation as what they are: ours unwrapped, torch's as CaptureError.
+
+    What another thread is capturing is waited for: PyTorch's mark that something is traced is one for all threads.
+    """
+    with compile_lock:
+        pass
     try:
         yield
     except BackendCompilerFailed as error:

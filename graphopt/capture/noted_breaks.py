@@ -24,6 +24,12 @@ _HOOKED_IN_WORDS = "a module with a full backward hook is called, which torch.co
 #: What it puts before the reason itself.
 _HEADS = (*_GIVEN_UP, "Encountered graph break when attempting to trace")
 
+#: Why a model that breaks is not planned, where its graphs were met and others came then.
+ANOTHER_WAY = (
+    "the model's forward took another way when it was run again with the same inputs and generators: it reads what "
+    "changes outside of the model, such as a counter in a closure; make that an attribute"
+)
+
 
 @contextmanager
 def noted_breaks(note: Callable[[GraphBreak], None]) -> Iterator[None]:

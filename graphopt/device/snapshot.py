@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 #: Attributes that every module has: they hold parameters, buffers, children and hooks.
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
@@ -22,8 +23,8 @@ class State:
     """Copies of a model's buffers, by name, and the generators' states: torch's, Python's and NumPy's.
 
     `attributes` are those of each module, and what lists, dicts, sets and deques among them held; `hooks` are those of
-    each parameter, before it gets its gradient and behind that. What else a forward changes in Python, through closures
-    and globals, is not known.
+    each parameter, before it gets its gradient and behind that; `own_generators` are those among attributes and inputs.
+    What else a forward changes in Python, through closures and globals, is not known.
     """
 
     buffers: dict[str, torch.Tensor]
@@ -32,6 +33,7 @@ class State:
     python_generators: tuple[Any, Any]
     attributes: tuple[tuple[nn.Module, dict[str, Any], dict[str, Any]], ...]
     hooks: tuple[tuple[nn.Parameter, tuple[Any, Any]], ...]
+    own_generators: tuple[tuple[torch.Generator, torch.Tensor], ...] = ()
 
 
 @contextmanager
@@ -47,11 +49,13 @@ def training_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def snapshot(model: nn.Module) -> State:
-    """Copy the buffers, the states of the generators, and the modules' attributes.
+def snapshot(model: nn.Module, inputs: object = ()) -> State:
+    """Copy the buffers, the states of the generators, those in `inputs` too, and the modules' attributes.
 
     Into host memory: the copies live while a step is planned and run, and the device's memory is what is planned.
     """
+    found = pytree.tree_leaves((inputs, [list(vars(module).values()) for module in model.modules()]))
+    own = {id(each): each for each in found if isinstance(each, torch.Generator)}
     return State(
         {name: buffer.detach().to("cpu", copy=True) for name, buffer in model.named_buffers()},
         torch.get_rng_state(),
@@ -59,6 +63,7 @@ def snapshot(model: nn.Module) -> State:
         python_generators(),
         tuple((module, *_attributes(module)) for module in model.modules()),
         tuple((parameter, _hooks_of(parameter)) for parameter in model.parameters()),
+        tuple((generator, generator.get_state()) for generator in own.values()),
     )
 
 
@@ -77,6 +82,8 @@ def restore(model: nn.Module, state: State) -> None:
         torch.cuda.set_rng_state_all(list(state.cuda_generators))
     random.setstate(state.python_generators[0])
     np.random.set_state(state.python_generators[1])
+    for generator, own_state in state.own_generators:
+        generator.set_state(own_state)
     for module, attributes, contents in state.attributes:
         _put_back(module, attributes, contents)
     for parameter, hooks in state.hooks:

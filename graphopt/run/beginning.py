@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import CodeType
 from typing import Any
 
 from torch import nn
+from torch._C._dynamo.eval_frame import reset_code
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphopt.device.snapshot import State, python_generators, snapshot
@@ -18,31 +20,46 @@ class Beginning:
         self._model = model
         self._before: State | None = None
         self._generators: tuple[Any, Any] | None = None
+        self._inputs: object = ()
+        self._captured: list[CodeType] = []
 
-    def of_call(self, has_breaks: bool) -> None:
+    def of_call(self, inputs: object, has_breaks: bool) -> None:
         """A call begins. In a model without breaks nothing draws in Python before something is captured."""
         self._before, self._generators = None, python_generators() if has_breaks else None
+        self._inputs = inputs
 
     def keep(self) -> None:
         """Keep all of the model: graphs of it may run before the call has to begin anew."""
-        self._before = snapshot(self._model)
+        self._before = snapshot(self._model, self._inputs)
         self._generators = self._before.python_generators
 
-    def captures(self) -> None:
-        """Something is about to be captured."""
+    def captures(self, code: CodeType) -> None:
+        """A frame with this code is about to be captured."""
+        self._captured.append(code)
         self._generators = self._generators or python_generators()
+
+    def was_in_vain(self) -> bool:
+        """An error came out of the call. Dynamo gives up for good what raised while it was captured: undo that.
+
+        Whether there was anything to undo: then nothing of what was captured is left of these functions.
+        """
+        for code in self._captured:
+            reset_code(code)
+        return bool(self._captured)
 
     def breaks(self) -> None:
         """A graph ends. A model that was one graph has run nothing yet where it first does."""
         if self._before is None:
             with _disable_current_modes():
-                self._before = snapshot(self._model)
+                self._before = snapshot(self._model, self._inputs)
 
     def state(self) -> State:
         """The model before the call; what was not kept is as it was."""
-        before = self._before or snapshot(self._model)
+        before = self._before or snapshot(self._model, self._inputs)
         return before if self._generators is None else replace(before, python_generators=self._generators)
 
     def forget(self) -> None:
         """The call has ended."""
         self._before = self._generators = None
+        self._inputs = ()
+        self._captured.clear()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import CodeType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import Recaptures
 from graphopt.capture.check_tensors import check_tensors, obstacle_among
 from graphopt.capture.dynamo import compiled, graphopt_errors
-from graphopt.capture.noted_breaks import noted_breaks, nothing_captured
+from graphopt.capture.noted_breaks import ANOTHER_WAY, noted_breaks, nothing_captured
 from graphopt.capture.numbers import reads_numbers
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, restore, training_mode
@@ -40,6 +41,7 @@ from graphopt.run.calls.plans import Plans
 from graphopt.run.example_differs import Example
 from graphopt.run.graphs.call_key import Call, CallKey
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
+from graphopt.run.graphs.meeting_graphs import refuse_to_differentiate
 from graphopt.run.graphs.met_graph import MOST_GRAPHS, met_graph, too_many
 from graphopt.run.model.compiled_from_outside import refuse_compiles_from_outside
 from graphopt.run.model.loss_module import users_model
@@ -78,6 +80,7 @@ class Session:
         self.tried: OutsideShare | None = None
         self._breaks: dict[GraphBreak, None] = {}
         self._beginning = Beginning(model)
+        self._obstacle = ""  # why nothing was captured in the last call; Dynamo would not look again, were that gone
 
     @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,8 +132,7 @@ class Session:
         plans, call = self._plans, (args, kwargs)
         plans.key = self.loop.begins(call, plans.sums_of, plans.wrapping)
         result = self._together(call, self._running)
-        if (plan := plans.of_call) is not None:
-            self.loop.ends(plan, result)
+        self.loop.ends(plans.of_call, result)
         if self._example is not None:
             self._example.warn_if_captured_anew(self.graphs)
             self._example = None
@@ -155,7 +157,7 @@ class Session:
 
     def _bound_graphs(self) -> None:
         """A call begins: drop what was not used for longest where there is too much, but nothing of the last call."""
-        if self._captures >= MOST_CAPTURES:
+        if self._captures >= MOST_CAPTURES or (self._obstacle and not obstacle_among(self.model, ())):
             self._forget()
         self._calls += 1
         for graph in too_many(self.graphs, self._calls):
@@ -167,6 +169,7 @@ class Session:
         """Forget all that is captured and planned; what is needed is made anew."""
         self.graphs, self._example, self._captures, self.tried = [], None, 0, None
         self._breaks.clear()
+        self._obstacle = ""
         self._plans.forget_all()
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
@@ -188,7 +191,7 @@ class Session:
             graph = weakref.ref(_there(session())._backend(module, inputs))
             return lambda *args: _there(graph())(*args)
 
-        return compiled(call, backend, lambda: _there(session())._while_capturing())
+        return compiled(call, backend, lambda code: _there(session())._while_capturing(code))
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
@@ -225,7 +228,7 @@ class Session:
 
     def _planned_call(self, call: Call, phase: Callable[[], Phase]) -> Any:
         known = self._plans.of_call
-        self._beginning.of_call(has_breaks=bool(self._breaks))
+        self._beginning.of_call(call, has_breaks=bool(self._breaks))
         if known is None:
             check_sharded_whole(self.model)
             check_tensors(self.model, tensors_in(call))
@@ -244,27 +247,31 @@ class Session:
                 self._meet_and_plan(call, self._beginning.state())
                 self._phase = phase()
                 outcome, result = self._attempt(call)
+        except GraphoptError:
+            raise
+        except Exception:
+            if self._beginning.was_in_vain():
+                self._forget()
+            raise
         finally:
             self._plans.inputs = ((), {})
             self._beginning.forget()
-        if outcome is Outcome.UNPLANNED:
-            raise CaptureError(
-                "the model's forward took another way when it was run again with the same inputs and generators: it "
-                "reads what changes outside of the model, such as a counter in a closure; make that an attribute"
-            )
         if outcome is Outcome.FINISHED:
             self._plans.is_used()
-        if not self.graphs:
+            ran = any(graph.last_call == self._calls for graph in self.graphs)
+            self._obstacle = "" if ran else obstacle_among(self.model, tensors_in(call))
+        if outcome is Outcome.UNPLANNED or not self.graphs:
             name, obstacle = type(users_model(self.model)).__name__, obstacle_among(self.model, tensors_in(call))
-            raise CaptureError(nothing_captured(name, self.breaks, obstacle))
+            has_graphs = bool(self.graphs) and not obstacle
+            raise CaptureError(ANOTHER_WAY if has_graphs else nothing_captured(name, self.breaks, obstacle))
         return result
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:
         with graphopt_errors():
             return called(lambda: self._compiled(*call[0], **call[1]))
 
-    def _while_capturing(self) -> AbstractContextManager[None]:
-        self._beginning.captures()
+    def _while_capturing(self, code: CodeType) -> AbstractContextManager[None]:
+        self._beginning.captures(code)
         return noted_breaks(self._on_break)
 
     def _on_break(self, met: GraphBreak) -> None:
@@ -304,14 +311,9 @@ class Session:
         meeting.written.keep(tensors_in(call))
         try:
             self._in_phase(meeting, call)
-        except GraphoptError:
+        except RuntimeError as error:
+            refuse_to_differentiate(error)
             raise
-        except Exception as error:
-            raise CaptureError(
-                f"the model breaks into several graphs, and could not be run once to meet them: "
-                f"{type(error).__name__}: {error}. A model that differentiates inside of its forward (autograd.grad, "
-                "backward) cannot be planned, as graphopt does no second derivatives"
-            ) from error
         finally:
             meeting.written.put_back()
             restore(self.model, before)

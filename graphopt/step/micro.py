@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -151,8 +151,8 @@ class Micros:
 
         #: Where the captures of the call that is being made ended.
         self._breaks: list[GraphBreak] = []
-        noted = partial(noted_breaks, self._breaks.append)
-        self._compiled = compiled(module._call_impl, backend, noted, whole=True)
+        note = self._breaks.append
+        self._compiled = compiled(module._call_impl, backend, lambda _code: noted_breaks(note), whole=True)
 
     def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
         """The graph for these inputs, captured if it is new, and what goes into it.

@@ -72,11 +72,12 @@ class Loop:
         adds = there and wrapping is None and all_add(self._model, sums_of(shapes))
         return CallKey(shapes, adds=adds, keeps=there and not adds)
 
-    def ends(self, plan: CallPlan, result: Any) -> None:
-        """The call was run by its plan."""
-        self._forwards.has_run(plan.key, plan, result)
+    def ends(self, plan: CallPlan | None, result: Any) -> None:
+        """The call was run by its plan, or by none."""
+        if plan is not None:
+            self._forwards.has_run(plan.key, plan, result)
         if self.watch is not None:
-            self.watch.forward_ends(plan.peak_bytes, result)
+            self.watch.forward_ends(plan.peak_bytes if plan is not None else 0, result)
 
     def pauses(self) -> None:
         """The model is called for something else than training."""

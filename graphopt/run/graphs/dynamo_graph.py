@@ -27,6 +27,7 @@ from graphopt.run.graphs.autocast_backward import (
     warn_of_rounding,
 )
 from graphopt.run.graphs.call_key import CallKey
+from graphopt.run.graphs.depending_outputs import DependingOutputs, positions_between
 from graphopt.run.graphs.gradients import GradientSums, ParameterSlot, parameter_slots
 from graphopt.run.graphs.meeting_graphs import saving_nothing, written_inputs
 from graphopt.run.graphs.tangents import Tangents
@@ -95,6 +96,11 @@ class DynamoGraph:
         self.guards = self._count_guards()
 
     @cached_property
+    def depending(self) -> DependingOutputs:
+        """Its outputs that others of them are made of."""
+        return DependingOutputs(positions_between(self.module))
+
+    @cached_property
     def writes(self) -> tuple[int, ...]:
         """Positions of the inputs that it writes in place."""
         return written_inputs(self.module)
@@ -151,6 +157,7 @@ class DynamoGraph:
     def train(self, compiled: CompiledGraph, args: tuple[Any, ...]) -> Any:
         """Run it as it is planned."""
         result = compiled.call(*args)
+        self.depending.returned(result)
         autocast = next((name for name, _, _ in self.ambient.autocast if torch.is_autocast_enabled(name)), None)
         if autocast and self.may_round and not self.warned_of_rounding:
             say_if_backward_is_inside(result, autocast, self._warn_of_rounding)
@@ -202,6 +209,8 @@ class DynamoGraph:
             return add_gradients([slot.position for slot in slots]) if adds else RETURN_GRADIENTS
 
         def backward(runnable: Runnable, args: list[Any]) -> Any:
+            self.depending.warn_if_watched()
+
             def run(args: list[Any]) -> Any:
                 assert runnable.modules is not None
                 defined = runnable.modules.defined(args)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import fx
 
+from graphopt.base.errors import CaptureError
 from graphopt.capture.numbers import examples_of
 
 
@@ -66,3 +67,13 @@ class WrittenInputs:
                     (tensor._base if tensor._is_view() else tensor).detach_()  # type: ignore[union-attr]
                 tensor.copy_(before)
         self._before.clear()
+
+
+def refuse_to_differentiate(error: RuntimeError) -> None:
+    """Raise CaptureError where a model asked for gradients while nothing was kept for any: that error is ours."""
+    if "require grad" in str(error) or "requires_grad" in str(error):
+        raise CaptureError(
+            "the model breaks into several graphs, and could not be run once to meet them: "
+            f"{type(error).__name__}: {error}. A model that differentiates inside of its forward (autograd.grad, "
+            "backward) cannot be planned, as graphopt does no second derivatives"
+        ) from error

@@ -8,11 +8,12 @@ from graphopt.base.units import format_bytes
 from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress
 
 UPDATE, SEVERAL, TANGENTS, SCATTER = "update", "several forwards", "other outputs", "scattered gradients"
+UNPLANNED = "unplanned"
 LOSS = "loss"
 STATE, HELD = "optimizer state", "held outputs"
 MESSAGES, GRADIENTS = "FSDP2 messages of other blocks", "FSDP2 gradients that stay"
 #: Causes that room for other bytes does not mend.
-ONLY_TOLD = (UPDATE, SEVERAL, TANGENTS, SCATTER)
+ONLY_TOLD = (UPDATE, SEVERAL, TANGENTS, SCATTER, UNPLANNED)
 #: Causes that stay as they are from step to step.
 LASTING = (STATE, HELD, MESSAGES, GRADIENTS)
 
@@ -25,6 +26,7 @@ def above_plan(place: Place) -> str:
 def cause_of(
     measured: MeasuredStep,
     step: StepInProgress,
+    excess_bytes: int,
     counted: Mapping[str, int],
     sharding: Mapping[str, int],
     optimizers: Sequence[str],
@@ -35,6 +37,15 @@ def cause_of(
     `counted` has the bytes that earlier steps made a plan count, `sharding` those that FSDP2 held, both by kind;
     `optimizers` are those whose state no plan counts. `plans_loss` tells whether a plan can have a loss in it.
     """
+    if step.is_unplanned:
+        return UNPLANNED, (
+            "No planned graph ran in it: torch.compile gave up what was called. model.graphopt.report says where and "
+            "why."
+        )
+    if measured.place is Place.UPDATE and not optimizers:
+        return _of_place(measured.place, plans_loss)
+    if optimizers and measured.state_bytes - counted.get(STATE, 0) >= excess_bytes:
+        return _of_state(measured, optimizers)
     if step.has_other_tangents:
         return TANGENTS, (
             "Gradients came of other outputs of the model than the plan expects: from the next call on these are "
@@ -46,16 +57,20 @@ def cause_of(
             "calls are planned together."
         )
     if optimizers and measured.state_bytes > counted.get(STATE, 0):
-        return STATE, (
-            f"The state of {' and '.join(optimizers)} takes {format_bytes(measured.state_bytes)}, which is counted "
-            "from the start where it is given: optimize(..., optimizer=optimizer)."
-        )
+        return _of_state(measured, optimizers)
     if measured.held_bytes > counted.get(HELD, 0):
         return HELD, (
             f"When the step began, {format_bytes(measured.held_bytes)} of what the model had returned before were "
             "still held: `del` outputs, or detach what is kept of them."
         )
     return _of_sharding(measured, step, counted, sharding) or _of_place(measured.place, plans_loss)
+
+
+def _of_state(measured: MeasuredStep, optimizers: Sequence[str]) -> tuple[str, str]:
+    return STATE, (
+        f"The state of {' and '.join(optimizers)} takes {format_bytes(measured.state_bytes)}, which is counted from "
+        "the start where it is given: optimize(..., optimizer=optimizer)."
+    )
 
 
 def _of_sharding(

@@ -76,6 +76,11 @@ class StepInProgress:
     is_recorded: bool = False
     is_judged: bool = False
 
+    @property
+    def is_unplanned(self) -> bool:
+        """Whether no planned graph ran in it, so far."""
+        return Place.GRAPHS not in self.peaks
+
     def measured(self) -> MeasuredStep:
         """As far as is known."""
         place = max(self.peaks, key=lambda each: self.peaks[each], default=Place.GRAPHS)

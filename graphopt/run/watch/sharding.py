@@ -16,6 +16,8 @@ from torch import nn
 
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.model.wrapping import sharded_bytes
+from graphopt.run.watch.known_memory import with_storage
+from graphopt.run.watch.measured_step import StepInProgress
 
 
 class HeedsSharding(Protocol):
@@ -47,6 +49,19 @@ class Sharding:
     def is_root(self) -> bool:
         """Whether nothing else of a sharded model runs between this one's forward and its backward."""
         return bool(self._state._is_root)
+
+    def begins(self, live_bytes: int, inputs: list[torch.Tensor], state_bytes: int) -> StepInProgress:
+        """A step begins, with parameters gathered, so many bytes allocated, and optimizers holding `state_bytes`."""
+        step = StepInProgress(0, 0, 0, self.base_bytes)
+        step.settled_bytes, step.gradient_bytes = live_bytes, self.gradient_bytes()
+        step.is_end = not any(tensor.requires_grad for tensor in inputs)
+        if self.is_root and self._device.type == "cuda":
+            step.start_bytes = self.base_bytes
+        else:
+            given_bytes = unique_storage_bytes(with_storage(inputs), self._device)
+            step.start_bytes = self.start_bytes() + given_bytes + step.gradient_bytes
+            step.state_bytes = state_bytes
+        return step
 
     def start_bytes(self) -> int:
         """What is there all the time: this rank's shards, and buffers."""

@@ -1,14 +1,17 @@
-"""Telling when an optimizer of a model's parameters updates them, whoever made it."""
+"""Telling when a backward comes to what a model returned, and when an optimizer updates its parameters."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
+
+from graphopt.device.storages import tensors_in
 
 
 class HeedsUpdates(Protocol):
@@ -19,6 +22,17 @@ class HeedsUpdates(Protocol):
 
     def update_ends(self) -> None:
         """It has stepped."""
+
+
+def heed_backward(result: Any, begins: weakref.WeakMethod[Callable[[Any], None]], step: Any) -> None:
+    """Call `begins(step)` when a backward comes to a tensor that a model returned, whatever is behind it."""
+
+    def comes(_gradients: object) -> None:
+        if (call := begins()) is not None:
+            call(step)
+
+    for node in {tensor.grad_fn for tensor in tensors_in(result) if tensor.grad_fn is not None}:
+        node.register_prehook(comes)
 
 
 def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:

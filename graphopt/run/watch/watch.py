@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ from graphopt.run.watch.known_memory import KnownMemory, with_storage
 from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress, excess_in_words
 from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
 from graphopt.run.watch.sharding import Sharding, heed_sharding
-from graphopt.run.watch.update_hook import heed_updates
+from graphopt.run.watch.update_hook import heed_backward, heed_updates
 
 logger = logging.getLogger("graphopt")
 
@@ -135,19 +136,12 @@ class Watch:
         if self._step is not None and self._step.in_backward:
             self._look(Place.SCATTER)
             self._step.in_backward = False
-            self._ends_backward(self._step)
+            self._record(self._step)
+            self._end_trial(self._step)
 
     def _begins_sharded(self, sharding: Sharding, inputs: list[torch.Tensor]) -> None:
-        self._step = step = StepInProgress(0, 0, 0, sharding.base_bytes)
-        step.settled_bytes = self._window.live_bytes()
-        step.gradient_bytes = sharding.gradient_bytes()
-        step.is_end = not any(tensor.requires_grad for tensor in inputs)
-        if sharding.is_root and self._device.type == "cuda":
-            step.start_bytes = sharding.base_bytes
-        else:
-            step.start_bytes = sharding.start_bytes() + unique_storage_bytes(with_storage(inputs), self._device)
-            step.start_bytes += step.gradient_bytes
-            step.state_bytes = self._known.state_bytes() if sharding.is_root else 0
+        state_bytes = self._known.state_bytes() if sharding.is_root else 0
+        self._step = sharding.begins(self._window.live_bytes(), inputs, state_bytes)
         self._look(Place.GATHER)
 
     def is_unexpected(self) -> None:
@@ -200,6 +194,8 @@ class Watch:
             self._step.predicted_bytes = max(self._step.predicted_bytes, predicted_bytes)
             self._known.returned(result)
             self._step.returned_bytes = self._window.live_bytes() - self._moved_bytes(self._step)
+            if self._step.is_unplanned and self.sharding is None:
+                heed_backward(result, WeakMethod(self._backward_begins), self._step)
         self._look(Place.FORWARD)
 
     def ends(self) -> None:
@@ -219,11 +215,17 @@ class Watch:
         if step is not None and self.sharding is not None:
             self._look(Place.GATHER)
         elif step is not None:
-            self._look(Place.BACKWARD if step.in_backward else Place.LOSS)
-            if not step.in_backward:
-                step.in_backward = True
-                torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+            self._backward_begins(step)
         return self._run_graph(run, args)
+
+    def _backward_begins(self, step: StepInProgress) -> None:
+        """A backward came to the model, or to a further graph of it."""
+        if step is not self._step:
+            return
+        self._look(Place.BACKWARD if step.in_backward else Place.LOSS)
+        if not step.in_backward:
+            step.in_backward = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
 
     def _run_graph(self, run: Run, args: list[Any]) -> Any:
         meter = self._step.meter if self._step is not None else None
@@ -261,11 +263,8 @@ class Watch:
             self._step.in_backward = False
             if self._step.meter is not None:
                 self._step.meter.ends()
-            self._ends_backward(self._step)
-
-    def _ends_backward(self, step: StepInProgress) -> None:
-        self._record(step)
-        self._end_trial(step)
+            self._record(self._step)
+            self._end_trial(self._step)
 
     def _end_trial(self, step: StepInProgress) -> None:
         """A step without what was measured once: if it is inside the budget, what did not come again is forgotten."""
@@ -301,7 +300,7 @@ class Watch:
         if excess_bytes > 0 and not step.is_judged:
             step.is_judged = True
             self._is_confirmed = self._is_confirmed or self._is_on_trial
-            kind, advice = self._cause(measured, step)
+            kind, advice = self._cause(measured, step, excess_bytes)
             if kind == LOSS:
                 self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
             levels = {STATE: measured.state_bytes, HELD: measured.held_bytes, **self._held_by_sharding(step)}
@@ -333,11 +332,10 @@ class Watch:
         messages = sum(step.messages.values()) - self.sharding.planned_message_bytes()
         return {MESSAGES: max(messages, 0), GRADIENTS: step.gradient_bytes}
 
-    def _cause(self, measured: MeasuredStep, step: StepInProgress) -> tuple[str, str]:
-        """Its kind, and what to say of it."""
+    def _cause(self, measured: MeasuredStep, step: StepInProgress, excess_bytes: int) -> tuple[str, str]:
         optimizers = self._known.optimizers() if self._request.optimizer is None else []
-        names = [type(optimizer).__name__ for optimizer in optimizers]
-        return cause_of(measured, step, self.extra_bytes, self._held_by_sharding(step), names, self._plans_loss())
+        names, held = [type(optimizer).__name__ for optimizer in optimizers], self._held_by_sharding(step)
+        return cause_of(measured, step, excess_bytes, self.extra_bytes, held, names, self._plans_loss())
 
 
 def watch_of(
