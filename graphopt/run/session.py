@@ -72,8 +72,7 @@ class Session:
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self._compiled = self._compile(model._call_impl)
-        self._told_of_transforms = False
-        self._recaptures = Recaptures()
+        self._told_of_transforms, self._recaptures = False, Recaptures()
         self._calls = self._captures = 0
         refuse_compiles_from_outside()
         #: How much is outside of the graphs, as far as a forward shows it; None where it is all in one.

@@ -65,13 +65,13 @@ class Sharding:
 
     def start_bytes(self) -> int:
         """What is there all the time: this rank's shards, and buffers."""
-        shards = [parameter._sharded_param_data for parameter in self._parameters()]
+        shards = [parameter._sharded_param_data for parameter in self._sharded_parameters()]
         return unique_storage_bytes([*shards, *self._buffers], self._device)
 
     def gradient_bytes(self) -> int:
         """Gradients that are there, scattered or not yet."""
         held = []
-        for parameter in self._parameters():
+        for parameter in self._sharded_parameters():
             whole = getattr(parameter, "_unsharded_param", None)
             held += [parameter.unsharded_accumulated_grad, parameter.sharded_param.grad]
             held += [whole.grad] if whole is not None else []
@@ -119,7 +119,7 @@ class Sharding:
             self._groups = [group for state in states for group in state._fsdp_param_groups]
         return self._groups
 
-    def _parameters(self) -> list[Any]:
+    def _sharded_parameters(self) -> list[Any]:
         return [parameter for group in self._state._fsdp_param_groups for parameter in group.fsdp_params]
 
 
