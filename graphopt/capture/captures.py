@@ -113,6 +113,8 @@ def in_users_words(reason: str) -> str:
     text = text.partition(". Guard failed on a parameter")[0]  # and what to set in Dynamo, where that means nothing
     text = re.sub(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", r".\1", text)
     text = text.replace("fn.__self__", "model").removesuffix(".")
+    text = re.sub(r"___check_type_id\((\S+), \d+\).*", r"\1 is of another type", text)
+    text = re.sub(r"___check_obj_id\((\S+), \d+\).*", r"\1 is another object", text)
     return f"it is no longer so that {text}" if re.search(r" (==|!=|<|<=|>|>=) ", text) else text
 
 

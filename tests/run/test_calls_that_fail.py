@@ -175,3 +175,15 @@ def test_a_gradient_between_outputs_is_told_of(watch: str) -> None:
     h.retain_grad() if watch == "retain" else h.register_hook(lambda gradient: gradient.clamp(-1, 1))
     with pytest.warns(UserWarning, match="of which its other outputs are made"):
         (output.square().sum() + h.sum()).backward()
+
+
+def test_why_a_model_is_captured_anew_is_told_in_the_users_words(caplog: pytest.LogCaptureFixture) -> None:
+    model = graphopt.optimize(blocks(1), "1GiB", cost_model="roofline")
+    model(X).sum().backward()
+    first = model[0]
+    position = next(i for i, layer in enumerate(first) if isinstance(layer, nn.GELU))  # type: ignore[arg-type]
+    first[position] = nn.Tanh()  # type: ignore[index]
+    with caplog.at_level("INFO", logger="graphopt"):
+        model(X).sum().backward()
+    (told,) = [message for message in caplog.messages if message.startswith("captured anew")]
+    assert told == f"captured anew, as model.0.{position} is of another type"
