@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import statistics
@@ -9,10 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch.fx import Node
 
+from graphopt import kernels
 from graphopt.cost_models.cache import cache_path, read_entries, write_entries
 from graphopt.cost_models.costs import OpCost
 from graphopt.cost_models.device_speed import at_hand, environment
@@ -63,7 +67,7 @@ _TABLES: dict[tuple[str, str], _Table] = {}
 
 
 def _table(device: torch.device) -> _Table:
-    where = environment(device)
+    where = f"{environment(device)} | sources={_sources()}"
     path = cache_path("op-costs", where)
     if (str(path), where) not in _TABLES:
         _TABLES[str(path), where] = _Table(where, {**_read_costs(where)})
@@ -157,6 +161,16 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
     finally:
         if shown:
             bar.stop()
+
+
+@cache
+def _sources() -> str:
+    """A digest of what ops of our own are made of, and of how ops are measured."""
+    digest = hashlib.sha256()
+    for folder in (Path(kernels.__file__).parent, Path(__file__).parent):
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _read_costs(where: str) -> dict[str, OpCost]:

@@ -287,3 +287,12 @@ def test_sizes_that_only_the_run_reveals_are_estimated():
     assert len(nodes) == 2
     for name in ("profiled", "roofline"):
         assert all(cost.seconds > 0 for cost in COST_MODELS[name](nodes))
+
+
+def test_costs_are_measured_anew_where_own_ops_are_another_version(own_cache, node_of, monkeypatch):
+    node = node_of(torch.exp, torch.empty(64))
+    profiled([node])
+    before = set(own_cache.glob("op-costs-*"))
+    monkeypatch.setattr(profiled_module, "_sources", lambda: "others")
+    profiled([node])
+    assert len(set(own_cache.glob("op-costs-*")) - before) == 1

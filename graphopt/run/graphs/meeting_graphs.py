@@ -69,9 +69,13 @@ class WrittenInputs:
         self._before.clear()
 
 
+#: In errors of a model that asks for gradients where nothing is kept for any: autograd's and ours.
+_DIFFERENTIATES = ("require grad", "requires_grad", "differentiates inside of its forward")
+
+
 def refuse_to_differentiate(error: RuntimeError) -> None:
     """Raise CaptureError where a model asked for gradients while nothing was kept for any: that error is ours."""
-    if "require grad" in str(error) or "requires_grad" in str(error):
+    if any(words in str(error) for words in _DIFFERENTIATES):
         raise CaptureError(
             "the model breaks into several graphs, and could not be run once to meet them: "
             f"{type(error).__name__}: {error}. A model that differentiates inside of its forward (autograd.grad, "

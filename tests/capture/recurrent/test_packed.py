@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import graphopt
-from graphopt.capture.dynamo import dynamo_errors
+from graphopt.capture.dynamo import settings
 from graphopt.capture.recurrent import layers as recurrent
 from tests.support.packed_models import (
     MODELS,
@@ -172,7 +172,7 @@ def graphs_of(run: Callable[[], object]) -> list[fx.GraphModule]:
 )
 def test_lengths_are_read_where_nothing_but_they_themselves_is_needed(lengths: Any, one: bool) -> None:
     model, x = Called(lengths), torch.randn(6, 3, 4)
-    with dynamo_errors():
+    with settings():
         assert (len(graphs_of(lambda: model(x, torch.tensor([4, 2, 1])))) == 1) == one
 
 
@@ -184,7 +184,7 @@ def test_lengths_that_were_written_are_not_read() -> None:
         return lengths
 
     model, x = Called(written), torch.randn(6, 3, 4)
-    with dynamo_errors():
+    with settings():
         assert len(graphs_of(lambda: model(x, torch.tensor([4, 2, 1])))) > 1
 
 
