@@ -31,7 +31,9 @@ def kind_of_step(optimizer: torch.optim.Optimizer) -> str:
 
 def check_step_takes_no_closure(optimizer: torch.optim.Optimizer) -> None:
     """Raise UsageError for an optimizer, such as LBFGS, that computes the loss several times in a step."""
-    if wanted := required_arguments(optimizer.step):
+    # of the class: what a scheduler puts around the optimizer's own seems to want a `self`
+    _, *wanted = required_arguments(type(optimizer).step) or [""]
+    if wanted:
         raise UsageError(
             f"{type(optimizer).__name__}.step() wants {', '.join(wanted)}: a closure computes the loss again, as often "
             "as the optimizer likes, and a training step computes it once. Use an optimizer whose step() needs no "

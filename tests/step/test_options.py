@@ -91,6 +91,16 @@ def test_what_is_no_model_is_refused(model: Any, said: str) -> None:
         graphopt.train_step(model, None, optim.SGD([nn.Parameter(torch.zeros(1))], 0.1))
 
 
+def with_scheduler(parameters: Any) -> optim.Optimizer:
+    optimizer = optim.AdamW(parameters)
+    lr_scheduler.StepLR(optimizer, 1)  # it puts a function around the optimizer's step
+    return optimizer
+
+
+def test_an_optimizer_that_has_a_scheduler_is_taken() -> None:
+    built(make=with_scheduler)
+
+
 def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
     with pytest.raises(graphopt.UsageError, match=r"LBFGS\.step\(\) wants closure"):
         built(make=optim.LBFGS)
