@@ -226,6 +226,14 @@ def test_what_cannot_be_trained_as_a_loop_would_is_refused(how: Change, said: st
     assert all(map(torch.equal, before, pair.step.model.parameters()))
 
 
+def test_a_full_backward_hook_is_refused_too() -> None:
+    pair = pair_of()
+    run(pair, 2)
+    pair.step.model.inner[0].register_full_backward_hook(lambda *_: None)  # type: ignore[index]
+    with pytest.raises(graphopt.CaptureError, match="full backward hook"):
+        run(pair, 1)
+
+
 def test_what_was_refused_and_mended_goes_on() -> None:
     pair = pair_of()
     run(pair, 2)
