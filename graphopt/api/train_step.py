@@ -9,21 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from graphopt.base.errors import UsageError
 from graphopt.base.units import UNLIMITED_BYTES, parse_bytes
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
-from graphopt.device.ranks import Ranks, ranks_of
+from graphopt.device.ranks import ranks_of
 from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.run.model.loss_module import LossModule, as_call
 from graphopt.run.model.request import OnExcess, check_on_excess
+from graphopt.step.check_options import check_group, check_model_and_optimizer, check_options
 from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
 from graphopt.step.optimizer_view import OptimizerView
-from graphopt.step.options import StepOptions
+from graphopt.step.options import StepOptions, check_update_in_backward
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
@@ -91,14 +91,18 @@ def train_step(
     anything is raised on all. Where ranks train different things all of them raise UsageError, or PlanMismatchError
     for different programs; RankError where one dies, hangs or does not come.
     """
-    compress = Auto() if compress == "auto" else compress
-    _check_kinds(model, optimizer, accumulate, compress)
-    check_on_excess(on_excess)
-    options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress, on_excess)
+    arguments = locals()
+    check_group(group)
     ranks = ranks_of(group)
-    args, kwargs = as_call(example_inputs, example_kwargs)
     with naming_absence(ranks, "train_step()"):
         with raising_together(ranks):
+            check_model_and_optimizer(model, optimizer)
+            check_options(arguments)
+            check_on_excess(on_excess)
+            compress = Auto() if compress == "auto" else compress
+            options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress, on_excess)
+            choice = Choice(planner, cost_model, plan_seconds=plan_seconds)
+            args, kwargs = as_call(example_inputs, example_kwargs)
             check_unwrapped(model)
             check_devices(model, (args, kwargs))
         if ranks is not None:
@@ -107,15 +111,17 @@ def train_step(
             view = OptimizerView(optimizer, model, masters=masters)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
             if update_in_backward:
-                _check_update_in_backward(options, view, ranks)
-    device = next(iter(model.parameters())).device
-    total = device_total_bytes(device)
+                check_update_in_backward(options, view, ranks is not None)
+            device = next(iter(model.parameters())).device
+            total = device_total_bytes(device)
+            budget_bytes = UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total)
+            reserve_bytes = parse_bytes(reserve, total) if reserve else 0
     memory = StepMemory(
         model,
         view,
-        Choice(planner, cost_model, plan_seconds=plan_seconds),
-        UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total),
-        parse_bytes(reserve, total) if reserve else 0,
+        choice,
+        budget_bytes,
+        reserve_bytes,
         tail=TailOptions(scaled=loss_scale is not None, normed=isinstance(clip, ClipNorm)),
         **({"kept_bytes": exchange.kept_bytes} if exchange else {}),
     )
@@ -124,29 +130,3 @@ def train_step(
     if args or kwargs:
         step.plan_for(args, kwargs)
     return step
-
-
-def _check_kinds(model: object, optimizer: object, accumulate: object, compress: object) -> None:
-    """Raise UsageError where an argument is of another kind than it can be."""
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"train_step() takes an nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UsageError(f"train_step() takes a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    if accumulate != "auto" and (isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1):
-        raise UsageError(f"accumulate: expected a whole number of at least 1, or 'auto', got {accumulate!r}")
-    if not isinstance(compress, (Compression, Auto, type(None))):
-        raise UsageError(f"compress: expected a method such as TopK(0.01), Auto(...), 'auto' or None, got {compress!r}")
-
-
-def _check_update_in_backward(options: StepOptions, view: OptimizerView, ranks: Ranks | None) -> None:
-    why = {
-        "a loss scale, as it must know first whether any gradient overflowed": options.loss_scale is not None,
-        "ClipNorm, as it must know all gradients first": isinstance(options.clip, ClipNorm),
-        "accumulate, as gradients are whole only after the last micro-batch": options.accumulate != 1,
-        f"{type(view.optimizer).__name__}, whose step() wants all gradients": view.kind == "step",
-        "float32 masters": bool(view.masters),
-        "several processes, as it would update before gradients are summed over them": ranks is not None,
-    }
-    for what, is_so in why.items():
-        if is_so:
-            raise UsageError(f"update_in_backward=True does not go with {what}")

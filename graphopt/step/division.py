@@ -84,14 +84,15 @@ class Division:
         self.memory, self.accumulate, self.weights = memory, accumulate, weights
         self.micro_rows = 0
         self._module, self._hand_over, self._always_summed = module, hand_over, always_summed
-        self._is_cut = self._captured = False
+        self._is_cut = self._captured = self._is_checked = False
         self._micros: dict[tuple[object, ...], Micros] = {}
 
     def cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
         """The micro-batches of a batch; raises BudgetError where no way to cut the first one fits."""
         self.memory.batch = (args, kwargs)
-        if not self.micro_rows:
+        if not self.micro_rows or not self._is_checked:
             check_tensors(self._module, tensors_in((args, kwargs)))
+            self._is_checked = True
         rows = rows_of(args, kwargs)
         if not self.micro_rows:
             if self.accumulate == "auto":
@@ -138,6 +139,12 @@ class Division:
         self.memory.forget_plans()
         for micros in self._micros.values():
             micros.forget_plans()
+
+    def forget_graphs(self) -> None:
+        """The model has other parameters: it is checked and captured anew."""
+        self._is_checked = False
+        self._micros.clear()
+        self.memory.forget_graphs()
 
     def _choose(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         trials = list(

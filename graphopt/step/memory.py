@@ -163,6 +163,11 @@ class StepMemory:
         """There is another room: graphs and their curves stay known, and are planned anew when they are run."""
         self.planned = []
 
+    def forget_graphs(self) -> None:
+        """The model is another one: nothing that was captured or measured holds for it."""
+        self.planned, self.levels, self.above_bytes = [], {}, 0
+        self._studies.clear()
+
     def plans_of(self, micros: Iterable[Micro]) -> list[PlannedMicro]:
         """What was planned for these graphs."""
         wanted = {micro.planned for micro in micros}

@@ -17,6 +17,10 @@ from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.dtypes import HALF
 from graphopt.device.storages import allocated_bytes
 from graphopt.passes.window.update import GroupUpdate
+from graphopt.step.optimizer_step import check_step_takes_no_closure, kind_of_step
+
+#: Flags that change from step to step, and are inputs of graphs.
+_FIRSTS = frozenset({("first", False), ("first", True)})
 
 
 class OptimizerView:
@@ -28,23 +32,45 @@ class OptimizerView:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, *, masters: bool) -> None:
-        self.optimizer = optimizer
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.parameters = dict(model.named_parameters())
+        self.optimizer, self._model, self._wants_masters = optimizer, model, masters
+        self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
+        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.masters: dict[str, torch.Tensor] = {}
         self._pending: dict[str, dict[str, torch.Tensor]] = {}
+        self._seen = _parameters_seen(model)
         if masters:
             self._make_masters()
-        self._stepped_names = {**self.names, **{id(master): name for name, master in self.masters.items()}}
-        self._check()
+        self._stepped_names = self._names_of_stepped(self.names)
+        self._check_held()
+        check_step_takes_no_closure(optimizer)
 
     @property
     def kind(self) -> str:
         """ "adam" or "sgd" where a fused op does what this optimizer does, else "step"."""
-        known = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "sgd"}
-        differentiable = any(group.get("differentiable") for group in self.optimizer.param_groups)
-        hooked = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
-        return "step" if differentiable or hooked else known.get(type(self.optimizer), "step")
+        return kind_of_step(self.optimizer)
+
+    def heeds_changes(self, *, may_grow: bool) -> bool:
+        """Look at what became of the model and the optimizer since; whether the parameters are others than before.
+
+        Raises UsageError for what cannot be trained as a loop would, and, unless it `may_grow`, for other parameters.
+        """
+        seen = _parameters_seen(self._model)
+        if is_changed := seen != self._seen:
+            now: dict[str, torch.Tensor] = dict(self._model.named_parameters())
+            names = {id(parameter): name for name, parameter in now.items()}
+            self._check_replaced(now, names)
+            if not may_grow and names != self.names:
+                what = _difference(self.names, names)
+                raise UsageError(
+                    f"the model's parameters were changed after train_step() was built ({what}): build the step anew, "
+                    "which gives all ranks the first one's"
+                )
+            self._check_kinds(now.values())
+            self.parameters, self.names, self._seen = now, names, seen
+            self._stepped_names = self._names_of_stepped(names)
+            self._pending.clear()
+        self._check_held()
+        return is_changed
 
     def trains(self, item: object) -> bool:
         """Whether `item` is a parameter of the model that this optimizer updates."""
@@ -52,14 +78,22 @@ class OptimizerView:
 
     def groups(self) -> list[GroupUpdate]:
         """How each group is updated in the next step; momentum that does not exist yet stands apart."""
-        found = []
+        found, kind = [], self.kind
         for number, group in enumerate(self.optimizer.param_groups):
             names = [self.name_of(parameter) for parameter in group["params"]]
             for first in (False, True):
-                chosen = tuple(name for name in names if self.is_first(name) is first)
+                chosen = tuple(name for name in names if (kind == "sgd" and self.is_first(name)) is first)
                 if chosen:
-                    found.append(self._group(number, group, chosen, first))
+                    found.append(self._group(number, group, chosen, kind, first))
         return found
+
+    def update_kind(self, *, in_backward: bool) -> object:
+        """Equal while what is planned for, or written into graphs that update, is the same."""
+        if not in_backward:
+            return self.kind
+        groups = self.groups()
+        hows = frozenset((g.group, g.kind, g.state, frozenset(g.flags) - _FIRSTS) for g in groups)
+        return hows, frozenset((name, g.group) for g in groups for name in g.parameters)
 
     def option(self, group: int, key: str) -> float:
         """A number of a group, as the LR scheduler left it."""
@@ -81,7 +115,7 @@ class OptimizerView:
 
     def is_first(self, name: str) -> bool:
         """Whether SGD has no momentum for a parameter yet: its first step takes the gradient as it is."""
-        return self.kind == "sgd" and self.optimizer.state.get(self.stepped(name), {}).get("momentum_buffer") is None
+        return self.optimizer.state.get(self.stepped(name), {}).get("momentum_buffer") is None
 
     def stepped(self, name: str) -> torch.Tensor:
         """What the optimizer holds for a parameter: its master, or itself."""
@@ -153,8 +187,10 @@ class OptimizerView:
         """The name of the parameter that the optimizer holds as `stepped`: itself, or as its master."""
         return self._stepped_names[id(stepped)]
 
-    def _group(self, number: int, group: Mapping[str, Any], names: tuple[str, ...], first: bool) -> GroupUpdate:
-        kind, masters = self.kind, frozenset(self.masters)
+    def _group(
+        self, number: int, group: Mapping[str, Any], names: tuple[str, ...], kind: str, first: bool
+    ) -> GroupUpdate:
+        masters = frozenset(self.masters)
         state: tuple[str, ...] = ()
         flags: dict[str, bool] = {}
         if kind == "adam":
@@ -177,20 +213,90 @@ class OptimizerView:
                     self.masters[self.names[id(parameter)]] = master
                     group["params"][position] = master
 
-    def _check(self) -> None:
+    def _names_of_stepped(self, names: Mapping[int, str]) -> dict[int, str]:
+        return {**names, **{id(master): name for name, master in self.masters.items()}}
+
+    def _check_held(self) -> None:
+        """Raise UsageError for what the optimizer holds and cannot be trained."""
+        names, parameters = self._stepped_names, self.parameters
         for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) not in self._stepped_names:
+            for stepped in group["params"]:
+                name = names.get(id(stepped))
+                if name is None:
                     raise UsageError(
-                        f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is not the model's: "
+                        f"the optimizer holds a parameter of shape {tuple(stepped.shape)} that is not the model's: "
                         "make the optimizer from model.parameters() after every change of them (.to(), .half())"
                     )
-        for name in sorted(self.trained):
-            if self.parameters[name]._backward_hooks or self.parameters[name]._post_accumulate_grad_hooks:
+                parameter = parameters[name]
+                if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+                    raise UsageError(
+                        f"the parameter {name} has a hook on its gradient, which a training step does not call: "
+                        "remove it, or use graphopt.optimize()"
+                    )
+                if self._wants_masters and stepped.dtype in HALF:
+                    raise UsageError(
+                        f"the parameter {name} is {stepped.dtype} and has no float32 master, as it was not so, or not "
+                        "in the optimizer, when train_step() was built: build the step anew, with a new optimizer"
+                    )
+
+    def _check_kinds(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Raise UsageError for parameters that were moved, and for state that was left in the dtype of before."""
+        before = {device for _, _, device in self._seen}
+        if moved := {parameter.device for parameter in parameters} - before:
+            raise UsageError(
+                f"parameters were moved to {min(map(str, moved))} after train_step() was built: build the step anew"
+            )
+        if self.kind == "step":  # it casts its state, or fails, itself
+            return
+        for stepped, held in self.optimizer.state.items():
+            for key, tensor in held.items():
+                is_like = isinstance(tensor, torch.Tensor) and tensor.shape == stepped.shape and tensor.ndim > 0
+                if is_like and tensor.is_floating_point() and tensor.dtype != stepped.dtype:
+                    raise UsageError(
+                        f"a parameter became {stepped.dtype} after train_step() was built, and the optimizer's {key} "
+                        f"of it is {tensor.dtype}: optimizer.load_state_dict(optimizer.state_dict()) makes it alike"
+                    )
+
+    def _check_replaced(self, now: Mapping[str, torch.Tensor], names: Mapping[int, str]) -> None:
+        """Raise UsageError where the optimizer still holds what is no longer the model's."""
+        for stepped in (each for group in self.optimizer.param_groups for each in group["params"]):
+            name = self._stepped_names.get(id(stepped))
+            held = self.parameters[name] if name in self.masters else stepped
+            if name is None or (id(held) in names and (held is stepped or now.get(name) is held)):
+                continue
+            if name not in now:
                 raise UsageError(
-                    f"the parameter {name} has a hook on its gradient, which a training step does not call: remove it, "
-                    "or use graphopt.optimize()"
+                    f"the parameter {name} was taken out of the model after train_step() was built, and the optimizer "
+                    "still holds it: take it out of optimizer.param_groups too, or build the step anew with a new "
+                    "optimizer"
                 )
+            raise UsageError(
+                f"the parameter {name} was replaced after train_step() was built, by an assignment or by "
+                "load_state_dict(..., assign=True), and the optimizer holds the old one, which nothing reads any more. "
+                "Make a new optimizer from model.parameters() and build the step anew; load_state_dict() without "
+                "assign=True keeps the parameters"
+            )
+
+
+def _parameters_seen(model: nn.Module) -> list[tuple[int, torch.dtype, torch.device]]:
+    """Equal while the parameters are the same ones. It is asked for at each step, and so walks by itself."""
+    found: list[tuple[int, torch.dtype, torch.device]] = []
+    seen: set[nn.Module] = set()
+    left: list[nn.Module | None] = [model]
+    while left:
+        module = left.pop()
+        if module is None or module in seen:
+            continue
+        seen.add(module)
+        found += [(id(p), p.dtype, p.device) for p in module._parameters.values() if p is not None]
+        left += module._modules.values()
+    return found
+
+
+def _difference(before: Mapping[int, str], now: Mapping[int, str]) -> str:
+    new, gone = set(now) - set(before), set(before) - set(now)
+    named = [f"{now[each]} is new" for each in new] + [f"{before[each]} is gone" for each in gone]
+    return min(named, default="they have other names")
 
 
 def _is_decoupled(group: Mapping[str, Any]) -> bool:

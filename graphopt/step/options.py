@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
-from graphopt.passes.window.clip import Clip
+from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.run.model.request import OnExcess
 from graphopt.step.division import Accumulate
+from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.window import Weights
 
 
@@ -46,3 +48,24 @@ class StepResult:
     def skipped(self) -> bool:
         """Whether gradients overflowed, or the batch weighed nothing, and nothing was updated."""
         return self.found_inf is not None and bool(self.found_inf != 0)
+
+
+def nothing_learned(device: torch.device, loss_scale: float) -> StepResult:
+    """Every micro-batch weighs nothing: the mean is over nothing, and nothing changes."""
+    one, nan = torch.ones((), device=device), torch.full((), float("nan"), device=device)
+    return StepResult(nan, None, one, loss_scale)
+
+
+def check_update_in_backward(options: StepOptions, view: OptimizerView, has_ranks: bool) -> None:
+    """Raise UsageError for what updating in the backward does not go with, as options and optimizer are now."""
+    why = {
+        "a loss scale, as it must know first whether any gradient overflowed": options.loss_scale is not None,
+        "ClipNorm, as it must know all gradients first": isinstance(options.clip, ClipNorm),
+        "accumulate, as gradients are whole only after the last micro-batch": options.accumulate != 1,
+        f"{type(view.optimizer).__name__}, whose step() wants all gradients": view.kind == "step",
+        "float32 masters": bool(view.masters),
+        "several processes, as it would update before gradients are summed over them": has_ranks,
+    }
+    for what, is_so in why.items():
+        if is_so:
+            raise UsageError(f"update_in_backward=True does not go with {what}")

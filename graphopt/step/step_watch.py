@@ -48,8 +48,7 @@ class StepWatch:
         self._error: BudgetError | None = None
         self._tried_bytes = 0
         self._memory, self._on_excess, self._forget_plans = memory, on_excess, forget_plans
-        self._known = KnownMemory(memory.model, memory.device)
-        self._known.updates(memory.view.optimizer)
+        self._known = self._known_memory()
         self._window = peak_window(memory.device)
         # what the network lets go of late would count as kept; on CUDA all that is there counts
         self._left = LeftBehind() if is_alone and memory.device.type == "cpu" else None
@@ -61,6 +60,12 @@ class StepWatch:
     def may_try(self) -> bool:
         """Whether a step may show if what was measured above the plan comes again, where nothing fits beside it."""
         return bool(self._memory.above_bytes or self._memory.levels) and not self.is_confirmed
+
+    def forget_model(self) -> None:
+        """The model has other parameters: they are counted anew."""
+        self._known = self._known_memory()
+        self.is_due = self.is_confirmed = False
+        self._tried_bytes = 0
 
     def corrects(self) -> None:
         """The step that begins is planned anew."""
@@ -115,6 +120,11 @@ class StepWatch:
         self.history.append(MeasuredStep(highest.peak_bytes, peaks[place], place, state_bytes, kept_bytes))
         self._judge(highest, peaks)
         return result
+
+    def _known_memory(self) -> KnownMemory:
+        known = KnownMemory(self._memory.model, self._memory.device)
+        known.updates(self._memory.view.optimizer)
+        return known
 
     def _look(self, place: Place) -> None:
         if self._window is not None:

@@ -42,7 +42,7 @@ from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
 from graphopt.step.division import Division
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import HandOver, Micro, MicroCall
-from graphopt.step.options import StepOptions, StepResult
+from graphopt.step.options import StepOptions, StepResult, check_update_in_backward, nothing_learned
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
@@ -74,7 +74,8 @@ class TrainStep:
         how = options.accumulate, options.weights
         self.division = Division(module, memory, self._hand_over, *how, always_summed=exchange is not None)
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
-        self._lockstep = Lockstep(exchange, self.division, self._watch, self._settings) if exchange else None
+        tells = self._settings, self._heed_changes
+        self._lockstep = Lockstep(exchange, self.division, self._watch, *tells) if exchange else None
         self._optimizer_settings = OptimizerSettings(memory.view)
         #: The least recently used first.
         self._windows: dict[object, fx.GraphModule] = {}
@@ -94,7 +95,7 @@ class TrainStep:
     def _step(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> StepResult:
         pieces, calls = self._prepared(args, kwargs)
         if not pieces:
-            return self._nothing_to_learn()
+            return nothing_learned(self._memory.device, self.loss_scale)
         groups = self._view.groups()
         window = self._window(calls, groups)
         plans = self._memory.plans_of(self._last_micros)
@@ -128,6 +129,7 @@ class TrainStep:
     def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
         if self._lockstep:
             return self._lockstep.prepare(args, kwargs)
+        self._heed_changes()
         if self._watch.is_due:
             self._watch.corrects()
         pieces = self.division.cut(args, kwargs)
@@ -146,6 +148,17 @@ class TrainStep:
             self._watch.tries_without()
             for micro in micros:
                 assert micro.planned
+
+    def _heed_changes(self) -> None:
+        """What the user changed since the last step is heeded, or raises UsageError."""
+        if self._view.heeds_changes(may_grow=self._exchange is None):
+            self.division.forget_graphs()
+            self._watch.forget_model()
+            self._windows.clear()
+            self._accumulators.clear()
+            self._last, self._last_micros = None, ()
+        if self._options.update_in_backward:
+            check_update_in_backward(self._options, self._view, self._exchange is not None)
 
     def _forget_plans(self) -> None:
         """There is another room: what is captured stays."""
@@ -261,7 +274,8 @@ class TrainStep:
             passes = self._gradient_passes(trained, fuse)
             return (*passes, *exchange.passes(joint, trained)) if exchange else passes
 
-        return (exchange.kind if exchange else None, fuse), hand_over
+        update = self._view.update_kind(in_backward=self._options.update_in_backward)
+        return (exchange.kind if exchange else None, fuse, update), hand_over
 
     def _gradient_passes(self, trained: Mapping[int, Any], fuse: bool) -> Passes:
         """Gradients update, are summed up, or are returned."""
@@ -333,9 +347,3 @@ class TrainStep:
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         if self._scheduler is not None:
             self._scheduler.step()
-
-    def _nothing_to_learn(self) -> StepResult:
-        """Every micro-batch weighs nothing: the mean is over nothing, and nothing changes."""
-        device = self._memory.device
-        one, nan = torch.ones((), device=device), torch.full((), float("nan"), device=device)
-        return StepResult(nan, None, one, self.loss_scale)

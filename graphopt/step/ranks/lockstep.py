@@ -52,11 +52,16 @@ class Lockstep:
     """Prepares steps on all ranks of a group at once. What one rank's watch corrects is planned anew on all."""
 
     def __init__(
-        self, exchange: Exchange, division: Division, watch: StepWatch, settings: Callable[[], Settings]
+        self,
+        exchange: Exchange,
+        division: Division,
+        watch: StepWatch,
+        settings: Callable[[], Settings],
+        heed_changes: Callable[[], None],
     ) -> None:
         self.exchange, self.ranks, self.division, self.watch = exchange, exchange.ranks, division, watch
         self.names = exchange.view.names
-        self._settings, self._programs = settings, Programs(exchange.ranks)
+        self._settings, self._heed_changes, self._programs = settings, heed_changes, Programs(exchange.ranks)
 
     def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
         """The pieces of a batch, weights as shares of all ranks' batches, and their planned graphs.
@@ -93,6 +98,7 @@ class Lockstep:
         return as_shares(prepared.pieces, total), list(prepared.calls)
 
     def _resolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
+        self._heed_changes()
         pieces = self.division.cut(args, kwargs)
         # the last one first: it holds the most
         last = [self.division.resolve(piece) for piece in pieces[-1:]]
