@@ -7,16 +7,16 @@ is one, cannot be told before it has failed: then the frame is captured once mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 from torch._dynamo.exc import InternalTorchDynamoError
-from torch._dynamo.variables import ConstantVariable, SymNodeVariable
+from torch._dynamo.variables import ConstantVariable
 from torch._dynamo.variables.base import AsPythonConstantNotImplementedError
-from torch._dynamo.variables.tensor import TensorVariable
+from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._dynamo.variables.torch import TorchCtxManagerClassVariable, TorchInGraphFunctionVariable
 
 _TAKE_SYMBOLS = frozenset((torch.sym_not, torch.sym_ite, torch._check, torch.sym_int, torch.sym_float))
@@ -29,15 +29,15 @@ def flags_are_constants() -> Iterator[None]:
     of_function, of_method = TorchInGraphFunctionVariable.call_function, TensorVariable.call_method
     of_context = TorchCtxManagerClassVariable.call_function
 
-    def function(called: Any, tx: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def function(called: Any, tx: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if called.value not in _TAKE_SYMBOLS:
             args, kwargs = _with_flags(args, kwargs)
         return of_function(called, tx, args, kwargs)
 
-    def method(tensor: Any, tx: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def method(tensor: Any, tx: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         return of_method(tensor, tx, name, *_with_flags(args, kwargs))
 
-    def context(called: Any, tx: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def context(called: Any, tx: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         # of these, Dynamo knows the argument by its place alone
         if called.value in _MODES and "mode" in kwargs:
             args, kwargs = [*args, kwargs["mode"]], {name: each for name, each in kwargs.items() if name != "mode"}
@@ -50,7 +50,7 @@ def flags_are_constants() -> Iterator[None]:
         yield
 
 
-def _with_flags(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def _with_flags(args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     return [_flag(each) for each in args], {name: _flag(each) for name, each in kwargs.items()}
 
 
@@ -61,7 +61,10 @@ def _flag(given: Any) -> Any:
 
 
 def captured_with_constants(capture: Callable[[], Any]) -> Any:
-    """What `capture` returns, with the numbers made constants without which Dynamo fails: where it says which, these."""
+    """What `capture` returns, with those numbers made constants without which Dynamo fails.
+
+    Where Dynamo does not say which ones it misses, all are.
+    """
     asked: set[str] = set()
     while True:
         try:
@@ -82,7 +85,7 @@ def captured_with_constants(capture: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _constants(asked: set[str]) -> Iterator[None]:
-    """Let Dynamo take what is `asked` for, as expressions of symbols, for constants; it names symbols by their source."""
+    """Let Dynamo take for constants what is `asked` for: expressions of symbols, which it names by their source."""
     before = SymNodeVariable.as_python_constant
 
     def constant(number: SymNodeVariable) -> Any:

@@ -1,6 +1,6 @@
 """Kernels that eager runs, in place of those in Python that PyTorch has for them and takes when it traces.
 
-What is written in Python rounds otherwise, and some of it is wrong: sizes, scales or the choice of a branch.
+What is written in Python rounds otherwise, and some of it is wrong: it leaves a scale out, or masks the wrong elements.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 #: Dispatch keys in front of a kernel at which tracing takes a function in Python.
 _KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 
-#: All that have such functions and give other bits by them, and their kin. Of those that are left `tests` keep account.
+#: Those with such functions whose numbers differ by them, and their kin. Tests list all that are left.
 OPS: tuple[OpOverload, ...] = (
     *(aten.upsample_linear1d.vec, aten.upsample_trilinear3d.vec),
     *(aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default, aten._upsample_bilinear2d_aa.vec),
