@@ -19,7 +19,7 @@ from torch._dynamo.variables.base import AsPythonConstantNotImplementedError
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
 from torch._dynamo.variables.torch import TorchCtxManagerClassVariable, TorchInGraphFunctionVariable
 
-_TAKE_SYMBOLS = frozenset((torch.sym_not, torch.sym_ite, torch._check, torch.sym_int, torch.sym_float))
+_TAKE_SYMBOLS = frozenset((torch.sym_not, torch.sym_ite, torch.sym_int, torch.sym_float))
 _MODES = (torch.set_grad_enabled, torch.inference_mode)
 
 
@@ -55,7 +55,8 @@ def _with_flags(args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dic
 
 
 def _flag(given: Any) -> Any:
-    if isinstance(given, SymNodeVariable) and isinstance(given.sym_num, torch.SymBool):
+    is_flag = isinstance(given, SymNodeVariable) and isinstance(given.sym_num, torch.SymBool)
+    if is_flag and given.sym_num.node.has_hint():  # what comes from data has no value yet
         return ConstantVariable.create(given.evaluate_expr())
     return given
 

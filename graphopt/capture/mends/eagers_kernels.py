@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 aten = torch.ops.aten
 
 #: Dispatch keys in front of a kernel at which tracing takes a function in Python.
-_KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
+KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 
 #: Those with such functions whose numbers differ by them, and their kin. Tests list all that are left.
 OPS: tuple[OpOverload, ...] = (
@@ -39,10 +39,10 @@ OPS: tuple[OpOverload, ...] = (
 @contextmanager
 def eagers_kernels() -> Iterator[None]:
     """Trace what eager runs."""
-    drops = dict.fromkeys(_KEYS, _dropout(aten.dropout.default.py_kernels[DispatchKey.Autograd]))
+    drops = dict.fromkeys(KEYS, _dropout(aten.dropout.default.py_kernels[DispatchKey.Autograd]))
     with ExitStack() as stack:
         for op in (*OPS, aten.dropout.default):
-            kept = {key: kernel for key, kernel in op.py_kernels.items() if key not in _KEYS}
+            kept = {key: kernel for key, kernel in op.py_kernels.items() if key not in KEYS}
             if op is aten.dropout.default:
                 kept |= drops
             stack.callback(op._dispatch_cache.clear)

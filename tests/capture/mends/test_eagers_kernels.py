@@ -14,8 +14,7 @@ from torch._C import DispatchKey
 from torch.nn import functional as F
 
 import graphopt
-from graphopt.capture.mends import eagers_kernels as mend
-from graphopt.capture.mends.eagers_kernels import OPS, eagers_kernels
+from graphopt.capture.mends.eagers_kernels import KEYS, OPS, eagers_kernels
 from graphopt.device.measure import peak_bytes
 from graphopt.verify.step_result import differences, run_step
 
@@ -159,7 +158,7 @@ def test_no_op_has_a_function_in_python_that_nobody_has_compared() -> None:
         packet = getattr(aten, name.removeprefix("aten::"), None)
         for overload in [] if packet is None else packet.overloads():
             op = getattr(packet, overload)
-            if any(key in op.py_kernels for key in mend._KEYS):
+            if any(key in op.py_kernels for key in KEYS):
                 found.add(op)
     assert {op.name().split(".")[0] for op in found - set(OPS)} == LEFT
     assert found >= set(OPS), "torch has taken functions away: so should we"
@@ -169,7 +168,7 @@ def test_afterwards_all_is_as_before() -> None:
     ops = (*OPS, aten.dropout.default)
     before = [dict(op.py_kernels) for op in ops]
     with eagers_kernels(), eagers_kernels():
-        assert not any(key in op.py_kernels for op in OPS for key in mend._KEYS)
+        assert not any(key in op.py_kernels for op in OPS for key in KEYS)
     assert [dict(op.py_kernels) for op in ops] == before
     assert aten.matmul.default.py_kernels[DispatchKey.CompositeImplicitAutograd]
 
