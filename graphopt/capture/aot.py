@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from graphopt.base.errors import GraphoptError
 from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
 from graphopt.capture.mends.autograd_function import plain_autograd_function
+from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
 from graphopt.capture.mends.masked_writes import with_masked_writes
 from graphopt.capture.mends.regions import with_regions_inlined
@@ -156,15 +157,10 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
 
 def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: Callable[[], None]) -> Any:
     """What the compiler makes of the graph; where it cannot be traced with numbers that change, with constants."""
-    # one thread at a time: what is patched here is PyTorch's own
-    with (
-        compile_lock,
-        _dense_tangents(),
-        _draws_kept(),
-        true_strides(),
-        floats_stay_floats(),
-        plain_autograd_function(),
-    ):
+    changes = (_dense_tangents, _draws_kept, true_strides, eagers_kernels, floats_stay_floats, plain_autograd_function)
+    with compile_lock, ExitStack() as stack:  # one thread at a time: what is changed here is PyTorch's own
+        for each in changes:
+            stack.enter_context(each())
         try:
             return compiler(request.module, request.example_inputs)
         except (_Captured, GraphoptError):

@@ -17,6 +17,8 @@ from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import code_being_captured
+from graphopt.capture.mends.constant_numbers import captured_with_constants, flags_are_constants
+from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.math_functions import math_functions
 from graphopt.capture.mends.out_arguments import out_arguments
 from graphopt.capture.mends.true_strides import true_strides
@@ -69,8 +71,9 @@ class _Capturing(CatchErrorsWrapper):
         self._while_capturing = while_capturing
 
     def __call__(self, frame: Any, *rest: Any) -> Any:
+        capture = super().__call__
         with compile_lock, settings(), self._while_capturing(frame.f_code):
-            return super().__call__(frame, *rest)
+            return captured_with_constants(lambda: capture(frame, *rest))
 
 
 def own_frame(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,9 +124,10 @@ def settings() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    mends = (true_strides, few_fakes, packed_sequences, out_arguments, users_functions, math_functions)
+    of_numbers = (static_sizes, flags_are_constants, math_functions)
+    mends = (true_strides, eagers_kernels, few_fakes, packed_sequences, out_arguments, users_functions)
     with torch._dynamo.config.patch(limits), ExitStack() as stack:
-        for each in (static_sizes, *mends):
+        for each in (*of_numbers, *mends):
             stack.enter_context(each())
         yield
 
