@@ -26,7 +26,7 @@ def scaled_gradient(w: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 class Nothing(nn.Module):
-    """`lost.bias` has a gradient of nothing but rounding, and the traced graph resizes with other ops than eager's."""
+    """`lost.bias` has a gradient of nothing but rounding, and what is traced rounds otherwise than eager."""
 
     def __init__(self, factor: float = 1.0, wrong: str = "") -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class Nothing(nn.Module):
         h = F.batch_norm(h, None, None, p("lost.weight"), p("lost.bias"), training=True)
         h = F.conv2d(h, p("mix.weight"), p("mix.bias"))
         h = F.batch_norm(h, None, None, p("norm.weight"), p("norm.bias"), training=True).relu()
-        h = F.interpolate(F.conv2d(h, p("head.weight"), p("head.bias")), scale_factor=2, mode="bilinear")
-        return F.interpolate(h, scale_factor=2, mode="bicubic").square().mean()
+        h = F.conv2d(h, p("head.weight"), p("head.bias"))
+        return (h * 1.1 / 1.1 if torch.compiler.is_compiling() else h).square().mean()
 
 
 IMAGES = (torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0)),)
