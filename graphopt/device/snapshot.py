@@ -67,6 +67,16 @@ def snapshot(model: nn.Module, inputs: object = ()) -> State:
     )
 
 
+@contextmanager
+def undone(model: nn.Module, inputs: object) -> Iterator[None]:
+    """What forwards inside change, as far as it is known, is put back at the end."""
+    before = snapshot(model, inputs)
+    try:
+        yield
+    finally:
+        restore(model, before)
+
+
 def python_generators() -> tuple[Any, Any]:
     """The states of Python's and of NumPy's generators."""
     return random.getstate(), np.random.get_state()

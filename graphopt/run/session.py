@@ -231,7 +231,7 @@ class Session:
         if known is None:
             check_sharded_whole(self.model)
             check_tensors(self.model, tensors_in(call))
-        if known is None or len(known.graphs) > 1:  # one of several may be captured anew when others have run
+        if known is None or len(known.graphs) > 1 or self._breaks:  # a part may be captured anew when others have run
             self._beginning.keep()
             self.loop.look_away()
         self._plans.inputs = call

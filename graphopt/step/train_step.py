@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from graphopt.base.errors import BudgetError, UsageError
 from graphopt.compression.residuals import of_each_rank
+from graphopt.device.snapshot import undone
 from graphopt.device.storages import tensors_in
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import (
@@ -66,8 +67,7 @@ class TrainStep:
         scheduler: Any = None,
         exchange: Exchange | None = None,
     ) -> None:
-        self.model = model
-        self.optimizer = memory.view.optimizer
+        self.model, self.optimizer = model, memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange, self._autocast = exchange, module.autocast
@@ -101,7 +101,7 @@ class TrainStep:
         plans = self._memory.plans_of(self._last_micros)
         batch = tensors_in((args, kwargs))
         result = self._watch.measured(batch, plans, lambda: self._run(window, calls, pieces, groups))
-        is_strict = self._exchange is not None and self._options.on_excess == "raise"
+        is_strict = self._options.on_excess == "raise"
         with raising_together(self._exchange.ranks if self._exchange and is_strict else None):
             self._watch.raises()
         return result
@@ -120,11 +120,12 @@ class TrainStep:
         return result
 
     def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Capture and plan for this batch; nothing is computed."""
-        with naming_absence(self._exchange.ranks if self._exchange else None, "train_step()"):
-            _, calls = self._prepared(args, kwargs)
-        if calls:
-            self._window(calls, self._view.groups())
+        """Capture and plan for this batch; nothing is computed, and what the model does in Python is undone."""
+        with undone(self.model, (args, kwargs)):
+            with naming_absence(self._exchange.ranks if self._exchange else None, "train_step()"):
+                _, calls = self._prepared(args, kwargs)
+            if calls:
+                self._window(calls, self._view.groups())
 
     def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
         if self._lockstep:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 import graphopt
 from graphopt.device.measure import peak_bytes
+from tests.support.residual_blocks import same_gradients
 
 
 def blocks(count: int) -> nn.Sequential:
@@ -107,3 +110,34 @@ def test_pieces_that_need_no_gradient_run_as_they_are(example: bool) -> None:
         torch.manual_seed(1)
         step(module, x)
     assert all(torch.equal(a, b) for a, b in zip(gradients(model), gradients(eager), strict=True))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda model, x: model.layer(x).square().sum() * math.gcd(model.n, 4) * math.factorial(model.n),
+        lambda model, x: (model.layer(x) * complex(model.n, 1).real).sum(),
+    ],
+    ids=["gcd", "complex"],
+)
+def test_what_a_forward_does_before_a_function_that_is_captured_anew_happens_once(
+    work: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+) -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.n = nn.Linear(8, 8), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.n += 1
+            return work(self, x)
+
+    model, x = Counted(), torch.randn(4, 8)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "1GiB", cost_model="roofline")
+    for _ in range(6):
+        for each in (model, eager):
+            each.zero_grad()
+            each.loss = each(x)
+            each.loss.backward()
+        assert model.n == eager.n and torch.equal(model.loss, eager.loss) and same_gradients(model, eager)

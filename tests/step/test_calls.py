@@ -263,3 +263,22 @@ def test_wrong_arguments_are_told_as_the_model_and_the_loss_take_them(loss: Any,
     step = graphopt.train_step(model, loss, sgd(model.parameters()))
     with pytest.raises(UsageError, match=said):
         step(*[torch.zeros(4, 8)] * args)
+
+
+def test_planning_with_examples_leaves_the_models_counters() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.n, self.seen = nn.Linear(8, 8), 0, [0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.n += 1
+            self.seen.append(self.n)
+            return self.layer(x).square().mean() / self.n
+
+    model, x = Counted(), torch.randn(4, 8)
+    step = graphopt.train_step(model, None, sgd(model.parameters()), example_inputs=x, cost_model="roofline")
+    assert (model.n, model.seen) == (0, [0])
+    with torch.no_grad():
+        expected = model.layer(x).square().mean()
+    assert torch.equal(step(x).loss, expected) and (model.n, model.seen) == (1, [0, 1])
