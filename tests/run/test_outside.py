@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import graphopt
+from graphopt.device.measure import peak_bytes
 from graphopt.report.html import render_html
 from graphopt.report.json import report_to_json
 from tests.run.test_frames_that_are_given_up import WAYS, Pieces, with_a_part_that_is_disabled
@@ -144,3 +145,21 @@ def test_a_plan_leaves_a_model_in_pieces_as_it_was() -> None:
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(3))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_is_kept_in_front_of_the_model_is_measured_named_and_planned_for() -> None:
+    budget = 2_900_000
+    front, model = blocks(4), blocks(4)
+    x = torch.linspace(-1, 1, 128 * 64).reshape(128, 64)
+    graphopt.optimize(model, budget, cost_model="roofline")
+
+    def step_bytes() -> int:
+        front.zero_grad(), model.zero_grad()
+        return peak_bytes(lambda: model(front(x)).square().mean().backward(), [*model.parameters(), x], "cpu")
+
+    with pytest.warns(UserWarning, match="are kept for the backward of what made the model's inputs") as told:
+        assert step_bytes() > budget
+        peaks = [step_bytes() for _ in range(3)]
+    assert sum("graphopt" in str(each.message) for each in told) == 1
+    assert max(peaks) <= budget
+    assert [step.measured_bytes for step in model.graphopt.history][-2:] == peaks[-2:]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphopt.device.peak_window import peak_window
 from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.run.calls.call_plan import CallPlan
@@ -19,7 +20,7 @@ from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
 from graphopt.run.graphs.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import Wrapping, bytes_of, holds_gradients, is_sharded
-from graphopt.run.watch.watch import Watch, watch_of
+from graphopt.run.watch.watch import Watch
 
 
 class Loop:
@@ -148,3 +149,13 @@ class Loop:
     def _gradients(self, wrapping: Wrapping | None) -> list[torch.Tensor]:
         """The gradients that are there, but those that are a part of what wraps the model."""
         return [] if holds_gradients(wrapping) else gradients_there(self._model)
+
+
+def watch_of(
+    model: nn.Module, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]
+) -> Watch | None:
+    """A watch over a model's steps; None where its device's memory cannot be measured."""
+    first = next(iter((*model.parameters(), *model.buffers())), None)
+    device = first.device if first is not None else torch.device("cpu")
+    window = peak_window(device)
+    return None if window is None else Watch(model, window, device, request, corrected, plans_loss)

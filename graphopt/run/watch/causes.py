@@ -10,12 +10,12 @@ from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress
 UPDATE, SEVERAL, TANGENTS, SCATTER = "update", "several forwards", "other outputs", "scattered gradients"
 UNPLANNED = "unplanned"
 LOSS = "loss"
-STATE, HELD = "optimizer state", "held outputs"
+STATE, HELD, FRONT = "optimizer state", "held outputs", "kept in front of the model"
 MESSAGES, GRADIENTS = "FSDP2 messages of other blocks", "FSDP2 gradients that stay"
 #: Causes that room for other bytes does not mend.
 ONLY_TOLD = (UPDATE, SEVERAL, TANGENTS, SCATTER, UNPLANNED)
 #: Causes that stay as they are from step to step.
-LASTING = (STATE, HELD, MESSAGES, GRADIENTS)
+LASTING = (STATE, HELD, FRONT, MESSAGES, GRADIENTS)
 
 
 def above_plan(place: Place) -> str:
@@ -58,6 +58,11 @@ def cause_of(
         )
     if optimizers and measured.state_bytes > counted.get(STATE, 0):
         return _of_state(measured, optimizers)
+    if step.front_bytes > counted.get(FRONT, 0):
+        return FRONT, (
+            f"{format_bytes(step.front_bytes)} are kept for the backward of what made the model's inputs: optimize one "
+            "module that holds both, and both are planned."
+        )
     if measured.held_bytes > counted.get(HELD, 0):
         return HELD, (
             f"When the step began, {format_bytes(measured.held_bytes)} of what the model had returned before were "

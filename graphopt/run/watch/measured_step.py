@@ -63,6 +63,8 @@ class StepInProgress:
     peaks: dict[Place, int] = field(default_factory=dict)
     outside_bytes: dict[Place, int] = field(default_factory=dict)
     returned_bytes: int = 0
+    #: What is kept for the backward of what made the inputs.
+    front_bytes: int = 0
     #: In a model that FSDP2 shards: what was allocated when the last graph had run, gradients of earlier backwards, the
     #: messages that were there while the graph ran that has the highest peak, by kind, and whether no gradient goes on
     #: from it.
@@ -85,7 +87,7 @@ class StepInProgress:
         """As far as is known."""
         place = max(self.peaks, key=lambda each: self.peaks[each], default=Place.GRAPHS)
         above_bytes = max(self.peaks.get(place, 0) - self.live_bytes, 0)
-        measured_bytes = self.start_bytes + self.state_bytes + self.held_bytes + above_bytes
+        measured_bytes = self.start_bytes + self.state_bytes + self.held_bytes + self.front_bytes + above_bytes
         known = (self.predicted_bytes, measured_bytes, place, self.state_bytes, self.held_bytes)
         seconds = self.meter.seconds if self.meter is not None else None
         return MeasuredStep(*known, self.outside_bytes.get(place), seconds)

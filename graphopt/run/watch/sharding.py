@@ -16,6 +16,7 @@ from torch import nn
 
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.model.wrapping import sharded_bytes
+from graphopt.run.watch.causes import GRADIENTS, MESSAGES
 from graphopt.run.watch.known_memory import with_storage
 from graphopt.run.watch.measured_step import StepInProgress
 
@@ -62,6 +63,11 @@ class Sharding:
             step.start_bytes = self.start_bytes() + given_bytes + step.gradient_bytes
             step.state_bytes = state_bytes
         return step
+
+    def held_beside(self, step: StepInProgress) -> dict[str, int]:
+        """What FSDP2 held beside the planned graph, more than a plan has for it, and gradients of earlier backwards."""
+        messages = sum(step.messages.values()) - self.planned_message_bytes()
+        return {MESSAGES: max(messages, 0), GRADIENTS: step.gradient_bytes}
 
     def start_bytes(self) -> int:
         """What is there all the time: this rank's shards, and buffers."""

@@ -18,12 +18,22 @@ import torch
 from torch import nn
 
 from graphopt.base.errors import BudgetError
-from graphopt.device.peak_window import CpuWindow, CudaWindow, peak_window
+from graphopt.device.peak_window import CpuWindow, CudaWindow
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.graphs.gradients import Run, gradient_bytes
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import is_sharded
-from graphopt.run.watch.causes import GRADIENTS, HELD, LASTING, LOSS, MESSAGES, ONLY_TOLD, STATE, above_plan, cause_of
+from graphopt.run.watch.behind_inputs import bytes_behind
+from graphopt.run.watch.causes import (
+    FRONT,
+    HELD,
+    LASTING,
+    LOSS,
+    ONLY_TOLD,
+    STATE,
+    above_plan,
+    cause_of,
+)
 from graphopt.run.watch.known_memory import KnownMemory, with_storage
 from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress, excess_in_words
 from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
@@ -95,6 +105,7 @@ class Watch:
             self._step.start_bytes += gradient_bytes(gradients, self._device)
             self._step.state_bytes = self._known.state_bytes()
             self._step.held_bytes = self._known.held_output_bytes()
+            self._step.front_bytes = bytes_behind(inputs, self._device)
         self.look_away()
 
     def arrives(self) -> None:
@@ -303,7 +314,8 @@ class Watch:
             kind, advice = self._cause(measured, step, excess_bytes)
             if kind == LOSS:
                 self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
-            levels = {STATE: measured.state_bytes, HELD: measured.held_bytes, **self._held_by_sharding(step)}
+            levels = {STATE: measured.state_bytes, HELD: measured.held_bytes, FRONT: step.front_bytes}
+            levels |= self._held_by_sharding(step)
             self._judge(measured, excess_bytes, kind, advice, levels)
 
     def _judge(
@@ -326,23 +338,9 @@ class Watch:
             warnings.warn(f"graphopt: {message}", stacklevel=5)
 
     def _held_by_sharding(self, step: StepInProgress) -> dict[str, int]:
-        """What FSDP2 held beside the planned graph, more than a plan has for it, and gradients of earlier backwards."""
-        if self.sharding is None:
-            return {}
-        messages = sum(step.messages.values()) - self.sharding.planned_message_bytes()
-        return {MESSAGES: max(messages, 0), GRADIENTS: step.gradient_bytes}
+        return self.sharding.held_beside(step) if self.sharding is not None else {}
 
     def _cause(self, measured: MeasuredStep, step: StepInProgress, excess_bytes: int) -> tuple[str, str]:
         optimizers = self._known.optimizers() if self._request.optimizer is None else []
         names, held = [type(optimizer).__name__ for optimizer in optimizers], self._held_by_sharding(step)
         return cause_of(measured, step, excess_bytes, self.extra_bytes, held, names, self._plans_loss())
-
-
-def watch_of(
-    model: nn.Module, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]
-) -> Watch | None:
-    """A watch over a model's steps; None where its device's memory cannot be measured."""
-    first = next(iter((*model.parameters(), *model.buffers())), None)
-    device = first.device if first is not None else torch.device("cpu")
-    window = peak_window(device)
-    return None if window is None else Watch(model, window, device, request, corrected, plans_loss)
