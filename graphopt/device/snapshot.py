@@ -35,6 +35,12 @@ class State:
     hooks: tuple[tuple[nn.Parameter, tuple[Any, Any]], ...]
     own_generators: tuple[tuple[torch.Generator, torch.Tensor], ...] = ()
 
+    @property
+    def host_bytes(self) -> int:
+        """What the copies take of the host's memory."""
+        generators = [self.cpu_generator, *self.cuda_generators, *(copied for _, copied in self.own_generators)]
+        return sum(copied.nbytes for copied in (*self.buffers.values(), *generators))
+
 
 @contextmanager
 def training_mode(model: nn.Module) -> Iterator[None]:

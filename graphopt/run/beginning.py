@@ -28,10 +28,11 @@ class Beginning:
         self._before, self._generators = None, python_generators() if has_breaks else None
         self._inputs = inputs
 
-    def keep(self) -> None:
-        """Keep all of the model: graphs of it may run before the call has to begin anew."""
+    def keep(self) -> int:
+        """Keep all of the model: graphs of it may run before the call has to begin anew. The bytes that it takes."""
         self._before = snapshot(self._model, self._inputs)
         self._generators = self._before.python_generators
+        return self._before.host_bytes
 
     def captures(self, code: CodeType) -> None:
         """A frame with this code is about to be captured."""

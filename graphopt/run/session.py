@@ -75,11 +75,10 @@ class Session:
         self._told_of_transforms, self._recaptures = False, Recaptures()
         self._calls = self._captures = 0
         refuse_compiles_from_outside()
-        #: How much is outside of the graphs, as far as a forward shows it; None where it is all in one.
-        self.tried: OutsideShare | None = None
+        self.tried: OutsideShare | None = None  # outside of the graphs, as a forward shows it; None where all is in one
         self._breaks: dict[GraphBreak, None] = {}
-        self._beginning = Beginning(model)
-        self._obstacle = ""  # why nothing was captured in the last call; Dynamo would not look again, were that gone
+        # and why nothing was captured in the last call: Dynamo would not look again, were that gone
+        self._beginning, self._obstacle = Beginning(model), ""
 
     @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -232,7 +231,7 @@ class Session:
             check_sharded_whole(self.model)
             check_tensors(self.model, tensors_in(call))
         if known is None or len(known.graphs) > 1 or self._breaks:  # a part may be captured anew when others have run
-            self._beginning.keep()
+            self.loop.sets_aside(self._beginning.keep())
             self.loop.look_away()
         self._plans.inputs = call
         try:
@@ -255,6 +254,7 @@ class Session:
         finally:
             self._plans.inputs = ((), {})
             self._beginning.forget()
+            self.loop.sets_aside(0)
         if outcome is Outcome.FINISHED:
             self._plans.is_used()
             ran = any(graph.last_call == self._calls for graph in self.graphs)

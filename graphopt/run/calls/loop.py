@@ -89,6 +89,11 @@ class Loop:
         """Nothing fits beside what the watch measured: True where a step may be tried as if that did not come again."""
         return self.watch is not None and self.watch.tries_without()
 
+    def sets_aside(self, size: int) -> None:
+        """So many bytes of copies are held in host memory from now on, which are no part of a step."""
+        if self.watch is not None and not self.watch.is_on_cuda:
+            self.watch.aside_bytes = size
+
     def look_away(self, planned: bool = False) -> None:
         """What capturing and planning take is no part of a step; nor is the time of what is then run first."""
         if self.watch is not None:

@@ -54,6 +54,7 @@ class Watch:
     `plans_loss` tells whether a plan can have a loss in it: where the model is one graph.
     `history` are the steps measured last. `extra_bytes` says what is to be counted beside the plan from now on, by
     kind; `loss_bytes` what is to be counted between the model's forward and its backward, beside what the plan holds.
+    `aside_bytes` are copies of the model's state while it is called, which are no part of a step.
     """
 
     def __init__(
@@ -66,9 +67,9 @@ class Watch:
         plans_loss: Callable[[], bool],
     ) -> None:
         self.extra_bytes: dict[str, int] = {}
-        self.loss_bytes = 0
+        self.loss_bytes = self.aside_bytes = 0
         self.history: deque[MeasuredStep] = deque(maxlen=KEPT_STEPS)
-        self._window, self._device = window, device
+        self._window, self._device, self.is_on_cuda = window, device, device.type == "cuda"
         self._request, self._corrected, self._plans_loss = request, corrected, plans_loss
         self._known = KnownMemory(model, device)
         if request.optimizer is not None:
@@ -97,7 +98,7 @@ class Watch:
             self._begins_sharded(self.sharding, inputs)
             return
         self.ends()
-        live_bytes = self._window.live_bytes()
+        live_bytes = self._live_bytes()
         self._step = StepInProgress(live_bytes, 0, 0, live_bytes, self._meter(live_bytes))
         if self._device.type != "cuda":
             given_bytes = unique_storage_bytes(with_storage(inputs), self._device)
@@ -113,13 +114,13 @@ class Watch:
         self.ends()
         self._window.take()
         if self.sharding is not None:
-            self.sharding.arrives(self._window.live_bytes())
+            self.sharding.arrives(self._live_bytes())
 
     def departs(self) -> None:
         """The model was called, and what FSDP2 gathered is freed."""
         self._look(Place.FORWARD)
         if self._step is not None and self.sharding is not None:
-            self.sharding.departs(self._window.live_bytes())
+            self.sharding.departs(self._live_bytes())
 
     def gradient_arrives(self, gradient: torch.Tensor) -> None:
         """A backward begins, and FSDP2 gathers the parameters first."""
@@ -129,7 +130,7 @@ class Watch:
         if not sharding.is_root:
             if not step.in_backward:
                 self._window.take()
-                sharding.returns(self._window.live_bytes())
+                sharding.returns(self._live_bytes())
             sharding.base_bytes -= unique_storage_bytes([gradient], self._device)
         elif not step.in_backward:
             self._look(Place.LOSS)
@@ -140,7 +141,7 @@ class Watch:
         step, sharding = self._step, self.sharding
         if step is not None and sharding is not None and step.in_backward and step.is_end and not sharding.is_root:
             self._window.take()
-            sharding.base_bytes += self._window.live_bytes() - step.settled_bytes
+            sharding.base_bytes += self._live_bytes() - step.settled_bytes
 
     def scatter_ends(self) -> None:
         """FSDP2 has handed the gradients over."""
@@ -152,7 +153,7 @@ class Watch:
 
     def _begins_sharded(self, sharding: Sharding, inputs: list[torch.Tensor]) -> None:
         state_bytes = self._known.state_bytes() if sharding.is_root else 0
-        self._step = sharding.begins(self._window.live_bytes(), inputs, state_bytes)
+        self._step = sharding.begins(self._live_bytes(), inputs, state_bytes)
         self._look(Place.GATHER)
 
     def is_unexpected(self) -> None:
@@ -176,16 +177,16 @@ class Watch:
             return
         if self.sharding is not None:
             if Place.GRAPHS not in step.peaks:
-                live_bytes = self._window.live_bytes()
+                live_bytes = self._live_bytes()
                 self.sharding.base_bytes += live_bytes - step.settled_bytes
                 step.settled_bytes = live_bytes
             return
         if not step.peaks and self._device.type != "cuda":
-            step.live_bytes = self._window.live_bytes()
+            step.live_bytes = self._live_bytes()
         if step.meter is not None and is_first_run:
             step.meter.is_disturbed()
         elif step.meter is not None and not step.peaks:
-            step.meter.restarts(self._window.live_bytes())
+            step.meter.restarts(self._live_bytes())
 
     def tries_without(self) -> bool:
         """Whether a step is to show if what was measured above the plan comes again; it then is not counted.
@@ -204,7 +205,7 @@ class Watch:
         if self._step is not None:
             self._step.predicted_bytes = max(self._step.predicted_bytes, predicted_bytes)
             self._known.returned(result)
-            self._step.returned_bytes = self._window.live_bytes() - self._moved_bytes(self._step)
+            self._step.returned_bytes = self._live_bytes() - self._moved_bytes(self._step)
             if self._step.is_unplanned and self.sharding is None:
                 heed_backward(result, WeakMethod(self._backward_begins), self._step)
         self._look(Place.FORWARD)
@@ -241,14 +242,14 @@ class Watch:
     def _run_graph(self, run: Run, args: list[Any]) -> Any:
         meter = self._step.meter if self._step is not None else None
         if meter is not None:
-            meter.enters(self._window.live_bytes())
+            meter.enters(self._live_bytes())
         messages = self.sharding.messages() if self.sharding is not None else {}
         result = run(args)
         self._look(Place.GRAPHS, messages)
         if self._step is not None:
-            self._step.settled_bytes = self._window.live_bytes()
+            self._step.settled_bytes = self._live_bytes()
         if meter is not None:
-            meter.leaves(self._window.live_bytes())
+            meter.leaves(self._live_bytes())
         return result
 
     def _meter(self, live_bytes: int) -> OutsideMeter | None:
@@ -294,7 +295,10 @@ class Watch:
     def _look(self, place: Place, messages: Mapping[str, int] = MappingProxyType({})) -> None:
         step = self._step
         if step is not None:
-            step.peaks_at(place, self._window.take() - self._moved_bytes(step), messages)
+            step.peaks_at(place, self._window.take() - self.aside_bytes - self._moved_bytes(step), messages)
+
+    def _live_bytes(self) -> int:
+        return self._window.live_bytes() - self.aside_bytes
 
     def _moved_bytes(self, step: StepInProgress) -> int:
         """What others have allocated since a block of a sharded model began its step, and still hold."""
