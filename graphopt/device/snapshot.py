@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from graphopt.device.storages import unique_storage_bytes
+
 #: Attributes that every module has: they hold parameters, buffers, children and hooks.
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 
@@ -39,7 +41,7 @@ class State:
     def host_bytes(self) -> int:
         """What the copies take of the host's memory."""
         generators = [self.cpu_generator, *self.cuda_generators, *(copied for _, copied in self.own_generators)]
-        return sum(copied.nbytes for copied in (*self.buffers.values(), *generators))
+        return unique_storage_bytes((*self.buffers.values(), *generators), torch.device("cpu"))
 
 
 @contextmanager
