@@ -1,6 +1,7 @@
 """Curves: what beats what, and points put into one."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,9 @@ points = st.builds(
 def test_points_put_into_a_curve_are_those_of_all_together(known: list[CurvePoint], news: list[CurvePoint]) -> None:
     curve = with_points(pareto(known), news)
     expected = pareto([*known, *news])
-    assert [(p.peak_bytes, p.seconds) for p in curve] == [(p.peak_bytes, p.seconds) for p in expected]
+    assert [p.peak_bytes for p in curve] == [p.peak_bytes for p in expected]
+    # which of two that differ by rounding alone stays depends on which was there
+    assert [p.seconds for p in curve] == pytest.approx([p.seconds for p in expected], rel=1e-9)
     for budget in range(curve[0].peak_bytes, 14):
         best = at_most(curve, budget)
         assert best.peak_bytes <= budget
