@@ -13,7 +13,7 @@ from graphopt.api.optimized import Optimized
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import Budget
 from graphopt.device import measure
-from graphopt.device.snapshot import restore, snapshot, training_mode
+from graphopt.device.snapshot import training_mode, undone
 from graphopt.device.storages import tensors_in
 from graphopt.report.data import Measured, Report
 from graphopt.run.model.loss_module import StepModule, as_call
@@ -89,16 +89,15 @@ def measure_step(
         unseen_bytes = session.request.optimizer_bytes if device.type == "cpu" else 0
         return measure.peak_bytes(run, resident, device) + unseen_bytes
 
-    before = snapshot(model)
-    try:
-        with training_mode(model):
-            optimized, eager = step(session), step(model._call_impl)
-            peak_bytes, eager_peak_bytes = measured(optimized), measured(eager)
-            ratio = measure.ratio(optimized, eager, time_rounds) if time_rounds else None
-        if ratio is None:
-            return Measured(peak_bytes, eager_peak_bytes)
-        quartiles = ratio.lower_quartile, ratio.upper_quartile
-        return Measured(peak_bytes, eager_peak_bytes, ratio.median, quartiles, time_rounds)
-    finally:
-        model.zero_grad(set_to_none=True)
-        restore(model, before)
+    with undone(model, (args, kwargs)):
+        try:
+            with training_mode(model):
+                optimized, eager = step(session), step(model._call_impl)
+                peak_bytes, eager_peak_bytes = measured(optimized), measured(eager)
+                ratio = measure.ratio(optimized, eager, time_rounds) if time_rounds else None
+        finally:
+            model.zero_grad(set_to_none=True)
+    if ratio is None:
+        return Measured(peak_bytes, eager_peak_bytes)
+    quartiles = ratio.lower_quartile, ratio.upper_quartile
+    return Measured(peak_bytes, eager_peak_bytes, ratio.median, quartiles, time_rounds)

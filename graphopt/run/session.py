@@ -26,7 +26,7 @@ from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import ANOTHER_WAY, noted_breaks, nothing_captured
 from graphopt.capture.numbers import reads_numbers
 from graphopt.device.ranks import ranks_of
-from graphopt.device.snapshot import State, restore, training_mode
+from graphopt.device.snapshot import State, restore, training_mode, undone
 from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.agreement import give_up
@@ -99,7 +99,7 @@ class Session:
         """Capture and plan for these inputs; nothing of the model is run that it could notice."""
         self._ranks = ranks_of(self.request.group)
         self._plans.key = CallKey(self.loop.shapes.of((args, kwargs)))
-        with training_mode(self.model), torch.enable_grad():
+        with undone(self.model, (args, kwargs)), training_mode(self.model), torch.enable_grad():
             self._together((args, kwargs), self._planning)
             if self._breaks:
                 self.tried = try_forward(self.model, (args, kwargs), self._in_phase)

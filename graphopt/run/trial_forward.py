@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from graphopt.device.peak_window import peak_window
-from graphopt.device.snapshot import restore, snapshot
+from graphopt.device.snapshot import undone
 from graphopt.device.storages import tensors_in
 from graphopt.report.data import OutsideShare
 from graphopt.run.graphs.call_key import Call
@@ -26,16 +26,16 @@ def try_forward(model: nn.Module, call: Call, run_in: RunIn) -> OutsideShare:
     Bytes are those on top of what was there before, and None where they cannot be measured.
     """
     meter = _ForwardMeter(next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
-    before, meeting = snapshot(model), Meeting(around=meter.around)
-    meeting.written.keep(tensors_in(call))
-    try:
-        meter.begins()
-        result = run_in(meeting, call)
-        share = meter.ends()
-        del result
-    finally:
-        meeting.written.put_back()
-        restore(model, before)
+    meeting = Meeting(around=meter.around)
+    with undone(model, call):
+        meeting.written.keep(tensors_in(call))
+        try:
+            meter.begins()
+            result = run_in(meeting, call)
+            share = meter.ends()
+            del result
+        finally:
+            meeting.written.put_back()
     return share
 
 

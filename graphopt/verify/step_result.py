@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from graphopt.base.errors import UsageError
-from graphopt.device.snapshot import restore, snapshot, training_mode
+from graphopt.device.snapshot import training_mode, undone
 from graphopt.device.storages import tensors_in
 from graphopt.graph.nodes import own_name
 
@@ -62,20 +62,19 @@ def run_step(
 
     Copied are the loss, the outputs, every gradient (of inputs too), every buffer and the generators.
     """
-    before = snapshot(model)
     kept = {name: p.grad for name, p in model.named_parameters()}
-    try:
-        model.zero_grad(set_to_none=True)
-        inputs = pytree.tree_map(_own_input, (args, dict(kwargs)))
-        with training_mode(model), torch.enable_grad():
-            output = call(*inputs[0], **inputs[1])
-            loss = loss_of(output)
-            loss.backward()
-        return RecordedStep(_collect(model, inputs, output, loss))
-    finally:
-        restore(model, before)
-        for name, parameter in model.named_parameters():
-            parameter.grad = kept[name]
+    with undone(model, (args, kwargs)):
+        try:
+            model.zero_grad(set_to_none=True)
+            inputs = pytree.tree_map(_own_input, (args, dict(kwargs)))
+            with training_mode(model), torch.enable_grad():
+                output = call(*inputs[0], **inputs[1])
+                loss = loss_of(output)
+                loss.backward()
+            return RecordedStep(_collect(model, inputs, output, loss))
+        finally:
+            for name, parameter in model.named_parameters():
+                parameter.grad = kept[name]
 
 
 def loss_of(output: Any) -> torch.Tensor:

@@ -117,6 +117,21 @@ def test_a_generator_of_the_models_own_is_drawn_from_once() -> None:
     assert found[0] == found[1]
 
 
+def test_examples_and_verification_leave_a_generator_among_the_inputs() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 8)
+
+        def forward(self, x: Tensor, given: torch.Generator) -> Tensor:
+            return self.layer(x + torch.randn(x.shape, generator=given)).square().mean()  # type: ignore[no-any-return]
+
+    given = torch.Generator().manual_seed(3)
+    before = given.get_state()
+    graphopt.optimize(Noisy(), "1GiB", example_inputs=(X, given), cost_model="roofline", verify=True)
+    assert torch.equal(given.get_state(), before)
+
+
 def test_a_checkpoint_around_the_model_runs_it_as_it_is_which_is_said() -> None:
     model = blocks(4)
     eager = copy.deepcopy(model)
