@@ -19,6 +19,7 @@ from graphopt.base.units import Budget, parse_bytes
 from graphopt.capture.check_tensors import check_inputs
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.storages import tensors_in
+from graphopt.lower.compiler import Compiler
 from graphopt.plan.choice import Choice
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
@@ -44,6 +45,7 @@ def optimize(
     verify: bool = False,
     group: dist.ProcessGroup | None = None,
     on_excess: OnExcess = "correct",
+    compiler: Compiler = "eager",
 ) -> nn.Module:
     """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
 
@@ -68,7 +70,8 @@ def optimize(
     """
     _check_model(model)
     kept = _load(plan)
-    choice = Choice(planner, cost_model, {g.graph_hash: g for g in kept.graphs} if kept else None, plan_seconds)
+    kept_graphs = {g.graph_hash: g for g in kept.graphs} if kept else None
+    choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler)
     check_on_excess(on_excess)
     request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept, group), on_excess=on_excess)
     args, kwargs = as_call(example_inputs, example_kwargs)

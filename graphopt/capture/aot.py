@@ -17,7 +17,7 @@ from torch._functorch._aot_autograd import collect_metadata_analysis, input_outp
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError
-from graphopt.capture.capture_graph import HandOver, capture_graph, return_all
+from graphopt.capture.capture_graph import HandOver, capture_graph, none_is_virtual, return_all
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
@@ -34,6 +34,10 @@ from graphopt.emit.runnable import Around, Runnable
 from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.nodes import is_own_file
+from graphopt.lower.before_planning import as_inductor_partitions, decompositions
+from graphopt.lower.compiler import Compiler
+from graphopt.lower.halves import LoweredHalves, lower_halves
+from graphopt.lower.virtual_values import virtual_nodes
 from graphopt.problem.schedule import Schedule
 
 logger = logging.getLogger("graphopt")
@@ -46,12 +50,14 @@ Decide = Callable[[CapturedGraph], Schedule]
 class CompiledGraph:
     """One of Dynamo's graphs, ready to be called with its flat inputs.
 
-    `emitted` is None where it needs no gradient. `runnables` are its forward and, once that is compiled, its backward.
+    `emitted` is None where it needs no gradient. `runnables` are its forward and, once that is compiled, its backward;
+    `lowered` is what they run in place of their own code, None where that runs.
     """
 
     call: Callable[..., Any]
     emitted: Emitted | None
     runnables: list[Runnable]
+    lowered: LoweredHalves | None = None
 
     @property
     def planned_tangents(self) -> frozenset[int] | None:
@@ -76,6 +82,7 @@ class CaptureRequest:
     around_forward: Around | None = None
     around_backward: Around | None = None
     tangents: ChooseTangents | None = None
+    compiler: Compiler = "eager"
 
 
 class _Captured(Exception):
@@ -112,27 +119,36 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
     halves: list[Emitted] = []
+    lowered: list[LoweredHalves] = []
 
-    def partition(joint: fx.GraphModule, _inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
+    def partition(joint: fx.GraphModule, inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
         graph, tokens = without_tokens(joint, num_fwd_outputs)
         static = [i - tokens.forward for i in known.get("static_lifetime_input_indices") or ()]
-        options = (request.cost_model, request.name, reason, request.hand_over, request.tangents)
+        if request.compiler == "inductor":
+            graph = as_inductor_partitions(graph, inputs, static)
+        virtual = virtual_nodes if request.compiler == "inductor" else none_is_virtual
+        options = (request.cost_model, request.name, reason, request.hand_over, request.tangents, virtual)
         captured = capture_graph(graph, static, *options)
         schedule, whole = decide(captured), captured.whole
         halves.append(emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule))
         tokens.put_back(halves[-1].forward, halves[-1].backward, halves[-1].whole_backward)
+        if request.compiler == "inductor":
+            lowered.append(lower_halves(halves[-1]))
         # AOTAutograd takes from it which inputs have a gradient at all
         return halves[-1].forward, halves[-1].whole_backward or halves[-1].backward
 
     def runnable(module: fx.GraphModule, around: Around | None = None) -> Runnable:
-        runnables.append(Runnable(module, around))
+        runnables.append(Runnable(module, around, lowered=lowered[-1].calls if lowered else {}))
         return runnables[-1]
 
     def backward(module: fx.GraphModule, _inputs: object) -> Runnable:
         has_all = halves[-1].whole_backward is None
-        planned, whole = (module, None) if has_all else (halves[-1].backward, module)
-        runnables.append(Runnable(planned, request.around_backward, BackwardModules(planned, whole, request.name)))
-        return runnables[-1]
+        # AOTAutograd compiles a copy of what it was given
+        planned = module if has_all and not lowered else halves[-1].backward
+        whole = None if has_all else module
+        made = runnable(planned, request.around_backward)
+        made.modules = BackwardModules(planned, whole, request.name)
+        return made
 
     def without_gradients(module: fx.GraphModule, _inputs: object) -> Runnable:
         module.graph.set_codegen(fx.graph._BoxedCodeGen())
@@ -144,15 +160,17 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         bw_compiler=backward,
         inference_compiler=without_gradients,
         partition_fn=partition,
+        decompositions=decompositions() if request.compiler == "inductor" else None,
         keep_inference_input_mutations=True,
     )
 
     def begin_anew() -> None:
         runnables.clear()
         halves.clear()
+        lowered.clear()
 
     call = _traced(request, compiler, begin_anew)
-    return CompiledGraph(call, halves[0] if halves else None, runnables)
+    return CompiledGraph(call, halves[0] if halves else None, runnables, lowered[0] if lowered else None)
 
 
 def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: Callable[[], None]) -> Any:

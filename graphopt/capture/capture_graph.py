@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from torch import fx
+
 from graphopt.base.errors import CaptureError
 from graphopt.capture.read_joint import build_step_graph
 from graphopt.capture.tangents import ChooseTangents, all_tangents
@@ -23,6 +25,15 @@ from graphopt.passes.run_passes import run_passes
 HandOver = Callable[[JointGraph, Sequence[int]], Passes]
 
 
+#: Finds the ops of a joint graph whose results are never stored.
+FindVirtual = Callable[[JointGraph], frozenset[fx.Node]]
+
+
+def none_is_virtual(_joint: JointGraph) -> frozenset[fx.Node]:
+    """Every result is stored, as where each op is a kernel of its own."""
+    return frozenset()
+
+
 def return_all(_joint: JointGraph, _static_inputs: Sequence[int]) -> Passes:
     """Every gradient is returned."""
     return RETURN_GRADIENTS
@@ -36,19 +47,21 @@ def capture_graph(
     break_reason: str = "",
     hand_over: HandOver = return_all,
     tangents: ChooseTangents | None = None,
+    virtual: FindVirtual = none_is_virtual,
 ) -> CapturedGraph:
     """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced.
 
     `hand_over` gives the passes that decide what becomes of the gradients; they run behind the cleaning ones.
-    `tangents` chooses those that the backward is made for; None: all.
+    `tangents` chooses those that the backward is made for; None: all. `virtual` finds the ops whose results are never
+    stored.
     """
     _check_gradients(joint)
     run_passes(joint, CLEANING)
     if tangents is None or len(joint.tangents) < 2:
         run_passes(joint, hand_over(joint, static_inputs))
-        step, whole = build_step_graph(joint, static_inputs), None
+        step, whole = build_step_graph(joint, static_inputs, virtual(joint)), None
     else:
-        step, whole = _chosen(joint, static_inputs, hand_over, tangents)
+        step, whole = _chosen(joint, static_inputs, hand_over, tangents, virtual)
     costs = COST_MODELS[cost_model](step.compute_nodes)
     _warn_of_unmeasured(step, costs, cost_model)
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
@@ -65,12 +78,12 @@ def _check_gradients(joint: JointGraph) -> None:
 
 
 def _chosen(
-    joint: JointGraph, static_inputs: list[int], hand_over: HandOver, choose: ChooseTangents
+    joint: JointGraph, static_inputs: list[int], hand_over: HandOver, choose: ChooseTangents, virtual: FindVirtual
 ) -> tuple[StepGraph, WholeBackward | None]:
     """The step with the tangents that are chosen, beside it with all of them, which returns its gradients."""
     own = copy_joint(joint)
     run_passes(joint, return_all(joint, static_inputs))
-    step = build_step_graph(joint, static_inputs)
+    step = build_step_graph(joint, static_inputs, virtual(joint))
     defined = choose(step)
     has_all = defined == all_tangents(joint)
     if not has_all:
@@ -79,7 +92,7 @@ def _chosen(
     if has_all and not own.added:
         return step, None
     kept = kept_for_whole(step, own)
-    fewer = build_step_graph(own, static_inputs)
+    fewer = build_step_graph(own, static_inputs, virtual(own))
     values = [fewer.home[node] for node in own.graph.nodes if node.name in kept]
     graph_hash = fewer.graph_hash if own.added else hash_with_tangents(step.graph_hash, defined)
     fewer = replace(fewer, outputs=tuple(dict.fromkeys((*fewer.outputs, *values))), graph_hash=graph_hash)

@@ -43,6 +43,9 @@ class _StepReader:
     ops: list[OpInfo] = field(default_factory=list)
     received: dict[fx.Node, int] = field(default_factory=dict)
     lingering: list[int] = field(default_factory=list)
+    virtual: frozenset[fx.Node] = frozenset()
+    #: What is read where a virtual node is read, by its storage.
+    read_through: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def value_of(self, tensor: torch.Tensor, node: fx.Node, kind: str) -> int:
         key = storage_key(tensor)
@@ -55,15 +58,17 @@ class _StepReader:
         return self.by_storage[key]
 
 
-def build_step_graph(joint: JointGraph, static_inputs: Sequence[int] = ()) -> StepGraph:
+def build_step_graph(
+    joint: JointGraph, static_inputs: Sequence[int] = (), virtual: frozenset[fx.Node] = frozenset()
+) -> StepGraph:
     """Read a joint graph as ops and values.
 
-    `static_inputs` are the positions of the primals that are parameters or buffers. Raises
-    CaptureError where tensors live on two accelerators, or are sparse.
+    `static_inputs` are the positions of the primals that are parameters or buffers. The result of `virtual` nodes is
+    never stored. Raises CaptureError where tensors live on two accelerators, or are sparse.
     """
     _check_dense(joint)
     primals = joint.primals
-    reader = _StepReader(_device_of(joint.graph.find_nodes(op="placeholder")))
+    reader = _StepReader(_device_of(joint.graph.find_nodes(op="placeholder")), virtual=virtual)
     for node in [*primals, *joint.added, *joint.graph.find_nodes(op="get_attr")]:
         for tensor in tensors_of(node):
             reader.home[node] = reader.value_of(tensor, node, "resident")
@@ -87,6 +92,7 @@ def build_step_graph(joint: JointGraph, static_inputs: Sequence[int] = ()) -> St
         static_inputs=frozenset(primals[i].name for i in static_inputs if i < len(primals)),
         boundary=boundary,
         graph_hash=hash_graph(joint.module),
+        virtual=virtual,
     )
 
 
@@ -101,6 +107,10 @@ def _check_dense(joint: JointGraph) -> None:
 
 
 def _add_node(reader: _StepReader, node: fx.Node, *, backward: bool, mutated: frozenset[int]) -> None:
+    if node in reader.virtual:
+        (made,) = tensors_of(node)
+        reader.read_through[storage_key(made)] = tuple(dict.fromkeys(_input_values(reader, node)))
+        return
     if node.target is operator.getitem:
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -112,9 +122,11 @@ def _add_node(reader: _StepReader, node: fx.Node, *, backward: bool, mutated: fr
             reader.home[node] = reader.by_storage[storage_key(tensors[0])]
         return
     inputs = tuple(dict.fromkeys([*_input_values(reader, node), *_sent_values(reader, node)]))
-    known = set(reader.by_storage)
-    produced = [t for t in tensors_of(node) if storage_key(t) not in known]
     held = tensors_of(node)
+    if any(storage_key(tensor) in reader.read_through for tensor in held):
+        return  # a view of what is not stored
+    known = set(reader.by_storage)
+    produced = [t for t in held if storage_key(t) not in known]
     outputs = tuple(dict.fromkeys(reader.value_of(tensor, node, "activations") for tensor in produced))
     outputs += _room_to_receive(reader, node)
     if len(held) == 1:
@@ -219,7 +231,8 @@ def _input_values(reader: _StepReader, node: fx.Node) -> list[int]:
         if source in reader.home:
             values.append(reader.home[source])
         else:
-            values.extend(reader.by_storage[storage_key(tensor)] for tensor in tensors_of(source))
+            for key in map(storage_key, tensors_of(source)):
+                values.extend(reader.read_through[key] if key in reader.read_through else (reader.by_storage[key],))
     return values
 
 

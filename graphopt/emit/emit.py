@@ -82,6 +82,9 @@ class Emitter:
         #: What each of them is: the name of the joint graph's node, or the random op whose generator state it is.
         self.saved_as: list[str | int] = []
         self.value_nodes = _nodes_of_values(step)
+        self.made_where_read = _virtual_and_their_views(step)
+        #: Of these, what was made for the op that is being written.
+        self.made_for_this: list[fx.Node] = []
         added = set(step.joint.added)
         for node in step.graph_module.graph.find_nodes(op="placeholder"):
             half = self.backward if is_tangent(node) or node in added else self.forward
@@ -154,6 +157,8 @@ class Emitter:
         else:
             made = half.call(op.node.target, args, kwargs, _name(op.node, again), _meta(op.node, op, again))
         self.forget(half, op)
+        while self.made_for_this:
+            half.made.pop(self.made_for_this.pop(), None)
         half.made[op.node] = made
         for item in op.node.users:
             if item.target is operator.getitem:
@@ -204,6 +209,8 @@ class Emitter:
         else:
             # a view or a number, made here because it is read here
             half.made[node] = half.graph.node_copy(node, lambda source: self.node(half, source))
+            if node in self.made_where_read:
+                self.made_for_this.append(node)
         return half.made[node]
 
     def is_whole(self, node: fx.Node) -> bool:
@@ -296,6 +303,14 @@ def _nodes_of_values(step: StepGraph) -> dict[int, list[fx.Node]]:
         for value in held if node not in step.home else {step.home[node]}:
             found.setdefault(value, []).append(node)
     return found
+
+
+def _virtual_and_their_views(step: StepGraph) -> set[fx.Node]:
+    """What is made anew for every op that reads it."""
+    storages = {storage_key(tensor) for node in step.virtual for tensor in tensors_of(node)}
+    if not storages:
+        return set()
+    return {n for n in step.graph_module.graph.nodes if any(storage_key(t) in storages for t in tensors_of(n))}
 
 
 def boxed(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,8 @@ class Runnable:
     around: Around | None = None
     modules: BackwardModules | None = None
     observer: Observer | None = None
+    #: What is called in place of the code of these modules.
+    lowered: Mapping[fx.GraphModule, Callable[..., Any]] = field(default_factory=dict)
     #: The code of the modules that ran, as it is called.
     _calls: dict[fx.GraphModule, Callable[..., Any]] = field(default_factory=dict)
     #: What AOTAutograd looks at to know that arguments come in a list that may be emptied.
@@ -50,7 +52,7 @@ class Runnable:
         if self.observer is not None:
             return self.observer(module, args)
         if module not in self._calls:
-            self._calls[module] = direct(module)
+            self._calls[module] = self.lowered.get(module) or direct(module)
         return self._calls[module](args)
 
 

@@ -72,6 +72,8 @@ class StepGraph:
     static_inputs: frozenset[str]
     boundary: int
     graph_hash: str = field(default="")
+    #: Nodes whose result is never stored: like views they are made where they are read, and read what they are made of.
+    virtual: frozenset[fx.Node] = frozenset()
 
     @property
     def graph_module(self) -> fx.GraphModule:

@@ -9,23 +9,26 @@ from dataclasses import dataclass
 from graphopt.base.errors import PlanMismatchError, UsageError
 from graphopt.cost_models import COST_MODELS
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.lower.compiler import Compiler, check_compiler
 from graphopt.planners import PLANNERS
 from graphopt.problem.plan import GraphPlan
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How to plan: names of planner and cost model, seconds to search for better, and kept plans by graph hash."""
+    """How to plan: names of planner and cost model, seconds to search for better, kept plans by graph hash, kernels."""
 
     planner: str = "auto"
     cost_model: str = "auto"
     kept: Mapping[str, GraphPlan] | None = None
     plan_seconds: float = 0.0
+    compiler: Compiler = "eager"
 
     def __post_init__(self) -> None:
         for kind, name, known in (("planner", self.planner, PLANNERS), ("cost model", self.cost_model, COST_MODELS)):
             if name not in known:
                 raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        check_compiler(self.compiler)
         if not 0 <= self.plan_seconds < math.inf:
             raise UsageError(f"plan_seconds: expected a number of seconds, 0 or more, got {self.plan_seconds!r}")
 

@@ -1,9 +1,8 @@
 """Session: what `optimize()` puts in front of a model's forward.
 
-A training call goes through torch.compile with our backend. A model that is captured whole is
-planned right there. One that breaks into several graphs is first run once with nothing kept, only
-to meet all of its graphs; then the budget is divided, and the call starts anew.
-
+A training call goes through torch.compile with our backend. A model that is captured whole is planned right there. One
+that breaks into several graphs is first run once with nothing kept, only to meet all of its graphs; then the budget is
+divided, and the call starts anew.
 Of several processes that train the model together, each comes to its first capture in the same call: there they agree
 on one plan. What one captures later it plans alone, as others may not have it; no graph waits for another process.
 """
@@ -292,7 +291,8 @@ class Session:
         def plan(study: GraphStudy) -> Schedule:
             return self._agreed([(graph, study)], study.graph.step.device)[graph]
 
-        graph.compile(self._plans.key, self.request.choice, plan)
+        for _ in self._plans.rounds():
+            graph.compile(self._plans.key, self.request.choice, plan)
         self.loop.look_away(planned=True)
 
     def _plan_piece(self, graph: DynamoGraph, position: int) -> None:
@@ -333,8 +333,9 @@ class Session:
         if not studies:
             return
         sequence = [(graph, studies[graph]) for graph in met if graph in studies]
-        for graph, schedule in self._agreed(sequence, sequence[0][1].graph.step.device).items():
-            graph.compile(key, choice, lambda _study, schedule=schedule: schedule)  # type: ignore[misc]
+        for _ in self._plans.rounds():
+            for graph, schedule in self._agreed(sequence, sequence[0][1].graph.step.device).items():
+                graph.compile(key, choice, lambda _study, schedule=schedule: schedule)  # type: ignore[misc]
         self.loop.look_away(planned=True)
 
     def _agreed(

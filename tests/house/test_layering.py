@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LAYERS = (
     *(("base",), ("problem",), ("planners",), ("device",), ("kernels",), ("compression",), ("graph",)),
     ("cost_models", "passes"),
-    *(("emit",), ("plan",)),
+    *(("emit",), ("lower",), ("plan",)),
     ("capture", "report"),
     ("run",),
     ("step", "verify"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,7 @@ from graphopt.plan.shares import joint_peak_bytes
 from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.schedule import Schedule
 from graphopt.run.calls.call_plan import CallPlan, in_the_place_of, log_plan, with_piece
+from graphopt.run.calls.kernel_bytes import KernelBytes, is_compiled
 from graphopt.run.calls.loop import Loop
 from graphopt.run.calls.make_plans import Make, at_least_the_smallest, making_in_pattern, making_one, making_several
 from graphopt.run.graphs.call_key import Call, CallKey, Shapes
@@ -46,6 +47,7 @@ class Plans:
         self._with: dict[tuple[CallKey, DynamoGraph], CallPlan] = {}
         self._sequences: dict[Shapes, tuple[DynamoGraph, ...]] = {}
         self._input_bytes: dict[Shapes, int] = {}
+        self._kernels = KernelBytes()
 
     @property
     def of_call(self) -> CallPlan | None:
@@ -76,6 +78,7 @@ class Plans:
         """Forget what is planned: there is less room than was thought. Which graphs calls have stays known."""
         self._calls.clear()
         self._with.clear()
+        self._kernels.forget()
 
     def drop(self, graph: DynamoGraph) -> None:
         """Forget what is planned with this graph."""
@@ -91,6 +94,7 @@ class Plans:
     def forget_all(self) -> None:
         """Forget the graphs too."""
         self.in_force = None
+        self._kernels.forget()
         for known in (self._calls, self._with, self._sequences, self._input_bytes):
             known.clear()
 
@@ -140,6 +144,22 @@ class Plans:
         self._now(call)
         return planned.schedule
 
+    def rounds(self) -> Iterator[None]:
+        """For each the call is planned and compiled: once, and again where its kernels take other bytes than planned."""
+        yield
+        while self._wants_another():
+            yield
+
+    def _wants_another(self) -> bool:
+        call = self.of_call
+        assert call is not None
+        if not is_compiled(call):
+            return False
+        if self._kernels.wants_another(call, self._request.budget_bytes):
+            return True
+        self._now(self._kernels.as_measured(call))
+        return False
+
     def _now(self, call: CallPlan) -> None:
         self.in_force = self._calls[self.key] = call
         self._with |= {(self.key, graph): call for graph in call.graphs}
@@ -151,7 +171,8 @@ class Plans:
         if self.key.pattern:
             return making_in_pattern(sequence, self._studies_of_pattern(), choice)
         make = making_one(sequence[0], choice) if len(sequence) == 1 else making_several(sequence, choice)
-        return at_least_the_smallest(make) if self.key.behind else make
+        # of kernels that are compiled a measurement decides, not the plan
+        return at_least_the_smallest(make) if self.key.behind or choice.compiler != "eager" else make
 
     def _studies_of_pattern(self) -> list[GraphStudy]:
         """The graphs of all forwards that wait for the same backward, as they return their gradients, in order."""
@@ -185,5 +206,6 @@ class Plans:
         if in_loop:
             others = self._input_bytes
             kinds |= self._loop.held_bytes(self.key, lambda shapes: others.get(shapes, 0), device, self.wrapping)
+        kinds |= self._kernels.resident(self.key)
         kinds["other"] = other_bytes(self._model, self.inputs, request.optimizer, device)
         return kinds

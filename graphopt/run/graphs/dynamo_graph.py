@@ -109,7 +109,7 @@ class DynamoGraph:
         """The joint graph, captured where it was not yet; None where the graph needs no gradient."""
         if adds not in self.studies:
             with self._as_met():
-                captured = capture_only(self._request(choice.cost_model, adds))
+                captured = capture_only(self._request(choice, adds))
             self.studies[adds] = self._studied(captured, choice) if captured is not None else None
         return self.studies[adds]
 
@@ -144,7 +144,7 @@ class DynamoGraph:
                 known = self.studies[key.adds] = self._studied(captured, choice)
             return plan(known)
 
-        self._compile(key, choice.cost_model, decide)
+        self._compile(key, choice, decide)
 
     def compile_without_gradients(self, key: CallKey, choice: Choice) -> None:
         """Compile a graph that needs no gradient, to run as it is."""
@@ -152,7 +152,7 @@ class DynamoGraph:
         def decide(_graph: CapturedGraph) -> Schedule:
             raise AssertionError("a graph that was captured without gradients has some now")
 
-        self._compile(key, choice.cost_model, decide)
+        self._compile(key, choice, decide)
 
     def train(self, compiled: CompiledGraph, args: tuple[Any, ...]) -> Any:
         """Run it as it is planned."""
@@ -176,9 +176,9 @@ class DynamoGraph:
         if self.tangents.chosen != before:
             self.studies.clear()
 
-    def _compile(self, key: CallKey, cost_model: str, decide: Decide) -> None:
+    def _compile(self, key: CallKey, choice: Choice, decide: Decide) -> None:
         with self._as_met():
-            compiled = self.compiled[key] = compile_graph(self._request(cost_model, key.adds), decide)
+            compiled = self.compiled[key] = compile_graph(self._request(choice, key.adds), decide)
         emitted = compiled.emitted
         self.may_round = emitted is not None and has_full_precision_products(emitted.whole_backward or emitted.backward)
 
@@ -201,7 +201,7 @@ class DynamoGraph:
             yield
         assert self.guards in (None, self._count_guards()), "a capture asked of a number what Dynamo does not guard"
 
-    def _request(self, cost_model: str, adds: bool) -> CaptureRequest:
+    def _request(self, choice: Choice, adds: bool) -> CaptureRequest:
         slots: list[ParameterSlot] = []
 
         def hand_over(joint: JointGraph, static_inputs: Sequence[int]) -> Passes:
@@ -226,5 +226,5 @@ class DynamoGraph:
             return self.around.around_backward(run, args)
 
         around = (self.around.around_forward, backward)
-        options = (cost_model, self.name, hand_over, *around, self.tangents)
+        options = (choice.cost_model, self.name, hand_over, *around, self.tangents, choice.compiler)
         return CaptureRequest(self.module, self.example_inputs, *options)
