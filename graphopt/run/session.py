@@ -2,9 +2,8 @@
 
 A training call goes through torch.compile with our backend. A model that is captured whole is planned right there. One
 that breaks into several graphs is first run once with nothing kept, only to meet all of its graphs; then the budget is
-divided, and the call starts anew.
-Of several processes that train the model together, each comes to its first capture in the same call: there they agree
-on one plan. What one captures later it plans alone, as others may not have it; no graph waits for another process.
+divided, and the call starts anew. Of several processes that train the model together, each comes to its first capture
+in the same call: there they agree on one plan. What one captures later it plans alone, as others may not have it.
 """
 
 from __future__ import annotations

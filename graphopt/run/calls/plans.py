@@ -145,7 +145,7 @@ class Plans:
         return planned.schedule
 
     def rounds(self) -> Iterator[None]:
-        """For each the call is planned and compiled: once, and again where its kernels take other bytes than planned."""
+        """For each the call is planned and compiled: once, and again where its kernels take other bytes."""
         yield
         while self._wants_another():
             yield
