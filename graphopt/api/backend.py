@@ -7,21 +7,23 @@ from typing import Any
 
 from torch import fx
 
-from graphopt.base.errors import CaptureError, UsageError
-from graphopt.base.units import parse_bytes
-from graphopt.capture.aot import CaptureRequest, break_reason, compile_graph
+from graphopt.base.errors import BudgetError, CaptureError, UsageError
+from graphopt.base.units import format_bytes, parse_bytes
+from graphopt.capture.aot import CaptureRequest, CompiledGraph, break_reason, compile_graph
 from graphopt.capture.captures import warn_of_limit
 from graphopt.capture.numbers import fix_sizes
 from graphopt.capture.tangents import loss_alone
 from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.graph.step_graph import StepGraph
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import studied
-from graphopt.plan.pipeline import plan_within
+from graphopt.plan.pipeline import plan_as, plan_within
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import device_total_bytes, resident_of_graph
 from graphopt.problem.schedule import Schedule
 
-_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds")
+_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "compiler")
+#: Plans that are compiled until one's kernels fit.
+_MOST_ROUNDS = 4
 
 
 def graphopt_backend(
@@ -29,7 +31,7 @@ def graphopt_backend(
 ) -> Callable[..., Any]:
     """`torch.compile(model, backend="graphopt", options={"mem_budget": "8GiB"})`.
 
-    Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`, `plan_seconds`. What is resident
+    Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`. What is resident
     is read from the graph's inputs. Raises UsageError for options that are unknown or missing, CaptureError where
     the model breaks into several graphs (`graphopt.optimize` divides a budget over them), BudgetError
     where it does not fit. torch.compile wraps each in its own BackendCompilerFailed.
@@ -47,18 +49,49 @@ def graphopt_backend(
     warn_of_limit()
     fix_sizes(module)
     choice = Choice(
-        given.get("planner", "auto"), given.get("cost_model", "auto"), plan_seconds=given.get("plan_seconds", 0.0)
+        given.get("planner", "auto"),
+        given.get("cost_model", "auto"),
+        plan_seconds=given.get("plan_seconds", 0.0),
+        compiler=given.get("compiler", "eager"),
     )
+    return _compiled(module, example_inputs, given, choice).call
+
+
+def _compiled(module: fx.GraphModule, inputs: Sequence[Any], given: Mapping[str, Any], choice: Choice) -> CompiledGraph:
+    """The graph, planned; planned again where its compiled kernels take more than the budget leaves."""
+    planned: list[PlannedGraph] = []
+    room_bytes, beside_bytes = 0, 0
 
     def decide(captured: CapturedGraph) -> Schedule:
+        nonlocal room_bytes
         total = device_total_bytes(captured.step.device)
-        budget_bytes = parse_bytes(given["mem_budget"], total)
         resident = resident_of_graph(captured.step)
         if given.get("reserve"):
             resident["reserve"] = parse_bytes(given["reserve"], total)
-        return plan_within(studied(captured, choice), budget_bytes, resident, choice).schedule
+        budget_bytes = parse_bytes(given["mem_budget"], total)
+        room_bytes = budget_bytes - sum(resident.values())
+        study = studied(captured, choice)
+        try:
+            planned.append(plan_within(study, budget_bytes - beside_bytes, resident, choice))
+        except BudgetError:
+            if choice.compiler == "eager":
+                raise
+            planned.append(plan_as(study, study.curve[0].schedule, choice))  # what it takes is measured
+        return planned[-1].schedule
 
-    def tangents(step: StepGraph) -> frozenset[int]:
-        return loss_alone(step.joint)
-
-    return compile_graph(CaptureRequest(module, example_inputs, choice.cost_model, tangents=tangents), decide).call
+    while True:
+        request = CaptureRequest(
+            module, inputs, choice.cost_model, tangents=lambda step: loss_alone(step.joint), compiler=choice.compiler
+        )
+        compiled = compile_graph(request, decide)
+        peak_bytes = compiled.lowered.peak_bytes if compiled.lowered is not None else None
+        if peak_bytes is None or peak_bytes <= room_bytes:
+            return compiled
+        if planned[-1].peak_bytes <= planned[-1].study.minimum_bytes or len(planned) >= _MOST_ROUNDS:
+            raise BudgetError(
+                f"mem_budget: the kernels that Inductor makes of this graph take {format_bytes(peak_bytes)} where "
+                f"{format_bytes(max(room_bytes, 0))} are left for them, at the smallest plan that was compiled; "
+                "options={'compiler': 'eager'} runs eager's kernels, whose peak is as planned",
+                peak_bytes,
+            )
+        beside_bytes = peak_bytes - planned[-1].peak_bytes

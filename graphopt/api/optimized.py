@@ -12,7 +12,7 @@ from graphopt.plan.model_plan import build_plan
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
-from graphopt.report.data import Measured, Report
+from graphopt.report.data import CompiledKernels, Measured, Report
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.model.loss_module import users_model
 from graphopt.run.session import Session
@@ -38,7 +38,8 @@ class Optimized:
     def plan(self) -> Plan:
         """The plan in force, the last one made; raises UsageError before the first training call."""
         call, name = self.in_force, type(users_model(self._model)).__name__
-        return build_plan(name, self.session.request.budget_bytes, call.resident_bytes, call.planned)
+        beside_bytes = call.kernels.beside_bytes if call.kernels is not None else 0
+        return build_plan(name, self.session.request.budget_bytes, call.resident_bytes, call.planned, beside_bytes)
 
     @property
     def in_force(self) -> CallPlan:
@@ -61,6 +62,7 @@ class Optimized:
             trained=trained,
             outside=outside_share(self.history) or self.session.tried,
             breaks=self.session.breaks,
+            compiled=_compiled(self.in_force),
         )
 
     @property
@@ -96,6 +98,15 @@ class Optimized:
         self._model.__dict__.pop("compile", None)
         del self._model.graphopt
         return self._model
+
+
+def _compiled(call: CallPlan) -> CompiledKernels | None:
+    """What a report says of kernels that were compiled."""
+    kernels = call.kernels
+    if kernels is None:
+        return None
+    planned_bytes = call.peak_bytes - kernels.beside_bytes
+    return CompiledKernels(kernels.rounds, kernels.compile_seconds, planned_bytes, call.peak_bytes)
 
 
 def _nothing() -> None:

@@ -66,6 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
         _target(command)
         command.add_argument("--mem-budget", metavar="BYTES", help="for example 8GiB; needed unless --plan names one")
         _planner(command)
+        command.add_argument(
+            "--compiler", choices=("eager", "inductor"), default="eager",
+            help="whose kernels run the plan: eager's own, bit by bit (default), or Inductor's",
+        )  # fmt: skip
         command.add_argument("--plan", metavar="PATH", help="use this saved plan instead of planning")
         command.add_argument("--save-plan", metavar="PATH", help="write the plan as JSON")
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")

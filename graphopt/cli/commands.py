@@ -180,7 +180,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from graphopt.problem.plan import Plan
 
     keywords = {"mem_budget": options.mem_budget, "planner": options.planner, **_costs(options)}
-    keywords["plan_seconds"] = options.plan_seconds
+    keywords |= {"plan_seconds": options.plan_seconds, "compiler": options.compiler}
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
     target = load_target(options.target, options.device)
     if target.optimizer is not None:

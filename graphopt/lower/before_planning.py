@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import detect_fake_mode
-from torch._inductor import compile_fx
+from torch._inductor import compile_fx, config
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -25,7 +25,8 @@ _TAG, _BACKWARD = "partitioner_tag", "is_backward"
 
 def decompositions() -> dict[Any, Any]:
     """Those that Inductor lowers from; random ops stay whole, so that draws are eager's."""
-    return dict(select_decomp_table())
+    with config.patch(fallback_random=True):
+        return dict(select_decomp_table())
 
 
 def as_inductor_partitions(joint: JointGraph, inputs: Any, static_inputs: list[int]) -> JointGraph:

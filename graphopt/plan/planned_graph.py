@@ -48,6 +48,7 @@ class PlannedGraph:
             graph_hash=step.graph_hash,
             planner=study.kept.planner if study.kept else self.choice.planner,
             cost_model=self.choice.cost_model,
+            compiler=self.choice.compiler,
             schedule=self.schedule,
             budget_bytes=self.budget_bytes,
             peak_bytes=self.peak_bytes,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graphopt.base import records
 
-SCHEMA = "graphopt.plan/2"
+SCHEMA = "graphopt.plan/3"
 
 
 #: Nearer to the lower bound than this share of it, a plan is proven to be optimal.
@@ -55,6 +55,7 @@ class GraphPlan:
     graph_hash: str
     planner: str
     cost_model: str
+    compiler: str
     schedule: tuple[int, ...]
     budget_bytes: int
     peak_bytes: int
@@ -73,7 +74,8 @@ class Plan:
     """The plan of a model: one graph plan a captured graph, in the order in which they run.
 
     `peak_bytes`, `eager_peak_bytes` and `minimum_bytes` are in the budget's own measure:
-    everything on the device while one training step runs. `resident_bytes` says what is there
+    everything on the device while one training step runs. Of kernels that were compiled `peak_bytes` is what they were
+    measured to take. `resident_bytes` says what is there
     before it starts, by kind ("parameters", "buffers", "inputs", "optimizer", "reserve").
     """
 
@@ -108,6 +110,11 @@ class Plan:
         bound_seconds = sum(graph.bound_seconds for graph in self.graphs)
         above = sum(graph.seconds for graph in self.graphs) / bound_seconds - 1 if bound_seconds else 0.0
         return above if above > PROVEN else 0.0
+
+    @property
+    def compiler(self) -> str:
+        """Whose kernels run the plan: "eager" or "inductor"."""
+        return ", ".join(dict.fromkeys(graph.compiler for graph in self.graphs)) or "eager"
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

@@ -108,6 +108,19 @@ class StepFigures:
 
 
 @dataclass(frozen=True)
+class CompiledKernels:
+    """What Inductor made of a plan: rounds of planning and compiling, their seconds, and peaks in the budget's measure.
+
+    `planned_bytes` is the peak of the schedule in force, `measured_bytes` that of its kernels on made-up inputs.
+    """
+
+    rounds: int
+    compile_seconds: float
+    planned_bytes: int
+    measured_bytes: int
+
+
+@dataclass(frozen=True)
 class Report:
     """All that is known of one optimized model, or of a training `step`. `str(report)` is the text of it.
 
@@ -122,6 +135,7 @@ class Report:
     trained: TrainedSteps | None = None
     outside: OutsideShare | None = None
     breaks: tuple[GraphBreak, ...] = ()
+    compiled: CompiledKernels | None = None
 
     def __str__(self) -> str:
         from graphopt.report.text import render_text

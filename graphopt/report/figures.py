@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from graphopt.base.units import format_bytes
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.plan import Checkpoint
-from graphopt.report.data import GraphReport, Measured, OutsideShare, Report, TrainedSteps
+from graphopt.report.data import CompiledKernels, GraphReport, Measured, OutsideShare, Report, TrainedSteps
 
 
 def fits(report: Report) -> bool:
@@ -89,6 +89,9 @@ def breakdown(report: Report) -> list[tuple[str, int]]:
     graph = main_graph(report)
     rows += [(kind, size) for kind, size in graph.peak_breakdown.items() if size] if graph else []
     rest = report.plan.peak_bytes - sum(size for _, size in rows)
+    if report.compiled is not None and (beside := report.compiled.measured_bytes - report.compiled.planned_bytes):
+        rows.append(("compiled kernels beside the plan", beside))
+        rest -= beside
     return [*rows, ("other graphs", rest)] if rest > 0 and len(report.graphs) > 1 else rows
 
 
@@ -163,6 +166,8 @@ def summary(report: Report) -> list[tuple[str, str]]:
     rows.append(("predicted time", signed_percent(plan.overhead)))
     if measured and measured.time_ratio is not None:
         rows.append(("measured time", _measured_time(measured)))
+    if report.compiled is not None:
+        rows.append(("Inductor", _compiled(report.compiled)))
     rows.append(("smallest budget", format_bytes(plan.minimum_bytes)))
     if report.step is not None:
         step = report.step
@@ -172,6 +177,14 @@ def summary(report: Report) -> list[tuple[str, str]]:
             rows.append(("sent by each of the ranks", f"{format_bytes(step.sent_bytes)} a step, {step.ranks} ranks"))
         rows += [("gradients", line) for line in step.exchange]
     return rows
+
+
+def _compiled(kernels: CompiledKernels) -> str:
+    rounds = "" if kernels.rounds == 1 else f" in {kernels.rounds} rounds"
+    return (
+        f"{format_bytes(kernels.planned_bytes)} planned, {format_bytes(kernels.measured_bytes)} measured; compiled"
+        f"{rounds} in {seconds_text(kernels.compile_seconds)}"
+    )
 
 
 def _trained(steps: TrainedSteps) -> str:

@@ -19,6 +19,7 @@ def make_graph_plan(name: str = "graph 1", blocks: int = 6) -> GraphPlan:
         graph_hash="0123abcd",
         planner="search",
         cost_model="profiled",
+        compiler="eager",
         schedule=(*range(steps), *range(4, 12), *range(steps, 2 * steps)),
         budget_bytes=80 * MIB,
         peak_bytes=78 * MIB,

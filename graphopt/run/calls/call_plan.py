@@ -21,12 +21,21 @@ from graphopt.run.graphs.dynamo_graph import DynamoGraph
 logger = logging.getLogger("graphopt")
 
 
+@dataclass(frozen=True)
+class MeasuredKernels:
+    """Kernels that were compiled for a call: what they take beside its plan (below 0: less), and what it took."""
+
+    beside_bytes: int
+    rounds: int
+    compile_seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class CallPlan:
     """What is in force: the graphs of a call in the order in which they run, one may come twice, and the plan of each.
 
     `key` says for which calls. `resident_bytes` says what is there beside them, by kind; `plan_seconds` is how long
-    planning took.
+    planning took. `kernels` is None where eager's run.
     """
 
     key: CallKey
@@ -34,12 +43,14 @@ class CallPlan:
     planned: tuple[PlannedGraph, ...]
     resident_bytes: Mapping[str, int]
     plan_seconds: float
+    kernels: MeasuredKernels | None = None
 
     @cached_property
     def peak_bytes(self) -> int:
         """The most that is there at once, resident or not."""
         studies, schedules = [each.study for each in self.planned], [each.schedule for each in self.planned]
-        return sum(self.resident_bytes.values()) + joint_peak_bytes(studies, schedules)
+        beside_bytes = self.kernels.beside_bytes if self.kernels is not None else 0
+        return sum(self.resident_bytes.values()) + joint_peak_bytes(studies, schedules) + beside_bytes
 
     @cached_property
     def saved_bytes(self) -> int:

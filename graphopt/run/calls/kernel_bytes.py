@@ -8,18 +8,15 @@ leave so much that a faster plan would fit, the plan is made again with that dif
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
-from graphopt.run.calls.call_plan import CallPlan
+from graphopt.run.calls.call_plan import CallPlan, MeasuredKernels
 from graphopt.run.graphs.call_key import CallKey
 
 logger = logging.getLogger("graphopt")
 
-#: What is counted beside the graphs.
-KERNELS = "compiled kernels beside the plan"
 #: Plans that are compiled for one call; most fit at once, and a compilation takes as long as torch.compile's.
 _MOST_ROUNDS = 4
 #: A faster plan is compiled where it saves so much of a step: less is within what kernels' times differ by.
@@ -28,10 +25,11 @@ _WORTH = 0.02
 
 @dataclass(eq=False)
 class _Fit:
-    """The rounds of one call: what its kernels took beside the plan last, and at the least in all."""
+    """The rounds of one call: what its kernels took beside the plan last, at the least in all, and their seconds."""
 
     beside_bytes: int = 0
     rounds: int = 0
+    compile_seconds: float = 0.0
     smallest_bytes: int | None = None
     was_above: bool = False
 
@@ -46,39 +44,38 @@ class KernelBytes:
         """What is planned anew is measured anew."""
         self._fits.clear()
 
-    def resident(self, key: CallKey) -> dict[str, int]:
-        """What to count beside the graphs of calls like `key`, by kind."""
+    def beside_bytes(self, key: CallKey) -> int:
+        """What kernels of calls like `key` took beside the plan that they were compiled from last."""
         fit = self._fits.get(key)
-        return {KERNELS: fit.beside_bytes} if fit is not None and fit.beside_bytes else {}
+        return fit.beside_bytes if fit is not None else 0
 
-    def as_measured(self, call: CallPlan) -> CallPlan:
-        """The plan of a call with what its kernels were measured to take."""
-        beside = _beside_bytes(call)
-        others = {kind: size for kind, size in call.resident_bytes.items() if kind != KERNELS}
-        return replace(call, resident_bytes={**others, KERNELS: beside} if beside else others)
+    def measured(self, call: CallPlan) -> CallPlan:
+        """The plan of a call whose kernels were just made, with what they took."""
+        fit = self._fits.setdefault(call.key, _Fit())
+        fit.beside_bytes = _beside_bytes(call)
+        fit.rounds += 1
+        fit.compile_seconds += _compile_seconds(call)
+        call = replace(call, kernels=MeasuredKernels(fit.beside_bytes, fit.rounds, fit.compile_seconds))
+        fit.smallest_bytes = min(call.peak_bytes, fit.smallest_bytes or call.peak_bytes)
+        logger.info(
+            "Inductor's kernels take %s where %s were planned (round %d, %.1f s)",
+            *map(format_bytes, (call.peak_bytes, call.peak_bytes - fit.beside_bytes)),
+            *(fit.rounds, fit.compile_seconds),
+        )
+        return call
 
     def wants_another(self, call: CallPlan, budget_bytes: int) -> bool:
-        """Whether a call whose kernels were just made and measured should be planned again.
+        """Whether a call whose kernels were `measured` should be planned again.
 
         Raises BudgetError where no plan is left that could fit, with the least that was measured.
         """
-        beside = _beside_bytes(call)
-        fit = self._fits.setdefault(call.key, _Fit())
-        measured = self.as_measured(call)
-        excess_bytes = measured.peak_bytes - budget_bytes
-        fit.rounds += 1
-        fit.beside_bytes = beside
-        fit.smallest_bytes = min(measured.peak_bytes, fit.smallest_bytes or measured.peak_bytes)
-        logger.info(
-            "Inductor's kernels take %s where %s were planned (round %d)",
-            *map(format_bytes, (measured.peak_bytes, measured.peak_bytes - beside)),
-            fit.rounds,
-        )
-        if excess_bytes <= 0:
-            return not fit.was_above and fit.rounds < _MOST_ROUNDS and _is_worth_another(call, -excess_bytes)
+        fit = self._fits[call.key]
+        room_bytes = budget_bytes - call.peak_bytes
+        if room_bytes >= 0:
+            return not fit.was_above and fit.rounds < _MOST_ROUNDS and _is_worth_another(call, room_bytes)
         fit.was_above = True
         if fit.rounds >= _MOST_ROUNDS or _is_smallest(call):
-            raise _error(fit, measured.resident_bytes, budget_bytes)
+            raise _error(fit, call, budget_bytes)
         return True
 
 
@@ -97,6 +94,11 @@ def _beside_bytes(call: CallPlan) -> int:
     return max(found, default=0)
 
 
+def _compile_seconds(call: CallPlan) -> float:
+    lowered = [graph.compiled[call.key].lowered for graph in dict.fromkeys(call.graphs)]
+    return sum(halves.compile_seconds for halves in lowered if halves is not None)
+
+
 def _is_worth_another(call: CallPlan, room_bytes: int) -> bool:
     """Whether a faster plan of a graph that is the whole model would fit in the room that is left."""
     if len(call.planned) != 1:
@@ -110,9 +112,9 @@ def _is_smallest(call: CallPlan) -> bool:
     return all(planned.peak_bytes <= planned.study.minimum_bytes for planned in call.planned)
 
 
-def _error(fit: _Fit, resident_bytes: Mapping[str, int], budget_bytes: int) -> BudgetError:
-    least = fit.smallest_bytes or 0
-    drivers = tuple(f"{kind} {format_bytes(size)}" for kind, size in resident_bytes.items() if size > 0)
+def _error(fit: _Fit, call: CallPlan, budget_bytes: int) -> BudgetError:
+    least = fit.smallest_bytes or call.peak_bytes
+    drivers = tuple(f"{kind} {format_bytes(size)}" for kind, size in call.resident_bytes.items() if size)
     return BudgetError(
         f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small for compiler='inductor': of {fit.rounds} "
         f"plan(s) that were compiled, the kernels of the smallest were measured at {format_bytes(least)} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -116,7 +116,7 @@ class Plans:
         studies = [study for _, study in dict.fromkeys(sequence)]
         take_workspaces((study.graph.step for study in studies), device, in_autograd=True)
         resident = self._resident(device, in_loop)
-        room = Room(self._request.budget_bytes, resident)
+        room = self._room(resident)
         make = self._make([study for _, study in sequence])
         try:
             planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
@@ -125,7 +125,7 @@ class Plans:
                 raise
             # what was measured once may not come again: the smallest plan shows whether it does
             resident = self._resident(device, in_loop)
-            room = Room(self._request.budget_bytes, resident)
+            room = self._room(resident)
             planned = at_least_the_smallest(make)(replace(room, budget_bytes=0))
         by_graph = {graph: plan for (graph, _), plan in zip(dict.fromkeys(sequence), planned, strict=True)}
         if graphs:
@@ -155,10 +155,13 @@ class Plans:
         assert call is not None
         if not is_compiled(call):
             return False
-        if self._kernels.wants_another(call, self._request.budget_bytes):
-            return True
-        self._now(self._kernels.as_measured(call))
-        return False
+        self._now(self._kernels.measured(call))
+        assert self.in_force is not None
+        return self._kernels.wants_another(self.in_force, self._request.budget_bytes)
+
+    def _room(self, resident_bytes: Mapping[str, int]) -> Room:
+        """What is there for the graphs of the call, beside what is resident and what compiled kernels took last."""
+        return Room(self._request.budget_bytes - self._kernels.beside_bytes(self.key), resident_bytes)
 
     def _now(self, call: CallPlan) -> None:
         self.in_force = self._calls[self.key] = call
@@ -206,6 +209,5 @@ class Plans:
         if in_loop:
             others = self._input_bytes
             kinds |= self._loop.held_bytes(self.key, lambda shapes: others.get(shapes, 0), device, self.wrapping)
-        kinds |= self._kernels.resident(self.key)
         kinds["other"] = other_bytes(self._model, self.inputs, request.optimizer, device)
         return kinds

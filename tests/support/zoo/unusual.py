@@ -175,7 +175,7 @@ def structured_outputs() -> Case:
         divergence = (latent.mean**2 + latent.log_variance.exp() - latent.log_variance - 1).mean()
         return F.mse_loss(out["guess"], x) + 0.1 * divergence
 
-    return Case(Outputs(64), ({"x": x},), loss=loss, loss_bytes=2 * 2**20)
+    return Case(Outputs(64), ({"x": x},), loss=loss, loss_bytes=3 * 2**20)
 
 
 class Autocast(nn.Module):
