@@ -57,7 +57,9 @@ def optimize(
     without, at the first training call. Every new set of shapes is planned anew. `plan_seconds` is
     time to look for a faster plan than the planner's, each time that one is made. The peak of real
     steps is measured: where one is over the budget, a warning says by how much and why, and the next
-    call is planned with that much less room; with `on_excess="raise"` it is a BudgetError. `plan` is a kept
+    call is planned with that much less room; with `on_excess="raise"` it is a BudgetError. `compiler`
+    says whose kernels run the plan: eager's, with eager's bits, or "inductor": those are faster, round
+    otherwise, are measured before they are used, and take a compilation. `plan` is a kept
     plan (or its file) to use instead of planning: at its own budget, or at another one. `verify`
     compares with eager, at once where inputs are given.
 

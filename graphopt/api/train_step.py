@@ -13,6 +13,7 @@ from graphopt.base.units import UNLIMITED_BYTES, parse_bytes
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.device.ranks import ranks_of
+from graphopt.lower.compiler import Compiler
 from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.plan.choice import Choice
@@ -55,6 +56,7 @@ def train_step(
     reserve: int | float | str = 0,
     plan_seconds: float = 0.0,
     on_excess: OnExcess = "correct",
+    compiler: Compiler = "eager",
 ) -> TrainStep:
     """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
 
@@ -69,8 +71,8 @@ def train_step(
     and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
     stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
     its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
-    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds` and `example_inputs` are
-    those of `optimize()`.
+    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler` and `example_inputs`
+    are those of `optimize()`.
 
     Each step is measured. What one took above its plan is told of, once for each cause, and is counted from the next
     call on; with `on_excess="raise"` it is a BudgetError, raised when the step is done and the parameters are updated.
@@ -101,7 +103,7 @@ def train_step(
             check_on_excess(on_excess)
             compress = Auto() if compress == "auto" else compress
             options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress, on_excess)
-            choice = Choice(planner, cost_model, plan_seconds=plan_seconds)
+            choice = Choice(planner, cost_model, plan_seconds=plan_seconds, compiler=compiler)
             args, kwargs = as_call(example_inputs, example_kwargs)
             check_unwrapped(model)
             check_devices(model, (args, kwargs))

@@ -19,6 +19,7 @@ from torch._inductor.virtualized import V
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from graphopt.graph.joint import JointGraph, is_tangent
+from graphopt.graph.roles import DESCRIPTOR
 
 _TAG, _BACKWARD = "partitioner_tag", "is_backward"
 
@@ -63,6 +64,10 @@ def _joined(forward: fx.GraphModule, backward: fx.GraphModule, num_outputs: int,
     returned = [made.get(item, item) for item in (*outputs[:num_outputs], *gradients)]  # type: ignore[index, misc]
     output = graph.output(tuple(returned))
     output.meta = dict(forward.graph.output_node().meta)
+    output.meta[DESCRIPTOR] = [
+        *forward.graph.output_node().meta.get(DESCRIPTOR, ())[:num_outputs],
+        *backward.graph.output_node().meta.get(DESCRIPTOR, ()),
+    ]
     root = {name: value for half in (backward, forward) for name, value in _constants(half).items()}
     module = fx.GraphModule(root, graph)
     _make_anew(module, mode)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -14,6 +14,7 @@ from torch._inductor import compile_fx, config
 from torch._inductor.fx_passes import post_grad
 from torch._inductor.virtualized import V
 
+from graphopt.base.errors import CaptureError
 from graphopt.emit.emit import unwatched
 from graphopt.lower.fusion_guard import FusionGuard
 from graphopt.lower.kernel_groups import groups_end_where_memory_is_freed
@@ -26,15 +27,37 @@ Lowered = Callable[[list[Any]], Any]
 SETTINGS: dict[str, Any] = {"fallback_random": True, "layout_optimization": False}
 #: Tells what Inductor caches of ours from what it caches of others: the same graph is fused otherwise there.
 CACHE_TAG = "graphopt-2"
+#: Of a graph with numbers among its inputs: the first micro-batch of a window has another one than those behind it.
+_MOST_VARIANTS = 4
 
 
 def lower(module: fx.GraphModule, *, is_backward: bool) -> Lowered:
     """Compile a graph whose placeholders have fake tensors; all that it returns has the strides that they have there.
 
-    Inputs that nothing reads, such as undefined tangents, may be None.
+    Inputs that nothing reads, such as undefined tangents, may be None. Plain numbers are constants of what is compiled:
+    it is compiled anew for others, of which there must be few.
     """
+    inputs = module.graph.find_nodes(op="placeholder")
+    numbers = [i for i, node in enumerate(inputs) if isinstance(node.meta["val"], (bool, int, float))]
+    if not numbers:
+        return _compiled(module, {}, is_backward=is_backward)
+    known = {tuple(inputs[i].meta["val"] for i in numbers): _compiled(module, {}, is_backward=is_backward)}
+
+    def run(args: list[Any]) -> Any:
+        given = tuple(args[i] for i in numbers)
+        if given not in known:
+            if len(known) >= _MOST_VARIANTS:
+                raise CaptureError(f"compiler='inductor': {inputs[numbers[0]]} changes from step to step; use 'eager'")
+            named = {inputs[i].name: value for i, value in zip(numbers, given, strict=True)}
+            known[given] = _compiled(module, named, is_backward=is_backward)
+        return known[given](args)
+
+    return run
+
+
+def _compiled(module: fx.GraphModule, numbers: Mapping[str, Any], *, is_backward: bool) -> Lowered:
     graph, positions, unwatched_outputs = _plain(module.graph)
-    inputs = [node.meta["val"] for node in graph.find_nodes(op="placeholder")]
+    inputs = [numbers.get(node.name, node.meta["val"]) for node in graph.find_nodes(op="placeholder")]
     output = graph.output_node()
     (returned,) = output.args
     output.meta["user_visible_output_idxs"] = [i for i, item in enumerate(returned) if isinstance(item, fx.Node)]  # type: ignore[arg-type]

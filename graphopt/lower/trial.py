@@ -43,6 +43,16 @@ def trial_peak_bytes(
     return peak - start_bytes
 
 
+def trial_peak_bytes_of_whole(graph: fx.GraphModule, lowered: Lowered, window: CpuWindow | CudaWindow) -> int:
+    """The same for a forward and backward in one graph, whose inputs are all resident."""
+    with plain_execution(device_of(graph) or torch.device("cpu")):
+        inputs = _made_up(graph.graph.find_nodes(op="placeholder"))
+        window.take()
+        start_bytes = window.live_bytes()
+        lowered(list(inputs))
+        return window.take() - start_bytes
+
+
 def _made_up(nodes: Sequence[fx.Node]) -> list[Any]:
     specs = {node: _spec(node) for node in nodes if isinstance(node.meta["val"], torch.Tensor)}
     shared: dict[torch.dtype, torch.Tensor] = {}

@@ -175,7 +175,7 @@ class Division:
         key = memory.summed, memory.view.trained, kind
         if key not in self._micros:
             self._micros[key] = Micros(
-                self._module, memory.choice.cost_model, memory.plan, memory.view.trains, hand_over, memory.forget
+                self._module, memory.choice, memory.plan, memory.view.trains, hand_over, memory.forget
             )
         return self._micros[key]
 

@@ -28,7 +28,10 @@ from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
+from graphopt.lower.compiler import Compiler
+from graphopt.lower.halves import LoweredWhole
 from graphopt.passes.joint import Passes
+from graphopt.plan.choice import Choice
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
@@ -59,6 +62,7 @@ class Micro:
 
     captured: CapturedGraph
     plan: Callable[[], PlannedGraph]
+    compiler: Compiler = "eager"
 
     @cached_property
     def planned(self) -> PlannedGraph:
@@ -76,9 +80,10 @@ class Micro:
             self.__dict__.pop(made, None)
 
     @cached_property
-    def module(self) -> fx.GraphModule:
+    def module(self) -> fx.GraphModule | LoweredWhole:
         """The graph to run, boxed: (loss, a gradient or None for each of the joint graph's inputs)."""
-        return emit_whole(self.captured.step, self.planned.schedule)
+        emitted = emit_whole(self.captured.step, self.planned.schedule)
+        return emitted if self.compiler == "eager" else LoweredWhole(emitted)
 
     @cached_property
     def input_roles(self) -> tuple[object, ...]:
@@ -128,13 +133,13 @@ class Micros:
     def __init__(
         self,
         module: LossModule,
-        cost_model: str,
+        choice: Choice,
         plan: Plan,
         trained: Callable[[object], bool],
         hand_over: HandOver,
         dropped: Callable[[Micro], None],
     ) -> None:
-        self._cost_model, self._plan, self._trained, self._hand_over = cost_model, plan, trained, hand_over
+        self._choice, self._plan, self._trained, self._hand_over = choice, plan, trained, hand_over
         self._module, self._dropped = module, dropped
         self._called: MicroCall | None = None
         #: The least recently used first.
@@ -229,7 +234,11 @@ class Micros:
             return self._hand_over(joint, trained)
 
         examples = examples_of(module)
-        captured = capture_only(CaptureRequest(module, examples, self._cost_model, "micro-batch", hand_over))
+        choice = self._choice
+        request = CaptureRequest(
+            module, examples, choice.cost_model, "micro-batch", hand_over, compiler=choice.compiler
+        )
+        captured = capture_only(request)
         if captured is None:
             raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
         return self._key_of(captured, inputs)
@@ -240,7 +249,7 @@ class Micros:
         key = captured.step.graph_hash, tuple(node.meta[DESCRIPTOR] for node in inputs_of_graph)
         if key not in self._known:
             learning = _learning(captured, inputs)
-            self._known[key] = Micro(captured, lambda: self._plan(captured, learning))
+            self._known[key] = Micro(captured, lambda: self._plan(captured, learning), self._choice.compiler)
         return key
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphopt.base.errors import BudgetError, UsageError
+from graphopt.base.errors import UsageError
 from graphopt.compression.residuals import of_each_rank
 from graphopt.device.snapshot import undone
 from graphopt.device.storages import tensors_in
@@ -44,6 +44,7 @@ from graphopt.step.division import Division
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import HandOver, Micro, MicroCall
 from graphopt.step.options import StepOptions, StepResult, check_update_in_backward, nothing_learned
+from graphopt.step.plan_micros import plan_micros
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
@@ -135,20 +136,8 @@ class TrainStep:
             self._watch.corrects()
         pieces = self.division.cut(args, kwargs)
         calls = [self.division.resolve(piece) for piece in pieces]
-        self._plan([call.micro for call in calls])
+        plan_micros([call.micro for call in calls], self._memory, self._watch, self._forget_plans)
         return as_shares(pieces, weight_of(pieces)), calls
-
-    def _plan(self, micros: Sequence[Micro]) -> None:
-        """Plan those that have no plan; where nothing fits beside what was measured, one step is tried without that."""
-        try:
-            for micro in micros:
-                assert micro.planned
-        except BudgetError:
-            if not self._watch.may_try:
-                raise
-            self._watch.tries_without()
-            for micro in micros:
-                assert micro.planned
 
     def _heed_changes(self) -> None:
         """What the user changed since the last step is heeded, or raises UsageError."""

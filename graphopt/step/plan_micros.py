@@ -1,0 +1,76 @@
+"""The micro-batches of a step, planned, and planned again where their compiled kernels take more than the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from graphopt.base.errors import BudgetError
+from graphopt.base.units import format_bytes
+from graphopt.lower.halves import LoweredWhole
+from graphopt.step.memory import StepMemory
+from graphopt.step.micro import Micro
+from graphopt.step.step_watch import StepWatch
+
+#: Plans that are compiled for one step; most fit at once.
+_MOST_ROUNDS = 4
+
+
+def plan_micros(
+    micros: Sequence[Micro], memory: StepMemory, watch: StepWatch, forget_plans: Callable[[], None]
+) -> None:
+    """Plan those that have no plan; where nothing fits beside what was measured, one step is tried without that.
+
+    Raises BudgetError.
+    """
+    try:
+        for micro in micros:
+            assert micro.planned
+    except BudgetError:
+        if not watch.may_try:
+            raise
+        watch.tries_without()
+        for micro in micros:
+            assert micro.planned
+    _fit_kernels(micros, memory, forget_plans)
+
+
+def _fit_kernels(micros: Sequence[Micro], memory: StepMemory, forget_plans: Callable[[], None]) -> None:
+    """Compile planned micro-batches, and plan them again while what their kernels were measured to take is too much."""
+    distinct = list(dict.fromkeys(micros))
+    for round_number in range(_MOST_ROUNDS):
+        peak_bytes = max((_peak_bytes(micro, memory) for micro in distinct), default=0)
+        excess_bytes = peak_bytes - memory.budget_bytes
+        if excess_bytes <= 0:
+            return
+        if round_number == _MOST_ROUNDS - 1:
+            break
+        memory.above_bytes += max(_beside_bytes(micro) for micro in distinct)
+        forget_plans()
+        try:
+            for micro in distinct:
+                assert micro.planned
+        except BudgetError:
+            break
+    raise BudgetError(
+        f"{format_bytes(memory.budget_bytes)} ({memory.budget_bytes:,} bytes) is too small for compiler='inductor': "
+        f"kernels of the last plan that was compiled were measured at {format_bytes(peak_bytes)} ({peak_bytes:,} "
+        "bytes). What to try: compiler='eager', whose peaks are as planned; smaller micro-batches; a larger budget.",
+        peak_bytes,
+    )
+
+
+def _peak_bytes(micro: Micro, memory: StepMemory) -> int:
+    """The most in the step with this micro-batch's kernels; 0 where eager's run, or nothing can be measured."""
+    measured = _measured_bytes(micro)
+    (planned,) = memory.plans_of([micro])
+    own = planned.resident_bytes
+    return 0 if measured is None else sum(own.values()) - memory.above_bytes + measured
+
+
+def _beside_bytes(micro: Micro) -> int:
+    measured = _measured_bytes(micro)
+    return 0 if measured is None else measured - micro.planned.peak_bytes
+
+
+def _measured_bytes(micro: Micro) -> int | None:
+    return micro.module.peak_bytes if isinstance(micro.module, LoweredWhole) else None
