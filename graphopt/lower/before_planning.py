@@ -8,6 +8,7 @@ backward of the joint graph that is planned.
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import fx
@@ -20,6 +21,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from graphopt.graph.joint import JointGraph, is_tangent
 from graphopt.graph.roles import DESCRIPTOR
+from graphopt.passes.joint.split_dropout import split_dropout
 
 _TAG, _BACKWARD = "partitioner_tag", "is_backward"
 
@@ -35,6 +37,8 @@ def as_inductor_partitions(joint: JointGraph, inputs: Any, static_inputs: list[i
 
     Nodes of the forward keep their order and come first; what min-cut recomputes stands in the backward, tagged so.
     """
+    split_dropout(joint)
+    _open_dropout(joint.graph)
     mode = _fake_mode(joint.module)
     device = next(tensor.device for node in joint.graph.nodes if (tensor := _tensor(node)) is not None)
     with V.set_fake_mode(mode):
@@ -49,6 +53,19 @@ def as_inductor_partitions(joint: JointGraph, inputs: Any, static_inputs: list[i
     return JointGraph(_joined(*halves, joint.num_forward_outputs, mode), joint.num_forward_outputs)
 
 
+def _open_dropout(graph: fx.Graph) -> None:
+    """Write the product with a dropout's mask as two products, which Inductor fuses; the draw stays an op."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.graphopt.apply_dropout_mask.default):
+        source, mask, chance = node.args
+        scale = 0.0 if chance == 1.0 else 1.0 / (1.0 - chance)  # type: ignore[operator]
+        with graph.inserting_before(node):
+            kept = graph.call_function(torch.ops.aten.mul.Tensor, (source, mask))
+            made = graph.call_function(torch.ops.aten.mul.Tensor, (kept, scale))
+        kept.meta, made.meta = dict(node.meta), dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+
+
 def _joined(forward: fx.GraphModule, backward: fx.GraphModule, num_outputs: int, mode: Any) -> fx.GraphModule:
     """One graph of both halves: the backward reads what the forward saved for it."""
     graph = fx.Graph()
@@ -58,8 +75,9 @@ def _joined(forward: fx.GraphModule, backward: fx.GraphModule, num_outputs: int,
     tangents = [node for node in late_inputs if is_tangent(node)]
     made = {node: graph.node_copy(node) for node in (*inputs, *tangents)}
     _copy_ops(forward.graph, graph, made, is_backward=False)
-    taken = [node for node in late_inputs if node not in made]
-    made |= {node: made[there] for node, there in zip(taken, saved, strict=True)}
+    # numbers and tensors are saved in one order and taken in another; names stay
+    there = {node.name: made[node] for node in saved}
+    made |= {node: there[node.name] for node in late_inputs if node not in made}
     _copy_ops(backward.graph, graph, made, is_backward=True)
     returned = [made.get(item, item) for item in (*outputs[:num_outputs], *gradients)]  # type: ignore[index, misc]
     output = graph.output(tuple(returned))
@@ -97,7 +115,8 @@ def _make_anew(module: fx.GraphModule, mode: Any) -> None:
     """Fake tensors of its own for every node: a copy in the backward must not seem to share its original's storage."""
     inputs = module.graph.find_nodes(op="placeholder")
     kept = [node.meta.get("val") for node in inputs]
-    with torch.no_grad():
+    # an op that saves the generator's state saves the real one
+    with torch.no_grad(), mock.patch.object(mode, "allow_non_fake_inputs", True):
         FakeTensorProp(module, mode).propagate_dont_convert_inputs(*kept)
     for node, value in zip(inputs, kept, strict=True):
         node.meta["val"] = value

@@ -41,6 +41,12 @@ _REDUCTIONS = {
 _GATHERS = {aten.gather.default, aten.index.Tensor, aten._unsafe_index.Tensor}
 
 
+#: Marks a node that Inductor would inline, and is to store: `stored_where_marked` sees to it.
+STORED = "graphopt_stored"
+#: Tensors that wait for one expression, and are freed by it. A sum of twelve products would hold all of them.
+_MOST_WAITING = 2
+
+
 @dataclass
 class _Expression:
     """What is inlined where a value is read: the tensors that are read for it, its ops, and whether one is dear."""
@@ -65,9 +71,17 @@ def virtual_nodes(joint: JointGraph) -> frozenset[fx.Node]:
             continue
         candidates.append(node)
         expression = _expression(node, inlined)
-        if not _is_stored(node, expression):
+        if _waits_for_many(node, expression, readers):
+            node.meta[STORED] = True
+        elif not _is_stored(node, expression):
             inlined[node] = expression
     return frozenset(inlined) | _fused(candidates, readers, set(inlined))
+
+
+def _waits_for_many(node: fx.Node, expression: _Expression, readers: dict[fx.Node, list[fx.Node]]) -> bool:
+    """Whether more tensors as large as its result wait for it alone than it is worth to hold."""
+    waiting = [read for read in expression.reads if len(readers.get(read, ())) == 1 and _numel(read) >= _numel(node)]
+    return len(waiting) > _MOST_WAITING
 
 
 def _fused(candidates: list[fx.Node], readers: dict[fx.Node, list[fx.Node]], virtual: set[fx.Node]) -> set[fx.Node]:
@@ -84,7 +98,7 @@ def _fused(candidates: list[fx.Node], readers: dict[fx.Node, list[fx.Node]], vir
 
     for node in reversed(candidates):
         reached = kernels_of(node)
-        if node not in virtual and len(reached) == 1 and _numel(node) == max(map(_loops, reached)):
+        if node not in virtual and not node.meta.get(STORED) and len(reached) == 1 and _numel(node) == max(map(_loops, reached)):
             found.add(node)
     return found
 
