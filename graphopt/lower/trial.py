@@ -12,7 +12,7 @@ from graphopt.cost_models.signature import TensorSpec, concrete, tensor_spec
 from graphopt.device.peak_window import CpuWindow, CudaWindow
 from graphopt.device.timing import plain_execution
 from graphopt.graph.joint import is_tangent
-from graphopt.graph.roles import UNDEFINED
+from graphopt.graph.roles import DESCRIPTOR, UNDEFINED, Accumulator
 from graphopt.lower.inductor import Lowered
 
 
@@ -21,22 +21,27 @@ def trial_peak_bytes(
 ) -> int:
     """The most bytes that a forward and its backward allocate beside the forward's inputs.
 
-    The gradients that come to the backward are a part of it, and so are the forward's outputs to the end, as in a plan.
+    The gradients that come to the backward are a part of it, and so are the forward's outputs to the end, as in a plan;
+    sums of gradients that it adds to are not.
     Inputs that are only read lie in one block of memory as large as the largest, so that there is hardly more on the
     device than in a step. Their numbers are made up: floats are a half, integers zero, so that they are indices of
     anything.
     """
     forward, backward = (half.graph.find_nodes(op="placeholder") for half in halves)
+    added = [node for node in backward if isinstance(node.meta.get(DESCRIPTOR), Accumulator)]
+    tangents = [node for node in backward if is_tangent(node)]
+    num_saved = len(backward) - len(added) - len(tangents)
     with plain_execution(device_of(halves[0]) or torch.device("cpu")):
-        inputs = _made_up(forward)
+        inputs, sums = _made_up(forward), _made_up(added)
         window.take()
         start_bytes = window.live_bytes()
         outputs = list(lowered[0](list(inputs)))
         peak = window.take()
-        num_saved = len([node for node in backward if not is_tangent(node)])
-        given = outputs[len(outputs) - num_saved :]
+        # saved behind tensors, and handed over before them
+        given = sorted(outputs[len(outputs) - num_saved :], key=lambda each: isinstance(each, torch.Tensor))
         del outputs[len(outputs) - num_saved :]
-        given += [None if node.meta.get(UNDEFINED) else _filled(_spec(node)) for node in backward if is_tangent(node)]
+        given += [None if node.meta.get(UNDEFINED) else _filled(_spec(node)) for node in tangents]
+        given += sums
         lowered[1](given)
         peak = max(peak, window.take())
         del outputs

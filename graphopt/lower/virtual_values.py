@@ -98,7 +98,12 @@ def _fused(candidates: list[fx.Node], readers: dict[fx.Node, list[fx.Node]], vir
 
     for node in reversed(candidates):
         reached = kernels_of(node)
-        if node not in virtual and not node.meta.get(STORED) and len(reached) == 1 and _numel(node) == max(map(_loops, reached)):
+        if (
+            node not in virtual
+            and not node.meta.get(STORED)
+            and len(reached) == 1
+            and _numel(node) == max(map(_loops, reached))
+        ):
             found.add(node)
     return found
 

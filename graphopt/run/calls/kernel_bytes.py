@@ -40,6 +40,10 @@ class KernelBytes:
     def __init__(self) -> None:
         self._fits: dict[CallKey, _Fit] = {}
 
+    def begins(self, key: CallKey) -> None:
+        """Calls like `key` are planned anew."""
+        self._fits.pop(key, None)
+
     def forget(self) -> None:
         """What is planned anew is measured anew."""
         self._fits.clear()

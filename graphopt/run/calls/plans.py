@@ -146,6 +146,7 @@ class Plans:
 
     def rounds(self) -> Iterator[None]:
         """For each the call is planned and compiled: once, and again where its kernels take other bytes."""
+        self._kernels.begins(self.key)
         yield
         while self._wants_another():
             yield
