@@ -18,23 +18,24 @@ class CpuWindow:
     def __init__(self) -> None:
         counter = cpu_counter()
         assert counter is not None
-        self._counter = counter
+        #: What is allocated now, of all that was allocated since the counter is there.
+        self.live_bytes = counter.live_bytes
+        self._take_peak_bytes = counter.take_peak_bytes
         self._peak_bytes = 0
         _lookers.append(weakref.ref(self, _lookers.remove))
         self.take()
 
-    def live_bytes(self) -> int:
-        """What is allocated now, of all that was allocated since the counter is there."""
-        return int(self._counter.graphopt_cpu_live_bytes())
-
     def take(self) -> int:
         """The most that was allocated since the last call."""
-        peak_bytes = int(self._counter.graphopt_cpu_peak_bytes())
-        for there in tuple(_lookers):
-            looker = there()
-            if looker is not None and looker._peak_bytes < peak_bytes:
-                looker._peak_bytes = peak_bytes
-        most, self._peak_bytes = self._peak_bytes, 0
+        peak_bytes = self._take_peak_bytes()
+        if len(_lookers) > 1:
+            for there in tuple(_lookers):
+                looker = there()
+                if looker is not None and looker._peak_bytes < peak_bytes:
+                    looker._peak_bytes = peak_bytes
+        if not self._peak_bytes:
+            return peak_bytes
+        most, self._peak_bytes = max(peak_bytes, self._peak_bytes), 0
         return most
 
 

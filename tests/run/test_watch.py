@@ -172,7 +172,7 @@ def test_what_came_once_does_not_end_training() -> None:
             del passing
     peaks = [step.measured_bytes for step in model.graphopt.history]
     assert peaks[2] > 2_700_000 > max(peaks[3:])
-    assert peaks[5] == peaks[1] and not model.graphopt.session.loop.watch.extra_bytes
+    assert peaks[5] == peaks[1] and not model.graphopt.session.loop.watch.corrections.extra_bytes
 
 
 def test_neither_an_evaluation_nor_another_model_counts() -> None:

@@ -38,13 +38,15 @@ def heed_backward(result: Any, begins: weakref.WeakMethod[Callable[[Any], None]]
 def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:
     """Tell `heeding` of every step of an optimizer that holds a parameter of the model, until it is gone."""
     who, own = weakref.ref(heeding), weakref.ref(model)
-    is_own: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = weakref.WeakKeyDictionary()
+    known: dict[int, tuple[weakref.ref[torch.optim.Optimizer], bool]] = {}  # asked twice a step
 
     def heeds(optimizer: torch.optim.Optimizer) -> HeedsUpdates | None:
-        if optimizer not in is_own:
+        of, is_own = known.get(id(optimizer), (own, False))
+        if of() is not optimizer:
             inside = {id(parameter) for parameter in found.parameters()} if (found := own()) is not None else set()
-            is_own[optimizer] = any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
-        return who() if is_own[optimizer] else None
+            is_own = any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
+            known[id(optimizer)] = weakref.ref(optimizer), is_own
+        return who() if is_own else None
 
     def before(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if (told := heeds(optimizer)) is not None:
