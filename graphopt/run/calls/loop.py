@@ -63,7 +63,7 @@ class Loop:
         self.watch = self.watch or watch_of(self._model, self._request, self._corrected, self._plans_loss)
         if self.watch is not None:
             held = sum(bytes_of(wrapping, self._model).values()) if wrapping is not None else 0
-            self.watch.begins(tensors, gradients, held, is_behind=bool(waiting))
+            self.watch.begins(shapes, tensors, gradients, held, is_behind=bool(waiting))
         pattern = self._pattern.met(shapes, tuple(forward.key.shapes for forward in waiting))
         if waiting and not pattern and self.watch is not None:
             self.watch.is_unexpected()

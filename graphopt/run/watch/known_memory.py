@@ -13,7 +13,7 @@ from torch import nn
 from graphopt.device.storages import tensors_in, unique_storage_bytes
 from graphopt.run.graphs.gradients import gradient_bytes
 from graphopt.run.watch.behind_inputs import bytes_behind
-from graphopt.run.watch.held_outputs import HeldOutputs, cpu_storages, with_storage
+from graphopt.run.watch.held_outputs import HeldOutputs, with_storage
 
 #: Looks after which what seldom changes its bytes is looked at again.
 _LOOK_AGAIN = 64
@@ -47,10 +47,8 @@ class KnownMemory:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.outputs = HeldOutputs()
         self._model, self._device = model, device
-        self._model_bytes, self._looks, self._state_looks, self._starts = 0, 0, 0, 0
+        self._model_bytes, self._looks, self._state_looks = 0, 0, 0
         self._states: dict[int, _State] = {}
-        self._signs: tuple[int, ...] = ()
-        self._named = 0, 0, 0
 
     def model_bytes(self) -> int:
         """Parameters and buffers."""
@@ -81,32 +79,11 @@ class KnownMemory:
                 state.entries = len(optimizer.state)
         return sum(state.size for state in self._states.values())
 
-    def begins(
-        self, live_bytes: int, inputs: list[torch.Tensor], gradients: list[torch.Tensor], wrapping_bytes: int
-    ) -> StartOfStep:
-        """What is there as a step begins with so many bytes allocated, with these inputs and gradients.
-
-        What is neither an input nor a held output is named anew where something of it may have changed: as many bytes
-        with as many gradients, states, and inputs that have a gradient are taken for the same.
-        """
-        given = {storage._cdata: storage.nbytes() for storage in cpu_storages(inputs)}
-        given_bytes, held_bytes = sum(given.values()), self.outputs.held_bytes()
-        behind = sum(tensor.grad_fn is not None for tensor in inputs)
-        rest_bytes = live_bytes - given_bytes - held_bytes
-        signs = (rest_bytes, wrapping_bytes, len(gradients), behind, *self._entries())
-        if self._starts % _LOOK_AGAIN == 0:
-            self._looks = self._state_looks = 0
-            self._signs = ()
-        self._starts += 1
-        if signs != self._signs:
-            start_bytes = self.model_bytes() + wrapping_bytes + gradient_bytes(gradients, self._device)
-            front_bytes = bytes_behind(inputs, self._device) if behind else 0
-            self._named, self._signs = (start_bytes, self.state_bytes(), front_bytes), signs
-        start_bytes, state_bytes, front_bytes = self._named
-        return StartOfStep(start_bytes + given_bytes, state_bytes, held_bytes, front_bytes)
-
-    def _entries(self) -> list[int]:
-        return [len(found.state) if (found := state.of()) is not None else -1 for state in self._states.values()]
+    def begins(self, inputs: list[torch.Tensor], gradients: list[torch.Tensor], wrapping_bytes: int) -> StartOfStep:
+        """What is there as a step begins with these inputs and gradients."""
+        start_bytes = self.model_bytes() + self._bytes(inputs) + gradient_bytes(gradients, self._device)
+        held_bytes, front_bytes = self.outputs.held_bytes(), bytes_behind(inputs, self._device)
+        return StartOfStep(start_bytes + wrapping_bytes, self.state_bytes(), held_bytes, front_bytes)
 
     def _bytes(self, tensors: Iterable[torch.Tensor]) -> int:
         return unique_storage_bytes(with_storage(tensors), self._device)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 
 from graphopt.base.units import format_bytes
 from graphopt.report.data import OutsideShare, TrainedSteps
@@ -15,6 +16,7 @@ from graphopt.run.watch.outside_meter import OutsideMeter, StepSeconds
 KEPT_STEPS = 1024
 #: The last steps that the share of seconds is the median of.
 _STEPS_OF_SHARE = 16
+NO_MESSAGES: Mapping[str, int] = MappingProxyType({})
 
 
 class Place(Enum):
@@ -30,6 +32,7 @@ class Place(Enum):
     SCATTER = "while FSDP2 scattered gradients"
     BACKWARD = "in the backward, outside of the planned graphs"
     UPDATE = "while the optimizer updated the parameters"
+    WHOLE = "somewhere before the update"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class MeasuredStep:
 
     `state_bytes` is the optimizer's state when it began, `held_bytes` what was held of the model's earlier outputs.
     `outside_bytes` is what the peak has of what was allocated since the step began, but not in planned graphs. Both
-    this and `seconds` are None where they were not measured: of most steps the peak alone is.
+    this and `seconds` are None where they were not measured, as in a step that is measured as a whole.
     """
 
     predicted_bytes: int
@@ -48,11 +51,6 @@ class MeasuredStep:
     held_bytes: int
     outside_bytes: int | None = None
     seconds: StepSeconds | None = None
-
-    def is_like(self, known: tuple[int, int, Place, int, int]) -> bool:
-        """Whether these are all that is known of it."""
-        own = (self.predicted_bytes, self.measured_bytes, self.place, self.state_bytes, self.held_bytes)
-        return own == known and self.seconds is None and self.outside_bytes is None
 
 
 @dataclass(eq=False)
@@ -74,6 +72,11 @@ class StepInProgress:
     place: Place = Place.GRAPHS
     outside_bytes: int | None = None
     returned_bytes: int = 0
+    #: What was known at the end of its backward; and whether it is one forward, its backward and updates behind that,
+    #: while nothing was planned or captured.
+    backward_bytes: int = -1
+    at_backward: MeasuredStep | None = None
+    is_plain: bool = True
     #: In a model that FSDP2 shards: what was allocated when the last graph had run, gradients of earlier backwards, the
     #: messages that were there while the graph ran that has the highest peak, by kind, and whether no gradient goes on
     #: from it.
@@ -94,18 +97,16 @@ class StepInProgress:
     @property
     def is_unplanned(self) -> bool:
         """Whether no planned graph ran in it, so far."""
-        return Place.GRAPHS not in self.peaks
+        return Place.GRAPHS not in self.peaks and Place.WHOLE not in self.peaks
 
-    def measured(self, last: MeasuredStep | None = None) -> MeasuredStep:
-        """As far as is known; the last step, where this one took as much in the same way and nothing else is known."""
+    def measured(self) -> MeasuredStep:
+        """As far as is known."""
         above_bytes = max(self.peak_bytes - self.live_bytes, 0)
         measured_bytes = self.start_bytes + self.state_bytes + self.held_bytes + self.front_bytes + above_bytes
         known = (self.predicted_bytes, measured_bytes, self.place, self.state_bytes, self.held_bytes)
-        if self.meter is not None:
-            return MeasuredStep(*known, self.outside_bytes, self.meter.seconds)
-        return last if last is not None and last.is_like(known) else MeasuredStep(*known)
+        return MeasuredStep(*known, self.outside_bytes, self.meter.seconds if self.meter is not None else None)
 
-    def peaks_at(self, place: Place, peak_bytes: int, messages: Mapping[str, int]) -> None:
+    def peaks_at(self, place: Place, peak_bytes: int, messages: Mapping[str, int] = NO_MESSAGES) -> None:
         """Since the last look, so many bytes were allocated at most, with these messages of FSDP2's there."""
         if peak_bytes <= self.peaks.get(place, -1):
             return

@@ -17,7 +17,10 @@ from graphopt.device.storages import tensors_in
 class HeedsUpdates(Protocol):
     """Who is told: lives as long as somebody else holds it."""
 
-    def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
+    def updated_by(self, optimizer: torch.optim.Optimizer) -> None:
+        """This one updates the model's parameters: told when it is met first."""
+
+    def update_begins(self) -> None:
         """An optimizer of the model's parameters begins to step."""
 
     def update_ends(self) -> None:
@@ -38,22 +41,27 @@ def heed_backward(result: Any, begins: weakref.WeakMethod[Callable[[Any], None]]
 def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:
     """Tell `heeding` of every step of an optimizer that holds a parameter of the model, until it is gone."""
     who, own = weakref.ref(heeding), weakref.ref(model)
-    known: dict[int, tuple[weakref.ref[torch.optim.Optimizer], bool]] = {}  # asked twice a step
+    #: By id, as it is asked for twice in every step: the optimizer, and who is told of it.
+    known: dict[int, tuple[weakref.ref[torch.optim.Optimizer], Callable[[], HeedsUpdates | None]]] = {}
 
-    def heeds(optimizer: torch.optim.Optimizer) -> HeedsUpdates | None:
-        of, is_own = known.get(id(optimizer), (own, False))
-        if of() is not optimizer:
-            inside = {id(parameter) for parameter in found.parameters()} if (found := own()) is not None else set()
-            is_own = any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
-            known[id(optimizer)] = weakref.ref(optimizer), is_own
-        return who() if is_own else None
+    def told_of(optimizer: torch.optim.Optimizer) -> HeedsUpdates | None:
+        found = known.get(id(optimizer))
+        if found is None or found[0]() is not optimizer:
+            found = known[id(optimizer)] = weakref.ref(optimizer), who if updates(optimizer) else lambda: None
+            if (told := found[1]()) is not None:
+                told.updated_by(optimizer)
+        return found[1]()
+
+    def updates(optimizer: torch.optim.Optimizer) -> bool:
+        inside = {id(parameter) for parameter in there.parameters()} if (there := own()) is not None else set()
+        return any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
 
     def before(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if (told := heeds(optimizer)) is not None:
-            told.update_begins(optimizer)
+        if (told := told_of(optimizer)) is not None:
+            told.update_begins()
 
     def after(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if (told := heeds(optimizer)) is not None:
+        if (told := told_of(optimizer)) is not None:
             told.update_ends()
 
     handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 from weakref import WeakMethod
 
@@ -17,21 +16,21 @@ from torch import nn
 
 from graphopt.device.peak_window import CpuWindow, CudaWindow
 from graphopt.device.storages import unique_storage_bytes
+from graphopt.run.graphs.call_key import Shapes
 from graphopt.run.graphs.gradients import Run
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import is_sharded
 from graphopt.run.watch.corrections import Corrections
 from graphopt.run.watch.known_memory import KnownMemory, StartOfStep
-from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, StepInProgress
+from graphopt.run.watch.measured_step import KEPT_STEPS, NO_MESSAGES, MeasuredStep, Place, StepInProgress
 from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
 from graphopt.run.watch.sharding import Sharding, heed_sharding
+from graphopt.run.watch.steady import Signs, Steady, WholeStep
 from graphopt.run.watch.update_hook import heed_backward, heed_updates
 
 #: Steps on CUDA whose seconds are measured: it has to be waited for at both ends of every graph.
 _TIMED_STEPS = 4
-#: The same on a CPU after something was planned, and which of the steps behind these.
-_TIMED_AT_FIRST = _TIMED_EVERY = 16
-_NO_MESSAGES: Mapping[str, int] = MappingProxyType({})
+_ENGINE = torch.autograd.Variable._execution_engine
 
 
 class Watch:
@@ -60,29 +59,65 @@ class Watch:
         if self.sharding is not None:
             heed_sharding(model, self)
         self._step: StepInProgress | None = None
-        self._steps_since_planned = 0
+        #: Set in place of the other while a step is measured as a whole.
+        self._whole: WholeStep | None = None
+        self._signs: Signs | None = None
+        self._steady = Steady() if request.on_excess != "raise" else None
         heed_updates(model, self)
 
     def begins(
-        self, inputs: list[torch.Tensor], gradients: list[torch.Tensor], wrapping_bytes: int, is_behind: bool
+        self,
+        shapes: Shapes,
+        inputs: list[torch.Tensor],
+        gradients: list[torch.Tensor],
+        wrapping_bytes: int,
+        is_behind: bool,
     ) -> None:
         """A forward begins, with these gradients there, and what wraps the model holding so many bytes.
 
         Behind others that wait it goes on with their step.
         """
-        if is_behind and self._step is not None:
-            self._look(Place.LOSS)
+        if is_behind and self._goes_on():
             return
         if self.sharding is not None:
             self._begins_sharded(self.sharding, inputs)
             return
-        self.ends()
+        if self._whole is None or not self._whole.is_as_expected:
+            self.ends()
         live_bytes = self._live_bytes()
         start = StartOfStep(live_bytes)
         if not self.is_on_cuda:
-            start = self._known.begins(live_bytes, inputs, gradients, wrapping_bytes)
+            signs = self._signs = (shapes, live_bytes, len(gradients), wrapping_bytes)
+            self._whole = self._steady.begins(signs, inputs) if self._steady is not None else None
+            if self._whole is not None:
+                self._window.take()
+                return
+            start = self._known.begins(inputs, gradients, wrapping_bytes)
         self._step = StepInProgress(*start, live_bytes, self._meter(live_bytes))
         self._window.take()
+
+    def _goes_on(self) -> bool:
+        """A further forward of the same step; False where there is none to go on with."""
+        self._by_place()
+        if self._step is None:
+            return False
+        self._step.is_plain = False
+        self._look(Place.LOSS)
+        return True
+
+    def _by_place(self, place: Place = Place.WHOLE) -> None:
+        """A step that is measured as a whole is not as it was expected: what comes of it is measured place by place."""
+        if self._whole is not None:
+            self._whole.peak_bytes = max(self._window.take(), self._whole.peak_bytes)
+            self._leave(self._whole, place)
+
+    def _leave(self, whole: WholeStep, place: Place) -> StepInProgress:
+        if self._steady is not None:
+            self._steady.differs(whole.like)
+        self._whole, step = None, whole.by_place()
+        self._step = step
+        step.peaks_at(place, whole.peak_bytes)
+        return step
 
     def arrives(self) -> None:
         """The model is called, and FSDP2 gathers its parameters first."""
@@ -137,6 +172,7 @@ class Watch:
 
     def other_tangents_came(self) -> None:
         """A backward began that was not planned: gradients of other outputs came than its plan expects."""
+        self._by_place()
         if self._step is not None:
             self._step.has_other_tangents = True
 
@@ -146,9 +182,17 @@ class Watch:
         The seconds of the first run of something that was captured or planned are not a step's.
         """
         self._window.take()
+        whole = self._whole
+        if whole is not None and not whole.is_recorded:
+            if whole.has_run:
+                whole.peak_bytes = max(self._window.live_bytes(), whole.peak_bytes)
+            self._leave(whole, Place.WHOLE)
         step = self._step
+        if is_first_run and self._steady is not None:
+            self._steady.forget()
         if step is None or step.is_recorded:
             return
+        step.is_plain = False
         if self.sharding is not None:
             if step.is_unplanned:
                 live_bytes = self._live_bytes()
@@ -157,8 +201,6 @@ class Watch:
             return
         if not step.peaks and not self.is_on_cuda:
             step.live_bytes = self._live_bytes()
-        if is_first_run:
-            self._steps_since_planned = 0
         if step.meter is not None and is_first_run:
             step.meter.is_disturbed()
         elif step.meter is not None and not step.peaks:
@@ -166,6 +208,13 @@ class Watch:
 
     def forward_ends(self, predicted_bytes: int, result: Any) -> None:
         """The model returned; what its plan says of the step."""
+        whole = self._whole
+        if whole is not None:
+            if predicted_bytes == whole.like.measured.predicted_bytes:
+                self._known.outputs.returned(result)
+                whole.peak_bytes = self._window.take()
+                return
+            self._by_place(Place.WHOLE if predicted_bytes else Place.FORWARD)
         step = self._step
         if step is None:
             return
@@ -178,17 +227,37 @@ class Watch:
 
     def ends(self) -> None:
         """What comes now is no part of a training step, or of another one."""
+        whole = self._whole
+        if whole is not None:
+            if whole.is_as_expected:
+                self._whole = None
+                return
+            self._leave(whole, Place.WHOLE)
         step, self._step = self._step, None
-        if step is not None and step.peak_bytes > step.recorded_bytes:
+        if step is None:
+            return
+        if step.peak_bytes > step.recorded_bytes:
             self._record(step)
+        if self._steady is not None and self._signs is not None and step.is_recorded:
+            self._steady.ended(self._signs, step, self.history[-1])
 
     def around_forward(self, run: Run, args: list[Any]) -> Any:
         """Run a planned forward."""
+        if self._whole is not None:
+            self._whole.has_run = True
+            return run(args)
         self._look(Place.FORWARD)
         return self._run_graph(run, args)
 
     def around_backward(self, run: Run, args: list[Any]) -> Any:
         """Run a planned backward."""
+        whole = self._whole
+        if whole is not None and not whole.is_recorded:
+            if not whole.in_backward:
+                whole.in_backward = True
+                self._calls_when_backward_ends()
+            return run(args)
+        self._by_place()
         step = self._step
         if step is not None and self.sharding is not None:
             self._look(Place.GATHER)
@@ -203,14 +272,17 @@ class Watch:
         self._look(Place.BACKWARD if step.in_backward else Place.LOSS)
         if not step.in_backward:
             step.in_backward = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ends)
+            self._calls_when_backward_ends()
+
+    def _calls_when_backward_ends(self) -> None:
+        _ENGINE.queue_callback(self._backward_ends)
 
     def _run_graph(self, run: Run, args: list[Any]) -> Any:
         step, sharding = self._step, self.sharding
         meter = step.meter if step is not None else None
         if meter is not None:
             meter.enters(self._live_bytes())
-        messages = sharding.messages() if sharding is not None else _NO_MESSAGES
+        messages = sharding.messages() if sharding is not None else NO_MESSAGES
         result = run(args)
         self._look(Place.GRAPHS, messages)
         if step is not None and sharding is not None:
@@ -220,27 +292,54 @@ class Watch:
         return result
 
     def _meter(self, live_bytes: int) -> OutsideMeter | None:
-        number, self._steps_since_planned = self._steps_since_planned, self._steps_since_planned + 1
-        if self.is_on_cuda:
-            is_timed = len(self.history) < _TIMED_STEPS
-        else:
-            is_timed = number < _TIMED_AT_FIRST or number % _TIMED_EVERY == 0
-        return OutsideMeter(live_bytes, clock_of(self._device)) if is_timed else None
+        if self.is_on_cuda and len(self.history) >= _TIMED_STEPS:
+            return None
+        return OutsideMeter(live_bytes, clock_of(self._device))
 
-    def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer begins to update the model's parameters."""
+    def updated_by(self, optimizer: torch.optim.Optimizer) -> None:
+        """This one updates the model's parameters."""
         self._known.updates(optimizer)
+
+    def update_begins(self) -> None:
+        """An optimizer begins to update the model's parameters."""
+        if self._whole is not None and self._whole.is_recorded:
+            self._window.take()
+            return
         self.look_away()
 
     def update_ends(self) -> None:
         """The parameters are updated."""
+        whole = self._whole
+        if whole is not None:
+            self._whole_is_updated(whole)
+            return
         step, is_block = self._step, self.sharding is not None and not self.sharding.is_root
         if step is not None and step.is_recorded and not is_block:
             self._look(Place.UPDATE)
             if step.peak_bytes > step.recorded_bytes:
                 self._record(step)
 
+    def _whole_is_updated(self, whole: WholeStep) -> None:
+        peak_bytes, like = self._window.take(), whole.like
+        if peak_bytes <= whole.peak_bytes:
+            return
+        if peak_bytes <= like.peak_bytes:
+            whole.peak_bytes = peak_bytes
+            self.history[-1] = like.measured_at(peak_bytes)
+            return
+        step = self._leave(whole, Place.WHOLE)
+        step.peaks_at(Place.UPDATE, peak_bytes)
+        self._record(step)
+
     def _backward_ends(self) -> None:
+        whole = self._whole
+        if whole is not None:
+            whole.in_backward, whole.peak_bytes = False, max(self._window.take(), whole.peak_bytes)
+            if whole.peak_bytes == whole.like.backward_bytes:
+                whole.is_recorded = True
+                self.history.append(whole.like.at_backward)
+                return
+            self._leave(whole, Place.WHOLE)
         step = self._step
         if step is not None:
             self._look(Place.BACKWARD)
@@ -250,10 +349,12 @@ class Watch:
             self._record_backward(step)
 
     def _record_backward(self, step: StepInProgress) -> None:
+        step.is_plain = step.is_plain and step.at_backward is None
         self._record(step)
+        step.at_backward, step.backward_bytes = self.history[-1], step.peak_bytes
         self.corrections.ends_trial(self.history[-1], step)
 
-    def _look(self, place: Place, messages: Mapping[str, int] = _NO_MESSAGES) -> None:
+    def _look(self, place: Place, messages: Mapping[str, int] = NO_MESSAGES) -> None:
         step = self._step
         if step is not None:
             step.peaks_at(place, self._window.take() - self.aside_bytes - self._moved_bytes(step), messages)
@@ -270,7 +371,7 @@ class Watch:
         if step.is_recorded and self.history:
             self.history.pop()
         step.recorded_bytes = step.peak_bytes
-        measured = step.measured(self.history[-1] if self.history else None)
+        measured = step.measured()
         self.history.append(measured)
         if self.corrections.is_over(measured) and not step.is_judged:
             step.is_judged = True
