@@ -25,9 +25,10 @@ logger = logging.getLogger("graphopt")
 
 @dataclass(frozen=True)
 class CpuCounter:
-    """What is allocated now, and the most that was since it was last asked for; the GIL is held, which is faster."""
+    """What is allocated now, and the most that was since that was taken; taking it holds the GIL, which is faster."""
 
-    live_bytes: Callable[[], int]
+    live_bytes: ctypes.c_int64
+    peak_bytes: ctypes.c_int64
     take_peak_bytes: Callable[[], int]
 
 
@@ -49,8 +50,8 @@ def cpu_counter() -> CpuCounter | None:
     if not library.graphopt_count_cpu_memory():
         logger.warning("memory is not measured on the CPU: another allocator stands in the place of torch's own")
         return None
-    reads = ctypes.PYFUNCTYPE(ctypes.c_int64)
-    return CpuCounter(reads(("graphopt_cpu_live_bytes", library)), reads(("graphopt_cpu_peak_bytes", library)))
+    live, peak = (ctypes.c_int64.in_dll(library, f"graphopt_cpu_{name}") for name in ("live", "peak"))
+    return CpuCounter(live, peak, ctypes.PYFUNCTYPE(ctypes.c_int64)(("graphopt_take_cpu_peak", library)))
 
 
 def _cxx11_abi() -> bool:

@@ -31,11 +31,6 @@ class Shapes:
         """Whether no tensor can be inside of an input that pytree takes for a leaf."""
         return all(isinstance(kind, tuple) or kind in _NUMBERS_AND_TEXT for kind in self.kinds)
 
-    @cached_property
-    def has_storages(self) -> bool:
-        """Whether each tensor has one storage: none is sparse."""
-        return all(torch.strided in kind for kind in self.kinds if isinstance(kind, tuple))
-
 
 @dataclass(frozen=True)
 class CallKey:
@@ -68,14 +63,13 @@ class KnownShapes:
         leaves, tree = pytree.tree_flatten(call)
         if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
             check_inputs([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
-        kinds = tuple(_tensor_kind(leaf) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in leaves)
+        kinds = tuple(
+            (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, torch.Tensor) else type(leaf)
+            for leaf in leaves
+        )
         known = self._known.get((kinds, tree))
         if known is None:
             known = self._known[kinds, tree] = Shapes(kinds, tree)
         if known.has_only_leaves:
             return known, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return known, tensors_in(call)
-
-
-def _tensor_kind(leaf: torch.Tensor) -> tuple[object, ...]:
-    return leaf.shape, leaf.dtype, leaf.device, leaf.layout, leaf.requires_grad

@@ -22,7 +22,7 @@ class HeldOutputs:
 
     def returned(self, result: Any) -> None:
         """The model returned this; whoever holds it holds its bytes."""
-        if type(result) is torch.Tensor and result.layout is torch.strided and not _is_wrapped(result):
+        if type(result) is torch.Tensor and result.layout is torch.strided:  # in most steps
             self._storages.append(weakref.ref(result.untyped_storage()))
             return
         self._storages += [weakref.ref(part.untyped_storage()) for part in with_storage(tensors_in(result))]

@@ -63,9 +63,9 @@ class KnownMemory:
         if known is None or known.of() is not optimizer:
             self._states[id(optimizer)] = _State(weakref.ref(optimizer))
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Those that update parameters of the model and are there still."""
-        return [found for state in self._states.values() if (found := state.of()) is not None]
+    def optimizers(self) -> list[str]:
+        """The classes of those that update parameters of the model and are there still."""
+        return [type(found).__name__ for state in self._states.values() if (found := state.of()) is not None]
 
     def state_bytes(self) -> int:
         """The state of the optimizers that update parameters of the model."""

@@ -44,28 +44,31 @@ def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:
     #: By id, as it is asked for twice in every step: the optimizer, and who is told of it.
     known: dict[int, tuple[weakref.ref[torch.optim.Optimizer], Callable[[], HeedsUpdates | None]]] = {}
 
-    def told_of(optimizer: torch.optim.Optimizer) -> HeedsUpdates | None:
-        found = known.get(id(optimizer))
-        if found is None or found[0]() is not optimizer:
-            found = known[id(optimizer)] = weakref.ref(optimizer), who if updates(optimizer) else lambda: None
-            if (told := found[1]()) is not None:
-                told.updated_by(optimizer)
-        return found[1]()
-
-    def updates(optimizer: torch.optim.Optimizer) -> bool:
+    def meets(optimizer: torch.optim.Optimizer) -> Callable[[], HeedsUpdates | None]:
         inside = {id(parameter) for parameter in there.parameters()} if (there := own()) is not None else set()
-        return any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
+        is_own = any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
+        known[id(optimizer)] = weakref.ref(optimizer), who if is_own else _nobody
+        if is_own and (told := who()) is not None:
+            told.updated_by(optimizer)
+        return known[id(optimizer)][1]
 
     def before(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if (told := told_of(optimizer)) is not None:
+        found = known.get(id(optimizer))
+        told = found[1]() if found is not None and found[0]() is optimizer else meets(optimizer)()
+        if told is not None:
             told.update_begins()
 
     def after(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if (told := told_of(optimizer)) is not None:
+        found = known.get(id(optimizer))
+        if found is not None and (told := found[1]()) is not None:
             told.update_ends()
 
     handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
     weakref.finalize(heeding, _remove, handles)
+
+
+def _nobody() -> None:
+    return None
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

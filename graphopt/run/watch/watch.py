@@ -25,7 +25,7 @@ from graphopt.run.watch.known_memory import KnownMemory, StartOfStep
 from graphopt.run.watch.measured_step import KEPT_STEPS, NO_MESSAGES, MeasuredStep, Place, StepInProgress
 from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
 from graphopt.run.watch.sharding import Sharding, heed_sharding
-from graphopt.run.watch.steady import Signs, Steady, WholeStep
+from graphopt.run.watch.steady import Steady, WholeStep
 from graphopt.run.watch.update_hook import heed_backward, heed_updates
 
 #: Steps on CUDA whose seconds are measured: it has to be waited for at both ends of every graph.
@@ -61,8 +61,7 @@ class Watch:
         self._step: StepInProgress | None = None
         #: Set in place of the other while a step is measured as a whole.
         self._whole: WholeStep | None = None
-        self._signs: Signs | None = None
-        self._steady = Steady() if request.on_excess != "raise" else None
+        self._steady = Steady(window) if isinstance(window, CpuWindow) and request.on_excess != "raise" else None
         heed_updates(model, self)
 
     def begins(
@@ -82,17 +81,15 @@ class Watch:
         if self.sharding is not None:
             self._begins_sharded(self.sharding, inputs)
             return
-        if self._whole is None or not self._whole.is_as_expected:
-            self.ends()
-        live_bytes = self._live_bytes()
-        start = StartOfStep(live_bytes)
-        if not self.is_on_cuda:
-            signs = self._signs = (shapes, live_bytes, len(gradients), wrapping_bytes)
-            self._whole = self._steady.begins(signs, inputs) if self._steady is not None else None
+        self.ends()
+        live_bytes = self._window.live_bytes() - self.aside_bytes
+        if self._steady is not None:
+            self._whole = self._steady.begins((shapes, live_bytes, len(gradients), wrapping_bytes))
             if self._whole is not None:
                 self._window.take()
                 return
-            start = self._known.begins(inputs, gradients, wrapping_bytes)
+        known, is_on_cuda = self._known, self.is_on_cuda
+        start = StartOfStep(live_bytes) if is_on_cuda else known.begins(inputs, gradients, wrapping_bytes)
         self._step = StepInProgress(*start, live_bytes, self._meter(live_bytes))
         self._window.take()
 
@@ -108,16 +105,12 @@ class Watch:
     def _by_place(self, place: Place = Place.WHOLE) -> None:
         """A step that is measured as a whole is not as it was expected: what comes of it is measured place by place."""
         if self._whole is not None:
-            self._whole.peak_bytes = max(self._window.take(), self._whole.peak_bytes)
+            self._whole.looks()
+            self._window.take()
             self._leave(self._whole, place)
 
-    def _leave(self, whole: WholeStep, place: Place) -> StepInProgress:
-        if self._steady is not None:
-            self._steady.differs(whole.like)
-        self._whole, step = None, whole.by_place()
-        self._step = step
-        step.peaks_at(place, whole.peak_bytes)
-        return step
+    def _leave(self, whole: WholeStep, place: Place = Place.WHOLE) -> None:
+        self._whole, self._step = None, whole.by_place(place)
 
     def arrives(self) -> None:
         """The model is called, and FSDP2 gathers its parameters first."""
@@ -182,11 +175,10 @@ class Watch:
         The seconds of the first run of something that was captured or planned are not a step's.
         """
         self._window.take()
-        whole = self._whole
-        if whole is not None and not whole.is_recorded:
-            if whole.has_run:
-                whole.peak_bytes = max(self._window.live_bytes(), whole.peak_bytes)
-            self._leave(whole, Place.WHOLE)
+        if self._whole is not None and not self._whole.is_recorded:
+            if self._whole.has_run:
+                self._whole.looks()
+            self._leave(self._whole)
         step = self._step
         if is_first_run and self._steady is not None:
             self._steady.forget()
@@ -212,7 +204,8 @@ class Watch:
         if whole is not None:
             if predicted_bytes == whole.like.measured.predicted_bytes:
                 self._known.outputs.returned(result)
-                whole.peak_bytes = self._window.take()
+                whole.has_returned = True
+                whole.looks()
                 return
             self._by_place(Place.WHOLE if predicted_bytes else Place.FORWARD)
         step = self._step
@@ -227,19 +220,16 @@ class Watch:
 
     def ends(self) -> None:
         """What comes now is no part of a training step, or of another one."""
-        whole = self._whole
-        if whole is not None:
-            if whole.is_as_expected:
-                self._whole = None
-                return
-            self._leave(whole, Place.WHOLE)
+        whole, self._whole = self._whole, None
+        if whole is not None and not whole.is_as_expected:
+            self._leave(whole)
         step, self._step = self._step, None
         if step is None:
             return
         if step.peak_bytes > step.recorded_bytes:
             self._record(step)
-        if self._steady is not None and self._signs is not None and step.is_recorded:
-            self._steady.ended(self._signs, step, self.history[-1])
+        if self._steady is not None and step.is_recorded:
+            self._steady.ended(step, self.history[-1])
 
     def around_forward(self, run: Run, args: list[Any]) -> Any:
         """Run a planned forward."""
@@ -255,7 +245,7 @@ class Watch:
         if whole is not None and not whole.is_recorded:
             if not whole.in_backward:
                 whole.in_backward = True
-                self._calls_when_backward_ends()
+                _ENGINE.queue_callback(self._backward_ends)
             return run(args)
         self._by_place()
         step = self._step
@@ -272,10 +262,7 @@ class Watch:
         self._look(Place.BACKWARD if step.in_backward else Place.LOSS)
         if not step.in_backward:
             step.in_backward = True
-            self._calls_when_backward_ends()
-
-    def _calls_when_backward_ends(self) -> None:
-        _ENGINE.queue_callback(self._backward_ends)
+            _ENGINE.queue_callback(self._backward_ends)
 
     def _run_graph(self, run: Run, args: list[Any]) -> Any:
         step, sharding = self._step, self.sharding
@@ -309,37 +296,21 @@ class Watch:
 
     def update_ends(self) -> None:
         """The parameters are updated."""
-        whole = self._whole
-        if whole is not None:
-            self._whole_is_updated(whole)
-            return
+        if self._whole is not None:
+            if self._whole.update_ends(self.history):
+                return
+            self._leave(self._whole)
         step, is_block = self._step, self.sharding is not None and not self.sharding.is_root
         if step is not None and step.is_recorded and not is_block:
             self._look(Place.UPDATE)
             if step.peak_bytes > step.recorded_bytes:
                 self._record(step)
 
-    def _whole_is_updated(self, whole: WholeStep) -> None:
-        peak_bytes, like = self._window.take(), whole.like
-        if peak_bytes <= whole.peak_bytes:
-            return
-        if peak_bytes <= like.peak_bytes:
-            whole.peak_bytes = peak_bytes
-            self.history[-1] = like.measured_at(peak_bytes)
-            return
-        step = self._leave(whole, Place.WHOLE)
-        step.peaks_at(Place.UPDATE, peak_bytes)
-        self._record(step)
-
     def _backward_ends(self) -> None:
-        whole = self._whole
-        if whole is not None:
-            whole.in_backward, whole.peak_bytes = False, max(self._window.take(), whole.peak_bytes)
-            if whole.peak_bytes == whole.like.backward_bytes:
-                whole.is_recorded = True
-                self.history.append(whole.like.at_backward)
+        if self._whole is not None:
+            if self._whole.backward_ends(self.history):
                 return
-            self._leave(whole, Place.WHOLE)
+            self._by_place()
         step = self._step
         if step is not None:
             self._look(Place.BACKWARD)
@@ -370,12 +341,11 @@ class Watch:
         """Put the step into the history, or what is known of it by now; say so where it is over the budget."""
         if step.is_recorded and self.history:
             self.history.pop()
-        step.recorded_bytes = step.peak_bytes
+        step.recorded_bytes = max(step.peak_bytes, 0)
         measured = step.measured()
         self.history.append(measured)
         if self.corrections.is_over(measured) and not step.is_judged:
             step.is_judged = True
-            optimizers = self._known.optimizers() if self._counts_state else []
-            names, sharding = [type(optimizer).__name__ for optimizer in optimizers], self.sharding
+            names, sharding = self._known.optimizers() if self._counts_state else [], self.sharding
             held, of_block = (sharding.held_beside(step), sharding.of_block()) if sharding is not None else ({}, "")
             self.corrections.judge(measured, step, names, held, of_block)
