@@ -88,8 +88,7 @@ class Watch:
             if self._whole is not None:
                 self._window.take()
                 return
-        known, is_on_cuda = self._known, self.is_on_cuda
-        start = StartOfStep(live_bytes) if is_on_cuda else known.begins(inputs, gradients, wrapping_bytes)
+        start = StartOfStep(live_bytes) if self.is_on_cuda else self._known.begins(inputs, gradients, wrapping_bytes)
         self._step = StepInProgress(*start, live_bytes, self._meter(live_bytes))
         self._window.take()
 
@@ -212,7 +211,8 @@ class Watch:
         if step is None:
             return
         step.predicted_bytes = max(step.predicted_bytes, predicted_bytes)
-        self._known.outputs.returned(result)
+        if not self.is_on_cuda and self.sharding is None:  # else nothing is added up by name
+            self._known.outputs.returned(result)
         step.returned_bytes = self._live_bytes() - self._moved_bytes(step)
         if step.is_unplanned and self.sharding is None:
             heed_backward(result, WeakMethod(self._backward_begins), step)
@@ -279,9 +279,8 @@ class Watch:
         return result
 
     def _meter(self, live_bytes: int) -> OutsideMeter | None:
-        if self.is_on_cuda and len(self.history) >= _TIMED_STEPS:
-            return None
-        return OutsideMeter(live_bytes, clock_of(self._device))
+        is_timed = not self.is_on_cuda or len(self.history) < _TIMED_STEPS
+        return OutsideMeter(live_bytes, clock_of(self._device)) if is_timed else None
 
     def updated_by(self, optimizer: torch.optim.Optimizer) -> None:
         """This one updates the model's parameters."""
