@@ -2,21 +2,22 @@
 
 python -m benchmarks.step.watching [--rounds 21] [--json out.json]
 
-The watch is taken from one model and given back to it, in alternating rounds: two copies of a model differ by more than
-the watch costs, as their memory lies elsewhere. How much two equal halves of the rounds without it differ is shown too.
-The counter stands in front of the allocator for all of a process's life: it is compared between processes, one with it
-and one without, that take turns. Times are the process's own (one thread); a ratio is with over without.
+All in one process and over one model: two copies of a model differ by more than the watch costs, as their memory lies
+elsewhere. The watch is taken from the model, and the counter from PyTorch's allocator, in alternating rounds of a few
+steps: "steady" steps are measured as a whole, "by place" is what the first steps of a plan cost, and all that are not
+like those before them. How much two equal halves of the rounds without the watch differ is shown too. Times are the
+process's own (one thread); a round counts as its median step, and a ratio is with over without.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
@@ -29,7 +30,12 @@ from torch.optim import optimizer
 
 import graphopt
 from benchmarks.common import about, write_json
+from graphopt.device.cpu_counter import cpu_counter
 from graphopt.run.calls import loop as run_loop
+from graphopt.run.watch.steady import Steady
+
+_STEPS_OF_ROUND = 12
+_CPU = 0
 
 #: (blocks, width, rows): few large operators, many small ones, many parameters.
 SHAPES = {"large": (4, 512, 256), "small operators": (12, 64, 64), "many parameters": (200, 32, 64)}
@@ -62,7 +68,7 @@ def make_step(shape: tuple[int, int, int], optimized: bool = True) -> tuple[Call
         model(x).square().mean().backward()
         sgd.step()
 
-    for _ in range(8):
+    for _ in range(24):
         step()
     return step, model
 
@@ -80,12 +86,38 @@ def unwatched(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def seconds_of(step: Callable[[], None], repeats: int) -> float:
-    """Processor seconds of one step."""
-    start = time.process_time()
-    for _ in range(repeats):
+@contextmanager
+def by_place() -> Iterator[None]:
+    """Every step is measured as the first ones of a plan are."""
+    with mock.patch.object(Steady, "begins", lambda *_: None):
+        yield
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """PyTorch's own allocator, without the counter in front; a block knows by which of them it is freed."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    of_type, own = library._ZN3c1012GetAllocatorERKNS_10DeviceTypeE, library._ZN3c1022GetDefaultCPUAllocatorEv
+    set_to = library._ZN3c1012SetAllocatorENS_10DeviceTypeEPNS_9AllocatorEh
+    of_type.restype = own.restype = ctypes.c_void_p
+    of_type.argtypes, set_to.argtypes = [ctypes.c_void_p], [ctypes.c_int8, ctypes.c_void_p, ctypes.c_uint8]
+    counting = of_type(ctypes.byref(ctypes.c_int8(_CPU)))
+    set_to(_CPU, own(), 0)
+    try:
+        yield
+    finally:
+        set_to(_CPU, counting, 0)
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    """Processor seconds of one step: the median of a few, behind one that is not looked at."""
+    step()
+    times = []
+    for _ in range(_STEPS_OF_ROUND):
+        start = time.process_time_ns()
         step()
-    return (time.process_time() - start) / repeats
+        times.append(time.process_time_ns() - start)
+    return statistics.median(times) / 1e9
 
 
 def ratio_of(name: str, what: str, without: list[float], with_: list[float]) -> Cost:
@@ -95,61 +127,51 @@ def ratio_of(name: str, what: str, without: list[float], with_: list[float]) -> 
     return Cost(name, what, statistics.median(without), middle, lower, upper)
 
 
+def in_turns(
+    step: Callable[[], None], ways: dict[str, Callable[[], AbstractContextManager[None]]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of a step in each of these ways, round by round; who comes first changes."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
+    for _ in range(rounds):
+        order.append(order.pop(0))
+        for name in order:
+            with ways[name]():
+                times[name].append(seconds_of(step))
+    return times
+
+
 def compare_watch(name: str, rounds: int) -> list[Cost]:
-    """The watch, in one process and over one model; and the rounds without it against each other."""
+    """The watch; and the rounds without it against each other."""
     step, model = make_step(SHAPES[name])
-    repeats = max(int(0.1 / seconds_of(step, 3)), 3)
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(2 * rounds):
-        for watched in (False, True) if number % 2 == 0 else (True, False):
-            with nullcontext() if watched else unwatched(model):
-                times[watched].append(seconds_of(step, repeats))
-    halves = times[False][::2], times[False][1::2]
-    return [ratio_of(name, "watch", times[False], times[True]), ratio_of(name, "nothing", *halves)]
+    ways = {
+        "steady": nullcontext,
+        "by place": by_place,
+        "without": lambda: unwatched(model),
+        "again": lambda: unwatched(model),
+    }
+    times = in_turns(step, ways, rounds)
+    without = times["without"]
+    return [
+        ratio_of(name, "watch, steady", without, times["steady"]),
+        ratio_of(name, "watch, by place", without, times["by place"]),
+        ratio_of(name, "nothing", without, times["again"]),
+    ]
 
 
 def compare_counter(name: str, rounds: int) -> list[Cost]:
-    """The counter of allocations, in processes that take turns."""
-    command = [sys.executable, "-m", "benchmarks.step.watching", "--child", name]
-    processes = [
-        subprocess.Popen([*command, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for kind in ("without", "with")
-    ]
-    times: tuple[list[float], list[float]] = ([], [])
-    for round_number in range(rounds):
-        for which in (0, 1) if round_number % 2 == 0 else (1, 0):
-            process = processes[which]
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            times[which].append(float(process.stdout.readline()))
-    for process in processes:
-        process.communicate()
-    return [ratio_of(name, "counter", *times)]
-
-
-def child(name: str, kind: str) -> None:
-    """Answer each line with the seconds of a step in eager."""
-    from graphopt.device.cpu_counter import cpu_counter
-
-    torch.set_num_threads(1)
-    if kind == "with":
-        assert cpu_counter() is not None
+    """The counter of allocations, over a step in eager."""
+    assert cpu_counter() is not None
     step, _ = make_step(SHAPES[name], optimized=False)
-    repeats = max(int(0.3 / seconds_of(step, 3)), 3)
-    for _ in sys.stdin:
-        print(seconds_of(step, repeats), flush=True)
+    times = in_turns(step, {"with": nullcontext, "without": uncounted}, rounds)
+    return [ratio_of(name, "counter", times["without"], times["with"])]
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.child:
-        child(*options.child)
-        return 0
     torch.set_num_threads(1)
     costs = [cost for name in SHAPES for of in (compare_watch, compare_counter) for cost in of(name, options.rounds)]
     table = Table("model", "what", "a step without", "with / without", "quartiles")

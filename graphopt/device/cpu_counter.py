@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +23,17 @@ from graphopt.base.errors import CompileError
 logger = logging.getLogger("graphopt")
 
 
+@dataclass(frozen=True)
+class CpuCounter:
+    """What is allocated now, and the most that was since that was taken; taking it holds the GIL, which is faster."""
+
+    live_bytes: ctypes.c_int64
+    peak_bytes: ctypes.c_int64
+    take_peak_bytes: Callable[[], int]
+
+
 @cache
-def cpu_counter() -> ctypes.CDLL | None:
+def cpu_counter() -> CpuCounter | None:
     """The counter, in front of torch's allocator; None, and a line in the log, where it cannot be there.
 
     That is where there is no compiler, or where somebody else's allocator is in the place of torch's.
@@ -36,12 +47,11 @@ def cpu_counter() -> ctypes.CDLL | None:
     except CompileError as error:
         logger.warning("memory is not measured on the CPU: %s", str(error).splitlines()[0])
         return None
-    for name in ("live_bytes", "peak_bytes"):
-        getattr(library, f"graphopt_cpu_{name}").restype = ctypes.c_int64
     if not library.graphopt_count_cpu_memory():
         logger.warning("memory is not measured on the CPU: another allocator stands in the place of torch's own")
         return None
-    return library
+    live, peak = (ctypes.c_int64.in_dll(library, f"graphopt_cpu_{name}") for name in ("live", "peak"))
+    return CpuCounter(live, peak, ctypes.PYFUNCTYPE(ctypes.c_int64)(("graphopt_take_cpu_peak", library)))
 
 
 def _cxx11_abi() -> bool:

@@ -25,16 +25,23 @@ class CpuWindow:
 
     def live_bytes(self) -> int:
         """What is allocated now, of all that was allocated since the counter is there."""
-        return int(self._counter.graphopt_cpu_live_bytes())
+        return self._counter.live_bytes.value
+
+    def peak_bytes(self) -> int:
+        """The most that was allocated since the last `take`."""
+        return max(self._counter.peak_bytes.value, self._peak_bytes)
 
     def take(self) -> int:
         """The most that was allocated since the last call."""
-        peak_bytes = int(self._counter.graphopt_cpu_peak_bytes())
-        for there in tuple(_lookers):
-            looker = there()
-            if looker is not None and looker._peak_bytes < peak_bytes:
-                looker._peak_bytes = peak_bytes
-        most, self._peak_bytes = self._peak_bytes, 0
+        peak_bytes = self._counter.take_peak_bytes()
+        if len(_lookers) > 1:
+            for there in tuple(_lookers):
+                looker = there()
+                if looker is not None and looker._peak_bytes < peak_bytes:
+                    looker._peak_bytes = peak_bytes
+        if not self._peak_bytes:
+            return peak_bytes
+        most, self._peak_bytes = max(peak_bytes, self._peak_bytes), 0
         return most
 
 

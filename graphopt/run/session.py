@@ -173,7 +173,7 @@ class Session:
     def _forget_plans(self) -> None:
         """There is less room than was thought: what was captured stays, and is planned anew."""
         self._plans.forget()
-        loss_bytes = self.loop.watch.loss_bytes if self.loop.watch is not None else 0
+        loss_bytes = self.loop.watch.corrections.loss_bytes if self.loop.watch is not None else 0
         for graph in self.graphs:
             graph.compiled.clear()
             if graph.loss_bytes != loss_bytes:

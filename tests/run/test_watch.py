@@ -14,6 +14,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import graphopt
 from graphopt.device.measure import peak_bytes
+from graphopt.run.watch.steady import Steady
 from tests.support.residual_blocks import blocks, trained_like_eager
 
 
@@ -172,7 +173,22 @@ def test_what_came_once_does_not_end_training() -> None:
             del passing
     peaks = [step.measured_bytes for step in model.graphopt.history]
     assert peaks[2] > 2_700_000 > max(peaks[3:])
-    assert peaks[5] == peaks[1] and not model.graphopt.session.loop.watch.extra_bytes
+    assert peaks[5] == peaks[1] and not model.graphopt.session.loop.watch.corrections.extra_bytes
+
+
+def test_a_larger_loss_that_came_once_does_not_end_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan has room for it; the trial shows that it does not come again, and the plan is the one from before."""
+    monkeypatch.setattr(Steady, "begins", lambda *_: None)
+    model = graphopt.optimize(blocks(), 3_000_000, cost_model="roofline")
+    with pytest.warns(UserWarning, match="a loss outside of the model"):
+        for step in range(6):
+            if step == 2:
+                loss_outside(model, step)
+            else:
+                one_step(model, torch.randn(128, 64))
+    peaks = [step.measured_bytes for step in model.graphopt.history]
+    assert peaks[2] > 28_000_000 and peaks[5] == peaks[1]
+    assert not model.graphopt.session.loop.watch.corrections.loss_bytes
 
 
 def test_neither_an_evaluation_nor_another_model_counts() -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from graphopt.device.peak_window import peak_window
-from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.calls.forwards import Forwards, Pattern
@@ -20,6 +19,7 @@ from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
 from graphopt.run.graphs.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import Wrapping, bytes_of, holds_gradients, is_sharded
+from graphopt.run.watch.corrections import Corrections
 from graphopt.run.watch.watch import Watch
 
 
@@ -59,11 +59,11 @@ class Loop:
         """
         waiting, gradients = self._forwards.waiting(), self._gradients(wrapping)
         sharded = is_sharded(self._model)
+        shapes, tensors = self.shapes.and_tensors_of(call)
         self.watch = self.watch or watch_of(self._model, self._request, self._corrected, self._plans_loss)
         if self.watch is not None:
             held = sum(bytes_of(wrapping, self._model).values()) if wrapping is not None else 0
-            self.watch.begins(tensors_in(call), gradients, held, is_behind=bool(waiting))
-        shapes = self.shapes.of(call)
+            self.watch.begins(shapes, tensors, gradients, held, is_behind=bool(waiting))
         pattern = self._pattern.met(shapes, tuple(forward.key.shapes for forward in waiting))
         if waiting and not pattern and self.watch is not None:
             self.watch.is_unexpected()
@@ -87,7 +87,7 @@ class Loop:
 
     def tries_without(self) -> bool:
         """Nothing fits beside what the watch measured: True where a step may be tried as if that did not come again."""
-        return self.watch is not None and self.watch.tries_without()
+        return self.watch is not None and self.watch.corrections.tries_without()
 
     def sets_aside(self, size: int) -> None:
         """So many bytes of copies are held in host memory from now on, which are no part of a step."""
@@ -138,7 +138,7 @@ class Loop:
     ) -> dict[str, int]:
         """What is there beside the model while a call is run, by kind; `input_bytes` of calls with these shapes."""
         if is_sharded(self._model):
-            return self.watch.extra_bytes if self.watch is not None else {}
+            return self.watch.corrections.extra_bytes if self.watch is not None else {}
         kinds = {"gradients": gradient_bytes(self._gradients(wrapping), device)}
         others = list(key.pattern)
         if key.pattern:
@@ -149,7 +149,7 @@ class Loop:
             kinds["earlier forwards"] = sum(forward.plan.saved_bytes for forward in waiting)
         if others:
             kinds["inputs of other forwards before the same backward"] = sum(map(input_bytes, others))
-        return kinds | (self.watch.extra_bytes if self.watch is not None else {})
+        return kinds | (self.watch.corrections.extra_bytes if self.watch is not None else {})
 
     def _gradients(self, wrapping: Wrapping | None) -> list[torch.Tensor]:
         """The gradients that are there, but those that are a part of what wraps the model."""
@@ -163,4 +163,5 @@ def watch_of(
     first = next(iter((*model.parameters(), *model.buffers())), None)
     device = first.device if first is not None else torch.device("cpu")
     window = peak_window(device)
-    return None if window is None else Watch(model, window, device, request, corrected, plans_loss)
+    corrections = Corrections(request, corrected, plans_loss)
+    return None if window is None else Watch(model, window, device, request, corrections)

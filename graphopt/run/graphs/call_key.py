@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -11,6 +12,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphopt.capture.check_tensors import check_inputs
+from graphopt.device.storages import tensors_in
+
+_NUMBERS_AND_TEXT = (bool, int, float, complex, str, type(None))
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -21,6 +25,11 @@ class Shapes:
 
     kinds: tuple[object, ...]
     tree: pytree.TreeSpec
+
+    @cached_property
+    def has_only_leaves(self) -> bool:
+        """Whether no tensor can be inside of an input that pytree takes for a leaf."""
+        return all(isinstance(kind, tuple) or kind in _NUMBERS_AND_TEXT for kind in self.kinds)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class KnownShapes:
 
     def of(self, call: Call) -> Shapes:
         """Those of a call. Raises CaptureError for a nested tensor of the kind that has no shape."""
+        return self.and_tensors_of(call)[0]
+
+    def and_tensors_of(self, call: Call) -> tuple[Shapes, list[torch.Tensor]]:
+        """The same, and the tensors in it."""
         leaves, tree = pytree.tree_flatten(call)
         if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
             check_inputs([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
@@ -57,4 +70,6 @@ class KnownShapes:
         known = self._known.get((kinds, tree))
         if known is None:
             known = self._known[kinds, tree] = Shapes(kinds, tree)
-        return known
+        if known.has_only_leaves:
+            return known, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return known, tensors_in(call)

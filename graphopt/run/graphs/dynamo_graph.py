@@ -117,7 +117,8 @@ class DynamoGraph:
         """From now on it is planned with a loss outside of it that takes so many bytes."""
         self.loss_bytes = loss_bytes
         known = {adds: study.graph for adds, study in self.studies.items() if study is not None}
-        self.studies.update({adds: self._studied(captured, choice) for adds, captured in known.items()})
+        # also where that is none: what is known may have one
+        self.studies.update({adds: studied(with_loss_bytes(each, loss_bytes), choice) for adds, each in known.items()})
 
     def has_other_tangents(self, key: CallKey) -> bool:
         """Whether its plan for calls like `key` is for other tangents than came."""

@@ -8,12 +8,12 @@ from graphopt.base.units import format_bytes
 from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress
 
 UPDATE, SEVERAL, TANGENTS, SCATTER = "update", "several forwards", "other outputs", "scattered gradients"
-UNPLANNED = "unplanned"
+UNPLANNED, WHOLE = "unplanned", "measured as a whole"
 LOSS = "loss"
 STATE, HELD, FRONT = "optimizer state", "held outputs", "kept in front of the model"
 MESSAGES, GRADIENTS = "FSDP2 messages of other blocks", "FSDP2 gradients that stay"
 #: Causes that room for other bytes does not mend.
-ONLY_TOLD = (UPDATE, SEVERAL, TANGENTS, SCATTER, UNPLANNED)
+ONLY_TOLD = (UPDATE, SEVERAL, TANGENTS, SCATTER, UNPLANNED, WHOLE)
 #: Causes that stay as they are from step to step.
 LASTING = (STATE, HELD, FRONT, MESSAGES, GRADIENTS)
 
@@ -95,6 +95,11 @@ def _of_sharding(
 def _of_place(place: Place, plans_loss: bool) -> tuple[str, str]:
     if place is Place.UPDATE:
         return UPDATE, "No plan of the model changes that; foreach=False or fused=True may."
+    if place is Place.WHOLE:
+        return WHOLE, (
+            "It began like those before it, and was measured as a whole: the next one is measured place by place, and "
+            "what comes again in it is planned for."
+        )
     if place is Place.SCATTER:
         return SCATTER, "That is FSDP2's reduce-scatter: no plan of the model changes it, smaller blocks do."
     if place is Place.LOSS and plans_loss:

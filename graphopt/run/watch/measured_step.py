@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 
 from graphopt.base.units import format_bytes
 from graphopt.report.data import OutsideShare, TrainedSteps
@@ -15,6 +16,7 @@ from graphopt.run.watch.outside_meter import OutsideMeter, StepSeconds
 KEPT_STEPS = 1024
 #: The last steps that the share of seconds is the median of.
 _STEPS_OF_SHARE = 16
+NO_MESSAGES: Mapping[str, int] = MappingProxyType({})
 
 
 class Place(Enum):
@@ -30,6 +32,7 @@ class Place(Enum):
     SCATTER = "while FSDP2 scattered gradients"
     BACKWARD = "in the backward, outside of the planned graphs"
     UPDATE = "while the optimizer updated the parameters"
+    WHOLE = "somewhere before the update"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class MeasuredStep:
 
     `state_bytes` is the optimizer's state when it began, `held_bytes` what was held of the model's earlier outputs.
     `outside_bytes` is what the peak has of what was allocated since the step began, but not in planned graphs. Both
-    this and `seconds` are None where they were not measured.
+    this and `seconds` are None where they were not measured, as in a step that is measured as a whole.
     """
 
     predicted_bytes: int
@@ -57,14 +60,23 @@ class StepInProgress:
     start_bytes: int
     state_bytes: int
     held_bytes: int
+    #: What is kept for the backward of what made the inputs.
+    front_bytes: int
     live_bytes: int
     meter: OutsideMeter | None = None
     predicted_bytes: int = 0
     peaks: dict[Place, int] = field(default_factory=dict)
-    outside_bytes: dict[Place, int] = field(default_factory=dict)
+    #: The highest of them, and what it was when the step was put into the history; -1 where there is none yet.
+    peak_bytes: int = -1
+    recorded_bytes: int = -1
+    place: Place = Place.GRAPHS
+    outside_bytes: int | None = None
     returned_bytes: int = 0
-    #: What is kept for the backward of what made the inputs.
-    front_bytes: int = 0
+    #: What was known at the end of its backward; and whether it is one forward, its backward and updates behind that,
+    #: while nothing was planned or captured.
+    backward_bytes: int = -1
+    at_backward: MeasuredStep | None = None
+    is_plain: bool = True
     #: In a model that FSDP2 shards: what was allocated when the last graph had run, gradients of earlier backwards, the
     #: messages that were there while the graph ran that has the highest peak, by kind, and whether no gradient goes on
     #: from it.
@@ -75,32 +87,37 @@ class StepInProgress:
     in_backward: bool = False
     is_unexpected: bool = False
     has_other_tangents: bool = False
-    is_recorded: bool = False
     is_judged: bool = False
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the history has what was known of it at some time."""
+        return self.recorded_bytes >= 0
 
     @property
     def is_unplanned(self) -> bool:
         """Whether no planned graph ran in it, so far."""
-        return Place.GRAPHS not in self.peaks
+        return Place.GRAPHS not in self.peaks and Place.WHOLE not in self.peaks
 
     def measured(self) -> MeasuredStep:
         """As far as is known."""
-        place = max(self.peaks, key=lambda each: self.peaks[each], default=Place.GRAPHS)
-        above_bytes = max(self.peaks.get(place, 0) - self.live_bytes, 0)
+        above_bytes = max(self.peak_bytes - self.live_bytes, 0)
         measured_bytes = self.start_bytes + self.state_bytes + self.held_bytes + self.front_bytes + above_bytes
-        known = (self.predicted_bytes, measured_bytes, place, self.state_bytes, self.held_bytes)
-        seconds = self.meter.seconds if self.meter is not None else None
-        return MeasuredStep(*known, self.outside_bytes.get(place), seconds)
+        known = (self.predicted_bytes, measured_bytes, self.place, self.state_bytes, self.held_bytes)
+        return MeasuredStep(*known, self.outside_bytes, self.meter.seconds if self.meter is not None else None)
 
-    def peaks_at(self, place: Place, peak_bytes: int, messages: Mapping[str, int]) -> None:
+    def peaks_at(self, place: Place, peak_bytes: int, messages: Mapping[str, int] = NO_MESSAGES) -> None:
         """Since the last look, so many bytes were allocated at most, with these messages of FSDP2's there."""
         if peak_bytes <= self.peaks.get(place, -1):
             return
         self.peaks[place] = peak_bytes
         self.messages = messages or self.messages
+        if peak_bytes <= self.peak_bytes:
+            return
+        self.peak_bytes, self.place = peak_bytes, place
         if self.meter is not None:
             in_graphs = place is Place.GRAPHS
-            self.outside_bytes[place] = self.meter.bytes_beside() if in_graphs else self.meter.bytes_outside(peak_bytes)
+            self.outside_bytes = self.meter.bytes_beside() if in_graphs else self.meter.bytes_outside(peak_bytes)
 
 
 def excess_in_words(step: MeasuredStep, excess_bytes: int, budget_bytes: int) -> str:

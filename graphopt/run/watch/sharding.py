@@ -17,7 +17,7 @@ from torch import nn
 from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.model.wrapping import sharded_bytes
 from graphopt.run.watch.causes import GRADIENTS, MESSAGES
-from graphopt.run.watch.known_memory import with_storage
+from graphopt.run.watch.held_outputs import with_storage
 from graphopt.run.watch.measured_step import StepInProgress
 
 
@@ -53,7 +53,7 @@ class Sharding:
 
     def begins(self, live_bytes: int, inputs: list[torch.Tensor], state_bytes: int) -> StepInProgress:
         """A step begins, with parameters gathered, so many bytes allocated, and optimizers holding `state_bytes`."""
-        step = StepInProgress(0, 0, 0, self.base_bytes)
+        step = StepInProgress(0, 0, 0, 0, self.base_bytes)
         step.settled_bytes, step.gradient_bytes = live_bytes, self.gradient_bytes()
         step.is_end = not any(tensor.requires_grad for tensor in inputs)
         if self.is_root and self._device.type == "cuda":

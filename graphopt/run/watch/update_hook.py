@@ -17,7 +17,10 @@ from graphopt.device.storages import tensors_in
 class HeedsUpdates(Protocol):
     """Who is told: lives as long as somebody else holds it."""
 
-    def update_begins(self, optimizer: torch.optim.Optimizer) -> None:
+    def updated_by(self, optimizer: torch.optim.Optimizer) -> None:
+        """This one updates the model's parameters: told when it is met first."""
+
+    def update_begins(self) -> None:
         """An optimizer of the model's parameters begins to step."""
 
     def update_ends(self) -> None:
@@ -38,24 +41,34 @@ def heed_backward(result: Any, begins: weakref.WeakMethod[Callable[[Any], None]]
 def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:
     """Tell `heeding` of every step of an optimizer that holds a parameter of the model, until it is gone."""
     who, own = weakref.ref(heeding), weakref.ref(model)
-    is_own: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = weakref.WeakKeyDictionary()
+    #: By id, as it is asked for twice in every step: the optimizer, and who is told of it.
+    known: dict[int, tuple[weakref.ref[torch.optim.Optimizer], Callable[[], HeedsUpdates | None]]] = {}
 
-    def heeds(optimizer: torch.optim.Optimizer) -> HeedsUpdates | None:
-        if optimizer not in is_own:
-            inside = {id(parameter) for parameter in found.parameters()} if (found := own()) is not None else set()
-            is_own[optimizer] = any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
-        return who() if is_own[optimizer] else None
+    def meets(optimizer: torch.optim.Optimizer) -> Callable[[], HeedsUpdates | None]:
+        inside = {id(parameter) for parameter in there.parameters()} if (there := own()) is not None else set()
+        is_own = any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
+        known[id(optimizer)] = weakref.ref(optimizer), who if is_own else _nobody
+        if is_own and (told := who()) is not None:
+            told.updated_by(optimizer)
+        return known[id(optimizer)][1]
 
     def before(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if (told := heeds(optimizer)) is not None:
-            told.update_begins(optimizer)
+        found = known.get(id(optimizer))
+        told = found[1]() if found is not None and found[0]() is optimizer else meets(optimizer)()
+        if told is not None:
+            told.update_begins()
 
     def after(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        if (told := heeds(optimizer)) is not None:
+        found = known.get(id(optimizer))
+        if found is not None and (told := found[1]()) is not None:
             told.update_ends()
 
     handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
     weakref.finalize(heeding, _remove, handles)
+
+
+def _nobody() -> None:
+    return None
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

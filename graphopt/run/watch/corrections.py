@@ -1,0 +1,105 @@
+"""What steps over the budget change: it is told, counted beside the plan from then on, and tried once more without."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+
+from graphopt.base.errors import BudgetError
+from graphopt.run.model.request import Request
+from graphopt.run.watch.causes import FRONT, HELD, LASTING, LOSS, ONLY_TOLD, STATE, above_plan, cause_of
+from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress, excess_in_words
+
+logger = logging.getLogger("graphopt")
+
+#: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
+_MOST_CORRECTIONS = 4
+
+
+class Corrections:
+    """`extra_bytes` says what is to be counted beside the plan from now on, by kind.
+
+    `loss_bytes` is what is to be counted between the model's forward and its backward, beside what the plan holds.
+    `corrected` is called where either has changed. `plans_loss` tells whether a plan can have a loss in it: where the
+    model is one graph.
+    """
+
+    def __init__(self, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]) -> None:
+        self.extra_bytes: dict[str, int] = {}
+        self.loss_bytes = 0
+        self._request, self._corrected, self._plans_loss = request, corrected, plans_loss
+        self._told: dict[str, int] = {}
+        self._is_on_trial = self._is_confirmed = False
+        self._tried_bytes = 0
+
+    def judge(
+        self,
+        measured: MeasuredStep,
+        step: StepInProgress,
+        optimizers: list[str],
+        sharding: Mapping[str, int],
+        of_block: str,
+    ) -> None:
+        """Say that a step is over the budget, and leave room for what it took, where that helps.
+
+        `optimizers` are those whose state no plan counts, `sharding` what FSDP2 held, by kind. With "raise" an excess
+        is a BudgetError.
+        """
+        excess_bytes = self._above_budget(measured)
+        self._is_confirmed = self._is_confirmed or self._is_on_trial
+        counted, plans_loss = self.extra_bytes, self._plans_loss()
+        kind, advice = cause_of(measured, step, excess_bytes, counted, sharding, optimizers, plans_loss)
+        if kind == LOSS:
+            self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
+        message = (
+            f"{excess_in_words(measured, excess_bytes, self._request.budget_bytes)} The peak was "
+            f"{measured.place.value}{of_block}. {advice}"
+        )
+        if self._request.on_excess == "raise":
+            raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
+        levels = {STATE: measured.state_bytes, HELD: measured.held_bytes, FRONT: step.front_bytes, **sharding}
+        self._tell(kind, message, levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes)
+
+    def tries_without(self) -> bool:
+        """Whether a step is to show if what was measured above the plan comes again; it then is not counted.
+
+        One step is: where it is over the budget again, what it took stays counted.
+        """
+        once = [kind for kind in self.extra_bytes if kind not in LASTING]
+        if self._is_confirmed or not (once or self.loss_bytes):
+            return False
+        self._tried_bytes = sum(self.extra_bytes.pop(kind) for kind in once)
+        self._is_on_trial = True
+        return True
+
+    def ends_trial(self, measured: MeasuredStep, step: StepInProgress) -> None:
+        """A step without what was measured once: if it is inside the budget, what did not come again is forgotten."""
+        if self._is_on_trial and not self._is_confirmed:
+            self.loss_bytes = 0
+            again_bytes = measured.measured_bytes + self._request.reserve_bytes - measured.predicted_bytes
+            if again_bytes > 0:
+                tried_bytes = min(self._tried_bytes, self._request.budget_bytes - measured.predicted_bytes)
+                self.extra_bytes[above_plan(measured.place)] = max(again_bytes, tried_bytes)
+            self._corrected()
+        if not step.is_judged:
+            self._is_confirmed = False
+        self._is_on_trial = False
+
+    def is_over(self, measured: MeasuredStep) -> bool:
+        """Whether a step took more than the budget leaves it."""
+        return self._above_budget(measured) > 0
+
+    def _above_budget(self, measured: MeasuredStep) -> int:
+        return measured.measured_bytes + self._request.reserve_bytes - self._request.budget_bytes
+
+    def _tell(self, kind: str, message: str, extra_bytes: int) -> None:
+        times = self._told[kind] = self._told.get(kind, 0) + 1
+        if kind not in ONLY_TOLD and times <= _MOST_CORRECTIONS:
+            if kind != LOSS:
+                self.extra_bytes[kind] = extra_bytes
+            self._corrected()
+            message += " From the next call on the plan leaves room for it."
+        logger.warning("%s", message)
+        if times == 1:
+            warnings.warn(f"graphopt: {message}", stacklevel=6)
