@@ -24,7 +24,7 @@ from graphopt.step.check_options import check_group, check_model_and_optimizer, 
 from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
 from graphopt.step.optimizer_view import OptimizerView
-from graphopt.step.options import StepOptions, check_update_in_backward
+from graphopt.step.options import StepOptions, check_compiler_with, check_update_in_backward
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
@@ -112,6 +112,7 @@ def train_step(
         with raising_together(ranks):
             view = OptimizerView(optimizer, model, masters=masters)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
+            check_compiler_with(options, compiler, has_ranks=ranks is not None)
             if update_in_backward:
                 check_update_in_backward(options, view, ranks is not None)
             device = next(iter(model.parameters())).device

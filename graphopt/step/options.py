@@ -9,6 +9,7 @@ import torch
 from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
+from graphopt.lower.compiler import Compiler
 from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.run.model.request import OnExcess
@@ -69,3 +70,13 @@ def check_update_in_backward(options: StepOptions, view: OptimizerView, has_rank
     for what, is_so in why.items():
         if is_so:
             raise UsageError(f"update_in_backward=True does not go with {what}")
+
+
+def check_compiler_with(options: StepOptions, compiler: Compiler, *, has_ranks: bool) -> None:
+    """Raise UsageError for what Inductor's kernels do not go with."""
+    if compiler == "eager":
+        return
+    if has_ranks:
+        raise UsageError("compiler='inductor' does not go with several processes: use compiler='eager'")
+    if options.update_in_backward:
+        raise UsageError("compiler='inductor' does not go with update_in_backward=True, whose options change")

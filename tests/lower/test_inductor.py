@@ -63,12 +63,12 @@ def assert_close(model: nn.Module, eager: nn.Module) -> None:
 
 
 def test_peaks_are_inside_the_budget_and_as_said() -> None:
-    eager = blocks()
+    eager = blocks(4)
     known = [*eager.parameters(), X[0]]
     eager_bytes = peak_bytes(lambda: plain_step(eager), known, "cpu")
     plain_step(eager)
     for share in (1.0, 0.55):
-        model = blocks()
+        model = blocks(4)
         graphopt.optimize(model, int(share * eager_bytes), compiler="inductor")
         plain_step(model)
         assert_close(model, eager)
