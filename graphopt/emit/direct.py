@@ -13,7 +13,10 @@ from typing import Any
 
 from torch import fx
 from torch._ops import OpOverload
+from torch.fx.graph import _BoxedCodeGen
 from torch.fx.graph_module import _forward_from_src
+
+from graphopt.emit.program import native
 
 _OPERATOR = re.compile(r"\btorch\.ops\.(\w+\.\w+\.\w+)\(")
 _MODULE = re.compile(r"\bself\.(\w+)\(")
@@ -21,6 +24,22 @@ _MODULE = re.compile(r"\bself\.(\w+)\(")
 
 def direct(module: fx.GraphModule) -> Callable[..., Any]:
     """What `module.forward` does, graphs inside of it too; not to be used once a graph was changed."""
+    python, without_python = _as_python(module), native(module) if _is_boxed(module) else None
+    if without_python is None:
+        return python
+
+    def run(args: list[Any]) -> Any:
+        results = without_python(args)
+        return python(args) if results is NotImplemented else results
+
+    return run
+
+
+def _is_boxed(module: fx.GraphModule) -> bool:
+    return isinstance(module.graph._codegen, _BoxedCodeGen)
+
+
+def _as_python(module: fx.GraphModule) -> Callable[..., Any]:
     code = module.graph.python_code("self")
     found = dict(code.globals)
     operators = {str(node.target): node.target for node in module.graph.nodes if type(node.target) is OpOverload}

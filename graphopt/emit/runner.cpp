@@ -1,0 +1,235 @@
+// Runs the operators of a graph one after the other, as its generated Python does, without Python between them.
+//
+// A value stands in a register from the operator that makes it to the last one that reads it, and is given up right
+// after that one. Operators are called as torch's Python binding calls them: boxed, through the dispatcher, with
+// constants converted by the binding's own function, once.
+
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <pybind11/pybind11.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+namespace py = pybind11;
+
+// exported by torch/csrc/jit/python/pybind_utils.h, which takes long to compile
+namespace torch::jit {
+c10::IValue toIValue(py::handle, const c10::TypePtr&, std::optional<int32_t>);
+class ToIValueAllowNumbersAsTensors {
+ public:
+  explicit ToIValueAllowNumbersAsTensors(bool enable);
+  ~ToIValueAllowNumbersAsTensors();
+
+ private:
+  bool old_;
+};
+}  // namespace torch::jit
+
+namespace {
+
+using c10::IValue;
+
+constexpr int NOWHERE = -1;
+
+enum class Source { Constant, Number, Register, LastRead, Registers };
+
+struct Argument {
+  Source source;
+  int place = NOWHERE;      // of a register
+  IValue constant;          // Number: a tensor of one number, made anew for each call as the binding does
+  std::vector<int> places;  // of a list's elements; NOWHERE is none
+  c10::TypePtr element;
+};
+
+struct Call {
+  c10::OperatorHandle op;
+  std::vector<Argument> arguments;
+  std::vector<std::vector<int>> results;  // the registers of each
+  std::vector<int> done;                  // registers given up behind it, if they are not yet
+  bool is_native;
+};
+
+struct Part {  // of a register that holds a list
+  int list, position, place;
+  std::vector<int> done;
+};
+
+struct Step {
+  int call = NOWHERE, part = NOWHERE;
+};
+
+struct Program {
+  size_t registers;
+  std::vector<int> inputs;
+  std::vector<std::pair<int, IValue>> constants;
+  std::vector<Call> calls;
+  std::vector<Part> parts;
+  std::vector<Step> steps;
+  std::vector<int> outputs;  // NOWHERE: None
+};
+
+std::vector<int> ints(py::handle list) {
+  std::vector<int> found;
+  for (auto item : list) found.push_back(item.cast<int>());
+  return found;
+}
+
+at::Tensor number_again(const at::Tensor& number) {
+  auto made = at::detail::empty_cpu({}, number.scalar_type());
+  std::memcpy(made.mutable_data_ptr(), number.const_data_ptr(), number.itemsize());
+  made.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return made;
+}
+
+Argument read_argument(py::tuple given, const c10::Argument& wanted) {
+  const auto kind = given[0].cast<std::string>();
+  if (kind == "default") return {Source::Constant, NOWHERE, *wanted.default_value()};
+  if (kind == "register") return {Source::Register, given[1].cast<int>()};
+  if (kind == "last") return {Source::LastRead, given[1].cast<int>()};
+  if (kind == "registers") {
+    auto type = wanted.type();
+    if (type->kind() == c10::TypeKind::OptionalType) type = type->castRaw<c10::OptionalType>()->getElementType();
+    return {Source::Registers, NOWHERE, {}, ints(given[1]), type->castRaw<c10::ListType>()->getElementType()};
+  }
+  torch::jit::ToIValueAllowNumbersAsTensors allowed(true);
+  IValue constant = torch::jit::toIValue(given[1], wanted.real_type(), wanted.N());
+  return {constant.isTensor() ? Source::Number : Source::Constant, NOWHERE, std::move(constant)};
+}
+
+Call read_call(py::tuple given) {
+  const auto name = given[0].cast<std::string>(), overload = given[1].cast<std::string>();
+  Call call{c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), overload.c_str())};
+  const auto& wanted = call.op.schema().arguments();
+  size_t position = 0;
+  for (auto item : given[2]) call.arguments.push_back(read_argument(item.cast<py::tuple>(), wanted.at(position++)));
+  for (auto item : given[3]) call.results.push_back(ints(item));
+  call.done = ints(given[4]);
+  call.is_native = name.rfind("aten::", 0) == 0;
+  return call;
+}
+
+std::unique_ptr<Program> read_program(py::dict given) {
+  auto program = std::make_unique<Program>();
+  program->registers = given["registers"].cast<size_t>();
+  program->inputs = ints(given["inputs"]);
+  program->outputs = ints(given["outputs"]);
+  for (auto item : given["constants"]) {
+    auto pair = item.cast<py::tuple>();
+    program->constants.emplace_back(pair[0].cast<int>(), THPVariable_Unpack(py::object(pair[1]).ptr()));
+  }
+  for (auto item : given["steps"]) {
+    auto step = item.cast<py::tuple>();
+    if (step[0].cast<std::string>() == "call") {
+      program->steps.push_back({static_cast<int>(program->calls.size()), NOWHERE});
+      program->calls.push_back(read_call(step[1]));
+    } else {
+      program->steps.push_back({NOWHERE, static_cast<int>(program->parts.size())});
+      auto part = step[1].cast<py::tuple>();
+      program->parts.push_back({part[0].cast<int>(), part[1].cast<int>(), part[2].cast<int>(), ints(part[3])});
+    }
+  }
+  return program;
+}
+
+IValue value_of(const Argument& argument, std::vector<IValue>& registers) {
+  switch (argument.source) {
+    case Source::Constant:
+      return argument.constant;
+    case Source::Number:
+      return number_again(argument.constant.toTensor());
+    case Source::Register:
+      return registers[argument.place];
+    case Source::LastRead:
+      return std::move(registers[argument.place]);
+    case Source::Registers:
+      break;
+  }
+  c10::impl::GenericList list(argument.element);
+  list.reserve(argument.places.size());
+  for (int place : argument.places) list.push_back(place == NOWHERE ? IValue() : registers[place]);
+  return list;
+}
+
+void run_call(const Call& call, std::vector<IValue>& registers, torch::jit::Stack& stack) {
+  for (const auto& argument : call.arguments) stack.push_back(value_of(argument, registers));
+  if (call.is_native) {
+    // all that it computes is below autograd, which records nothing here
+    at::AutoDispatchBelowAutograd guard;
+    call.op.callBoxed(&stack);
+  } else {
+    call.op.callBoxed(&stack);
+  }
+  for (size_t i = 0; i < call.results.size(); i++) {
+    const auto& places = call.results[i];
+    for (size_t j = 0; j < places.size(); j++) {
+      if (j + 1 == places.size()) registers[places[j]] = std::move(stack[i]);
+      else registers[places[j]] = stack[i];
+    }
+  }
+  stack.clear();
+  for (int place : call.done) registers[place] = IValue();
+}
+
+void run_steps(const Program& program, std::vector<IValue>& registers) {
+  torch::jit::Stack stack;
+  for (const auto& step : program.steps) {
+    if (step.call != NOWHERE) {
+      run_call(program.calls[step.call], registers, stack);
+      continue;
+    }
+    const auto& part = program.parts[step.part];
+    registers[part.place] = registers[part.list].toListRef()[part.position];
+    for (int place : part.done) registers[place] = IValue();
+  }
+}
+
+PyObject* run(const Program& program, PyObject* arguments) {
+  const auto count = static_cast<Py_ssize_t>(program.inputs.size());
+  if (!PyList_CheckExact(arguments) || PyList_GET_SIZE(arguments) != count) Py_RETURN_NOTIMPLEMENTED;
+  for (Py_ssize_t i = 0; i < count; i++) {
+    auto* item = PyList_GET_ITEM(arguments, i);
+    if (program.inputs[i] != NOWHERE && !THPVariable_CheckExact(item)) Py_RETURN_NOTIMPLEMENTED;
+  }
+  std::vector<IValue> registers(program.registers);
+  for (const auto& [place, constant] : program.constants) registers[place] = constant;
+  for (Py_ssize_t i = 0; i < count; i++)
+    if (program.inputs[i] != NOWHERE) registers[program.inputs[i]] = THPVariable_Unpack(PyList_GET_ITEM(arguments, i));
+  if (PyList_SetSlice(arguments, 0, count, nullptr)) return nullptr;
+  {
+    py::gil_scoped_release released;
+    run_steps(program, registers);
+  }
+  py::tuple results(program.outputs.size());
+  for (size_t i = 0; i < program.outputs.size(); i++) {
+    const int place = program.outputs[i];
+    results[i] = place == NOWHERE ? py::none()
+                                  : py::reinterpret_steal<py::object>(THPVariable_Wrap(registers[place].toTensor()));
+  }
+  return results.release().ptr();
+}
+
+}  // namespace
+
+extern "C" {
+
+void* graphopt_read_program(PyObject* given) {
+  HANDLE_TH_ERRORS
+  return read_program(py::reinterpret_borrow<py::dict>(given)).release();
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* graphopt_run_program(const void* program, PyObject* arguments) {
+  HANDLE_TH_ERRORS
+  return run(*static_cast<const Program*>(program), arguments);
+  END_HANDLE_TH_ERRORS
+}
+
+void graphopt_drop_program(void* program) {
+  delete static_cast<Program*>(program);
+}
+}
