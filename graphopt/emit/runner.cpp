@@ -38,12 +38,19 @@ constexpr int NOWHERE = -1;
 
 enum class Source { Constant, Number, Register, LastRead, Registers };
 
+// A number where a tensor is wanted: the binding makes a tensor of it for each call, which takes memory meanwhile.
+struct Number {
+  at::ScalarType type = at::ScalarType::Double;
+  char bytes[16] = {};
+};
+
 struct Argument {
   Source source;
-  int place = NOWHERE;      // of a register
-  IValue constant;          // Number: a tensor of one number, made anew for each call as the binding does
+  int place = NOWHERE;  // of a register
+  IValue constant;
+  Number number;
   std::vector<int> places;  // of a list's elements; NOWHERE is none
-  c10::TypePtr element;
+  c10::TypePtr element;     // of a list
 };
 
 struct Call {
@@ -79,9 +86,9 @@ std::vector<int> ints(py::handle list) {
   return found;
 }
 
-at::Tensor number_again(const at::Tensor& number) {
-  auto made = at::detail::empty_cpu({}, number.scalar_type());
-  std::memcpy(made.mutable_data_ptr(), number.const_data_ptr(), number.itemsize());
+at::Tensor tensor_of(const Number& number) {
+  auto made = at::detail::empty_cpu({}, number.type);
+  std::memcpy(made.mutable_data_ptr(), number.bytes, made.itemsize());
   made.unsafeGetTensorImpl()->set_wrapped_number(true);
   return made;
 }
@@ -94,11 +101,14 @@ Argument read_argument(py::tuple given, const c10::Argument& wanted) {
   if (kind == "registers") {
     auto type = wanted.type();
     if (type->kind() == c10::TypeKind::OptionalType) type = type->castRaw<c10::OptionalType>()->getElementType();
-    return {Source::Registers, NOWHERE, {}, ints(given[1]), type->castRaw<c10::ListType>()->getElementType()};
+    return {Source::Registers, NOWHERE, {}, {}, ints(given[1]), type->castRaw<c10::ListType>()->getElementType()};
   }
   torch::jit::ToIValueAllowNumbersAsTensors allowed(true);
   IValue constant = torch::jit::toIValue(given[1], wanted.real_type(), wanted.N());
-  return {constant.isTensor() ? Source::Number : Source::Constant, NOWHERE, std::move(constant)};
+  if (!constant.isTensor()) return {Source::Constant, NOWHERE, std::move(constant)};
+  Number number{constant.toTensor().scalar_type()};
+  std::memcpy(number.bytes, constant.toTensor().const_data_ptr(), constant.toTensor().itemsize());
+  return {Source::Number, NOWHERE, {}, number};
 }
 
 Call read_call(py::tuple given) {
@@ -141,7 +151,7 @@ IValue value_of(const Argument& argument, std::vector<IValue>& registers) {
     case Source::Constant:
       return argument.constant;
     case Source::Number:
-      return number_again(argument.constant.toTensor());
+      return tensor_of(argument.number);
     case Source::Register:
       return registers[argument.place];
     case Source::LastRead:
