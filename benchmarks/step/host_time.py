@@ -151,7 +151,9 @@ def rows_of(name: str, rounds: int) -> list[Row]:
 
 
 def show(rows: list[Row]) -> Table:
-    table = Table("model", "way", "calls", "eager µs", "µs", "ratio", "quartiles", title="processor time of a tiny step")
+    table = Table(
+        "model", "way", "calls", "eager µs", "µs", "ratio", "quartiles", title="processor time of a tiny step"
+    )
     for row in rows:
         quartiles = f"{row.lower_quartile:.3f}–{row.upper_quartile:.3f}"
         figures = (f"{row.eager_seconds * 1e6:.0f}", f"{row.seconds * 1e6:.0f}", f"{row.ratio:.3f}", quartiles)

@@ -131,11 +131,11 @@ class _Writer:
         ]
         moved = {item for item in given.values() if isinstance(item, fx.Node)} & once
         parts = [] if _gives_list(node) else [user for user in node.users if user.target is operator.getitem]
-        results = [[] for _ in target._schema.returns]
+        results: list[list[int]] = [[] for _ in target._schema.returns]
         if len(results) == 1:
             results[0] = [self.places[node]] if node.users else []
         for part in parts:
-            results[part.args[1]].append(self.places[part])
+            results[int(part.args[1])].append(self.places[part])  # type: ignore[arg-type]
         done = self.done(node) + [place for part in parts for place in self.done(part)]
         given_up = [place for place in done if place not in {self.places[each] for each in moved}]
         return (target._schema.name, target._schema.overload_name, arguments, results, given_up)

@@ -14,6 +14,7 @@ from graphopt.device.ranks import Ranks
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint.accumulate import accumulate
 from graphopt.passes.joint.add_to_gradients import add_to_gradients
+from graphopt.passes.joint.causal_masks import causal_masks
 from graphopt.passes.joint.compress import compress
 from graphopt.passes.joint.contract import gradients_are_unused, no_gradient_is_returned, sizes_are_numbers
 from graphopt.passes.joint.free_shapes import free_shapes
@@ -33,6 +34,7 @@ Passes = tuple[NamedPass[JointGraph], ...]
 
 CLEANING: Passes = (
     NamedPass("specialize", specialize, ensures=(sizes_are_numbers,)),
+    NamedPass("causal_masks", causal_masks, requires=(sizes_are_numbers,)),
     NamedPass("skip_copies", skip_copies, requires=(sizes_are_numbers,)),
     NamedPass("read_written_parts", read_written_parts, requires=(sizes_are_numbers,)),
     NamedPass("skip_clones", skip_clones, requires=(sizes_are_numbers,)),
