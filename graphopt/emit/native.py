@@ -38,6 +38,7 @@ def native_runner() -> ctypes.PyDLL | None:
     library.graphopt_read_program.argtypes = (ctypes.py_object,)
     library.graphopt_run_program.restype = ctypes.py_object
     library.graphopt_run_program.argtypes = (ctypes.c_void_p, ctypes.py_object)
+    library.graphopt_failed_step.restype = ctypes.c_size_t
     library.graphopt_drop_program.restype = None
     library.graphopt_drop_program.argtypes = (ctypes.c_void_p,)
     return library

@@ -14,6 +14,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from graphopt.emit.native import native_runner
+from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_number
 
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -31,19 +32,24 @@ def native(module: fx.GraphModule) -> Callable[[list[Any]], Any] | None:
     library = native_runner()
     if library is None:
         return None
-    return _Program(library, _Writer(module).program()).run
+    return _Program(library, _Writer(module)).run
 
 
 class _Program:
     """A program that C++ has read, dropped together with this."""
 
-    def __init__(self, library: Any, program: dict[str, Any]) -> None:
-        self._library = library
-        self._program = library.graphopt_read_program(program)
+    def __init__(self, library: Any, writer: _Writer) -> None:
+        self._library, self._writer = library, writer
+        self._program = library.graphopt_read_program(writer.program())
 
     def run(self, args: list[Any]) -> Any:
-        """Run it on its inputs, which are emptied."""
-        return self._library.graphopt_run_program(self._program, args)
+        """Run it on its inputs, which are emptied; an error has a note that says where it was raised."""
+        try:
+            return self._library.graphopt_run_program(self._program, args)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"in {self._writer.says(self._library.graphopt_failed_step())}")
+            raise
 
     def __del__(self) -> None:
         self._library.graphopt_drop_program(self._program)
@@ -93,6 +99,11 @@ class _Writer:
         self.nodes = list(module.graph.nodes)
         self.last_reads = _last_reads(self.nodes)
         self.places = {node: place for place, node in enumerate(n for n in self.nodes if n.op != "output")}
+
+    def says(self, step: int) -> str:
+        """A step in words: its node, and the model's own line that it is of."""
+        written = [node for node in self.nodes if node.op == "call_function" and self.steps(node)]
+        return f"{written[step].format_node()} {source_line(written[step])}".rstrip()
 
     def program(self) -> dict[str, Any]:
         """As `runner.cpp` reads it."""

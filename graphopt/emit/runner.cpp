@@ -185,9 +185,14 @@ void run_call(const Call& call, std::vector<IValue>& registers, torch::jit::Stac
   for (int place : call.done) registers[place] = IValue();
 }
 
+// Which step this thread runs, for the message where that fails.
+thread_local size_t running = 0;
+
 void run_steps(const Program& program, std::vector<IValue>& registers) {
   torch::jit::Stack stack;
-  for (const auto& step : program.steps) {
+  for (size_t i = 0; i < program.steps.size(); i++) {
+    const auto& step = program.steps[i];
+    running = i;
     if (step.call != NOWHERE) {
       run_call(program.calls[step.call], registers, stack);
       continue;
@@ -237,6 +242,10 @@ PyObject* graphopt_run_program(const void* program, PyObject* arguments) {
   HANDLE_TH_ERRORS
   return run(*static_cast<const Program*>(program), arguments);
   END_HANDLE_TH_ERRORS
+}
+
+size_t graphopt_failed_step() {
+  return running;
 }
 
 void graphopt_drop_program(void* program) {
