@@ -12,11 +12,16 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 
+from graphopt.emit.emit import unwatched
 from graphopt.emit.native import native_runner
 from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_number
+from graphopt.graph.step_graph import tensors_of
 
+#: Functions that are called as Python, between the operators.
+_FUNCTIONS = (run_and_save_rng_state, run_with_rng_state, unwatched)
 _LITERALS = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -57,17 +62,36 @@ class _Program:
 
 def _is_known(node: fx.Node) -> bool:
     if node.op == "call_function":
-        return _is_part(node) or (type(node.target) is OpOverload and all(map(_is_simple, _arguments(node))))
+        is_operator = type(node.target) is OpOverload and all(map(_is_simple, _arguments(node)))
+        return is_operator or _is_part(node) or _is_function(node)
     if node.op == "output":
         return isinstance(node.args[0], tuple) and all(isinstance(i, fx.Node) or i is None for i in node.args[0])
     return node.op in ("placeholder", "get_attr")
 
 
 def _is_part(node: fx.Node) -> bool:
-    """Whether it takes one of several results of an operator."""
+    """Whether it takes one of several results of an operator or a function."""
     source, *position = node.args or (None,)
-    from_operator = isinstance(source, fx.Node) and type(source.target) is OpOverload
-    return node.target is operator.getitem and from_operator and isinstance(position[0], int)
+    if node.target is not operator.getitem or not isinstance(source, fx.Node) or not isinstance(position[0], int):
+        return False
+    return type(source.target) is OpOverload or _is_function(source) or _is_part(source)
+
+
+def _is_function(node: fx.Node) -> bool:
+    """Whether it calls a function that gives tensors, in tuples perhaps of which each is taken out."""
+    constants = all(_is_constant(arg) for arg in node.kwargs.values())
+    given = all(isinstance(arg, fx.Node) or _is_constant(arg) for arg in node.args)
+    return node.target in _FUNCTIONS and constants and given and _is_taken(node)
+
+
+def _is_taken(node: fx.Node) -> bool:
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        return True
+    return bool(tensors_of(node)) and all(_is_part_of(user, node) and _is_taken(user) for user in node.users)
+
+
+def _is_part_of(user: fx.Node, node: fx.Node) -> bool:
+    return user.target is operator.getitem and user.args[0] is node
 
 
 def _is_simple(argument: Any) -> bool:
@@ -76,6 +100,11 @@ def _is_simple(argument: Any) -> bool:
         nodes = [isinstance(item, fx.Node) for item in items]
         return all(n or i is None for n, i in zip(nodes, items, strict=True)) or all(map(_is_literal, items))
     return isinstance(argument, fx.Node) or _is_literal(argument)
+
+
+def _is_constant(argument: Any) -> bool:
+    items = argument if isinstance(argument, (list, tuple)) else (argument,)
+    return all(_is_literal(item) or isinstance(item, OpOverload) for item in items)
 
 
 def _is_literal(argument: Any) -> bool:
@@ -124,10 +153,11 @@ class _Writer:
 
     def steps(self, node: fx.Node) -> list[tuple[str, Any]]:
         if node.target is not operator.getitem:
-            return [("call", self.call(node))]
+            is_operator = type(node.target) is OpOverload
+            return [("call", self.call(node)) if is_operator else ("python", self.python(node))]
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if _gives_list(source):
+        if type(source.target) is OpOverload and _gives_list(source):
             return [("part", (self.places[source], node.args[1], self.places[node], self.done(node)))]
         return []
 
@@ -151,6 +181,21 @@ class _Writer:
         given_up = [place for place in done if place not in {self.places[each] for each in moved}]
         return (target._schema.name, target._schema.overload_name, arguments, results, given_up)
 
+    def python(self, node: fx.Node) -> tuple[Any, ...]:
+        arguments = [(self.places[i], None) if isinstance(i, fx.Node) else (-1, _plain(i)) for i in node.args]
+        results: list[tuple[tuple[Any, ...], int]] = []
+        done: list[int] = []
+        waiting: list[tuple[tuple[Any, ...], fx.Node]] = [((), node)]
+        while waiting:
+            path, made = waiting.pop()
+            done += self.done(made)
+            if isinstance(made.meta["val"], torch.Tensor):
+                results.append((path, self.places[made]))
+            else:
+                waiting += [((*path, user.args[1]), user) for user in made.users]
+        kwargs = {key: _plain(value) for key, value in node.kwargs.items()}
+        return (node.target, kwargs, arguments, results, done)
+
     def argument(self, item: Any, moved: set[fx.Node]) -> tuple[Any, ...]:
         if isinstance(item, fx.Node):
             return ("last" if item in moved else "register", self.places[item])
@@ -162,6 +207,11 @@ class _Writer:
         """What is given up behind a node: what it read last, and what it gives where nobody reads that."""
         unread = [self.places[node]] if not node.users else []
         return [self.places[each] for each in self.last_reads[node]] + unread
+
+
+def _plain(item: Any) -> Any:
+    """Lists as code writes them, in place of fx's own."""
+    return list(item) if isinstance(item, list) else item
 
 
 def _gives_list(node: fx.Node) -> bool:

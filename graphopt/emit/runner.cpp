@@ -66,8 +66,20 @@ struct Part {  // of a register that holds a list
   std::vector<int> done;
 };
 
+struct PythonResult {
+  std::vector<int> path;  // into nested tuples
+  int place;
+};
+
+struct PythonCall {  // of a function that is no operator
+  py::object function, kwargs;
+  std::vector<std::pair<int, py::object>> arguments;  // a register, or NOWHERE and a constant
+  std::vector<PythonResult> results;
+  std::vector<int> done;
+};
+
 struct Step {
-  int call = NOWHERE, part = NOWHERE;
+  int call = NOWHERE, part = NOWHERE, python = NOWHERE;
 };
 
 struct Program {
@@ -76,6 +88,7 @@ struct Program {
   std::vector<std::pair<int, IValue>> constants;
   std::vector<Call> calls;
   std::vector<Part> parts;
+  std::vector<PythonCall> pythons;
   std::vector<Step> steps;
   std::vector<int> outputs;  // NOWHERE: None
 };
@@ -123,6 +136,37 @@ Call read_call(py::tuple given) {
   return call;
 }
 
+PythonCall read_python(py::tuple given) {
+  PythonCall call{given[0], given[1]};
+  for (auto item : given[2]) {
+    auto pair = item.cast<py::tuple>();
+    call.arguments.emplace_back(pair[0].cast<int>(), pair[1]);
+  }
+  for (auto item : given[3]) {
+    auto pair = item.cast<py::tuple>();
+    call.results.push_back({ints(pair[0]), pair[1].cast<int>()});
+  }
+  call.done = ints(given[4]);
+  return call;
+}
+
+void read_step(Program& program, py::tuple step) {
+  const auto kind = step[0].cast<std::string>();
+  Step read;
+  if (kind == "call") {
+    read.call = static_cast<int>(program.calls.size());
+    program.calls.push_back(read_call(step[1]));
+  } else if (kind == "python") {
+    read.python = static_cast<int>(program.pythons.size());
+    program.pythons.push_back(read_python(step[1]));
+  } else {
+    read.part = static_cast<int>(program.parts.size());
+    auto part = step[1].cast<py::tuple>();
+    program.parts.push_back({part[0].cast<int>(), part[1].cast<int>(), part[2].cast<int>(), ints(part[3])});
+  }
+  program.steps.push_back(read);
+}
+
 std::unique_ptr<Program> read_program(py::dict given) {
   auto program = std::make_unique<Program>();
   program->registers = given["registers"].cast<size_t>();
@@ -132,17 +176,7 @@ std::unique_ptr<Program> read_program(py::dict given) {
     auto pair = item.cast<py::tuple>();
     program->constants.emplace_back(pair[0].cast<int>(), THPVariable_Unpack(py::object(pair[1]).ptr()));
   }
-  for (auto item : given["steps"]) {
-    auto step = item.cast<py::tuple>();
-    if (step[0].cast<std::string>() == "call") {
-      program->steps.push_back({static_cast<int>(program->calls.size()), NOWHERE});
-      program->calls.push_back(read_call(step[1]));
-    } else {
-      program->steps.push_back({NOWHERE, static_cast<int>(program->parts.size())});
-      auto part = step[1].cast<py::tuple>();
-      program->parts.push_back({part[0].cast<int>(), part[1].cast<int>(), part[2].cast<int>(), ints(part[3])});
-    }
-  }
+  for (auto item : given["steps"]) read_step(*program, item.cast<py::tuple>());
   return program;
 }
 
@@ -185,6 +219,37 @@ void run_call(const Call& call, std::vector<IValue>& registers, torch::jit::Stac
   for (int place : call.done) registers[place] = IValue();
 }
 
+[[noreturn]] void throw_python_error() {
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+void run_python(const PythonCall& call, std::vector<IValue>& registers) {
+  py::gil_scoped_acquire acquired;
+  py::tuple arguments(call.arguments.size());
+  for (size_t i = 0; i < call.arguments.size(); i++) {
+    const auto& [place, constant] = call.arguments[i];
+    arguments[i] = place == NOWHERE
+                       ? constant
+                       : py::reinterpret_steal<py::object>(THPVariable_Wrap(registers[place].toTensor()));
+  }
+  auto made = py::reinterpret_steal<py::object>(
+      PyObject_Call(call.function.ptr(), arguments.ptr(), call.kwargs.ptr()));
+  if (!made) throw_python_error();
+  for (const auto& result : call.results) {
+    PyObject* item = made.ptr();
+    for (int position : result.path) item = PyTuple_GetItem(item, position);
+    if (!item) throw_python_error();
+    if (item != Py_None && !THPVariable_Check(item)) {
+      PyErr_SetString(PyExc_TypeError, "a function of the graph gives no tensor where the graph has one");
+      throw_python_error();
+    }
+    registers[result.place] = item == Py_None ? at::Tensor() : THPVariable_Unpack(item);
+  }
+  for (int place : call.done) registers[place] = IValue();
+}
+
 // Which step this thread runs, for the message where that fails.
 thread_local size_t running = 0;
 
@@ -195,6 +260,10 @@ void run_steps(const Program& program, std::vector<IValue>& registers) {
     running = i;
     if (step.call != NOWHERE) {
       run_call(program.calls[step.call], registers, stack);
+      continue;
+    }
+    if (step.python != NOWHERE) {
+      run_python(program.pythons[step.python], registers);
       continue;
     }
     const auto& part = program.parts[step.part];
