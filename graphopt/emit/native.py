@@ -33,7 +33,7 @@ def native_runner() -> ctypes.PyDLL | None:
     except CompileError as error:
         logger.info("graphs run as Python, a little slower: %s", str(error).splitlines()[0])
         return None
-    library = ctypes.PyDLL(loaded._name, handle=loaded._handle)  # calls hold the interpreter's lock, and may raise
+    library = ctypes.PyDLL("graph-runner", handle=loaded._handle)  # calls hold the interpreter's lock, and may raise
     library.graphopt_read_program.restype = ctypes.c_void_p
     library.graphopt_read_program.argtypes = (ctypes.py_object,)
     library.graphopt_run_program.restype = ctypes.py_object

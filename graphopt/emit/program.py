@@ -37,13 +37,13 @@ def native(module: fx.GraphModule) -> Callable[[list[Any]], Any] | None:
     library = native_runner()
     if library is None:
         return None
-    return _Program(library, _Writer(module)).run
+    return _Program(library, _ProgramWriter(module)).run
 
 
 class _Program:
     """A program that C++ has read, dropped together with this."""
 
-    def __init__(self, library: Any, writer: _Writer) -> None:
+    def __init__(self, library: Any, writer: _ProgramWriter) -> None:
         self._library, self._writer = library, writer
         self._program = library.graphopt_read_program(writer.program())
 
@@ -120,7 +120,7 @@ def _arguments(node: fx.Node) -> list[Any]:
     return [*node.args, *node.kwargs.values()]
 
 
-class _Writer:
+class _ProgramWriter:
     """Gives registers to nodes and writes the calls."""
 
     def __init__(self, module: fx.GraphModule) -> None:
