@@ -13,14 +13,48 @@ from typing import Any
 
 from torch import fx
 from torch._ops import OpOverload
+from torch.fx.graph import _BoxedCodeGen
 from torch.fx.graph_module import _forward_from_src
+
+from graphopt.emit.program import native
 
 _OPERATOR = re.compile(r"\btorch\.ops\.(\w+\.\w+\.\w+)\(")
 _MODULE = re.compile(r"\bself\.(\w+)\(")
 
 
-def direct(module: fx.GraphModule) -> Callable[..., Any]:
-    """What `module.forward` does, graphs inside of it too; not to be used once a graph was changed."""
+def direct(module: fx.GraphModule, behind: Callable[[], None] | None = None) -> Callable[..., Any]:
+    """What `module.forward` does, graphs inside of it too; not to be used once a graph was changed.
+
+    Behind each graph inside of it `behind` is called, if given.
+    """
+    python, without_python = _as_python(module, behind), native(module) if _is_boxed(module) else None
+    if without_python is None:
+        return python
+
+    def run(args: list[Any]) -> Any:
+        results = without_python(args)
+        return python(args) if results is NotImplemented else results
+
+    return run
+
+
+def _followed(call: Callable[..., Any], behind: Callable[[], None] | None) -> Callable[..., Any]:
+    if behind is None:
+        return call
+
+    def run(*args: Any) -> Any:
+        results = call(*args)
+        behind()
+        return results
+
+    return run
+
+
+def _is_boxed(module: fx.GraphModule) -> bool:
+    return isinstance(module.graph._codegen, _BoxedCodeGen)
+
+
+def _as_python(module: fx.GraphModule, behind: Callable[[], None] | None) -> Callable[..., Any]:
     code = module.graph.python_code("self")
     found = dict(code.globals)
     operators = {str(node.target): node.target for node in module.graph.nodes if type(node.target) is OpOverload}
@@ -38,7 +72,7 @@ def direct(module: fx.GraphModule) -> Callable[..., Any]:
             return call[0]
         name = f"call_{call[1]}"
         if name not in found:
-            found[name] = direct(inner[call[1]])
+            found[name] = _followed(direct(inner[call[1]]), behind)
         return f"{name}("
 
     source = _MODULE.sub(graph, _OPERATOR.sub(operator, code.src))

@@ -59,7 +59,7 @@ class PlannedMicro:
     resident_bytes: dict[str, int]
     tail_bytes: dict[str, int]
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int:
         """The most that is there at once, in the micro-batch or after it."""
         return self.peak_of(self.planned.peak_bytes)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import fx, nn
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
@@ -54,7 +52,6 @@ class StepWatch:
         self._left = LeftBehind() if is_alone and memory.device.type == "cpu" else None
         self._peaks: dict[Place, int] = {}
         self._told: dict[str, int] = {}
-        self._heard: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     @property
     def may_try(self) -> bool:
@@ -85,18 +82,9 @@ class StepWatch:
         if error is not None:
             raise error
 
-    def heeds(self, window: fx.GraphModule) -> None:
-        """Tell what runs in this graph's micro-batches from what runs behind them."""
-        watch = weakref.ref(self)
-
-        def has_run(*_: Any) -> None:
-            if (this := watch()) is not None:
-                this._look(Place.GRAPHS)
-
-        for micro_batch in window.children():
-            if micro_batch not in self._heard:
-                self._heard.add(micro_batch)
-                micro_batch.register_forward_hook(has_run)
+    def graphs_ran(self) -> None:
+        """A micro-batch's graph has run: what comes is behind it."""
+        self._look(Place.GRAPHS)
 
     def measured(self, batch: list[torch.Tensor], plans: Sequence[PlannedMicro], run: Callable[[], T]) -> T:
         """Run a step of these micro-batches, which are planned, and measure it."""

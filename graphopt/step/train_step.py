@@ -13,6 +13,7 @@ from graphopt.base.errors import UsageError
 from graphopt.compression.residuals import of_each_rank
 from graphopt.device.snapshot import undone
 from graphopt.device.storages import tensors_in
+from graphopt.emit.direct import direct
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import (
     DESCRIPTOR,
@@ -78,8 +79,8 @@ class TrainStep:
         tells = self._settings, self._heed_changes
         self._lockstep = Lockstep(exchange, self.division, self._watch, *tells) if exchange else None
         self._optimizer_settings = OptimizerSettings(memory.view)
-        #: The least recently used first.
-        self._windows: dict[object, fx.GraphModule] = {}
+        #: Each as a graph and as it is called; the least recently used first.
+        self._windows: dict[object, tuple[fx.GraphModule, Callable[..., Any]]] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
         memory.held = self._held
         self._last: fx.GraphModule | None = None
@@ -108,12 +109,12 @@ class TrainStep:
         return result
 
     def _run(
-        self, window: fx.GraphModule, calls: list[MicroCall], pieces: list[MicroBatch], groups: list[GroupUpdate]
+        self, window: Callable[..., Any], calls: list[MicroCall], pieces: list[MicroBatch], groups: list[GroupUpdate]
     ) -> StepResult:
-        feeds = self._feeds(window, calls, pieces)
+        feeds = self._feeds(self.graph_module, calls, pieces)
         used_scale = self._scale.value.clone() if self._scale.value is not None else 1.0
         with torch.no_grad(), torch._C._DisableAutocast():
-            loss, norm, found_inf, gradients = window.forward(feeds)
+            loss, norm, found_inf, gradients = window(feeds)
         result = StepResult(loss, norm, found_inf, used_scale)
         if self._exchange:
             self._exchange.steps += 1
@@ -276,20 +277,19 @@ class TrainStep:
             return update_parameters(updates, clip_value=limit)
         return sum_gradients(trained, fuse_products=fuse) if self._memory.summed else return_gradients(trained)
 
-    def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> fx.GraphModule:
+    def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> Callable[..., Any]:
         key = (*window_key(calls), tuple(groups))
         if key not in self._windows:
             view, options = self._view, self._options
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
             run_passes(window, window_passes(groups, options.clip, options.loss_scale))
-            self._watch.heeds(window)
-            self._windows[key] = window
+            self._windows[key] = window, direct(window, self._watch.graphs_ran)
             if len(self._windows) > MOST_GRAPHS:
                 del self._windows[next(iter(self._windows))]
         self._windows[key] = self._windows.pop(key)
-        self._last, self._last_micros = self._windows[key], tuple(call.micro for call in calls)
-        return self._last
+        (self._last, run), self._last_micros = self._windows[key], tuple(call.micro for call in calls)
+        return run
 
     def _feeds(self, window: fx.GraphModule, calls: Sequence[MicroCall], pieces: Sequence[MicroBatch]) -> list[Any]:
         given, view = given_tensors(calls), self._view

@@ -13,7 +13,9 @@ from graphopt.compression.methods import Compression
 from graphopt.device.ranks import Ranks
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint.accumulate import accumulate
+from graphopt.passes.joint.add_in_place import add_in_place
 from graphopt.passes.joint.add_to_gradients import add_to_gradients
+from graphopt.passes.joint.causal_masks import causal_masks
 from graphopt.passes.joint.compress import compress
 from graphopt.passes.joint.contract import gradients_are_unused, no_gradient_is_returned, sizes_are_numbers
 from graphopt.passes.joint.free_shapes import free_shapes
@@ -25,6 +27,7 @@ from graphopt.passes.joint.skip_copies import skip_copies
 from graphopt.passes.joint.specialize import specialize
 from graphopt.passes.joint.split_dropout import split_dropout
 from graphopt.passes.joint.undefined_tangents import undefined_tangents
+from graphopt.passes.joint.unread_statistics import unread_statistics
 from graphopt.passes.joint.update_in_backward import update_in_backward
 from graphopt.passes.run_passes import NamedPass
 from graphopt.passes.window.update import GroupUpdate
@@ -33,10 +36,13 @@ Passes = tuple[NamedPass[JointGraph], ...]
 
 CLEANING: Passes = (
     NamedPass("specialize", specialize, ensures=(sizes_are_numbers,)),
+    NamedPass("causal_masks", causal_masks, requires=(sizes_are_numbers,)),
     NamedPass("skip_copies", skip_copies, requires=(sizes_are_numbers,)),
     NamedPass("read_written_parts", read_written_parts, requires=(sizes_are_numbers,)),
     NamedPass("skip_clones", skip_clones, requires=(sizes_are_numbers,)),
     NamedPass("free_shapes", free_shapes, requires=(sizes_are_numbers,)),
+    NamedPass("unread_statistics", unread_statistics),
+    NamedPass("add_in_place", add_in_place, requires=(sizes_are_numbers,)),
     NamedPass("split_dropout", split_dropout, requires=(sizes_are_numbers,)),
 )
 

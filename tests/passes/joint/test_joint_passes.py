@@ -59,7 +59,7 @@ def test_symbols_must_be_numbers_before_they_are_read() -> None:
     def backend(module: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
         for node in module.graph.nodes:
             node.meta["val"] = node.meta.get("example_value")
-        with pytest.raises(PassError, match=r"'skip_copies', after no other, failed.*requires that sizes are numbers"):
+        with pytest.raises(PassError, match=r"'causal_masks', after no other, failed.*requires that sizes are numbers"):
             run_passes(JointGraph(module, 1), CLEANING[1:])
         seen.append(module)
         return module
