@@ -17,7 +17,7 @@ from torch._functorch._aot_autograd import collect_metadata_analysis, input_outp
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError
-from graphopt.capture.capture_graph import HandOver, capture_graph, none_is_virtual, return_all
+from graphopt.capture.capture_graph import FindVirtual, HandOver, capture_graph, none_is_virtual, return_all
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
@@ -122,16 +122,8 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     lowered: list[LoweredHalves] = []
 
     def partition(joint: fx.GraphModule, inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
-        graph, tokens = without_tokens(joint, num_fwd_outputs)
-        static = [i - tokens.forward for i in known.get("static_lifetime_input_indices") or ()]
-        if request.compiler == "inductor":
-            graph = as_inductor_partitions(graph, inputs, static)
-        virtual = virtual_nodes if request.compiler == "inductor" else none_is_virtual
-        options = (request.cost_model, request.name, reason, request.hand_over, request.tangents, virtual)
-        captured = capture_graph(graph, static, *options)
-        schedule, whole = decide(captured), captured.whole
-        halves.append(emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule))
-        tokens.put_back(halves[-1].forward, halves[-1].backward, halves[-1].whole_backward)
+        static = known.get("static_lifetime_input_indices") or ()
+        halves.append(_emitted(request, joint, inputs, num_fwd_outputs, static, reason, decide))
         if request.compiler == "inductor":
             lowered.append(lower_halves(halves[-1]))
         # AOTAutograd takes from it which inputs have a gradient at all
@@ -171,6 +163,29 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
 
     call = _traced(request, compiler, begin_anew)
     return CompiledGraph(call, halves[0] if halves else None, runnables, lowered[0] if lowered else None)
+
+
+def _emitted(
+    request: CaptureRequest,
+    joint: fx.GraphModule,
+    inputs: object,
+    num_outputs: int,
+    static_inputs: Sequence[int],
+    break_reason: str,
+    decide: Decide,
+) -> Emitted:
+    """The joint graph in two halves, with the schedule that `decide` gives."""
+    graph, tokens = without_tokens(joint, num_outputs)
+    static = [i - tokens.forward for i in static_inputs]
+    virtual: FindVirtual = none_is_virtual
+    if request.compiler == "inductor":
+        graph, virtual = as_inductor_partitions(graph, inputs, static), virtual_nodes
+    options = (request.cost_model, request.name, break_reason, request.hand_over, request.tangents, virtual)
+    captured = capture_graph(graph, static, *options)
+    schedule, whole = decide(captured), captured.whole
+    emitted = emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule)
+    tokens.put_back(emitted.forward, emitted.backward, emitted.whole_backward)
+    return emitted
 
 
 def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: Callable[[], None]) -> Any:

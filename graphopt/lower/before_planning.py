@@ -57,7 +57,7 @@ def _open_dropout(graph: fx.Graph) -> None:
     """Write the product with a dropout's mask as two products, which Inductor fuses; the draw stays an op."""
     for node in graph.find_nodes(op="call_function", target=torch.ops.graphopt.apply_dropout_mask.default):
         source, mask, chance = node.args
-        scale = 0.0 if chance == 1.0 else 1.0 / (1.0 - chance)  # type: ignore[operator]
+        scale = 0.0 if chance == 1.0 else 1.0 / (1.0 - chance)
         with graph.inserting_before(node):
             kept = graph.call_function(torch.ops.aten.mul.Tensor, (source, mask))
             made = graph.call_function(torch.ops.aten.mul.Tensor, (kept, scale))
