@@ -23,9 +23,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.utils import _pytree
 
 import graphopt
-from benchmarks.common import LossModule, about, build_case, write_json
+from benchmarks.common import LossModule, about, build_case, clock_of, write_json
 from graphopt.base.units import format_bytes
 from graphopt.device.measure import peak_bytes
 from graphopt.device.storages import tensors_in
@@ -62,10 +63,33 @@ def own_frame(model: nn.Module) -> Callable[..., Any]:
     return found["call"]  # type: ignore[no-any-return]
 
 
-def measured(name: str, way: str, wrap: Callable[[LossModule], Callable[..., Any]], budget_bytes: int = 0) -> Way:
+@dataclass(frozen=True)
+class Subject:
+    """A model of the zoo on a device, with its batch so many times."""
+
+    name: str
+    device: torch.device
+    times: int
+
+    def made(self) -> tuple[LossModule, tuple[Any, ...], dict[str, Any]]:
+        """The model, and its inputs."""
+
+        def move(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            return torch.cat([leaf] * self.times).to(self.device) if leaf.ndim else leaf.to(self.device)
+
+        case = build_case(self.name)
+        args, kwargs = _pytree.tree_map(move, (case.args, case.kwargs))
+        return LossModule(case).to(self.device), args, kwargs
+
+
+def measured(
+    subject: Subject, way: str, wrap: Callable[[LossModule], Callable[..., Any]], budget_bytes: int = 0
+) -> Way:
     """Compile one way, and measure the peak of a step."""
-    made = Way(name, way, budget_bytes)
-    model = LossModule(build_case(name))
+    made = Way(subject.name, way, budget_bytes)
+    model, args, kwargs = subject.made()
     started = time.perf_counter()
     try:
         call = wrap(model)
@@ -73,7 +97,7 @@ def measured(name: str, way: str, wrap: Callable[[LossModule], Callable[..., Any
         def step() -> None:
             for parameter in model.parameters():
                 parameter.grad = None
-            call(*model.case.args, **model.case.kwargs).backward()
+            call(*args, **kwargs).backward()
 
         step()
     except graphopt.BudgetError as error:
@@ -86,43 +110,45 @@ def measured(name: str, way: str, wrap: Callable[[LossModule], Callable[..., Any
     step()
     for parameter in model.parameters():
         parameter.grad = None
-    resident = [*model.parameters(), *model.buffers(), *tensors_in((model.case.args, model.case.kwargs))]
-    made.peak_bytes, made.step = peak_bytes(step, resident, "cpu"), step
+    resident = [*model.parameters(), *model.buffers(), *tensors_in((args, kwargs))]
+    made.peak_bytes, made.step = peak_bytes(step, resident, subject.device), step
     return made
 
 
-def torch_compiled(name: str, ratio: float | None) -> Way:
+def torch_compiled(subject: Subject, ratio: float | None) -> Way:
     """torch.compile, with a ratio of activations to keep."""
     with torch._functorch.config.patch(activation_memory_budget=1.0 if ratio is None else ratio):
         way = "torch.compile" if ratio is None else f"torch.compile, ratio {ratio:g}"
-        return measured(name, way, lambda model: torch.compile(own_frame(model), dynamic=False))
+        return measured(subject, way, lambda model: torch.compile(own_frame(model), dynamic=False))
 
 
-def planned(name: str, budget_bytes: int, compiler: Any) -> Way:
+def planned(subject: Subject, budget_bytes: int, compiler: Any) -> Way:
     """graphopt in a budget."""
 
     def wrap(model: LossModule) -> Callable[..., Any]:
         return graphopt.optimize(model, budget_bytes, compiler=compiler)
 
-    return measured(name, f"graphopt, {compiler}", wrap, budget_bytes)
+    return measured(subject, f"graphopt, {compiler}", wrap, budget_bytes)
 
 
-def ways_of(name: str, ratios: tuple[float, ...], shares: tuple[float, ...], tell: Callable[[Way], None]) -> list[Way]:
+def ways_of(
+    subject: Subject, ratios: tuple[float, ...], shares: tuple[float, ...], tell: Callable[[Way], None]
+) -> list[Way]:
     """Every way of a model, told of as it is compiled."""
 
     def all_ways() -> Iterator[Way]:
-        eager = measured(name, "eager", lambda model: model)
+        eager = measured(subject, "eager", lambda model: model)
         yield eager
         theirs = []
         for ratio in (None, *ratios):
-            theirs.append(torch_compiled(name, ratio))
+            theirs.append(torch_compiled(subject, ratio))
             yield theirs[-1]
         wanted = [way.peak_bytes for way in theirs if not way.refused]
         wanted += [int(share * eager.peak_bytes) for share in shares]
         for budget_bytes in distinct(wanted):
-            yield planned(name, budget_bytes, "inductor")
+            yield planned(subject, budget_bytes, "inductor")
         for share in shares:
-            yield planned(name, int(share * eager.peak_bytes), "eager")
+            yield planned(subject, int(share * eager.peak_bytes), "eager")
 
     found = []
     for way in all_ways():
@@ -140,15 +166,15 @@ def distinct(wanted: list[int]) -> list[int]:
     return found
 
 
-def take_times(ways: list[Way], rounds: int) -> None:
+def take_times(ways: list[Way], rounds: int, now: Callable[[], float]) -> None:
     """All ways in turns, so that what else the machine does falls on all of them."""
     running = [way for way in ways if way.step is not None]
     for number in range(rounds):
         for way in running if number % 2 else reversed(running):
             assert way.step is not None
-            started = time.process_time()
+            started = now()
             way.step()
-            way.seconds.append(time.process_time() - started)
+            way.seconds.append(now() - started)
 
 
 def show(ways: list[Way]) -> Table:
@@ -173,16 +199,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ratios", type=_numbers, default=RATIOS)
     parser.add_argument("--shares", type=_numbers, default=SHARES)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--times", type=int, default=1, help="batches of the zoo in one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console, rows = Console(), []
     for name in options.models:
-        ways = ways_of(name, options.ratios, options.shares, lambda way: console.log(way.model, way.way, way.refused))
-        take_times(ways, options.rounds)
+        subject = Subject(name, options.device, options.times)
+        ways = ways_of(
+            subject, options.ratios, options.shares, lambda way: console.log(way.model, way.way, way.refused)
+        )
+        take_times(ways, options.rounds, clock_of(options.device, 1))
         console.print(show(ways))
         rows += [{k: v for k, v in asdict(way).items() if k != "step"} for way in ways]
-        write_json(options.json, {**about("cpu"), "ways": rows})
+        write_json(options.json, {**about(options.device), "ways": rows})
     return 0
 
 

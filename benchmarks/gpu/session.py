@@ -70,12 +70,15 @@ def jobs_of(out: Path, device: str) -> list[Job]:
     unset = {"PYTORCH_ALLOC_CONF": "expandable_segments:False"}
     timed = ["--device", device, "--rounds", "9"]
     headline = ["--device", device, "--limit", "95", "--inductor", "--json", f"{out}/headline_cuda.json"]
+    compiled = ["gpt2", "llama", "resnet50", "--device", device, "--times", "8", "--rounds", "7"]
+    compiled += ["--ratios", "0.1,0.5", "--shares", "1.0,0.5,0.35", "--json", f"{out}/compiled_cuda.json"]
     tail, kernels = out / "train_step_cuda.json", out / "compression_kernels_cuda.json"
     return [
         Job("tests", [*python, "-m", "pytest", *tests, *options], 145, failures),
         Job("matrix", [*cells, *matrix], 145, bad_cells),
         Job("default allocator", [*cells, *default], 145, bad_cells, environment=unset),
         Job("headline", [*python, "-m", "benchmarks.gpu.headline", *headline], 125, last(24), alone=True),
+        Job("compiled", [*python, "-m", "benchmarks.compiled", *compiled], 200, last(60), alone=True),
         Job(
             "tail",
             [*python, "-m", "benchmarks.step.train_step", *timed, "--json", f"{tail}"],
