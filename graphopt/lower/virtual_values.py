@@ -30,7 +30,7 @@ _DEAR = {
 #: Pointwise in Inductor, and not tagged so: they make numbers from nothing, or change a type.
 _POINTWISE = {
     *(prims.convert_element_type.default, prims.iota.default, aten.full.default, aten.scalar_tensor.default),
-    *(aten.full_like.default, aten.arange.start_step, aten.clone.default),
+    *(prims.fma.default, aten.full_like.default, aten.arange.start_step, aten.clone.default),
 }
 _REDUCTIONS = {
     *(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default, aten.amax.default, aten.amin.default),

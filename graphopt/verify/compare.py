@@ -14,7 +14,7 @@ from graphopt.plan.choice import Choice
 from graphopt.run.model.request import Request
 from graphopt.run.session import Session
 from graphopt.verify.op_by_op import Entry, first_divergence, record
-from graphopt.verify.rounding import Settled, settle
+from graphopt.verify.rounding import COMPILED_ULPS, Settled, settle
 from graphopt.verify.step_result import TOLERANCE, Difference, RecordedStep, differences, run_step
 
 
@@ -81,7 +81,7 @@ def _judged_by_float64(
     gaps: Sequence[Difference],
 ) -> EagerComparison:
     """Every difference, however small, must be as near to float64 as eager's own."""
-    settled = settle(model, args, kwargs, eager, optimized, gaps)
+    settled = settle(model, args, kwargs, eager, optimized, gaps, COMPILED_ULPS)
     if settled.wrong:
         raise _error("compiled kernels change the model's results by more than rounding", settled.wrong, "unknown")
     same = len(eager.tensors) - len(gaps)
