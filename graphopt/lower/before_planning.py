@@ -7,6 +7,7 @@ backward of the joint graph that is planned.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -18,8 +19,10 @@ from torch._inductor import compile_fx, config
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.virtualized import V
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils.checkpoint import CheckpointPolicy
 
 from graphopt.graph.joint import JointGraph, is_tangent
+from graphopt.graph.nodes import is_random
 from graphopt.graph.roles import DESCRIPTOR
 from graphopt.passes.joint.split_dropout import split_dropout
 
@@ -37,8 +40,7 @@ def as_inductor_partitions(joint: JointGraph, inputs: Any, static_inputs: list[i
 
     Nodes of the forward keep their order and come first; what min-cut recomputes stands in the backward, tagged so.
     """
-    split_dropout(joint)
-    _open_dropout(joint.graph)
+    _keep_draws(joint)
     mode = _fake_mode(joint.module)
     device = next(tensor.device for node in joint.graph.nodes if (tensor := _tensor(node)) is not None)
     with V.set_fake_mode(mode):
@@ -50,7 +52,18 @@ def as_inductor_partitions(joint: JointGraph, inputs: Any, static_inputs: list[i
             num_fwd_outputs=joint.num_forward_outputs,
             static_lifetime_input_indices=static_inputs,
         )
-    return JointGraph(_joined(*halves, joint.num_forward_outputs, mode), joint.num_forward_outputs)
+    joined = JointGraph(_joined(*halves, joint.num_forward_outputs, mode), joint.num_forward_outputs)
+    split_dropout(joined)
+    _open_dropout(joined.graph)
+    return joined
+
+
+def _keep_draws(joint: JointGraph) -> None:
+    """The partitioner knows PyTorch's own random ops alone, and would run a user's a second time."""
+    late = joint.backward_nodes()
+    for node in joint.graph.nodes:
+        if node not in late and is_random(node) and node.target.namespace not in ("aten", "prims"):
+            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
 def _open_dropout(graph: fx.Graph) -> None:
@@ -75,9 +88,7 @@ def _joined(forward: fx.GraphModule, backward: fx.GraphModule, num_outputs: int,
     tangents = [node for node in late_inputs if is_tangent(node)]
     made = {node: graph.node_copy(node) for node in (*inputs, *tangents)}
     _copy_ops(forward.graph, graph, made, is_backward=False)
-    # numbers and tensors are saved in one order and taken in another; names stay
-    there = {node.name: made[node] for node in saved}
-    made |= {node: there[node.name] for node in late_inputs if node not in made}
+    made |= {late: made[node] for late, node in _handed_over(saved, [n for n in late_inputs if n not in made])}
     _copy_ops(backward.graph, graph, made, is_backward=True)
     returned = [made.get(item, item) for item in (*outputs[:num_outputs], *gradients)]  # type: ignore[index, misc]
     output = graph.output(tuple(returned))
@@ -90,6 +101,18 @@ def _joined(forward: fx.GraphModule, backward: fx.GraphModule, num_outputs: int,
     module = fx.GraphModule(root, graph)
     _make_anew(module, mode)
     return module
+
+
+def _handed_over(saved: Sequence[fx.Node], taken: Sequence[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What a backward takes with what was saved for it: names stay, but those of generator states; these are in order.
+
+    Numbers are saved behind tensors, and taken in front of them.
+    """
+    named = {node.name: node for node in saved}
+    names = {node.name for node in taken}
+    others = iter([node for node in saved if node.name not in names])
+    for node in taken:
+        yield node, named[node.name] if node.name in named else next(others)
 
 
 def _copy_ops(source: fx.Graph, graph: fx.Graph, made: dict[fx.Node, fx.Node], *, is_backward: bool) -> None:
