@@ -22,8 +22,8 @@ from graphopt.verify.step_result import TOLERANCE, Difference, RecordedStep, dis
 FACTOR = 8.0
 
 #: Units in the last place of a tensor's largest element that compiled kernels may be off in float32 and float64, where
-#: eager is nearer: eager adds in a tree, Inductor's CPU kernels one by one. Seen in the zoo in November 2026: 10 units in
-#: a bias's gradient over 8,192 rows (42 times eager's error), 47 in the mean that is a loss.
+#: eager is nearer: eager adds in a tree, Inductor's CPU kernels one by one. Seen in the zoo (November 2026): 10 units
+#: in a bias's gradient over 8,192 rows (42 times eager's error), 47 in the mean that is a loss.
 COMPILED_ULPS = 128
 
 #: Elements of a tensor below which one run's error may be small by luck.
