@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.modules.module as of_all
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -43,6 +44,11 @@ def obstacle_among(model: nn.Module, inputs: Iterable[Tensor]) -> str:
                 f"{name} is sparse ({tensor.layout}). torch.compile captures no function that reads it; make it dense, "
                 "or move what reads it out of the model"
             )
+    if of_all._global_backward_hooks or of_all._global_backward_pre_hooks:
+        return (
+            "there is a backward hook for all modules (torch.nn.modules.module.register_module_full_backward_hook and "
+            "the like), and torch.compile captures no call of a module that has one; remove it"
+        )
     hooked = [f"{name or 'the model'!r}" for name, module in model.named_modules() if _has_backward_hooks(module)]
     if not hooked:
         return ""

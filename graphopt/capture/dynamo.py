@@ -6,9 +6,10 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import CodeType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch._dynamo.convert_frame import CatchErrorsWrapper, compile_lock
@@ -26,6 +27,7 @@ from graphopt.capture.mends.users_functions import users_functions
 from graphopt.capture.numbers import NUMBERS_ARE_INPUTS, static_sizes
 from graphopt.capture.recurrent.layers import few_fakes
 from graphopt.capture.recurrent.packed import packed_sequences
+from graphopt.capture.unguarded import Unguarded
 from graphopt.graph.nodes import without_own_frames
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds those
@@ -52,27 +54,39 @@ def compiled(
     """`call` through torch.compile, by `own_frame`; in `whole` a break is an error.
 
     Around each capture, and around nothing else, are our settings of Dynamo and `while_capturing(code)` of the frame: a
-    call that needs no capture does not pay for them, and no other thread sees them meanwhile.
+    call that needs no capture does not pay for them, and no other thread sees them meanwhile. Where methods or hooks
+    are others than were captured, which Dynamo does not guard, all is captured anew.
     """
     context: Any = torch._dynamo.optimize(backend=backend, nopython=whole)
-    callback = getattr(context, "callback", None)
+    callback, unguarded = getattr(context, "callback", None), Unguarded()
     if isinstance(callback, CatchErrorsWrapper):  # where Dynamo is switched off (TORCHDYNAMO_DISABLE) there is none
-        context.callback = _Capturing(callback, while_capturing)
-    return context(own_frame(call))  # type: ignore[no-any-return]
+        context.callback = _Capturing(callback, while_capturing, unguarded)
+    run = context(own_frame(call))
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        unguarded.forget_if_changed()
+        return run(*args, **kwargs)
+
+    return checked
 
 
 class _Capturing(CatchErrorsWrapper):
     """What the interpreter calls for each frame that has to be captured, with our settings around it."""
 
     def __init__(
-        self, callback: CatchErrorsWrapper, while_capturing: Callable[[CodeType], AbstractContextManager[None]]
+        self,
+        callback: CatchErrorsWrapper,
+        while_capturing: Callable[[CodeType], AbstractContextManager[None]],
+        unguarded: Unguarded,
     ):
         super().__init__(callback._torchdynamo_orig_backend, callback.hooks)
-        self._while_capturing = while_capturing
+        # Dynamo keeps this: it must not keep the model's classes, nor what their methods hold
+        self._while_capturing, self._unguarded = while_capturing, ref(unguarded)
 
     def __call__(self, frame: Any, *rest: Any) -> Any:
-        capture = super().__call__
-        with compile_lock, settings(), self._while_capturing(frame.f_code):
+        capture, unguarded = super().__call__, self._unguarded()
+        noted = unguarded.noted(frame.f_code) if unguarded is not None else nullcontext()
+        with compile_lock, settings(), noted, self._while_capturing(frame.f_code):
             return captured_with_constants(lambda: capture(frame, *rest))
 
 
