@@ -92,7 +92,9 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        # imported behind the caller's seed: what is imported may draw
+        with importlib.import_module("graphopt.device.snapshot").generators_kept():
+            return getattr(importlib.import_module(_LAZY[name]), name)
     if name == "kernels":  # `graphopt.kernels.use()` before anything of ours has imported it
         return importlib.import_module("graphopt.kernels")
     raise AttributeError(f"module 'graphopt' has no attribute {name!r}")

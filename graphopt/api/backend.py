@@ -13,6 +13,7 @@ from graphopt.capture.aot import CaptureRequest, CompiledGraph, break_reason, co
 from graphopt.capture.captures import warn_of_limit
 from graphopt.capture.numbers import fix_sizes
 from graphopt.capture.tangents import loss_alone
+from graphopt.device.snapshot import generators_kept
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import studied
@@ -26,6 +27,7 @@ _OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "c
 _MOST_ROUNDS = 4
 
 
+@generators_kept()
 def graphopt_backend(
     module: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from graphopt.api.optimize import plan_model
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import UNLIMITED_BYTES, Budget, format_bytes, parse_bytes
+from graphopt.device.snapshot import generators_kept
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.resident import device_total_bytes
 from graphopt.plan.shares import joint_curve, joint_peak_bytes
@@ -80,6 +81,7 @@ class Estimate:
         return parse_bytes(mem_budget, device_total_bytes(torch.device(self.device)))
 
 
+@generators_kept()
 def estimate(
     model: nn.Module,
     example_inputs: Any,

@@ -18,6 +18,7 @@ from graphopt.base.errors import PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
 from graphopt.capture.check_tensors import check_inputs
 from graphopt.cost_models.model_state import optimizer_bytes
+from graphopt.device.snapshot import generators_kept
 from graphopt.device.storages import tensors_in
 from graphopt.lower.compiler import Compiler
 from graphopt.plan.choice import Choice
@@ -30,6 +31,7 @@ from graphopt.run.session import Session
 from graphopt.verify.compare import compare_with_eager
 
 
+@generators_kept()
 def optimize(
     model: nn.Module,
     mem_budget: Budget | None = None,

@@ -13,6 +13,7 @@ from graphopt.base.units import UNLIMITED_BYTES, parse_bytes
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.device.ranks import ranks_of
+from graphopt.device.snapshot import generators_kept
 from graphopt.lower.compiler import Compiler
 from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
@@ -33,6 +34,7 @@ from graphopt.step.train_step import TrainStep
 from graphopt.step.window import Weights
 
 
+@generators_kept()
 def train_step(
     model: nn.Module,
     loss_fn: Callable[..., Any] | None,

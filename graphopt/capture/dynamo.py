@@ -28,6 +28,7 @@ from graphopt.capture.numbers import NUMBERS_ARE_INPUTS, static_sizes
 from graphopt.capture.recurrent.layers import few_fakes
 from graphopt.capture.recurrent.packed import packed_sequences
 from graphopt.capture.unguarded import Unguarded
+from graphopt.device.snapshot import generators_kept
 from graphopt.graph.nodes import without_own_frames
 
 # Every set of shapes is a plan of its own; torch's limit of 8 would send the ninth to eager. Who calls bounds those
@@ -45,6 +46,7 @@ _OWN = "graphopt_session_"
 _session_numbers = itertools.count(1)
 
 
+@generators_kept()
 def compiled(
     call: Callable[..., Any],
     backend: Callable[..., Any],
@@ -86,7 +88,7 @@ class _Capturing(CatchErrorsWrapper):
     def __call__(self, frame: Any, *rest: Any) -> Any:
         capture, unguarded = super().__call__, self._unguarded()
         noted = unguarded.noted(frame.f_code) if unguarded is not None else nullcontext()
-        with compile_lock, settings(), noted, self._while_capturing(frame.f_code):
+        with compile_lock, generators_kept(), settings(), noted, self._while_capturing(frame.f_code):
             return captured_with_constants(lambda: capture(frame, *rest))
 
 

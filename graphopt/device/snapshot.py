@@ -85,6 +85,21 @@ def undone(model: nn.Module, inputs: object) -> Iterator[None]:
         restore(model, before)
 
 
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Inside is work of ours, whose imports may draw too: at the end the generators are where they were."""
+    in_python, on_cpu = python_generators(), torch.default_generator.get_state()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        random.setstate(in_python[0])
+        np.random.set_state(in_python[1])
+        torch.default_generator.set_state(on_cpu)
+        if on_cuda:
+            torch.cuda.set_rng_state_all(on_cuda)
+
+
 def python_generators() -> tuple[Any, Any]:
     """The states of Python's and of NumPy's generators."""
     return random.getstate(), np.random.get_state()

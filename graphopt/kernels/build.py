@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from graphopt.base.compiler import Recipe, load_library
 from graphopt.base.errors import CompileError, GraphoptError
+from graphopt.device.snapshot import generators_kept
 from graphopt.kernels.choice import chosen
 
 #: Where the C++ lies: what families share, and each of them.
@@ -46,6 +47,7 @@ def own_cpu_kernels(device: torch.device) -> bool:
 
 
 @cache
+@generators_kept()
 def triton_builds(device: torch.device) -> bool:
     """Whether Triton is there and compiles a kernel for a CUDA device; where not, it is said once, in a warning."""
     try:
@@ -75,6 +77,7 @@ def cpu_sources() -> tuple[Path, ...]:
 
 
 @cache
+@generators_kept()
 def cpu_library() -> ctypes.CDLL:
     """The kernels, compiled where they are not in the cache yet; raises KernelBuildError."""
     flags = ["-std=c++17", "-O3", *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())]

@@ -24,7 +24,7 @@ from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import ANOTHER_WAY, noted_breaks, nothing_captured
 from graphopt.capture.numbers import reads_numbers
 from graphopt.device.ranks import ranks_of
-from graphopt.device.snapshot import State, restore, training_mode, undone
+from graphopt.device.snapshot import State, generators_kept, restore, training_mode, undone
 from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.agreement import give_up
@@ -39,7 +39,6 @@ from graphopt.run.calls.plans import Plans
 from graphopt.run.example_differs import Example
 from graphopt.run.graphs.call_key import Call, CallKey
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
-from graphopt.run.graphs.meeting_graphs import refuse_to_differentiate
 from graphopt.run.graphs.met_graph import MOST_GRAPHS, met_graph, too_many
 from graphopt.run.model.compiled_from_outside import refuse_compiles_from_outside
 from graphopt.run.model.loss_module import users_model
@@ -47,7 +46,7 @@ from graphopt.run.model.request import Request
 from graphopt.run.model.transforms import is_transformed, say_that_transforms_are_not_planned
 from graphopt.run.model.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
-from graphopt.run.trial_forward import try_forward
+from graphopt.run.trial_forward import run_to_meet, try_forward
 
 #: Captures after which Dynamo's part is made anew, which keeps a trace of each that was dropped.
 MOST_CAPTURES = 16 * MOST_GRAPHS
@@ -70,8 +69,7 @@ class Session:
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self._compiled = self._compile(model._call_impl)
-        self._told_of_transforms, self._recaptures = False, Recaptures()
-        self._calls = self._captures = 0
+        self._told_of_transforms, self._recaptures, self._calls, self._captures = False, Recaptures(), 0, 0
         refuse_compiles_from_outside()
         self.tried: OutsideShare | None = None  # outside of the graphs, as a forward shows it; None where all is in one
         self._breaks: dict[GraphBreak, None] = {}
@@ -245,7 +243,7 @@ class Session:
                 outcome, result = self._attempt(call)
         except GraphoptError:
             raise
-        except Exception:
+        except BaseException:  # also where it is interrupted
             if self._beginning.was_in_vain():
                 self._forget()
             raise
@@ -305,19 +303,11 @@ class Session:
         meeting = Meeting()
         self._phase.written.put_back()
         restore(self.model, before)
-        # code between graphs may write them too
-        meeting.written.keep(tensors_in(call))
-        try:
-            self._in_phase(meeting, call)
-        except RuntimeError as error:
-            refuse_to_differentiate(error)
-            raise
-        finally:
-            meeting.written.put_back()
-            restore(self.model, before)
+        run_to_meet(self.model, call, meeting, before, self._in_phase)
         with graphopt_errors():
             self._plan_together(meeting.met)
 
+    @generators_kept()
     def _plan_together(self, met: Sequence[DynamoGraph]) -> None:
         """Divide the budget over the graphs of one call, in the order in which they ran."""
         choice, key = self.request.choice, self._plans.key

@@ -1,4 +1,4 @@
-"""A forward alone, that shows how much of a model that breaks is outside of its graphs."""
+"""A forward alone of a model that breaks: to meet all of its graphs, or to see how much is outside of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphopt.base.errors import GraphoptError
 from graphopt.device.peak_window import peak_window
-from graphopt.device.snapshot import undone
+from graphopt.device.snapshot import State, restore, undone
 from graphopt.device.storages import tensors_in
 from graphopt.report.data import OutsideShare
 from graphopt.run.graphs.call_key import Call
+from graphopt.run.graphs.meeting_graphs import refuse_to_differentiate
 from graphopt.run.phases import Meeting
 from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
 
@@ -37,6 +39,32 @@ def try_forward(model: nn.Module, call: Call, run_in: RunIn) -> OutsideShare:
         finally:
             meeting.written.put_back()
     return share
+
+
+def run_to_meet(model: nn.Module, call: Call, meeting: Meeting, before: State, run_in: RunIn) -> None:
+    """Run a call of a model once to meet its graphs, and put the model back as it was `before`.
+
+    What the model raises itself is raised, and leaves it as it is: it ran for real up to there, as it would in eager.
+    """
+    # code between graphs may write them too
+    meeting.written.keep(tensors_in(call))
+    try:
+        _differentiating_nothing(lambda: run_in(meeting, call))
+    except BaseException as error:
+        if isinstance(error, GraphoptError):
+            meeting.written.put_back()
+            restore(model, before)
+        raise
+    meeting.written.put_back()
+    restore(model, before)
+
+
+def _differentiating_nothing(run: Callable[[], Any]) -> None:
+    try:
+        run()
+    except RuntimeError as error:
+        refuse_to_differentiate(error)
+        raise
 
 
 class _ForwardMeter:

@@ -24,6 +24,7 @@ from graphopt.capture.captures import Capture, Recaptures, this_capture
 from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import in_own_words, in_users_code, noted_breaks, nothing_captured
 from graphopt.capture.numbers import examples_of, fix_sizes
+from graphopt.device.snapshot import generators_kept
 from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
@@ -67,7 +68,8 @@ class Micro:
     @cached_property
     def planned(self) -> PlannedGraph:
         """The graph with its plan; raises BudgetError where it does not fit."""
-        return self.plan()
+        with generators_kept():
+            return self.plan()
 
     @property
     def is_planned(self) -> bool:
@@ -82,8 +84,9 @@ class Micro:
     @cached_property
     def module(self) -> fx.GraphModule | LoweredWhole:
         """The graph to run, boxed: (loss, a gradient or None for each of the joint graph's inputs)."""
-        emitted = emit_whole(self.captured.step, self.planned.schedule)
-        return emitted if self.compiler == "eager" else LoweredWhole(emitted)
+        with generators_kept():
+            emitted = emit_whole(self.captured.step, self.planned.schedule)
+            return emitted if self.compiler == "eager" else LoweredWhole(emitted)
 
     @cached_property
     def input_roles(self) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from graphopt.base.errors import UsageError
 from graphopt.compression.residuals import of_each_rank
-from graphopt.device.snapshot import undone
+from graphopt.device.snapshot import generators_kept, undone
 from graphopt.device.storages import tensors_in
 from graphopt.emit.direct import direct
 from graphopt.graph.joint import JointGraph
@@ -73,8 +73,8 @@ class TrainStep:
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange, self._autocast = exchange, module.autocast
-        how = options.accumulate, options.weights
-        self.division = Division(module, memory, self._hand_over, *how, always_summed=exchange is not None)
+        division = module, memory, self._hand_over, options.accumulate, options.weights
+        self.division = Division(*division, always_summed=exchange is not None)
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
         tells = self._settings, self._heed_changes
         self._lockstep = Lockstep(exchange, self.division, self._watch, *tells) if exchange else None
@@ -100,8 +100,7 @@ class TrainStep:
             return nothing_learned(self._memory.device, self.loss_scale)
         groups = self._view.groups()
         window = self._window(calls, groups)
-        plans = self._memory.plans_of(self._last_micros)
-        batch = tensors_in((args, kwargs))
+        plans, batch = self._memory.plans_of(self._last_micros), tensors_in((args, kwargs))
         result = self._watch.measured(batch, plans, lambda: self._run(window, calls, pieces, groups))
         is_strict = self._options.on_excess == "raise"
         with raising_together(self._exchange.ranks if self._exchange and is_strict else None):
@@ -282,9 +281,10 @@ class TrainStep:
         if key not in self._windows:
             view, options = self._view, self._options
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
-            window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
-            run_passes(window, window_passes(groups, options.clip, options.loss_scale))
-            self._windows[key] = window, direct(window, self._watch.graphs_ran)
+            with generators_kept():
+                window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
+                run_passes(window, window_passes(groups, options.clip, options.loss_scale))
+                self._windows[key] = window, direct(window, self._watch.graphs_ran)
             if len(self._windows) > MOST_GRAPHS:
                 del self._windows[next(iter(self._windows))]
         self._windows[key] = self._windows.pop(key)

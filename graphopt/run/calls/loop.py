@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from graphopt.device.peak_window import peak_window
+from graphopt.device.snapshot import generators_kept
 from graphopt.emit.runnable import Runnable
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.calls.forwards import Forwards, Pattern
@@ -156,6 +157,7 @@ class Loop:
         return [] if holds_gradients(wrapping) else gradients_there(self._model)
 
 
+@generators_kept()
 def watch_of(
     model: nn.Module, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]
 ) -> Watch | None:

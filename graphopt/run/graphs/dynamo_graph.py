@@ -14,6 +14,7 @@ from torch import fx
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph
 from graphopt.capture.captures import Capture
+from graphopt.device.snapshot import generators_kept
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.graph.captured_graph import CapturedGraph, with_loss_bytes
 from graphopt.graph.joint import JointGraph
@@ -198,7 +199,7 @@ class DynamoGraph:
     def _as_met(self) -> Iterator[None]:
         """Inside, all is as when Dynamo met the graph; its backward is captured without autocast, as it should run."""
         without_autocast = torch._functorch.config.patch(backward_pass_autocast="off")
-        with torch._guards.tracing(self.tracing), self.ambient.restored(), without_autocast:
+        with generators_kept(), torch._guards.tracing(self.tracing), self.ambient.restored(), without_autocast:
             yield
         assert self.guards in (None, self._count_guards()), "a capture asked of a number what Dynamo does not guard"
 
