@@ -21,6 +21,7 @@ from graphopt.capture.captures import code_being_captured
 from graphopt.capture.mends.constant_numbers import captured_with_constants, flags_are_constants
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.math_functions import math_functions
+from graphopt.capture.mends.numpy_functions import numpy_functions
 from graphopt.capture.mends.out_arguments import out_arguments
 from graphopt.capture.mends.true_strides import true_strides
 from graphopt.capture.mends.users_functions import users_functions
@@ -141,7 +142,7 @@ def settings() -> Iterator[None]:
         ),
     }
     of_numbers = (static_sizes, flags_are_constants, math_functions)
-    mends = (true_strides, eagers_kernels, few_fakes, packed_sequences, out_arguments, users_functions)
+    mends = (true_strides, eagers_kernels, few_fakes, packed_sequences, out_arguments, users_functions, numpy_functions)
     with torch._dynamo.config.patch(limits), ExitStack() as stack:
         for each in (*of_numbers, *mends):
             stack.enter_context(each())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
+from graphopt.capture.mends.numpy_functions import rounding_function
 from graphopt.graph.nodes import source_line
 
 _PINV = (torch.linalg.pinv, torch.pinverse, "pinverse")
@@ -68,6 +69,16 @@ def _functions_that_write(module: fx.GraphModule) -> Iterator[str]:
             )
 
 
+def _numpys_functions(module: fx.GraphModule) -> Iterator[str]:
+    """In what torch.compile's backend is given; `optimize` lets NumPy run them."""
+    for node in module.graph.nodes:
+        if name := rounding_function(node):
+            yield (
+                f"NumPy's {name}{_at(node)} is traced as torch's, which rounds otherwise: use torch's in the model, or "
+                "graphopt.optimize(), where NumPy runs it"
+            )
+
+
 def _forward_lines() -> dict[str, list[tuple[str, int, int]]]:
     """By file: names of autograd Functions, with the first and the last line of their forward."""
     found: dict[str, list[tuple[str, int, int]]] = {}
@@ -87,4 +98,4 @@ def _at(node: fx.Node) -> str:
     return f" at {where}" if where else ""
 
 
-_FINDERS = (_complex_pinv, _functions_in_transforms, _functions_that_write)
+_FINDERS = (_complex_pinv, _functions_in_transforms, _functions_that_write, _numpys_functions)
