@@ -46,7 +46,10 @@ class Optimized:
         """The graphs of the call that was planned last; raises UsageError before the first."""
         if self.session.in_force is None:
             raise UsageError(
-                "nothing is planned yet: call the model in training mode, or give optimize() example_inputs"
+                "there is nothing to plan: nothing in the model, and none of its inputs, needs a gradient, so that it "
+                "runs as it is"
+                if self.session.graphs
+                else "nothing is planned yet: call the model in training mode, or give optimize() example_inputs"
             )
         return self.session.in_force
 

@@ -47,6 +47,7 @@ from graphopt.run.model.transforms import is_transformed, say_that_transforms_ar
 from graphopt.run.model.wrapping import check_sharded_whole, forward_replaced, group_of, is_sharded, wrapping_of
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.trial_forward import run_to_meet, try_forward
+from graphopt.run.unplanned import Unplanned
 
 #: Captures after which Dynamo's part is made anew, which keeps a trace of each that was dropped.
 MOST_CAPTURES = 16 * MOST_GRAPHS
@@ -74,7 +75,7 @@ class Session:
         self.tried: OutsideShare | None = None  # outside of the graphs, as a forward shows it; None where all is in one
         self._breaks: dict[GraphBreak, None] = {}
         # and why nothing was captured in the last call: Dynamo would not look again, were that gone
-        self._beginning, self._obstacle = Beginning(model), ""
+        self._beginning, self._obstacle, self._unplanned = Beginning(model), "", Unplanned()
 
     @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -251,14 +252,20 @@ class Session:
             self._plans.inputs = ((), {})
             self._beginning.forget()
             self.loop.sets_aside(0)
-        if outcome is Outcome.FINISHED:
+        ran = any(graph.last_call == self._calls for graph in self.graphs)
+        if outcome is Outcome.FINISHED and ran:
             self._plans.is_used()
-            ran = any(graph.last_call == self._calls for graph in self.graphs)
-            self._obstacle = "" if ran else obstacle_among(self.model, tensors_in(call))
+            self._obstacle = ""
+            return result
+        obstacle = obstacle_among(self.model, tensors_in(call))
+        if outcome is Outcome.UNPLANNED and self.graphs and not obstacle:
+            raise CaptureError(ANOTHER_WAY)
+        why = nothing_captured(type(users_model(self.model)).__name__, self.breaks, obstacle)
         if outcome is Outcome.UNPLANNED or not self.graphs:
-            name, obstacle = type(users_model(self.model)).__name__, obstacle_among(self.model, tensors_in(call))
-            has_graphs = bool(self.graphs) and not obstacle
-            raise CaptureError(ANOTHER_WAY if has_graphs else nothing_captured(name, self.breaks, obstacle))
+            raise CaptureError(why)
+        if outcome is Outcome.FINISHED:
+            self._obstacle = obstacle
+            self._unplanned.ran(why)
         return result
 
     def _attempt(self, call: Call) -> tuple[Outcome, Any]:

@@ -5,6 +5,7 @@ the error is the user's own, training goes on as planned, and what runs without 
 from __future__ import annotations
 
 import copy
+import random
 import threading
 import warnings
 from collections.abc import Iterator
@@ -76,6 +77,38 @@ def test_a_backward_hook_stops_the_plan_which_is_told_and_goes_on_without_it() -
     assert model.graphopt.history[-1].measured_bytes > 1_330_000
     handle.remove()
     assert step_bytes(model) <= 1_330_000 and step_bytes(model) <= 1_330_000
+
+
+def test_a_call_without_a_plan_inside_the_budget_is_told_of_once_for_each_cause() -> None:
+    model = graphopt.optimize(blocks(1), "1GiB", cost_model="roofline")
+    model(X).sum().backward()
+    handle = model[0].register_full_backward_hook(lambda *_: None)
+    with pytest.warns(
+        UserWarning, match=r"a training call ran without a plan, as nothing of Sequential.*'0' has a backw"
+    ):
+        model(X).sum().backward()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="graphopt")
+        model(X).sum().backward()
+        handle.remove()
+        model(X).sum().backward()
+
+
+def test_a_model_of_which_nothing_is_captured_from_the_start_is_refused_at_its_first_training_call() -> None:
+    class LayerDrop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                if random.random() > 0.1:
+                    x = layer(x)
+            return x
+
+    model = graphopt.optimize(LayerDrop(), "1GiB", cost_model="roofline")
+    with pytest.raises(CaptureError, match=r"nothing of LayerDrop could be captured:(.|\n)*forward was given up"):
+        model(X)
 
 
 def test_what_is_not_captured_at_all_is_measured() -> None:
