@@ -16,7 +16,7 @@ class Unplanned:
         if why not in self._told:
             self._told.add(why)
             warnings.warn(
-                f"graphopt: a training call ran without a plan, as {why}. Its bytes are measured, and told of where they "
-                "are over the budget",
+                f"graphopt: a training call ran without a plan, as {why}. Its bytes are measured, and told of where "
+                "they are over the budget",
                 stacklevel=2,
             )
