@@ -245,6 +245,7 @@ class Session:
         except GraphoptError:
             raise
         except BaseException:  # also where it is interrupted
+            self.loop.raised()
             if self._beginning.was_in_vain():
                 self._forget()
             raise

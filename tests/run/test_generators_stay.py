@@ -38,7 +38,8 @@ def draw(event, args):
         torch.default_generator.manual_seed(len(moved))
 
 def states():
-    return random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2], torch.get_rng_state().tolist()
+    numpys = np.random.get_state()
+    return random.getstate(), numpys[1].tolist(), numpys[2], torch.get_rng_state().tolist()
 
 watched = [False]
 kind = sys.argv[1]

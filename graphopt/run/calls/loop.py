@@ -81,6 +81,11 @@ class Loop:
         if self.watch is not None:
             self.watch.forward_ends(plan.peak_bytes if plan is not None else 0, result)
 
+    def raised(self) -> None:
+        """The call ended in an error of the model's own."""
+        if self.watch is not None:
+            self.watch.forward_raised()
+
     def pauses(self) -> None:
         """The model is called for something else than training."""
         if self.watch is not None:

@@ -153,8 +153,7 @@ class Plans:
 
     def _wants_another(self) -> bool:
         call = self.of_call
-        assert call is not None
-        if not is_compiled(call):
+        if call is None or not is_compiled(call):  # nothing of it needs a gradient, or eager's kernels run
             return False
         self._now(self._kernels.measured(call))
         assert self.in_force is not None

@@ -10,6 +10,7 @@ from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress
 UPDATE, SEVERAL, TANGENTS, SCATTER = "update", "several forwards", "other outputs", "scattered gradients"
 UNPLANNED, WHOLE = "unplanned", "measured as a whole"
 LOSS = "loss"
+RAISED = "kept by an error that is handled"
 STATE, HELD, FRONT = "optimizer state", "held outputs", "kept in front of the model"
 MESSAGES, GRADIENTS = "FSDP2 messages of other blocks", "FSDP2 gradients that stay"
 #: Causes that room for other bytes does not mend.
@@ -62,6 +63,11 @@ def cause_of(
         return FRONT, (
             f"{format_bytes(step.front_bytes)} are kept for the backward of what made the model's inputs: optimize one "
             "module that holds both, and both are planned."
+        )
+    if step.raised_bytes > counted.get(RAISED, 0):
+        return RAISED, (
+            f"{format_bytes(step.raised_bytes)} of a forward that raised an error are held by its traceback, as the "
+            "model is called again where that is handled: call it behind the `except` block."
         )
     if measured.held_bytes > counted.get(HELD, 0):
         return HELD, (

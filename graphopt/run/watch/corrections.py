@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from graphopt.base.errors import BudgetError
 from graphopt.run.model.request import Request
-from graphopt.run.watch.causes import FRONT, HELD, LASTING, LOSS, ONLY_TOLD, STATE, above_plan, cause_of
+from graphopt.run.watch.causes import FRONT, HELD, LASTING, LOSS, ONLY_TOLD, RAISED, STATE, above_plan, cause_of
 from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress, excess_in_words
 
 logger = logging.getLogger("graphopt")
@@ -30,8 +30,8 @@ class Corrections:
         self.loss_bytes = 0
         self._request, self._corrected, self._plans_loss = request, corrected, plans_loss
         self._told: dict[str, int] = {}
-        self._is_on_trial = self._is_confirmed = False
-        self._tried_bytes = 0
+        self._is_on_trial = self._is_confirmed = self._comes_again = False
+        self._tried_bytes, self._forgotten = 0, frozenset[str]()
 
     def judge(
         self,
@@ -41,7 +41,7 @@ class Corrections:
         sharding: Mapping[str, int],
         of_block: str,
     ) -> None:
-        """Say that a step is over the budget, and leave room for what it took, where that helps.
+        """Say that a step is over the budget, and leave room for what of it was not told of yet, where that helps.
 
         `optimizers` are those whose state no plan counts, `sharding` what FSDP2 held, by kind. With "raise" an excess
         is a BudgetError.
@@ -52,14 +52,20 @@ class Corrections:
         kind, advice = cause_of(measured, step, excess_bytes, counted, sharding, optimizers, plans_loss)
         if kind == LOSS:
             self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
+        is_first, more_bytes, step.judged_bytes = not step.judged_bytes, excess_bytes - step.judged_bytes, excess_bytes
+        if is_first:  # not every plan fills the budget
+            more_bytes += self._request.budget_bytes - measured.predicted_bytes
         message = (
             f"{excess_in_words(measured, excess_bytes, self._request.budget_bytes)} The peak was "
             f"{measured.place.value}{of_block}. {advice}"
         )
         if self._request.on_excess == "raise":
             raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
-        levels = {STATE: measured.state_bytes, HELD: measured.held_bytes, FRONT: step.front_bytes, **sharding}
-        self._tell(kind, message, levels.get(kind) or self.extra_bytes.get(kind, 0) + excess_bytes)
+        self._comes_again = self._comes_again or kind in self._forgotten
+        named = {STATE: measured.state_bytes, HELD: measured.held_bytes, FRONT: step.front_bytes}
+        levels = {**named, RAISED: step.raised_bytes, **sharding}
+        extra_bytes = levels.get(kind) or self.extra_bytes.get(kind, 0) + more_bytes
+        self._tell(kind, message, extra_bytes, is_first=is_first)
 
     def tries_without(self) -> bool:
         """Whether a step is to show if what was measured above the plan comes again; it then is not counted.
@@ -69,12 +75,15 @@ class Corrections:
         once = [kind for kind in self.extra_bytes if kind not in LASTING]
         if self._is_confirmed or not (once or self.loss_bytes):
             return False
+        self._forgotten |= {*once, *([LOSS] if self.loss_bytes else [])}
         self._tried_bytes = sum(self.extra_bytes.pop(kind) for kind in once)
         self._is_on_trial = True
         return True
 
     def ends_trial(self, measured: MeasuredStep, step: StepInProgress) -> None:
         """A step without what was measured once: if it is inside the budget, what did not come again is forgotten."""
+        if self._is_on_trial and self._comes_again and not step.judged_bytes:
+            return  # it comes, but not at every step: the smallest plan stays
         if self._is_on_trial and not self._is_confirmed:
             self.loss_bytes = 0
             again_bytes = measured.measured_bytes + self._request.reserve_bytes - measured.predicted_bytes
@@ -82,24 +91,24 @@ class Corrections:
                 tried_bytes = min(self._tried_bytes, self._request.budget_bytes - measured.predicted_bytes)
                 self.extra_bytes[above_plan(measured.place)] = max(again_bytes, tried_bytes)
             self._corrected()
-        if not step.is_judged:
+        if not step.judged_bytes:
             self._is_confirmed = False
         self._is_on_trial = False
 
-    def is_over(self, measured: MeasuredStep) -> bool:
-        """Whether a step took more than the budget leaves it."""
-        return self._above_budget(measured) > 0
+    def is_over(self, measured: MeasuredStep, step: StepInProgress) -> bool:
+        """Whether a step took more than the budget leaves it, and than was told of."""
+        return self._above_budget(measured) > step.judged_bytes
 
     def _above_budget(self, measured: MeasuredStep) -> int:
         return measured.measured_bytes + self._request.reserve_bytes - self._request.budget_bytes
 
-    def _tell(self, kind: str, message: str, extra_bytes: int) -> None:
-        times = self._told[kind] = self._told.get(kind, 0) + 1
+    def _tell(self, kind: str, message: str, extra_bytes: int, *, is_first: bool) -> None:
+        times = self._told[kind] = self._told.get(kind, 0) + is_first
         if kind not in ONLY_TOLD and times <= _MOST_CORRECTIONS:
             if kind != LOSS:
                 self.extra_bytes[kind] = extra_bytes
             self._corrected()
             message += " From the next call on the plan leaves room for it."
         logger.warning("%s", message)
-        if times == 1:
+        if times == 1 and is_first:
             warnings.warn(f"graphopt: {message}", stacklevel=6)

@@ -87,7 +87,11 @@ class StepInProgress:
     in_backward: bool = False
     is_unexpected: bool = False
     has_other_tangents: bool = False
-    is_judged: bool = False
+    #: What was told of as above the budget.
+    judged_bytes: int = 0
+    #: What a forward that raised has left, and what one before it had, which is there when this step begins.
+    left_bytes: int = 0
+    raised_bytes: int = 0
 
     @property
     def is_recorded(self) -> bool:
@@ -99,10 +103,25 @@ class StepInProgress:
         """Whether no planned graph ran in it, so far."""
         return Place.GRAPHS not in self.peaks and Place.WHOLE not in self.peaks
 
+    @property
+    def named_bytes(self) -> int:
+        """What was there when it began, as far as it is known by name."""
+        return self.start_bytes + self.state_bytes + self.held_bytes + self.front_bytes
+
+    def left_by_raised(self, last: StepInProgress | None) -> int:
+        """What the forward of the step before has left, which raised an error, and is there still as this step begins.
+
+        Whoever handles the error holds it: its traceback has the activations.
+        """
+        if last is None or not last.left_bytes:
+            return 0
+        more_bytes = (self.live_bytes - self.named_bytes) - (last.live_bytes - last.named_bytes) + last.raised_bytes
+        return max(min(more_bytes, last.raised_bytes + last.left_bytes), 0)
+
     def measured(self) -> MeasuredStep:
         """As far as is known."""
         above_bytes = max(self.peak_bytes - self.live_bytes, 0)
-        measured_bytes = self.start_bytes + self.state_bytes + self.held_bytes + self.front_bytes + above_bytes
+        measured_bytes = self.named_bytes + self.raised_bytes + above_bytes
         known = (self.predicted_bytes, measured_bytes, self.place, self.state_bytes, self.held_bytes)
         return MeasuredStep(*known, self.outside_bytes, self.meter.seconds if self.meter is not None else None)
 

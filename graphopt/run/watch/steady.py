@@ -135,7 +135,7 @@ class Steady:
         if signs is None:
             return
         before = self._known.pop(signs, None)
-        if step.at_backward is None or not step.is_plain or step.is_judged:
+        if step.at_backward is None or not step.is_plain or step.judged_bytes:
             return
         start = StartOfStep(step.start_bytes, step.state_bytes, step.held_bytes, step.front_bytes)
         at_backward = replace(step.at_backward, outside_bytes=None, seconds=None)

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakMethod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from graphopt.device.peak_window import CpuWindow, CudaWindow
 from graphopt.device.storages import unique_storage_bytes
@@ -50,8 +50,7 @@ class Watch:
         self.corrections, self.aside_bytes = corrections, 0
         self.history: deque[MeasuredStep] = deque(maxlen=KEPT_STEPS)
         self._window, self._device, self.is_on_cuda = window, device, device.type == "cuda"
-        self._counts_state = request.optimizer is None
-        self._known = KnownMemory(model, device)
+        self._counts_state, self._known = request.optimizer is None, KnownMemory(model, device)
         if request.optimizer is not None:
             self._known.updates(request.optimizer)
         #: What FSDP2 holds, where it shards the model.
@@ -65,12 +64,7 @@ class Watch:
         heed_updates(model, self)
 
     def begins(
-        self,
-        shapes: Shapes,
-        inputs: list[torch.Tensor],
-        gradients: list[torch.Tensor],
-        wrapping_bytes: int,
-        is_behind: bool,
+        self, shapes: Shapes, inputs: list[Tensor], gradients: list[Tensor], held_bytes: int, is_behind: bool
     ) -> None:
         """A forward begins, with these gradients there, and what wraps the model holding so many bytes.
 
@@ -81,15 +75,17 @@ class Watch:
         if self.sharding is not None:
             self._begins_sharded(self.sharding, inputs)
             return
+        last = self._step
         self.ends()
         live_bytes = self._window.live_bytes() - self.aside_bytes
         if self._steady is not None:
-            self._whole = self._steady.begins((shapes, live_bytes, len(gradients), wrapping_bytes))
+            self._whole = self._steady.begins((shapes, live_bytes, len(gradients), held_bytes))
             if self._whole is not None:
                 self._window.take()
                 return
-        start = StartOfStep(live_bytes) if self.is_on_cuda else self._known.begins(inputs, gradients, wrapping_bytes)
+        start = StartOfStep(live_bytes) if self.is_on_cuda else self._known.begins(inputs, gradients, held_bytes)
         self._step = StepInProgress(*start, live_bytes, self._meter(live_bytes))
+        self._step.raised_bytes = 0 if self.is_on_cuda else self._step.left_by_raised(last)
         self._window.take()
 
     def _goes_on(self) -> bool:
@@ -124,7 +120,7 @@ class Watch:
         if self._step is not None and self.sharding is not None:
             self.sharding.departs(self._live_bytes())
 
-    def gradient_arrives(self, gradient: torch.Tensor) -> None:
+    def gradient_arrives(self, gradient: Tensor) -> None:
         """A backward begins, and FSDP2 gathers the parameters first."""
         step, sharding = self._step, self.sharding
         if step is None or sharding is None or step.is_recorded:
@@ -152,7 +148,7 @@ class Watch:
             self._step.in_backward = False
             self._record_backward(self._step)
 
-    def _begins_sharded(self, sharding: Sharding, inputs: list[torch.Tensor]) -> None:
+    def _begins_sharded(self, sharding: Sharding, inputs: list[Tensor]) -> None:
         state_bytes = self._known.state_bytes() if sharding.is_root else 0
         self._step = sharding.begins(self._live_bytes(), inputs, state_bytes)
         self._look(Place.GATHER)
@@ -207,8 +203,7 @@ class Watch:
                 whole.looks()
                 return
             self._by_place(Place.WHOLE if predicted_bytes else Place.FORWARD)
-        step = self._step
-        if step is None:
+        if (step := self._step) is None:
             return
         step.predicted_bytes = max(step.predicted_bytes, predicted_bytes)
         if not self.is_on_cuda and self.sharding is None:  # else nothing is added up by name
@@ -217,6 +212,12 @@ class Watch:
         if step.is_unplanned and self.sharding is None:
             heed_backward(result, WeakMethod(self._backward_begins), step)
         self._look(Place.FORWARD)
+
+    def forward_raised(self) -> None:
+        """The model raised an error: what it had allocated stays for as long as that is handled."""
+        self._by_place()
+        if self._step is not None:
+            self._step.left_bytes = max(self._live_bytes() - self._step.live_bytes, 0)
 
     def ends(self) -> None:
         """What comes now is no part of a training step, or of another one."""
@@ -343,8 +344,7 @@ class Watch:
         step.recorded_bytes = max(step.peak_bytes, 0)
         measured = step.measured()
         self.history.append(measured)
-        if self.corrections.is_over(measured) and not step.is_judged:
-            step.is_judged = True
+        if self.corrections.is_over(measured, step):
             names, sharding = self._known.optimizers() if self._counts_state else [], self.sharding
             held, of_block = (sharding.held_beside(step), sharding.of_block()) if sharding is not None else ({}, "")
             self.corrections.judge(measured, step, names, held, of_block)

@@ -88,5 +88,5 @@ def test_a_training_step_refuses_it_by_name() -> None:
     model = Computes(ROUNDED["mean"])
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     step = graphopt.train_step(model, lambda out, _: out.sum(), optimizer, cost_model="roofline")
-    with pytest.raises(graphopt.CaptureError, match="a function of NumPy's that rounds otherwise|NumPy's mean rounds"):
+    with pytest.raises(graphopt.CaptureError, match="a function of NumPy's that rounds otherwise"):
         step(X, X)
