@@ -226,6 +226,22 @@ def test_verification_is_by_float64_and_finds_what_is_wrong(monkeypatch: pytest.
         verify_model(model, (X[0], X[1]), mean_squares, mem_budget="16MiB", compiler="inductor", time_rounds=0)
 
 
+def test_kernels_that_take_no_made_up_numbers_are_measured_in_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(*_: object) -> int:
+        raise ValueError("lengths must be positive")
+
+    monkeypatch.setattr(halves, "trial_peak_bytes", refuses)
+    model = blocks(1)
+    with caplog.at_level("WARNING", logger="graphopt"):
+        graphopt.optimize(model, "16MiB", compiler="inductor", example_inputs=X[0])
+    assert "lengths must be positive" in caplog.text
+    plain_step(model)
+    (step,) = model.graphopt.history
+    assert 0 < step.measured_bytes <= 16 * 2**20
+
+
 def test_an_unknown_compiler_is_refused() -> None:
     with pytest.raises(graphopt.UsageError, match="expected 'eager' or 'inductor'"):
         graphopt.optimize(blocks(1), "1GiB", compiler="nvcc")  # type: ignore[arg-type]
