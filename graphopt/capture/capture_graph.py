@@ -105,7 +105,8 @@ def _warn_of_unmeasured(step: StepGraph, costs: Sequence[OpCost], cost_model: st
     unmeasured = [i for i, cost in enumerate(costs) if cost.storage_bytes is None and not is_collective(nodes[i])]
     if not unmeasured or cost_model == "roofline" or len(unmeasured) == len(costs):
         return
-    first = [op for op in step.ops if op.node is not None][unmeasured[0]]
+    ops = [op for op in step.ops if op.node is not None]
+    first = next((ops[i] for i in unmeasured if ops[i].source), ops[unmeasured[0]])
     where = f" at {first.source}" if first.source else ""
     warnings.warn(
         f"graphopt: {len(unmeasured)} of {len(costs)} ops could not be measured, first {first.name}{where}; their "

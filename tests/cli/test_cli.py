@@ -306,14 +306,14 @@ def test_what_is_asked_for_reaches_the_api(
 
     monkeypatch.setattr("graphopt.api.optimize.plan_model", plan_model)
     options = ("--mem-budget", "8MiB", "--planner", "chain", "--cost-model", "roofline", "--reserve", "1KiB")
-    options += ("--plan-seconds", "2.5")
+    options += ("--plan-seconds", "2.5", "--compiler", "inductor")
     saved, page = tmp_path / "saved.json", tmp_path / "report.html"
     code, out, _ = run(capsys, "plan", f"{train}:build", *options, "--save-plan", saved, "--html", page)
     assert code == 0 and "FITS" in out and page.read_text().startswith("<!doctype html>")
     assert json.loads(saved.read_text())["schema"] == "graphopt.plan/3"
     assert asked == {
         "mem_budget": "8MiB", "planner": "chain", "cost_model": "roofline", "reserve": "1KiB", "plan": None,
-        "plan_seconds": 2.5,
+        "plan_seconds": 2.5, "compiler": "inductor",
         "model": "Sequential", "inputs": 2, "loss": "mse_loss",
     }  # fmt: skip
 

@@ -77,6 +77,8 @@ def _fail_before_the_first_message(step: graphopt.TrainStep, how: Any, *args: An
     with graph.inserting_before(next(node for node in graph.nodes if is_collective(node))):
         graph.call_function(how, args)
     step.graph_module.recompile()
+    # its code was made when the graph was
+    step._windows = {key: (window, window.forward) for key, (window, _) in step._windows.items()}
 
 
 def _dies(folder: str) -> float:
