@@ -92,7 +92,7 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     page = tmp_path / "page.md"
     page.write_text(f"before\n{planner_tables.BEGIN}\noutdated\n{planner_tables.END}\nafter\n")
     planner_tables.main(str(out), str(page))
-    assert "| unet | 165 |" in page.read_text() and "outdated" not in page.read_text()
+    assert "| unet | 151 |" in page.read_text() and "outdated" not in page.read_text()
     assert page.read_text().startswith("before\n") and page.read_text().endswith("\nafter\n")
 
 
