@@ -15,6 +15,7 @@ from graphopt.capture.numbers import fix_sizes
 from graphopt.capture.tangents import loss_alone
 from graphopt.device.snapshot import generators_kept
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.lower.halves import MOST_ROUNDS
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import studied
 from graphopt.plan.pipeline import plan_as, plan_within
@@ -23,8 +24,6 @@ from graphopt.plan.resident import device_total_bytes, resident_of_graph
 from graphopt.problem.schedule import Schedule
 
 _OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "compiler")
-#: Plans that are compiled until one's kernels fit.
-_MOST_ROUNDS = 4
 
 
 @generators_kept()
@@ -89,7 +88,7 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Any], given: Mapping[str,
         peak_bytes = compiled.lowered.peak_bytes if compiled.lowered is not None else None
         if peak_bytes is None or peak_bytes <= room_bytes:
             return compiled
-        if planned[-1].peak_bytes <= planned[-1].study.minimum_bytes or len(planned) >= _MOST_ROUNDS:
+        if planned[-1].peak_bytes <= planned[-1].study.minimum_bytes or len(planned) >= MOST_ROUNDS:
             raise BudgetError(
                 f"mem_budget: the kernels that Inductor makes of this graph take {format_bytes(peak_bytes)} where "
                 f"{format_bytes(max(room_bytes, 0))} are left for them, at the smallest plan that was compiled; "

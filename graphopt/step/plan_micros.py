@@ -6,13 +6,10 @@ from collections.abc import Callable, Sequence
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
-from graphopt.lower.halves import LoweredWhole
+from graphopt.lower.halves import MOST_ROUNDS, LoweredWhole
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro import Micro
 from graphopt.step.step_watch import StepWatch
-
-#: Plans that are compiled for one step; most fit at once.
-_MOST_ROUNDS = 4
 
 
 def plan_micros(
@@ -37,12 +34,12 @@ def plan_micros(
 def _fit_kernels(micros: Sequence[Micro], memory: StepMemory, forget_plans: Callable[[], None]) -> None:
     """Compile planned micro-batches, and plan them again while what their kernels were measured to take is too much."""
     distinct = list(dict.fromkeys(micros))
-    for round_number in range(_MOST_ROUNDS):
+    for round_number in range(MOST_ROUNDS):
         peak_bytes = max((_peak_bytes(micro, memory) for micro in distinct), default=0)
         excess_bytes = peak_bytes - memory.budget_bytes
         if excess_bytes <= 0:
             return
-        if round_number == _MOST_ROUNDS - 1:
+        if round_number == MOST_ROUNDS - 1:
             break
         memory.above_bytes += max(_beside_bytes(micro) for micro in distinct)
         forget_plans()

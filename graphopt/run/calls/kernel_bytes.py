@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
+from graphopt.lower.halves import MOST_ROUNDS
 from graphopt.run.calls.call_plan import CallPlan, MeasuredKernels
 from graphopt.run.graphs.call_key import CallKey
 
 logger = logging.getLogger("graphopt")
 
-#: Plans that are compiled for one call; most fit at once, and a compilation takes as long as torch.compile's.
-_MOST_ROUNDS = 4
 #: A faster plan is compiled where it saves so much of a step: less is within what kernels' times differ by.
 _WORTH = 0.02
 
@@ -76,9 +75,9 @@ class KernelBytes:
         fit = self._fits[call.key]
         room_bytes = budget_bytes - call.peak_bytes
         if room_bytes >= 0:
-            return not fit.was_above and fit.rounds < _MOST_ROUNDS and _is_worth_another(call, room_bytes)
+            return not fit.was_above and fit.rounds < MOST_ROUNDS and _is_worth_another(call, room_bytes)
         fit.was_above = True
-        if fit.rounds >= _MOST_ROUNDS or _is_smallest(call):
+        if fit.rounds >= MOST_ROUNDS or _is_smallest(call):
             raise _error(fit, call, budget_bytes)
         return True
 
