@@ -54,6 +54,11 @@ def profiled(nodes: Sequence[Node], limits: ProfileLimits = ProfileLimits()) -> 
     return _complete(nodes, known)
 
 
+def known_costs(call: Signature) -> OpCost | None:
+    """What a call was measured to take before; None where it was not."""
+    return _table(call.device).costs.get(call.key) if at_hand(call.device) else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
     """Costs by signature for one environment; None for an op that fails when run alone."""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from graphopt.cost_models.costs import OpCost
 from graphopt.cost_models.device_speed import DeviceSpeed, device_speed
-from graphopt.cost_models.signature import known_size, node_device
+from graphopt.cost_models.signature import At, known_size, node_device
 from graphopt.device.storages import tensors_in
 
 _TRANSCENDENTALS = {
@@ -27,38 +28,50 @@ _LOOKUPS = {"embedding", "index", "gather", "index_select", "_unsafe_index"}
 """Read of their first argument no more than they write."""
 
 
-def roofline(nodes: Sequence[Node]) -> list[OpCost]:
-    """Estimate each node from the shapes, strides and dtypes in `meta["val"]`; scratch is taken to be none."""
-    return [_cost(node) for node in nodes]
+def roofline(nodes: Sequence[Node], at: At | None = None) -> list[OpCost]:
+    """Estimate each node from the shapes, strides and dtypes in `meta["val"]`; scratch is taken to be none.
+
+    `at` says what sizes are that are symbols; None: as they were captured.
+    """
+    return [_cost(node, at) for node in nodes]
 
 
-def _cost(node: Node) -> OpCost:
+def _cost(node: Node, at: At | None) -> OpCost:
     device = node_device(node)
     if device is None:  # arithmetic on sizes
         return OpCost(0.0, 0)
     speed = device_speed(device)
     rate = _matmul_rate(node, speed)
-    compute_seconds = flops(node) / rate + _transcendentals(node) / speed.transcendentals_per_second
-    traffic_seconds = moved_bytes(node) / speed.bytes_per_second
+    compute_seconds = flops(node, at) / rate + _transcendentals(node, at) / speed.transcendentals_per_second
+    traffic_seconds = moved_bytes(node, at) / speed.bytes_per_second
     return OpCost(max(compute_seconds, traffic_seconds) + speed.op_seconds, 0)
 
 
-def flops(node: Node) -> float:
+def flops(node: Node, at: At | None = None) -> float:
     """Floating-point operations: PyTorch's own count where it has one, else one for each element read or written."""
     formula = _FORMULAS.get(getattr(node.target, "_overloadpacket", node.target))
     if formula is not None:
-        args, kwargs = map_arg((node.args, node.kwargs), lambda argument: argument.meta.get("val"))
+
+        def shaped(value: Any) -> Any:
+            # a formula compares sizes, which would tie symbols to each other
+            return torch.Size(known_size(s, at) for s in value.shape) if isinstance(value, torch.Tensor) else value
+
+        args, kwargs = map_arg((node.args, node.kwargs), lambda argument: tree_map(shaped, argument.meta.get("val")))
         try:
-            return float(known_size(formula(*args, **kwargs, out_val=node.meta.get("val"))))
+            return float(formula(*args, **kwargs, out_val=tree_map(shaped, node.meta.get("val"))))
         except (TypeError, ValueError, AssertionError, AttributeError, IndexError):
             pass  # a formula written for another overload
-    return float(sum(_numel(tensor) for tensor in _operands(node)))
+    return float(sum(_numel(tensor, at) for tensor in _operands(node)))
 
 
-def moved_bytes(node: Node) -> int:
+def moved_bytes(node: Node, at: At | None = None) -> int:
     """Bytes read and written; an expanded dimension is read once."""
-    outputs = sum(_touched_bytes(tensor) for tensor in tensors_in(node.meta.get("val")))
-    read = [sum(map(_touched_bytes, tensors_in(argument.meta.get("val")))) for argument in node.all_input_nodes]
+
+    def touched(value: Any) -> int:
+        return sum(_touched_bytes(tensor, at) for tensor in tensors_in(value))
+
+    outputs = touched(node.meta.get("val"))
+    read = [touched(argument.meta.get("val")) for argument in node.all_input_nodes]
     if read and _base_name(node) in _LOOKUPS:
         read[0] = min(read[0], outputs)
     return outputs + sum(read)
@@ -70,9 +83,9 @@ def _matmul_rate(node: Node, speed: DeviceSpeed) -> float:
     return rates.get(str(dtype).removeprefix("torch."), rates["float32"])
 
 
-def _transcendentals(node: Node) -> float:
+def _transcendentals(node: Node, at: At | None) -> float:
     weight = _TRANSCENDENTALS.get(_base_name(node), 0.0)
-    return weight * max((_numel(tensor) for tensor in _operands(node)), default=0) if weight else 0.0
+    return weight * max((_numel(tensor, at) for tensor in _operands(node)), default=0) if weight else 0.0
 
 
 def _operands(node: Node) -> list[torch.Tensor]:
@@ -80,15 +93,16 @@ def _operands(node: Node) -> list[torch.Tensor]:
     return tensors_in(values)
 
 
-def _numel(tensor: torch.Tensor) -> int:
-    return math.prod(known_size(size) for size in tensor.shape)
+def _numel(tensor: torch.Tensor, at: At | None) -> int:
+    return math.prod(known_size(size, at) for size in tensor.shape)
 
 
-def _touched_bytes(tensor: torch.Tensor) -> int:
+def _touched_bytes(tensor: torch.Tensor, at: At | None) -> int:
     if tensor.layout is not torch.strided:
-        return _numel(tensor) * tensor.dtype.itemsize
+        return _numel(tensor, at) * tensor.dtype.itemsize
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    return math.prod(known_size(size) for size, stride in sizes if known_size(stride) != 0) * tensor.dtype.itemsize
+    touched = math.prod(known_size(size, at) for size, stride in sizes if known_size(stride, at) != 0)
+    return touched * tensor.dtype.itemsize
 
 
 def _base_name(node: Node) -> str:
@@ -96,12 +110,11 @@ def _base_name(node: Node) -> str:
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+    return sdpa_flop_count(query, key, value)
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-    shapes = (gradient.shape, query.shape, key.shape, value.shape)
-    return sdpa_backward_flop_count(*shapes)
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 _aten = torch.ops.aten

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from graphopt.cost_models.inputs import runnable
+from graphopt.cost_models.inputs import make_arguments, runnable
 from graphopt.cost_models.signature import Signature
 from graphopt.device.measure import SPAN_PREFIX, collected_garbage, profiler_is_running, trace_allocations
+from graphopt.device.peak_window import peak_window
 from graphopt.device.storages import tensors_in
 
 Scratch = tuple[int, tuple[int, ...]]
@@ -24,6 +25,20 @@ def scratch_bytes(calls: Sequence[Signature], device: torch.device) -> dict[str,
     if device.type == "cuda":
         return _cuda_scratch(calls, device)
     return _scratch_beside_profiler(calls) if profiler_is_running() else _cpu_scratch(calls)
+
+
+def scratch_of_one(call: Signature) -> Scratch | None:
+    """As `scratch_bytes`, of one call whose like ran before: it is run once. None where it fails."""
+    window = peak_window(call.device) if call.device.type == "cpu" else None
+    if window is None:
+        return scratch_bytes([call], call.device).get(call.key)
+    try:
+        args, kwargs = make_arguments(call)
+        window.take()
+        output = call.target(*args, **kwargs)
+    except Exception:  # whatever an operator may raise for contents that it was not made for
+        return None
+    return window.take() - window.live_bytes(), _storage_bytes(output)
 
 
 def _cpu_scratch(calls: Sequence[Signature]) -> dict[str, Scratch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -11,6 +12,9 @@ from torch.fx import Node
 
 from graphopt.device.storages import tensors_in
 from graphopt.graph.roles import EFFECT
+
+#: What a number of a graph is, where it is a symbol.
+At = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,8 @@ class _Unknown(Exception):
     """A size that is not known before the graph runs, or an argument that is no plain data."""
 
 
-def signature(node: Node) -> Signature | None:
-    """The signature of `node`; None where the op cannot be run on its own.
+def signature(node: Node, at: At | None = None) -> Signature | None:
+    """The signature of `node`; None where the op cannot be run on its own. `at` says what symbols stand for.
 
     That is so for higher-order ops, Python functions, collectives (they would wait for other ranks),
     ops with effects of their own (they would print), tensors that are not strided, and sizes that only the run reveals.
@@ -85,10 +89,11 @@ def signature(node: Node) -> Signature | None:
         return None
     tensors: dict[Node, Slot] = {}
     specs: list[TensorSpec] = []
+    number = at or concrete
     try:
-        args = tuple(_lower(argument, tensors, specs) for argument in node.args)
-        kwargs = {name: _lower(argument, tensors, specs) for name, argument in node.kwargs.items()}
-        outputs = [tensor_spec(tensor) for tensor in tensors_in(node.meta.get("val"))]
+        args = tuple(_lower(argument, tensors, specs, number) for argument in node.args)
+        kwargs = {name: _lower(argument, tensors, specs, number) for name, argument in node.kwargs.items()}
+        outputs = [tensor_spec(tensor, number) for tensor in tensors_in(node.meta.get("val"))]
     except _Unknown:
         return None
     key = f"{_name(target)} {specs} {args} {kwargs}"
@@ -126,12 +131,13 @@ def node_device(node: Node) -> torch.device | None:
     return None
 
 
-def tensor_spec(tensor: torch.Tensor) -> TensorSpec:
-    """Layout of a (fake) tensor with its sizes as they were at capture; raises _Unknown where there is none."""
+def tensor_spec(tensor: torch.Tensor, number: At | None = None) -> TensorSpec:
+    """Layout of a (fake) tensor, with its sizes as they were at capture; raises _Unknown where there is none."""
     if tensor.layout is not torch.strided:
         raise _Unknown
-    shape = tuple(int(concrete(size)) for size in tensor.shape)
-    return TensorSpec(shape, tuple(int(concrete(step)) for step in tensor.stride()), tensor.dtype, tensor.device)
+    number = number or concrete
+    shape = tuple(int(number(size)) for size in tensor.shape)
+    return TensorSpec(shape, tuple(int(number(step)) for step in tensor.stride()), tensor.dtype, tensor.device)
 
 
 def concrete(value: Any) -> Any:
@@ -144,30 +150,30 @@ def concrete(value: Any) -> Any:
     return value
 
 
-def known_size(value: Any, otherwise: int = 1) -> int:
-    """`concrete` as an int, `otherwise` where only the run reveals it."""
+def known_size(value: Any, at: At | None = None, otherwise: int = 1) -> int:
+    """`concrete`, or what `at` says, as an int; `otherwise` where only the run reveals it."""
     try:
-        return int(concrete(value))
+        return int((at or concrete)(value))
     except _Unknown:
         return otherwise
 
 
-def _lower(argument: Any, tensors: dict[Node, Slot], specs: list[TensorSpec]) -> Any:
+def _lower(argument: Any, tensors: dict[Node, Slot], specs: list[TensorSpec], number: At) -> Any:
     if isinstance(argument, Node):
         value = argument.meta.get("val")
         if not isinstance(value, torch.Tensor):
-            return _lower(value, tensors, specs)
+            return _lower(value, tensors, specs, number)
         if argument not in tensors:
             tensors[argument] = Slot(len(specs))
-            specs.append(tensor_spec(value))
+            specs.append(tensor_spec(value, number))
         return tensors[argument]
     if isinstance(argument, (list, tuple)):
-        return type(argument)(_lower(item, tensors, specs) for item in argument)
-    return _plain(argument)
+        return type(argument)(_lower(item, tensors, specs, number) for item in argument)
+    return _plain(argument, number)
 
 
-def _plain(argument: Any) -> Any:
-    argument = concrete(argument)
+def _plain(argument: Any, number: At | None = None) -> Any:
+    argument = (number or concrete)(argument)
     if isinstance(argument, _PLAIN):
         return argument
     raise _Unknown

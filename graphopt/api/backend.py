@@ -11,7 +11,7 @@ from graphopt.base.errors import BudgetError, CaptureError, UsageError
 from graphopt.base.units import format_bytes, parse_bytes
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, break_reason, compile_graph
 from graphopt.capture.captures import warn_of_limit
-from graphopt.capture.numbers import fix_sizes
+from graphopt.capture.changing_sizes import fix_sizes
 from graphopt.capture.tangents import loss_alone
 from graphopt.device.snapshot import generators_kept
 from graphopt.graph.captured_graph import CapturedGraph

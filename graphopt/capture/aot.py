@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError
 from graphopt.capture.capture_graph import FindVirtual, HandOver, capture_graph, none_is_virtual, return_all
+from graphopt.capture.changing_sizes import fix_sizes
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
@@ -30,6 +31,7 @@ from graphopt.capture.recurrent.layers import with_recurrent_layers
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.emit.backward import BackwardModules
 from graphopt.emit.emit import Emitted, emit
+from graphopt.emit.many_schedules import BoxedCall, ManySchedules, with_saved_unknown
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph
@@ -51,13 +53,22 @@ class CompiledGraph:
     """One of Dynamo's graphs, ready to be called with its flat inputs.
 
     `emitted` is None where it needs no gradient. `runnables` are its forward and, once that is compiled, its backward;
-    `lowered` is what they run in place of their own code, None where that runs.
+    `lowered` is what they run in place of their own code, None where that runs. Where the graph serves several sizes,
+    `many` has its schedules, and it is called by `with_schedule`.
     """
 
     call: Callable[..., Any]
     emitted: Emitted | None
     runnables: list[Runnable]
     lowered: LoweredHalves | None = None
+    many: ManySchedules | None = None
+
+    def with_schedule(self, schedule: Schedule) -> CompiledGraph:
+        """The same graph, which serves several sizes, with another schedule."""
+        assert self.many is not None
+        each = self.many.of(schedule)
+        call = self.many.selecting(schedule, self.call)
+        return CompiledGraph(call, each.emitted, [each.forward, each.backward])
 
     @property
     def planned_tangents(self) -> frozenset[int] | None:
@@ -83,6 +94,8 @@ class CaptureRequest:
     around_backward: Around | None = None
     tangents: ChooseTangents | None = None
     compiler: Compiler = "eager"
+    #: The schedules of this graph for which there is code, where it serves several sizes.
+    at_hand: dict[Schedule, None] = field(default_factory=dict)
 
 
 class _Captured(Exception):
@@ -119,21 +132,36 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     reason = break_reason(request.module)
     runnables: list[Runnable] = []
     halves: list[Emitted] = []
+    many: list[ManySchedules] = []
     lowered: list[LoweredHalves] = []
 
     def partition(joint: fx.GraphModule, inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
         static = known.get("static_lifetime_input_indices") or ()
-        halves.append(_emitted(request, joint, inputs, num_fwd_outputs, static, reason, decide))
+        captured, write = _captured(request, joint, inputs, num_fwd_outputs, static, reason)
+        schedule = decide(captured)
+        if captured.step.has_changing_sizes:
+            many.append(
+                ManySchedules(write, request.name, request.around_forward, request.around_backward, request.at_hand)
+            )
+            halves.append(many[-1].of(schedule).emitted)
+        else:
+            halves.append(write(schedule))
         if request.compiler == "inductor":
             lowered.append(lower_halves(halves[-1]))
+        forward = with_saved_unknown(halves[-1].forward, num_fwd_outputs) if many else halves[-1].forward
         # AOTAutograd takes from it which inputs have a gradient at all
-        return halves[-1].forward, halves[-1].whole_backward or halves[-1].backward
+        return forward, halves[-1].whole_backward or halves[-1].backward
 
     def runnable(module: fx.GraphModule, around: Around | None = None) -> Runnable:
         runnables.append(Runnable(module, around, lowered=lowered[-1].calls if lowered else {}))
         return runnables[-1]
 
-    def backward(module: fx.GraphModule, _inputs: object) -> Runnable:
+    def forward_call(module: fx.GraphModule, _inputs: object) -> Runnable | BoxedCall:
+        return many[-1].forward() if many else runnable(module, request.around_forward)
+
+    def backward(module: fx.GraphModule, _inputs: object) -> Runnable | BoxedCall:
+        if many:
+            return many[-1].backward()
         has_all = halves[-1].whole_backward is None
         # AOTAutograd compiles a copy of what it was given
         planned = module if has_all and not lowered else halves[-1].backward
@@ -148,7 +176,7 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         return runnable(module)
 
     compiler = aot_autograd(
-        fw_compiler=lambda module, _: runnable(module, request.around_forward),
+        fw_compiler=forward_call,
         bw_compiler=backward,
         inference_compiler=without_gradients,
         partition_fn=partition,
@@ -159,22 +187,23 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     def begin_anew() -> None:
         runnables.clear()
         halves.clear()
+        many.clear()
         lowered.clear()
 
     call = _traced(request, compiler, begin_anew)
-    return CompiledGraph(call, halves[0] if halves else None, runnables, lowered[0] if lowered else None)
+    first = [each[0] if each else None for each in (halves, lowered, many)]
+    return CompiledGraph(call, first[0], runnables, *first[1:])  # type: ignore[arg-type]
 
 
-def _emitted(
+def _captured(
     request: CaptureRequest,
     joint: fx.GraphModule,
     inputs: object,
     num_outputs: int,
     static_inputs: Sequence[int],
     break_reason: str,
-    decide: Decide,
-) -> Emitted:
-    """The joint graph in two halves, with the schedule that `decide` gives."""
+) -> tuple[CapturedGraph, Callable[[Schedule], Emitted]]:
+    """The joint graph ready to plan, and what writes a schedule of it in two halves."""
     graph, tokens = without_tokens(joint, num_outputs)
     static = [i - tokens.forward for i in static_inputs]
     virtual: FindVirtual = none_is_virtual
@@ -182,10 +211,14 @@ def _emitted(
         graph, virtual = as_inductor_partitions(graph, inputs, static), virtual_nodes
     options = (request.cost_model, request.name, break_reason, request.hand_over, request.tangents, virtual)
     captured = capture_graph(graph, static, *options)
-    schedule, whole = decide(captured), captured.whole
-    emitted = emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule)
-    tokens.put_back(emitted.forward, emitted.backward, emitted.whole_backward)
-    return emitted
+    whole = captured.whole
+
+    def write(schedule: Schedule) -> Emitted:
+        emitted = emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule)
+        tokens.put_back(emitted.forward, emitted.backward, emitted.whole_backward)
+        return emitted
+
+    return captured, write
 
 
 def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: Callable[[], None]) -> Any:
@@ -204,6 +237,7 @@ def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: C
             # torch has ops, or their derivatives, that take no symbol
             logger.info("numbers are constants of this plan, as it cannot be traced otherwise: %s", error)
             fix_numbers(request.module)
+            fix_sizes(request.module)
             begin_anew()
             return compiler(request.module, request.example_inputs)
 

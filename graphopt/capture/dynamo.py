@@ -18,6 +18,7 @@ from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import code_being_captured
+from graphopt.capture.changing_sizes import CONSTANT, Sizes, changing_sizes
 from graphopt.capture.mends.constant_numbers import captured_with_constants, flags_are_constants
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.math_functions import math_functions
@@ -25,7 +26,7 @@ from graphopt.capture.mends.numpy_functions import numpy_functions
 from graphopt.capture.mends.out_arguments import out_arguments
 from graphopt.capture.mends.true_strides import true_strides
 from graphopt.capture.mends.users_functions import users_functions
-from graphopt.capture.numbers import NUMBERS_ARE_INPUTS, static_sizes
+from graphopt.capture.numbers import NUMBERS_ARE_INPUTS
 from graphopt.capture.recurrent.layers import few_fakes
 from graphopt.capture.recurrent.packed import packed_sequences
 from graphopt.capture.unguarded import Unguarded
@@ -52,6 +53,7 @@ def compiled(
     call: Callable[..., Any],
     backend: Callable[..., Any],
     while_capturing: Callable[[CodeType], AbstractContextManager[None]],
+    sizes: Sizes = CONSTANT,
     whole: bool = False,
 ) -> Callable[..., Any]:
     """`call` through torch.compile, by `own_frame`; in `whole` a break is an error.
@@ -63,7 +65,7 @@ def compiled(
     context: Any = torch._dynamo.optimize(backend=backend, nopython=whole)
     callback, unguarded = getattr(context, "callback", None), Unguarded()
     if isinstance(callback, CatchErrorsWrapper):  # where Dynamo is switched off (TORCHDYNAMO_DISABLE) there is none
-        context.callback = _Capturing(callback, while_capturing, unguarded)
+        context.callback = _Capturing(callback, while_capturing, unguarded, sizes)
     run = context(own_frame(call))
 
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -81,15 +83,16 @@ class _Capturing(CatchErrorsWrapper):
         callback: CatchErrorsWrapper,
         while_capturing: Callable[[CodeType], AbstractContextManager[None]],
         unguarded: Unguarded,
+        sizes: Sizes,
     ):
         super().__init__(callback._torchdynamo_orig_backend, callback.hooks)
         # Dynamo keeps this: it must not keep the model's classes, nor what their methods hold
-        self._while_capturing, self._unguarded = while_capturing, ref(unguarded)
+        self._while_capturing, self._unguarded, self._sizes = while_capturing, ref(unguarded), sizes
 
     def __call__(self, frame: Any, *rest: Any) -> Any:
         capture, unguarded = super().__call__, self._unguarded()
         noted = unguarded.noted(frame.f_code) if unguarded is not None else nullcontext()
-        with compile_lock, generators_kept(), settings(), noted, self._while_capturing(frame.f_code):
+        with compile_lock, generators_kept(), settings(self._sizes), noted, self._while_capturing(frame.f_code):
             return captured_with_constants(lambda: capture(frame, *rest))
 
 
@@ -120,7 +123,7 @@ def is_called_by_graphopt() -> bool:
 
 
 @contextmanager
-def settings() -> Iterator[None]:
+def settings(sizes: Sizes = CONSTANT) -> Iterator[None]:
     """torch.compile as we need it: without its silent ways back to eager, and with what it is mended by."""
     limits = {
         **NUMBERS_ARE_INPUTS,
@@ -141,11 +144,12 @@ def settings() -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    of_numbers = (static_sizes, flags_are_constants, math_functions)
+    of_numbers = (flags_are_constants, math_functions)
     mends = (true_strides, eagers_kernels, few_fakes, packed_sequences, out_arguments, users_functions, numpy_functions)
     with torch._dynamo.config.patch(limits), ExitStack() as stack:
         for each in (*of_numbers, *mends):
             stack.enter_context(each())
+        stack.enter_context(changing_sizes(sizes))
         yield
 
 

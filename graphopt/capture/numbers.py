@@ -1,8 +1,8 @@
-"""Python numbers that a model reads: what changed once is an input of the graph, sizes stay constants of it.
+"""Python numbers that a model reads: what changed once is an input of the graph.
 
 Dynamo takes an int or a float for a constant until it sees another value, and for a symbol from then on
-(`automatic_dynamic_shapes`). It does the same with the sizes of tensors, which are planned for: these stay static
-here. torch would go on to replace floats by 0-d tensors (`tensorify_python_scalars`), which takes those that it knows
+(`automatic_dynamic_shapes`); of sizes of tensors see `changing_sizes`. torch
+would go on to replace floats by 0-d tensors (`tensorify_python_scalars`), which takes those that it knows
 no tensor variant for as constants again, and computes from sympy's expressions, which may round otherwise than Python.
 Here a symbol stays a Python number, which reaches the very ops that eager calls.
 """
@@ -15,15 +15,11 @@ from typing import Any
 from unittest import mock
 
 from torch import fx
-from torch._dynamo.variables import builder
 from torch._functorch._aot_autograd import graph_compile
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from graphopt.base.errors import CaptureError
-from graphopt.device.storages import tensors_in
-from graphopt.graph.nodes import source_line
-from graphopt.graph.numbers import SYMBOLS, plain, replace_input, sizes_of
+from graphopt.graph.numbers import SYMBOLS, plain, replace_input
 
 #: Dynamo's settings under which numbers that changed, in attributes of modules too, are inputs.
 NUMBERS_ARE_INPUTS = {
@@ -37,40 +33,10 @@ NUMBERS_ARE_INPUTS = {
 
 
 @contextmanager
-def static_sizes() -> Iterator[None]:
-    """Let Dynamo take every size of a tensor for a constant, while numbers may change."""
-    before = builder._automatic_dynamic
-
-    def static(tensor: Any, tx: Any, source: Any, _static_shapes: bool, *rest: Any, **named: Any) -> Any:
-        return before(tensor, tx, source, True, *rest, **named)
-
-    with mock.patch.object(builder, "_automatic_dynamic", static):
-        yield
-
-
-@contextmanager
 def floats_stay_floats() -> Iterator[None]:
     """Let AOTAutograd leave numbers in the graph as they are."""
     with mock.patch.object(graph_compile, "_apply_tensorify_python_scalars", lambda _module: None):
         yield
-
-
-def fix_sizes(module: fx.GraphModule) -> None:
-    """Make every size in one of Dynamo's graphs a constant, guarded: a number that is one is planned for each value.
-
-    To be called while Dynamo compiles the graph, as guards that come later are not looked at.
-    Raises CaptureError for a nested tensor, whose sizes are none.
-    """
-    for node in module.graph.nodes:
-        for tensor in tensors_in(node.meta.get("example_value")):
-            if tensor.is_nested:
-                where = f" at {found}" if (found := source_line(node)) else ""
-                raise CaptureError(
-                    f"a nested tensor is made{where}, whose steps cannot be captured and planned: pad it, or make it "
-                    "in a function that is not captured (@torch.compiler.disable)"
-                )
-            for size in sizes_of(tensor):
-                plain(size)
 
 
 def reads_numbers(module: fx.GraphModule) -> bool:

@@ -11,7 +11,7 @@ from torch import fx
 from torch.autograd.function import BackwardCFunction
 
 from graphopt.base.errors import CaptureError
-from graphopt.device.storages import planned_bytes, storage_bytes, storage_key
+from graphopt.device.storages import known, planned_bytes, storage_bytes, storage_key
 from graphopt.graph.fingerprint import hash_graph
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import (
@@ -27,6 +27,7 @@ from graphopt.graph.nodes import (
     writes_input,
     written_arguments,
 )
+from graphopt.graph.numbers import is_symbol
 from graphopt.graph.step_graph import BOUNDARY, OpInfo, StepGraph, ValueInfo, tensors_of
 
 aten = torch.ops.aten
@@ -54,7 +55,9 @@ class _StepReader:
             own = planned_bytes(storage_bytes(tensor, self.device), self.device)
             size = 0 if kind == "resident" else max(own, copied_bytes(node, self.device))
             dtype = str(tensor.dtype).removeprefix("torch.")
-            self.values.append(ValueInfo(node.name, node, kind, size, tuple(map(int, tensor.shape)), dtype))
+            shape = tuple(map(known, tensor.shape))
+            traced = tensor if any(map(is_symbol, (*tensor.shape, tensor.untyped_storage().nbytes()))) else None
+            self.values.append(ValueInfo(node.name, node, kind, size, shape, dtype, traced))
         return self.by_storage[key]
 
 
@@ -174,7 +177,8 @@ def _room_to_receive(reader: _StepReader, node: fx.Node) -> tuple[int, ...]:
     """gloo gathers into memory of its own, as large as the result, and copies it from there."""
     if not is_gather(node) or reader.device.type != "cpu":
         return ()
-    size = sum(storage_bytes(tensor, reader.device) for tensor in tensors_of(node))
+    # a constant, guarded, where it is a symbol: nothing says how it follows from sizes
+    size = sum(int(tensor.untyped_storage().nbytes()) for tensor in tensors_of(node))
     reader.received[node] = len(reader.values)
     reader.values.append(ValueInfo(f"{node.name}_received", node, "activations", size, (size,), "uint8"))
     return (reader.received[node],)
@@ -218,9 +222,7 @@ def _label_values(reader: _StepReader, joint: JointGraph) -> tuple[ValueInfo, ..
         if isinstance(node, fx.Node) and node in reader.home:
             kinds.setdefault(reader.home[node], "outputs" if position < joint.num_forward_outputs else "gradients")
     return tuple(
-        ValueInfo(value.name, value.node, kinds[i], value.bytes, value.shape, value.dtype)
-        if i in kinds and value.kind == "activations"
-        else value
+        replace(value, kind=kinds[i]) if i in kinds and value.kind == "activations" else value
         for i, value in enumerate(reader.values)
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -35,6 +36,11 @@ def _items(leaf: object) -> Iterable[object]:
     return ()
 
 
+def known(size: Any) -> int:
+    """A size as a number: that of the capture where it is a symbol, of which nothing is asked that would tie it."""
+    return size if type(size) is int else int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
 def storage_key(tensor: torch.Tensor) -> int:
     """Identity of a tensor's storage, as long as the tensor lives."""
     return int(tensor.untyped_storage()._cdata)
@@ -42,7 +48,7 @@ def storage_key(tensor: torch.Tensor) -> int:
 
 def storage_bytes(tensor: torch.Tensor, device: torch.device) -> int:
     """Bytes that the allocator of `device` hands out for the tensor's storage; 0 on another device."""
-    return allocated_bytes(int(tensor.untyped_storage().nbytes()), device) if same_device(tensor, device) else 0
+    return allocated_bytes(known(tensor.untyped_storage().nbytes()), device) if same_device(tensor, device) else 0
 
 
 def allocated_bytes(number_bytes: int, device: torch.device) -> int:

@@ -29,6 +29,8 @@ from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
 from graphopt.problem.schedule import Schedule
 
 RECOMPUTED = "graphopt_recomputed"
+#: The input of a backward that says with which of several schedules its forward ran.
+WHICH_SCHEDULE = "graphopt_which_schedule"
 
 # Mersenne twister; Philox. CUDA's are kept in host memory.
 _STATE_BYTES = {"cpu": 5056, "cuda": 16}
@@ -70,7 +72,7 @@ class Emitter:
     The two halves may be one graph; then nothing has to be handed over.
     """
 
-    def __init__(self, step: StepGraph, schedule: Schedule, *, halves: int = 2) -> None:
+    def __init__(self, step: StepGraph, schedule: Schedule, *, halves: int = 2, saves_numbers: bool = True) -> None:
         self.step = step
         times = Counter(schedule)
         self.replayed = {op for op, count in times.items() if count > 1 and step.ops[op].random}
@@ -90,6 +92,19 @@ class Emitter:
             half = self.backward if is_tangent(node) or node in added else self.forward
             half.made[node] = half.graph.node_copy(node)
         self.first_tangent = next(iter(self.backward.graph.nodes), None)
+        if halves == 2 and saves_numbers and step.has_changing_sizes:
+            self.save_numbers()
+
+    def save_numbers(self) -> None:
+        """Save every number among the inputs, and which schedule ran: the same for all schedules of a graph.
+
+        AOTAutograd is told once how many numbers are saved, while tensors are counted at each call.
+        """
+        numbers = [node for node in self.step.joint.primals if is_number(node)]
+        for node in numbers:
+            self.backward.made[node] = self.placeholder(node.name, self.forward.made[node], node.name)
+        # in the place of which `ManySchedules` gives a schedule's number
+        self.placeholder(WHICH_SCHEDULE, self.forward.made[numbers[0]], WHICH_SCHEDULE)
 
     def emit(self, schedule: Schedule) -> Emitted:
         """Both halves of a schedule."""
@@ -106,6 +121,8 @@ class Emitter:
 
     def _to_save(self, saved: fx.Node, saved_as: str | int) -> fx.Node:
         """Running statistics are written by the next forward, which may come before this one's backward."""
+        if is_number(saved):
+            return saved
         made = {node.name: node for node in self.backward.graph.find_nodes(op="placeholder")}
         if saved.op != "placeholder" or not is_read_as_statistics(made[str(saved_as)]):
             return saved
@@ -118,6 +135,8 @@ class Emitter:
             if isinstance(item, int):
                 name = f"{self.step.ops[item].name}_state"
                 self.backward.states[item] = self.input(name, {"val": _fake_generator_state(self.step)})
+            elif item == WHICH_SCHEDULE:
+                self.input(item, next(node for node in self.step.joint.primals if is_number(node)).meta)
             else:
                 self.backward.made[nodes[item]] = self.input(item, nodes[item].meta)
         boundary = schedule.index(self.step.boundary)

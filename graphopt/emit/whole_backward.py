@@ -76,10 +76,10 @@ def _write_whole(
     number = {op.name: i for i, op in enumerate(step.ops)}
     nodes = {node.name: node for node in step.graph_module.graph.nodes}
     held = _holder(step)
-    there = {value for item in saved_as if isinstance(item, str) for value in held(nodes[item])}
+    there = {value for item in saved_as if isinstance(item, str) and item in nodes for value in held(nodes[item])}
     schedule = (*(number[name] for name in forward), step.boundary, *_with_recomputation(step, there))
     check_order(step, schedule)
-    emitter = Emitter(step, schedule)
+    emitter = Emitter(step, schedule, saves_numbers=False)
     saved = [item if isinstance(item, str) else number[item.name] for item in saved_as]
     graph = emitter.write_backward(schedule, saved)
     assert all(node.op == "placeholder" for node in emitter.saved), f"nobody saves all of {emitter.saved}"

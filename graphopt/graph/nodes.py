@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
 
-from graphopt.device.storages import planned_bytes, same_device, storage_key
+from graphopt.device.storages import known, planned_bytes, same_device, storage_key
 from graphopt.graph.numbers import is_number
 from graphopt.graph.roles import EFFECT, RUN_ONCE
 from graphopt.graph.step_graph import tensors_of
@@ -193,10 +194,10 @@ def writes_input(node: fx.Node) -> bool:
     )
 
 
-def copied_bytes(node: fx.Node, device: torch.device) -> int:
-    """`copy` clones all of its view's storage up to the view's last element."""
+def copied_bytes(node: fx.Node, device: torch.device, number: Callable[[Any], int] = known) -> int:
+    """`copy` clones all of its view's storage up to the view's last element; `number` says what symbols stand for."""
     if node.target is not aten.copy.default:
         return 0
     view = node.args[0].meta["val"]  # type: ignore[union-attr]
     last = view.storage_offset() + sum(s * (n - 1) for s, n in zip(view.stride(), view.shape, strict=True))
-    return planned_bytes(int(last + 1) * view.itemsize, device) if same_device(view, device) else 0
+    return planned_bytes(number(last + 1) * view.itemsize, device) if same_device(view, device) else 0

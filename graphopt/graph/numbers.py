@@ -20,6 +20,11 @@ def is_number(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), SYMBOLS)
 
 
+def is_symbol(number: Any) -> bool:
+    """Whether a size may differ from call to call."""
+    return isinstance(number, torch.SymInt) and bool(number.node.expr.free_symbols)
+
+
 def is_constant(number: Any) -> bool:
     """Whether a guard ties a number to its value, or it comes from data, and must be a constant to be planned for."""
     if not isinstance(number, SYMBOLS) or not number.node.has_hint():

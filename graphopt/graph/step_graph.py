@@ -53,6 +53,8 @@ class ValueInfo:
     bytes: int
     shape: tuple[int, ...]
     dtype: str
+    #: The tensor as it was traced, where its size is made of symbols.
+    traced: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class StepGraph:
     def graph_module(self) -> fx.GraphModule:
         """The joint graph's module."""
         return self.joint.module
+
+    @property
+    def has_changing_sizes(self) -> bool:
+        """Whether the graph serves inputs of several sizes."""
+        return any(value.traced is not None for value in self.values)
 
     @cached_property
     def late_writers(self) -> tuple[int, ...]:

@@ -13,11 +13,12 @@ from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
 from graphopt.plan.generator_states import most_generator_state_bytes, with_generator_states
+from graphopt.plan.schedule_pool import MOST_ADDED, SchedulePool
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
 from graphopt.problem.plan import GraphPlan
 from graphopt.problem.problem import Value
-from graphopt.problem.runs import schedule_of
+from graphopt.problem.runs import schedule_of, thinned
 from graphopt.problem.schedule import Schedule, Simulation, check_schedule, simulate
 
 #: Budgets at which a named planner is asked where several graphs share one: some take seconds for each.
@@ -37,12 +38,14 @@ class Candidate:
 class GraphStudy:
     """A captured graph and all that is derived from it, each thing made once, when it is first asked for.
 
-    With a `kept` plan the graph is planned already: its curve is the plan's.
+    With a `kept` plan the graph is planned already: its curve is the plan's. A `pool` has what is planned for the
+    graph at other sizes.
     """
 
-    def __init__(self, graph: CapturedGraph, kept: GraphPlan | None = None) -> None:
+    def __init__(self, graph: CapturedGraph, kept: GraphPlan | None = None, pool: SchedulePool | None = None) -> None:
         self.graph = graph
         self.kept = kept
+        self.pool = pool
 
     @cached_property
     def planned(self) -> Study:
@@ -57,7 +60,12 @@ class GraphStudy:
     @cached_property
     def curve(self) -> tuple[Candidate, ...]:
         """The whole memory/time curve, the kept plan's or else `auto`'s: peaks increase, seconds strictly decrease."""
-        found = self._kept_candidates(self.kept) if self.kept else self._new_candidates()
+        if self.kept:
+            found = self._kept_candidates(self.kept)
+        elif self.pool is None:
+            found = self._new_candidates()
+        else:
+            found = self._pooled_candidates(self.pool)
         none = self._candidate(self.eager.seconds, "none", self.graph.captured_schedule, self.eager.peak_bytes)
         return pareto([*found, none])
 
@@ -102,10 +110,13 @@ class GraphStudy:
 
     def fastest(self, budget_bytes: int) -> Candidate:
         """The fastest of the curve that fits; raises InfeasibleError where none does."""
-        fitting = [candidate for candidate in self.curve if candidate.peak_bytes <= budget_bytes]
+        fitting = self._fitting(budget_bytes)
         if not fitting:
             raise InfeasibleError(budget_bytes, self.minimum_bytes)
-        return fitting[-1]
+        if self.pool is None:
+            return fitting[-1]
+        alike = (c for c in fitting if self.pool.is_as_good(c.schedule, c.seconds, fitting[-1].seconds))
+        return min(alike, key=lambda candidate: candidate.seconds, default=fitting[-1])
 
     def curve_by(self, planner: str) -> tuple[Candidate, ...]:
         """The curve of one planner; `peak_bytes` are then those to ask it for, of which a schedule may need less.
@@ -142,6 +153,27 @@ class GraphStudy:
         except InfeasibleError:
             return
         yield Candidate(budget_bytes, simulate(self.graph.problem, schedule).seconds, planner, schedule)
+
+    def _fitting(self, budget_bytes: int) -> list[Candidate]:
+        """Those of the curve that fit; planners are asked at this very size before there are none."""
+        fitting = [candidate for candidate in self.curve if candidate.peak_bytes <= budget_bytes]
+        if not fitting and self.pool is not None and not self.kept and not self.pool.is_planned(self.eager.peak_bytes):
+            self._plan_for(self.pool)
+            del self.curve
+            return self._fitting(budget_bytes)
+        return fitting
+
+    def _pooled_candidates(self, pool: SchedulePool) -> Iterable[Candidate]:
+        if not pool.is_near(self.eager.peak_bytes):
+            self._plan_for(pool)
+        for planner, schedule in pool.schedules():
+            found = self.simulated(schedule)
+            yield Candidate(found.peak_bytes, found.seconds, planner, schedule)
+
+    def _plan_for(self, pool: SchedulePool) -> None:
+        """Ask the planners at this size."""
+        curve = thinned(pareto(self._new_candidates()), MOST_ADDED)
+        pool.add(self.eager.peak_bytes, [(candidate.planner, candidate.schedule) for candidate in curve])
 
     def _new_candidates(self) -> Iterable[Candidate]:
         points = pareto_curve(self.planned)

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import Recaptures
+from graphopt.capture.changing_sizes import Sizes
 from graphopt.capture.check_tensors import check_tensors, obstacle_among
 from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import ANOTHER_WAY, noted_breaks, nothing_captured
@@ -69,6 +70,7 @@ class Session:
         self._example: Example | None = None
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
+        self._sizes = Sizes(follow=request.choice.compiler == "eager")
         self._compiled = self._compile(model._call_impl)
         self._told_of_transforms, self._recaptures, self._calls, self._captures = False, Recaptures(), 0, 0
         refuse_compiles_from_outside()
@@ -175,8 +177,8 @@ class Session:
         loss_bytes = self.loop.watch.corrections.loss_bytes if self.loop.watch is not None else 0
         for graph in self.graphs:
             graph.compiled.clear()
-            if graph.loss_bytes != loss_bytes:
-                graph.with_loss(loss_bytes, self.request.choice)
+            if graph.studies.loss_bytes != loss_bytes:
+                graph.studies.with_loss(loss_bytes)
 
     def _compile(self, call: Callable[..., Any]) -> Callable[..., Any]:
         session = weakref.ref(self)
@@ -186,25 +188,26 @@ class Session:
             graph = weakref.ref(_there(session())._backend(module, inputs))
             return lambda *args: _there(graph())(*args)
 
-        return compiled(call, backend, lambda code: _there(session())._while_capturing(code))
+        return compiled(call, backend, lambda code: _there(session())._while_capturing(code), self._sizes)
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
         self._captures += 1
         self._recaptures.tell()
-        graph = met_graph(module, inputs, self.request.choice.kept, self._surroundings)
+        graph = met_graph(module, inputs, self.request.choice.kept, self._surroundings, self._sizes)
         graph.last_call = self._calls
         self.graphs.append(graph)
         self._phase.on_new(graph)
         if reads_numbers(module) and not graph.compiled:
             # what tracing it asks of them is a guard only now
-            graph.study(self.request.choice, False)
+            graph.study(self.request.choice, False, self._plans.key.shapes)
         graph.is_met()
         return graph
 
     def on_call(self, graph: DynamoGraph, args: tuple[Any, ...]) -> Any:
         """One of Dynamo's graphs is called."""
         graph.last_call = self._calls
+        graph.symbols.come(self._plans.key.shapes, args)
         if self._plans.key in graph.compiled:
             self._plans.comes_to(graph)
         return self._phase.on_call(graph, args)
@@ -322,7 +325,7 @@ class Session:
         studies: dict[DynamoGraph, GraphStudy] = {}
         for number, graph in enumerate(dict.fromkeys(met), start=1):
             graph.name = f"graph {number}" if len(met) > 1 else graph.name
-            study = graph.study(choice, key.adds)
+            study = graph.study(choice, key.adds, key.shapes)
             if study is None:
                 graph.compile_without_gradients(key, choice)
             else:

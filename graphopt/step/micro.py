@@ -21,9 +21,10 @@ from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOu
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.captures import Capture, Recaptures, this_capture
+from graphopt.capture.changing_sizes import fix_sizes
 from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import in_own_words, in_users_code, noted_breaks, nothing_captured
-from graphopt.capture.numbers import examples_of, fix_sizes
+from graphopt.capture.numbers import examples_of
 from graphopt.device.snapshot import generators_kept
 from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph

@@ -17,11 +17,12 @@ from graphopt.passes.joint.add_in_place import add_in_place
 from graphopt.passes.joint.add_to_gradients import add_to_gradients
 from graphopt.passes.joint.causal_masks import causal_masks
 from graphopt.passes.joint.compress import compress
-from graphopt.passes.joint.contract import gradients_are_unused, no_gradient_is_returned, sizes_are_numbers
+from graphopt.passes.joint.contract import gradients_are_unused, no_gradient_is_returned, no_symbol_is_constant
 from graphopt.passes.joint.free_shapes import free_shapes
 from graphopt.passes.joint.keep_gradients import keep_gradients
 from graphopt.passes.joint.own_gradients import own_gradients
 from graphopt.passes.joint.read_written_parts import read_written_parts
+from graphopt.passes.joint.sizes_from_inputs import sizes_from_inputs
 from graphopt.passes.joint.skip_clones import skip_clones
 from graphopt.passes.joint.skip_copies import skip_copies
 from graphopt.passes.joint.specialize import specialize
@@ -35,15 +36,16 @@ from graphopt.passes.window.update import GroupUpdate
 Passes = tuple[NamedPass[JointGraph], ...]
 
 CLEANING: Passes = (
-    NamedPass("specialize", specialize, ensures=(sizes_are_numbers,)),
-    NamedPass("causal_masks", causal_masks, requires=(sizes_are_numbers,)),
-    NamedPass("skip_copies", skip_copies, requires=(sizes_are_numbers,)),
-    NamedPass("read_written_parts", read_written_parts, requires=(sizes_are_numbers,)),
-    NamedPass("skip_clones", skip_clones, requires=(sizes_are_numbers,)),
-    NamedPass("free_shapes", free_shapes, requires=(sizes_are_numbers,)),
+    NamedPass("specialize", specialize, ensures=(no_symbol_is_constant,)),
+    NamedPass("causal_masks", causal_masks, requires=(no_symbol_is_constant,)),
+    NamedPass("skip_copies", skip_copies, requires=(no_symbol_is_constant,)),
+    NamedPass("read_written_parts", read_written_parts, requires=(no_symbol_is_constant,)),
+    NamedPass("skip_clones", skip_clones, requires=(no_symbol_is_constant,)),
+    NamedPass("free_shapes", free_shapes, requires=(no_symbol_is_constant,)),
     NamedPass("unread_statistics", unread_statistics),
-    NamedPass("add_in_place", add_in_place, requires=(sizes_are_numbers,)),
-    NamedPass("split_dropout", split_dropout, requires=(sizes_are_numbers,)),
+    NamedPass("add_in_place", add_in_place, requires=(no_symbol_is_constant,)),
+    NamedPass("split_dropout", split_dropout, requires=(no_symbol_is_constant,)),
+    NamedPass("sizes_from_inputs", sizes_from_inputs, requires=(no_symbol_is_constant,)),
 )
 
 RETURN_GRADIENTS: Passes = (NamedPass("own_gradients", own_gradients, requires=(gradients_are_unused,)),)
@@ -61,7 +63,7 @@ def add_gradients(wanted: Iterable[int]) -> Passes:
 def with_tangents(defined: frozenset[int]) -> NamedPass[JointGraph]:
     """Only the tangents at positions `defined` are defined."""
     run = partial(undefined_tangents, defined=defined)
-    return NamedPass("undefined_tangents", run, requires=(sizes_are_numbers, gradients_are_unused))
+    return NamedPass("undefined_tangents", run, requires=(no_symbol_is_constant, gradients_are_unused))
 
 
 def return_gradients(wanted: Iterable[int]) -> Passes:

@@ -8,17 +8,17 @@ import torch
 from torch import fx
 from torch._guards import detect_fake_mode
 
-from graphopt.device.storages import storage_key
+from graphopt.device.storages import known, storage_key
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_collective
-from graphopt.graph.numbers import is_constant, is_number, sizes_of
+from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, sizes_of
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroOption
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.rules import ANY_GRAPH, Still
 
 
-def sizes_are_numbers(joint: JointGraph) -> bool:
-    """No node but an unused input holds a symbol that is a constant, and no tensor has a size that is not."""
+def no_symbol_is_constant(joint: JointGraph) -> bool:
+    """No node but an unused input holds a symbol that is a constant, be it the size of a tensor."""
     return not any(_is_symbolic(node) for node in joint.graph.nodes if node.op != "placeholder" or node.users)
 
 
@@ -113,16 +113,18 @@ RULES = (
 
 
 def _is_symbolic(node: fx.Node) -> bool:
+    """Whether it holds a symbol that is a constant."""
     if is_number(node):
         return is_constant(node.meta["val"])
-    return not all(is_constant(size) for tensor in tensors_of(node) for size in sizes_of(tensor))
+    symbols = (s for tensor in tensors_of(node) for s in sizes_of(tensor) if isinstance(s, SYMBOLS))
+    return any(is_constant(size) for size in symbols)
 
 
 def _kind(item: object) -> tuple[object, ...]:
     """What an output is, but for its layout."""
     value = item.meta.get("val") if isinstance(item, fx.Node) else item
     if isinstance(value, torch.Tensor):
-        return (value.dtype, tuple(map(int, value.shape)))
+        return (value.dtype, tuple(value.shape))
     return (value,)
 
 
@@ -152,6 +154,7 @@ def _untruth(node: fx.Node) -> str:
 
 
 def _layout(tensor: torch.Tensor, given: list[torch.Tensor]) -> tuple[object, ...]:
-    strides = [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+    shape, steps = tuple(map(known, tensor.shape)), map(known, tensor.stride())
+    strides = [step for step, size in zip(steps, shape, strict=True) if size > 1]
     seen = [i for i, source in enumerate(given) if storage_key(source) == storage_key(tensor)]
-    return tuple(map(int, tensor.shape)), strides if tensor.numel() else [], tensor.dtype, str(tensor.device), seen
+    return shape, strides if 0 not in shape else [], tensor.dtype, str(tensor.device), seen

@@ -46,5 +46,5 @@ def _rewrite(node: fx.Node) -> None:
     value: torch.Tensor = node.meta["val"]
     rest: tuple[Any, ...] = node.args[1 + skipped :]
     node.target = target
-    node.args = ([int(size) for size in value.shape], *rest)
+    node.args = (list(value.shape), *rest)
     node.kwargs = {"dtype": value.dtype, "device": value.device, "pin_memory": False}

@@ -14,14 +14,14 @@ from graphopt.graph.step_graph import tensors_of
 def specialize(joint: JointGraph) -> bool:
     """Replace every node that holds a number which is constant by its value; True where one was replaced.
 
-    A plan is made for one set of shapes, so that all sizes are constants: reading a symbol's value adds the guard that
-    makes a new one a new capture. Numbers that are no size, and that no guard ties to a value, stay as they are: they
-    may differ from call to call. Placeholders stay, unused, so that the calling convention is kept.
+    Numbers that no guard ties to a value, sizes among them, stay as they are: they may differ from call to call.
+    Placeholders stay, unused, so that the calling convention is kept.
     """
     for node in joint.graph.nodes:
         for tensor in tensors_of(node):
             for size in sizes_of(tensor):
-                plain(size)
+                if is_constant(size):
+                    plain(size)
     changed = False
     for node in list(joint.graph.nodes):
         if (
@@ -33,7 +33,7 @@ def specialize(joint: JointGraph) -> bool:
             for user in list(node.users):
                 replace_input(user, node, plain(node.meta["val"]))
             changed = True
-        elif any(isinstance(item, SYMBOLS) for item in _literals(node)):
+        elif any(isinstance(item, SYMBOLS) and is_constant(item) for item in _literals(node)):
             node.args = _plain_literals(node.args)
             node.kwargs = _plain_literals(node.kwargs)
             changed = True
@@ -50,4 +50,4 @@ def _literals(node: fx.Node) -> list[Any]:
 
 
 def _plain_literals(arguments: Any) -> Any:
-    return fx.node.map_aggregate(arguments, plain)
+    return fx.node.map_aggregate(arguments, lambda item: plain(item) if is_constant(item) else item)

@@ -63,7 +63,8 @@ def _replace(graph: fx.Graph, node: fx.Node, source: fx.Node, chance: float) -> 
     with graph.inserting_before(node):
         # the mask depends on sizes only: drawing it again needs no input
         layout, device = (list(mask_value.shape), list(mask_value.stride())), {"device": mask_value.device}
-        mask = graph.create_node("call_function", _ops.dropout_mask.default, (*layout, chance), device, "dropout_mask")
+        mask = graph.create_node("call_function", _ops.dropout_mask.default, (), device, "dropout_mask")
+        mask.args = (*layout, chance)  # sizes may be symbols here, which become nodes later (`sizes_from_inputs`)
         product = graph.create_node(
             "call_function", _ops.apply_dropout_mask.default, (source, mask, chance), {}, "dropout"
         )

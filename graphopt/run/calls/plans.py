@@ -179,8 +179,12 @@ class Plans:
 
     def _studies_of_pattern(self) -> list[GraphStudy]:
         """The graphs of all forwards that wait for the same backward, as they return their gradients, in order."""
-        graphs = [graph for shapes in self.key.pattern for graph in self._sequences.get(shapes, ())]
-        studies = [graph.study(self._request.choice, False) for graph in graphs]
+        choice = self._request.choice
+        studies = [
+            graph.study(choice, False, shapes)
+            for shapes in self.key.pattern
+            for graph in self._sequences.get(shapes, ())
+        ]
         return [study for study in studies if study is not None]
 
     def _others_in_pattern(self, planned: Sequence[PlannedGraph]) -> dict[str, int]:

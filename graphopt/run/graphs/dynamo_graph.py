@@ -16,21 +16,23 @@ from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_re
 from graphopt.capture.captures import Capture
 from graphopt.device.snapshot import generators_kept
 from graphopt.emit.runnable import Around, Runnable
-from graphopt.graph.captured_graph import CapturedGraph, with_loss_bytes
+from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint import RETURN_GRADIENTS, Passes, add_gradients
 from graphopt.plan.choice import Choice
-from graphopt.plan.graph_study import GraphStudy, studied
+from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.schedule import Schedule
 from graphopt.run.graphs.autocast_backward import (
     has_full_precision_products,
     say_if_backward_is_inside,
     warn_of_rounding,
 )
-from graphopt.run.graphs.call_key import CallKey
+from graphopt.run.graphs.call_key import CallKey, Shapes
 from graphopt.run.graphs.depending_outputs import DependingOutputs, positions_between
 from graphopt.run.graphs.gradients import GradientSums, ParameterSlot, parameter_slots
+from graphopt.run.graphs.input_symbols import InputSymbols
 from graphopt.run.graphs.meeting_graphs import saving_nothing, written_inputs
+from graphopt.run.graphs.studies import Studies
 from graphopt.run.graphs.tangents import Tangents
 
 #: Decides on a schedule for what is planned.
@@ -58,8 +60,7 @@ class DynamoGraph:
 
     `example_inputs` are fake: the graph outlives the batch, and must not hold it. `tracing` and `ambient` are what
     Dynamo knows of it, and the modes in which it met it, `capture` what it compiled for it; it `is_outermost` where it
-    begins with the model's own call. `studies` are of the graph that returns its gradients and of that which adds them
-    to those that are there; None where it needs no gradient.
+    begins with the model's own call. `symbols` are those of its inputs that sizes are made of.
     """
 
     module: fx.GraphModule
@@ -70,16 +71,17 @@ class DynamoGraph:
     around: Surroundings
     tangents: Tangents
     capture: Capture
+    symbols: InputSymbols
+    studies: Studies
     name: str = "model"
     compiled: dict[CallKey, CompiledGraph] = field(default_factory=dict)
-    studies: dict[bool, GraphStudy | None] = field(default_factory=dict)
+    #: Of a graph that serves several sizes: as it adds its gradients or returns them, for all of its schedules.
+    _serving: dict[bool, CompiledGraph] = field(default_factory=dict)
     sums: GradientSums = field(default_factory=GradientSums)
     #: The number of the model's call in which it was used last.
     last_call: int = 0
     #: What was asked of numbers while Dynamo met it; later it would not look at it.
     guards: int | None = None
-    #: What a loss outside of the model takes, as far as it was measured.
-    loss_bytes: int = 0
     #: Whether eager would round in its backward, were that inside of autocast; and whether that was said.
     may_round: bool = False
     warned_of_rounding: bool = False
@@ -106,20 +108,12 @@ class DynamoGraph:
         """Positions of the inputs that it writes in place."""
         return written_inputs(self.module)
 
-    def study(self, choice: Choice, adds: bool) -> GraphStudy | None:
-        """The joint graph, captured where it was not yet; None where the graph needs no gradient."""
-        if adds not in self.studies:
+    def study(self, choice: Choice, adds: bool, shapes: Shapes) -> GraphStudy | None:
+        """The joint graph, captured where it was not yet, for calls with these shapes; None if it needs no gradient."""
+        if not self.studies.has(adds):
             with self._as_met():
-                captured = capture_only(self._request(choice, adds))
-            self.studies[adds] = self._studied(captured, choice) if captured is not None else None
-        return self.studies[adds]
-
-    def with_loss(self, loss_bytes: int, choice: Choice) -> None:
-        """From now on it is planned with a loss outside of it that takes so many bytes."""
-        self.loss_bytes = loss_bytes
-        known = {adds: study.graph for adds, study in self.studies.items() if study is not None}
-        # also where that is none: what is known may have one
-        self.studies.update({adds: studied(with_loss_bytes(each, loss_bytes), choice) for adds, each in known.items()})
+                self.studies.captured(adds, capture_only(self._request(choice, adds)), choice)
+        return self.studies.at(adds, self.symbols.sizes_in(shapes))
 
     def has_other_tangents(self, key: CallKey) -> bool:
         """Whether its plan for calls like `key` is for other tangents than came."""
@@ -130,23 +124,32 @@ class DynamoGraph:
     def keeps_tangents(self, key: CallKey) -> None:
         """Where there is no plan for the tangents that came, those of its plan for calls like `key` stay."""
         self.tangents.stays = self.compiled[key].planned_tangents
-        self.studies.clear()
+        self._forgets_studies()
 
     def forgets_tangents(self) -> None:
         """Take no notice of the backwards that ran so far."""
         self.tangents.met = frozenset()
-        self.studies.clear()
+        self._forgets_studies()
 
     def compile(self, key: CallKey, choice: Choice, plan: Plan) -> None:
         """Capture it (again), to run with the schedule that `plan` gives in calls like `key`."""
 
-        def decide(captured: CapturedGraph) -> Schedule:
-            known = self.studies.get(key.adds)
-            if known is None or known.graph.step.graph_hash != captured.step.graph_hash:
-                known = self.studies[key.adds] = self._studied(captured, choice)
-            return plan(known)
+        chosen: list[Schedule] = []
 
-        self._compile(key, choice, decide)
+        def decide(captured: CapturedGraph | None) -> Schedule:
+            if captured is not None:
+                self.studies.captured(key.adds, captured, choice)
+            study = self.studies.at(key.adds, self.symbols.sizes_in(key.shapes))
+            assert study is not None
+            chosen.append(plan(study))
+            return chosen[-1]
+
+        if key.adds in self._serving:
+            decide(None)
+        else:
+            self._compile(key, choice, decide)
+        if key.adds in self._serving:
+            self.compiled[key] = self._serving[key.adds].with_schedule(chosen[-1])
 
     def compile_without_gradients(self, key: CallKey, choice: Choice) -> None:
         """Compile a graph that needs no gradient, to run as it is."""
@@ -175,17 +178,20 @@ class DynamoGraph:
         if self.tangents.came(defined):
             # they may lead to gradients that nobody has looked at yet
             self.sums.is_watched = False
-        if self.tangents.chosen != before:
-            self.studies.clear()
+        if self.tangents.are_chosen and self.tangents.chosen != before:
+            self._forgets_studies()
 
     def _compile(self, key: CallKey, choice: Choice, decide: Decide) -> None:
         with self._as_met():
             compiled = self.compiled[key] = compile_graph(self._request(choice, key.adds), decide)
+        if compiled.many is not None:
+            self._serving[key.adds] = compiled
         emitted = compiled.emitted
         self.may_round = emitted is not None and has_full_precision_products(emitted.whole_backward or emitted.backward)
 
-    def _studied(self, captured: CapturedGraph, choice: Choice) -> GraphStudy:
-        return studied(with_loss_bytes(captured, self.loss_bytes) if self.loss_bytes else captured, choice)
+    def _forgets_studies(self) -> None:
+        self.studies.clear()
+        self._serving.clear()
 
     def _warn_of_rounding(self) -> None:
         if not self.warned_of_rounding:
@@ -229,4 +235,5 @@ class DynamoGraph:
 
         around = (self.around.around_forward, backward)
         options = (choice.cost_model, self.name, hand_over, *around, self.tangents, choice.compiler)
-        return CaptureRequest(self.module, self.example_inputs, *options)
+        at_hand = self.studies.at_hand(adds)
+        return CaptureRequest(self.module, self.example_inputs, *options, at_hand=at_hand)

@@ -11,11 +11,13 @@ from torch import fx
 from graphopt.capture.ambient import ambient
 from graphopt.capture.aot import break_reason
 from graphopt.capture.captures import this_capture
+from graphopt.capture.changing_sizes import Sizes, fix_sizes
 from graphopt.capture.dynamo import is_own_frame
-from graphopt.capture.numbers import fix_sizes
 from graphopt.problem.plan import GraphPlan
 from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
+from graphopt.run.graphs.input_symbols import InputSymbols
 from graphopt.run.graphs.meeting_graphs import fake_inputs
+from graphopt.run.graphs.studies import Studies
 from graphopt.run.graphs.tangents import Tangents
 
 #: Graphs that are kept, as each holds code and fake tensors: the least recently used go. One of a TransformerEncoder of
@@ -31,12 +33,18 @@ def too_many(graphs: Sequence[DynamoGraph], call: int) -> list[DynamoGraph]:
 
 
 def met_graph(
-    module: fx.GraphModule, inputs: Sequence[Any], kept: Mapping[str, GraphPlan] | None, surroundings: Surroundings
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    kept: Mapping[str, GraphPlan] | None,
+    surroundings: Surroundings,
+    sizes: Sizes,
 ) -> DynamoGraph:
     """The graph that Dynamo has met, inside of its backend; `kept` are the plans of a saved one, by hash."""
-    fix_sizes(module)
+    fix_sizes(module, sizes)
     tracing = torch._guards.TracingContext.get()
     assert tracing is not None
     examples, is_outermost = fake_inputs(module, inputs, tracing.fake_mode), is_own_frame()
     tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
-    return DynamoGraph(module, examples, tracing, ambient(), is_outermost, surroundings, tangents, this_capture())
+    symbols = InputSymbols(module)
+    known = (tangents, this_capture(), symbols, Studies(symbols.captured))
+    return DynamoGraph(module, examples, tracing, ambient(), is_outermost, surroundings, *known)

@@ -53,6 +53,11 @@ class Tangents:
         return bool(self.met) and self.kept_hashes is None and self.chosen != planned
 
     @property
+    def are_chosen(self) -> bool:
+        """Whether there was a choice: a graph with one output has none."""
+        return bool(self._all)
+
+    @property
     def chosen(self) -> frozenset[int]:
         """What is to be planned by what is known now. A guess stays as long as it holds."""
         if self.stays is not None:

@@ -1,0 +1,50 @@
+"""Schedules of a graph that serves many sizes: planned at some of them, judged at each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphopt.planners.native.arrays import Ints
+from graphopt.problem.schedule import Schedule
+
+#: Schedules that one planning adds: a curve of a thousand ops has some hundreds of points.
+MOST_ADDED = 64
+#: Planners are asked anew at a size where eager takes more or less than at all before by this factor.
+_FACTOR = 2.0
+#: A schedule for which there is code is taken where it is slower than the fastest by no more than this share.
+_SLOWER = 0.02
+
+
+@dataclass(eq=False)
+class SchedulePool:
+    """What was planned for one graph. `at_hand` are the schedules for which there is code."""
+
+    at_hand: dict[Schedule, None] = field(default_factory=dict)
+    _steps: list[tuple[str, Ints]] = field(default_factory=list)
+    #: Eager's peaks at the sizes that planners were asked for.
+    _planned_bytes: list[int] = field(default_factory=list)
+
+    def is_near(self, eager_bytes: int) -> bool:
+        """Whether planners were asked at a size where eager takes about as much."""
+        return any(max(known, eager_bytes) < _FACTOR * min(known, eager_bytes) for known in self._planned_bytes)
+
+    def is_planned(self, eager_bytes: int) -> bool:
+        """Whether planners were asked at a size where eager takes just as much."""
+        return eager_bytes in self._planned_bytes
+
+    def add(self, eager_bytes: int, planned: list[tuple[str, Schedule]]) -> None:
+        """Planners were asked: (planner, schedule), `MOST_ADDED` at the most."""
+        self._planned_bytes.append(eager_bytes)
+        self._steps += [(planner, np.array(schedule, dtype=np.int32)) for planner, schedule in planned]
+
+    def schedules(self) -> Iterator[tuple[str, Schedule]]:
+        """Each with its planner."""
+        for planner, steps in self._steps:
+            yield planner, tuple(steps.tolist())
+
+    def is_as_good(self, schedule: Schedule, seconds: float, fastest: float) -> bool:
+        """Whether a schedule is to be taken in place of the fastest one, as there is code for it."""
+        return schedule in self.at_hand and seconds <= fastest * (1 + _SLOWER)

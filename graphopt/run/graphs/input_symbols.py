@@ -1,0 +1,42 @@
+"""The symbols that the sizes of one graph's inputs are made of, and what they were in the calls that came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import sympy
+from torch import fx
+
+from graphopt.capture.changing_sizes import symbols_of_sizes
+from graphopt.run.graphs.call_key import Shapes
+
+Sizes = Mapping[sympy.Symbol, int]
+
+
+class InputSymbols:
+    """Which of a graph's flat inputs are symbols of sizes; `captured` is what they were at its capture."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._positions = symbols_of_sizes(module)
+        inputs = module.graph.find_nodes(op="placeholder")
+        self.captured: Sizes = {
+            symbol: int(inputs[position].meta["example_value"].node.hint)
+            for symbol, position in self._positions.items()
+        }
+        self._by_shapes: WeakKeyDictionary[Shapes, Sizes] = WeakKeyDictionary()
+
+    def come(self, shapes: Shapes, args: Sequence[Any]) -> None:
+        """A call with inputs of these shapes runs the graph on `args`; where one came before, the larger count."""
+        if not self._positions:
+            return
+        now = {symbol: int(args[position]) for symbol, position in self._positions.items()}
+        before = self._by_shapes.get(shapes)
+        if before is not None and before != now:
+            now = {symbol: max(size, before[symbol]) for symbol, size in now.items()}
+        self._by_shapes[shapes] = now
+
+    def sizes_in(self, shapes: Shapes) -> Sizes:
+        """What they are in calls with inputs of these shapes; as captured where none came."""
+        return self._by_shapes.get(shapes, self.captured)
