@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from graphopt.api.optimized import Optimized
 from graphopt.base.errors import PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
+from graphopt.capture.changing_sizes import Dynamic
 from graphopt.capture.check_tensors import check_inputs
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.snapshot import generators_kept
@@ -48,6 +49,7 @@ def optimize(
     group: dist.ProcessGroup | None = None,
     on_excess: OnExcess = "correct",
     compiler: Compiler = "eager",
+    dynamic: Dynamic = None,
 ) -> nn.Module:
     """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
 
@@ -56,7 +58,9 @@ def optimize(
     everything on the device during a step: parameters, buffers, inputs, gradients, activations, op
     workspace, the state of `optimizer` if one is given, and `reserve` for what else is there. With
     `example_inputs` (a tensor, tuple or dict of keyword inputs) it captures and plans at once;
-    without, at the first training call. Every new set of shapes is planned anew. `plan_seconds` is
+    without, at the first training call. From the second shape on one capture serves all shapes, for
+    each of which the schedules that are known are judged anew: `dynamic=True` has it so from the start,
+    `dynamic={"batch": 0, "length": 1}` for these dimensions alone, `dynamic=False` never. `plan_seconds` is
     time to look for a faster plan than the planner's, each time that one is made. The peak of real
     steps is measured: where one is over the budget, a warning says by how much and why, and the next
     call is planned with that much less room; with `on_excess="raise"` it is a BudgetError. `compiler`
@@ -77,7 +81,8 @@ def optimize(
     kept_graphs = {g.graph_hash: g for g in kept.graphs} if kept else None
     choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler)
     check_on_excess(on_excess)
-    request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept, group), on_excess=on_excess)
+    request = _request(model, mem_budget, choice, reserve, optimizer, kept, group)
+    request = replace(request, on_excess=on_excess, dynamic=dynamic)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_inputs(tensors_in((args, kwargs)))
     check_devices(model, (args, kwargs))

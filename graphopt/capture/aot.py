@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError
 from graphopt.capture.capture_graph import FindVirtual, HandOver, capture_graph, none_is_virtual, return_all
-from graphopt.capture.changing_sizes import fix_sizes
+from graphopt.capture.changing_sizes import fix_sizes, unasked
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
@@ -210,7 +210,8 @@ def _captured(
     if request.compiler == "inductor":
         graph, virtual = as_inductor_partitions(graph, inputs, static), virtual_nodes
     options = (request.cost_model, request.name, break_reason, request.hand_over, request.tangents, virtual)
-    captured = capture_graph(graph, static, *options)
+    with unasked(joint):
+        captured = capture_graph(graph, static, *options)
     whole = captured.whole
 
     def write(schedule: Schedule) -> Emitted:

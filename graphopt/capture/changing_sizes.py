@@ -8,7 +8,7 @@ one, and a graph for each dimension that changes first would be one capture more
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,13 +19,14 @@ import torch
 from torch import fx
 from torch._dynamo.source import TensorPropertySource, is_from_local_source
 from torch._dynamo.variables import builder
+from torch._guards import detect_fake_mode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
 
-from graphopt.base.errors import CaptureError
+from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.captures import cause_of_capture
 from graphopt.device.storages import tensors_in
 from graphopt.graph.nodes import source_line
-from graphopt.graph.numbers import is_symbol, plain, sizes_of
+from graphopt.graph.numbers import is_symbol, layout_of, plain
 
 logger = logging.getLogger("graphopt")
 
@@ -53,6 +54,26 @@ class Sizes:
         if not self.obstacle:
             self.obstacle = why.splitlines()[0]
             logger.info("each shape is captured by itself, as sizes cannot be symbols: %s", self.obstacle)
+
+
+#: What a user says of sizes: None: those that change are symbols from then on; False: none ever is; True: all are, from
+#: the first capture on; by name: these dimensions of every input are, from the first capture on.
+Dynamic = bool | Mapping[str, int] | None
+
+
+def sizes_of(dynamic: Dynamic) -> Sizes:
+    """What `dynamic` asks for. Raises UsageError where it is none of its kinds."""
+    if dynamic is None or isinstance(dynamic, bool):
+        return Sizes(follow=dynamic is not False, from_start=dynamic is True)
+    is_known = isinstance(dynamic, Mapping) and all(
+        isinstance(name, str) and type(dimension) is int and dimension >= 0 for name, dimension in dynamic.items()
+    )
+    if not is_known or len(set(dynamic.values())) != len(dynamic):
+        raise UsageError(
+            f"dynamic: expected None, True, False, or a name for each dimension of the inputs that changes, such as "
+            f"{{'batch': 0, 'length': 1}}, got {dynamic!r}"
+        )
+    return Sizes(from_start=True, names={dimension: name for name, dimension in dynamic.items()})
 
 
 #: Every capture is for one set of shapes.
@@ -107,9 +128,21 @@ def fix_sizes(module: fx.GraphModule, sizes: Sizes = CONSTANT) -> None:
                     f"a nested tensor is made{where}, whose steps cannot be captured and planned: pad it, or make it "
                     "in a function that is not captured (@torch.compiler.disable)"
                 )
-            for size in sizes_of(tensor):
+            for size in layout_of(tensor):
                 if sizes.are_constant or (is_symbol(size) and not _is_of_tensors(size)):
                     plain(size)
+
+
+@contextmanager
+def unasked(module: fx.GraphModule) -> Iterator[None]:
+    """Log what passes ask of symbols inside: each answer is a guard, for which sizes that fail it are captured anew."""
+    tensors = (t for node in module.graph.find_nodes(op="placeholder") for t in tensors_in(node.meta.get("val")))
+    mode = detect_fake_mode(list(tensors))
+    guards: list[Any] = mode.shape_env.guards if mode is not None and mode.shape_env is not None else []
+    before = len(guards)
+    yield
+    for guard in guards[before:]:
+        logger.info("what was captured holds for sizes with %s", guard.expr)
 
 
 def symbols_of_sizes(module: fx.GraphModule) -> dict[sympy.Symbol, int]:

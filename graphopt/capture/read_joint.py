@@ -287,5 +287,5 @@ def _device_of(placeholders: Sequence[fx.Node]) -> torch.device:
         )
     if accelerators:
         return torch.device(accelerators[0])
-    large = max(tensors, key=lambda tensor: tensor.numel(), default=None)
+    large = max(tensors, key=lambda tensor: known(tensor.numel()), default=None)
     return large.device if large is not None else torch.device("cpu")

@@ -16,6 +16,7 @@ from graphopt.plan.generator_states import most_generator_state_bytes, with_gene
 from graphopt.plan.schedule_pool import MOST_ADDED, SchedulePool
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
+from graphopt.planners.native.arrays import Ints
 from graphopt.problem.plan import GraphPlan
 from graphopt.problem.problem import Value
 from graphopt.problem.runs import schedule_of, thinned
@@ -105,7 +106,15 @@ class GraphStudy:
 
     def simulated(self, schedule: Schedule) -> Simulation:
         """A schedule's bytes at each step, generator states counted, and its seconds."""
-        live_bytes, _, seconds = self.planned.loops.profile(np.array(schedule, dtype=np.int64))
+        return self._simulated(schedule, np.array(schedule, dtype=np.int64))
+
+    def forget_derived(self) -> None:
+        """Let go of all that can be made again: much more than the graph itself."""
+        for name in ("planned", "curve", "frugal", "eager"):
+            self.__dict__.pop(name, None)
+
+    def _simulated(self, schedule: Schedule, steps: Ints) -> Simulation:
+        live_bytes, _, seconds = self.planned.loops.profile(steps)
         return Simulation(with_generator_states(self.graph, schedule, live_bytes), seconds)
 
     def fastest(self, budget_bytes: int) -> Candidate:
@@ -166,8 +175,8 @@ class GraphStudy:
     def _pooled_candidates(self, pool: SchedulePool) -> Iterable[Candidate]:
         if not pool.is_near(self.eager.peak_bytes):
             self._plan_for(pool)
-        for planner, schedule in pool.schedules():
-            found = self.simulated(schedule)
+        for planner, schedule, steps in pool.planned:
+            found = self._simulated(schedule, steps)
             yield Candidate(found.peak_bytes, found.seconds, planner, schedule)
 
     def _plan_for(self, pool: SchedulePool) -> None:

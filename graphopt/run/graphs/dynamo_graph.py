@@ -207,7 +207,8 @@ class DynamoGraph:
         without_autocast = torch._functorch.config.patch(backward_pass_autocast="off")
         with generators_kept(), torch._guards.tracing(self.tracing), self.ambient.restored(), without_autocast:
             yield
-        assert self.guards in (None, self._count_guards()), "a capture asked of a number what Dynamo does not guard"
+        asked = [str(guard.expr) for guard in self.tracing.fake_mode.shape_env.guards[self.guards :]]
+        assert self.guards is None or not asked, f"a capture asked of a number what Dynamo does not guard: {asked}"
 
     def _request(self, choice: Choice, adds: bool) -> CaptureRequest:
         slots: list[ParameterSlot] = []

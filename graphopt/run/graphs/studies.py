@@ -13,7 +13,7 @@ from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.other_sizes import GraphAtSizes
 from graphopt.problem.schedule import Schedule
 
-#: Studies that are kept of one graph, as each holds a problem and its curve; those in force are held by their plans.
+#: Studies that are kept of one graph with all that was derived from them; others are kept without, by their plans.
 _MOST_STUDIES = 8
 
 
@@ -48,7 +48,7 @@ class Studies:
         study = self._known.pop(key, None) or graph.study(sizes, self.loss_bytes)
         self._known[key] = study
         while len(self._known) > _MOST_STUDIES:
-            del self._known[next(iter(self._known))]
+            self._known.pop(next(iter(self._known))).forget_derived()
         return study
 
     def at_hand(self, adds: bool) -> dict[Schedule, None]:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from graphopt.base.errors import UsageError
+from graphopt.capture.changing_sizes import Dynamic
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.plan.choice import Choice
 
@@ -26,6 +27,8 @@ class Request:
     optimizer: torch.optim.Optimizer | None = None
     group: dist.ProcessGroup | None = None
     on_excess: OnExcess = "correct"
+    #: Which sizes of inputs are symbols of what is captured: see `sizes_of`.
+    dynamic: Dynamic = None
 
     @property
     def optimizer_bytes(self) -> int:
