@@ -8,7 +8,8 @@ one, and a graph for each dimension that changes first would be one capture more
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,11 +20,11 @@ import torch
 from torch import fx
 from torch._dynamo.source import TensorPropertySource, is_from_local_source
 from torch._dynamo.variables import builder
-from torch._guards import detect_fake_mode
+from torch._guards import Source, detect_fake_mode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
 
 from graphopt.base.errors import CaptureError, UsageError
-from graphopt.capture.captures import cause_of_capture
+from graphopt.capture.captures import cause_of_capture, in_users_words
 from graphopt.device.storages import tensors_in
 from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_symbol, layout_of, plain
@@ -36,12 +37,14 @@ class Sizes:
     """Which sizes of inputs one model's captures take for symbols.
 
     `follow`: those that changed; otherwise none ever. `from_start`: all, at the first capture already. `names` are the
-    dimensions that the user named, by position: those alone then. `obstacle` says why all are constants in spite of it.
+    dimensions that the user named, by position: those alone then; `exactly` are those of a kept plan, by `size_name`.
+    `obstacle` says why all are constants in spite of it.
     """
 
     follow: bool = True
     from_start: bool = False
     names: dict[int, str] = field(default_factory=dict)
+    exactly: frozenset[str] = frozenset()
     obstacle: str = ""
 
     @property
@@ -90,7 +93,7 @@ def changing_sizes(sizes: Sizes) -> Iterator[None]:
         context = before(tensor, tx, source, static, *rest, **named)
         if static or not is_from_local_source(source, only_allow_input=True):
             return context
-        return _with_changing(context, tensor, sizes) if _is_wanted(sizes) else context
+        return _with_changing(context, tensor, source, sizes) if _is_wanted(sizes) else context
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(builder, "_automatic_dynamic", follow))
@@ -100,18 +103,42 @@ def changing_sizes(sizes: Sizes) -> Iterator[None]:
 
 
 def _is_wanted(sizes: Sizes) -> bool:
-    return sizes.from_start or "size mismatch" in cause_of_capture()
+    return sizes.from_start or bool(sizes.exactly) or "size mismatch" in cause_of_capture()
 
 
-def _with_changing(context: Any, tensor: torch.Tensor, sizes: Sizes) -> Any:
+def _with_changing(context: Any, tensor: torch.Tensor, source: Source, sizes: Sizes) -> Any:
     if not isinstance(context, StatefulSymbolicContext):
         return context
     dynamic = list(context.dynamic_sizes)
-    wanted = sizes.names or (range(tensor.dim()) if sizes.from_start else (0,))
-    for dimension in wanted:
+    for dimension in _wanted(tensor, source, sizes):
         if dimension < len(dynamic) and tensor.shape[dimension] > 1:
             dynamic[dimension] = DimDynamic.DYNAMIC
     return replace(context, dynamic_sizes=dynamic)
+
+
+def _wanted(tensor: torch.Tensor, source: Source, sizes: Sizes) -> Iterable[int]:
+    if sizes.exactly:
+        return [d for d in range(tensor.dim()) if size_name(source, d) in sizes.exactly]
+    if sizes.names:
+        return sizes.names
+    return range(tensor.dim()) if sizes.from_start else (0,)
+
+
+def size_name(source: Source, dimension: int) -> str:
+    """A size of an input as the user knows it: "args[0].size(1)"."""
+    name = re.sub(r"^L\['(\w+)'\]", r"\1", source.name)
+    return f"{in_users_words(name)}.size({dimension})"
+
+
+def named_sizes(module: fx.GraphModule) -> dict[str, torch.SymInt]:
+    """Inside of a backend: the sizes of one of Dynamo's inputs that are symbols, by `size_name`."""
+    found: dict[str, torch.SymInt] = {}
+    for node in module.graph.find_nodes(op="placeholder"):
+        example, given = node.meta.get("example_value"), node.meta.get("grapharg")
+        if isinstance(example, torch.Tensor) and given is not None:
+            sizes = {d: size for d, size in enumerate(example.shape) if is_symbol(size)}
+            found |= {size_name(given.source, d): size for d, size in sizes.items()}  # type: ignore[misc]
+    return found
 
 
 def fix_sizes(module: fx.GraphModule, sizes: Sizes = CONSTANT) -> None:

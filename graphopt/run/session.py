@@ -72,6 +72,7 @@ class Session:
         self._ranks = ranks_of(request.group) if request.group is not None else None
         # kernels are compiled for each shape by itself
         self._sizes = sizes_of(request.dynamic if request.choice.compiler == "eager" else False)
+        self._sizes.exactly = frozenset(name for graph in (request.choice.kept or {}).values() for name in graph.sizes)
         self._compiled = self._compile(model._call_impl)
         self._told_of_transforms, self._recaptures, self._calls, self._captures = False, Recaptures(), 0, 0
         refuse_compiles_from_outside()

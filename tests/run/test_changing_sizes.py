@@ -7,6 +7,7 @@ import gc
 import logging
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,6 +288,26 @@ def test_eval_in_between_and_verification_of_a_shape_that_came_later() -> None:
             assert torch.equal(model(*inputs), eager(*inputs))
         model.train(), eager.train()
     graphopt.verify.compare.compare_with_eager(model.graphopt.session, batch(5, 33), {})
+
+
+def test_the_report_says_what_sizes_a_plan_serves_and_a_kept_plan_serves_them_again(tmp_path: Path) -> None:
+    model = Tagger()
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, 1_600_000)
+    for rows, length in ((4, 16), (4, 40), (6, 40), (6, 50)):
+        assert is_as_eager(model, eager, *batch(rows, length))
+    plan = model.graphopt.plan
+    assert set(plan.sizes) == {f"args[{i}].size({d})" for i in (0, 1) for d in (0, 1)}
+    assert plan.sizes["args[0].size(1)"][1] == 50
+    assert "args[0].size(1)" in str(model.graphopt.report)
+    plan.save(tmp_path / "plan.json")
+
+    again = graphopt.optimize(copy.deepcopy(eager), plan=tmp_path / "plan.json")
+    for rows, length in ((6, 50), (3, 20), (4, 40)):
+        assert is_as_eager(again, eager, *batch(rows, length))
+        assert again.graphopt.history[-1].measured_bytes <= 1_600_000
+    assert captures(again) == 1
+    assert again.graphopt.plan.planner == plan.planner
 
 
 def test_memory_does_not_grow_with_shapes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,7 @@ class DynamoGraph:
             study = self.studies.at(key.adds, self.symbols.sizes_in(key.shapes))
             assert study is not None
             chosen.append(plan(study))
+            self.studies.serves(key.adds, chosen[-1], self.symbols.named_in(key.shapes))
             return chosen[-1]
 
         if key.adds in self._serving:

@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 import sympy
 from torch import fx
 
-from graphopt.capture.changing_sizes import symbols_of_sizes
+from graphopt.capture.changing_sizes import named_sizes, symbols_of_sizes
+from graphopt.graph.at_sizes import AtSizes
 from graphopt.run.graphs.call_key import Shapes
 
 Sizes = Mapping[sympy.Symbol, int]
@@ -25,6 +26,7 @@ class InputSymbols:
             symbol: int(inputs[position].meta["example_value"].node.hint)
             for symbol, position in self._positions.items()
         }
+        self._named = named_sizes(module)
         self._by_shapes: WeakKeyDictionary[Shapes, Sizes] = WeakKeyDictionary()
 
     def come(self, shapes: Shapes, args: Sequence[Any]) -> None:
@@ -36,6 +38,11 @@ class InputSymbols:
         if before is not None and before != now:
             now = {symbol: max(size, before[symbol]) for symbol, size in now.items()}
         self._by_shapes[shapes] = now
+
+    def named_in(self, shapes: Shapes) -> Mapping[str, int]:
+        """The sizes that are made of them, by the names that the user knows."""
+        at = AtSizes(self.sizes_in(shapes))
+        return {name: int(at(size)) for name, size in self._named.items()}
 
     def sizes_in(self, shapes: Shapes) -> Sizes:
         """What they are in calls with inputs of these shapes; as captured where none came."""

@@ -56,6 +56,12 @@ class Studies:
         graph = self._graphs.get(adds)
         return {} if graph is None or graph.pool is None else graph.pool.at_hand
 
+    def serves(self, adds: bool, schedule: Schedule, sizes: Mapping[str, int]) -> None:
+        """A schedule was chosen for these sizes of inputs, by name."""
+        graph = self._graphs.get(adds)
+        if graph is not None and graph.pool is not None:
+            graph.pool.serves(schedule, sizes)
+
     def with_loss(self, loss_bytes: int) -> None:
         """From now on a loss outside of the graph takes so many bytes."""
         self.loss_bytes = loss_bytes
