@@ -18,10 +18,10 @@ from unittest import mock
 import sympy
 import torch
 from torch import fx
-from torch._dynamo.source import TensorPropertySource, is_from_local_source
+from torch._dynamo.source import TensorProperty, TensorPropertySource, is_from_local_source
 from torch._dynamo.variables import builder
-from torch._guards import Source, detect_fake_mode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
+from torch._guards import Source
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatefulSymbolicContext
 
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.captures import cause_of_capture, in_users_words
@@ -160,16 +160,36 @@ def fix_sizes(module: fx.GraphModule, sizes: Sizes = CONSTANT) -> None:
                     plain(size)
 
 
-@contextmanager
-def unasked(module: fx.GraphModule) -> Iterator[None]:
-    """Log what passes ask of symbols inside: each answer is a guard, for which sizes that fail it are captured anew."""
-    tensors = (t for node in module.graph.find_nodes(op="placeholder") for t in tensors_in(node.meta.get("val")))
-    mode = detect_fake_mode(list(tensors))
-    guards: list[Any] = mode.shape_env.guards if mode is not None and mode.shape_env is not None else []
-    before = len(guards)
-    yield
-    for guard in guards[before:]:
-        logger.info("what was captured holds for sizes with %s", guard.expr)
+def conditions_on_sizes(module: fx.GraphModule) -> tuple[str, ...]:
+    """Inside of a backend: what must hold of sizes for one of Dynamo's graphs, with the line that asks for it."""
+    env = next((s.node.shape_env for s in symbolic_sizes(module)), None)
+    if env is None:
+        return ()
+    found = []
+    for guard in env.guards:
+        names = {symbol: _name_of(env, symbol) for symbol in guard.expr.free_symbols}
+        if not all(names.values()):
+            continue
+        expression = str(guard.expr.subs({symbol: sympy.Symbol(name) for symbol, name in names.items()}))
+        where = getattr(guard.sloc, "maybe_user_loc", None)
+        found.append(f"{expression}, for {where}" if where else expression)
+    return tuple(dict.fromkeys(found))
+
+
+def symbolic_sizes(module: fx.GraphModule) -> Iterator[torch.SymInt]:
+    """Sizes of the inputs of one of Dynamo's graphs that were symbols when it was traced, constants since or not."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        example = node.meta.get("example_value")
+        if isinstance(example, torch.Tensor) and example.layout == torch.strided:
+            sizes: list[Any] = list(example.shape)
+            yield from (size for size in sizes if isinstance(size, torch.SymInt))
+
+
+def _name_of(env: ShapeEnv, symbol: sympy.Symbol) -> str:
+    """A symbol's size of an input, as the user knows it; "" where it is none."""
+    of_tensor = (s for s in env.var_to_sources.get(symbol, ()) if isinstance(s, TensorPropertySource))
+    source = next((s for s in of_tensor if s.prop is TensorProperty.SIZE and s.idx is not None), None)
+    return "" if source is None or source.idx is None else size_name(source.base, source.idx)
 
 
 def symbols_of_sizes(module: fx.GraphModule) -> dict[sympy.Symbol, int]:

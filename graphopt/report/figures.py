@@ -170,6 +170,7 @@ def summary(report: Report) -> list[tuple[str, str]]:
         rows.append(("Inductor", _compiled(report.compiled)))
     if plan.sizes:
         rows.append(("one capture for", _sizes(plan.sizes)))
+    rows += [("where", condition) for condition in report.size_conditions]
     rows.append(("smallest budget", format_bytes(plan.minimum_bytes)))
     if report.step is not None:
         step = report.step
