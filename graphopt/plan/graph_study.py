@@ -13,6 +13,7 @@ from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
 from graphopt.plan.generator_states import most_generator_state_bytes, with_generator_states
+from graphopt.plan.kept_curves import keep_curve, kept_curve
 from graphopt.plan.schedule_pool import MOST_ADDED, SchedulePool
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
@@ -185,8 +186,14 @@ class GraphStudy:
         pool.add(self.eager.peak_bytes, [(candidate.planner, candidate.schedule) for candidate in curve])
 
     def _new_candidates(self) -> Iterable[Candidate]:
+        problem = self.graph.problem
+        kept = kept_curve(problem)
+        if kept:
+            simulated = ((planner, schedule, simulate(problem, schedule)) for planner, schedule in kept)
+            return [self._candidate(s.seconds, planner, schedule, s.peak_bytes) for planner, schedule, s in simulated]
         points = pareto_curve(self.planned)
-        return (self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in points)
+        keep_curve(problem, ((point.planner, point.schedule) for point in points))
+        return [self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in points]
 
     def _kept_candidates(self, kept: GraphPlan) -> Iterable[Candidate]:
         """The kept points, their bytes as simulated today; times keep their ratio to eager's, which noise would not."""
