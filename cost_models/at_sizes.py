@@ -17,7 +17,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from graphopt.cost_models.costs import OpCost
-from graphopt.cost_models.profiled import known_costs
+from graphopt.cost_models.profiled import known_costs, may_run
 from graphopt.cost_models.roofline import roofline
 from graphopt.cost_models.scratch import scratch_of_one
 from graphopt.cost_models.signature import At, Signature, node_device, signature
@@ -60,8 +60,10 @@ class CostsBySize:
             return known
         if _takes_none(call, cost):
             return OpCost(seconds, 0)
-        scratch = scratch_of_one(call)
-        return OpCost(seconds, *scratch) if scratch is not None else OpCost(seconds, cost.workspace_bytes)
+        scratch = scratch_of_one(call) if may_run(call) else None
+        if scratch is None:
+            return OpCost(seconds, _scaled_bytes(cost.workspace_bytes, now, then))
+        return OpCost(seconds, *scratch)
 
 
 def costs_by_size(nodes: Sequence[fx.Node], costs: Sequence[OpCost]) -> CostsBySize:

@@ -59,6 +59,11 @@ def known_costs(call: Signature) -> OpCost | None:
     return _table(call.device).costs.get(call.key) if at_hand(call.device) else None
 
 
+def may_run(call: Signature) -> bool:
+    """Whether a call's tensors take little enough of what is free to be made once more, beside those of the model."""
+    return call.total_bytes <= _free_bytes(call.device) // 4
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
     """Costs by signature for one environment; None for an op that fails when run alone."""

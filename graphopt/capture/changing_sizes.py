@@ -25,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateful
 
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.captures import cause_of_capture, in_users_words
+from graphopt.capture.numbers import reads_numbers
 from graphopt.device.storages import tensors_in
 from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_symbol, layout_of, plain
@@ -174,6 +175,11 @@ def conditions_on_sizes(module: fx.GraphModule) -> tuple[str, ...]:
         where = getattr(guard.sloc, "maybe_user_loc", None)
         found.append(f"{expression}, for {where}" if where else expression)
     return tuple(dict.fromkeys(found))
+
+
+def has_symbols(module: fx.GraphModule) -> bool:
+    """Whether numbers or sizes that may differ from call to call are in one of Dynamo's graphs."""
+    return reads_numbers(module) or next(symbolic_sizes(module), None) is not None
 
 
 def symbolic_sizes(module: fx.GraphModule) -> Iterator[torch.SymInt]:
