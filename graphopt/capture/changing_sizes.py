@@ -47,6 +47,8 @@ class Sizes:
     names: dict[int, str] = field(default_factory=dict)
     exactly: frozenset[str] = frozenset()
     obstacle: str = ""
+    #: Whether the capture that is being made has symbols for sizes.
+    has_some: bool = False
 
     @property
     def are_constant(self) -> bool:
@@ -88,13 +90,16 @@ CONSTANT = Sizes(follow=False)
 def changing_sizes(sizes: Sizes) -> Iterator[None]:
     """Let Dynamo take those sizes for symbols that `sizes` says."""
     before = builder._automatic_dynamic
+    sizes.has_some = False
 
     def follow(tensor: Any, tx: Any, source: Any, static_shapes: bool, *rest: Any, **named: Any) -> Any:
         static = static_shapes or sizes.are_constant
         context = before(tensor, tx, source, static, *rest, **named)
         if static or not is_from_local_source(source, only_allow_input=True):
             return context
-        return _with_changing(context, tensor, source, sizes) if _is_wanted(sizes) else context
+        context = _with_changing(context, tensor, source, sizes) if _is_wanted(sizes) else context
+        sizes.has_some |= any(size is DimDynamic.DYNAMIC for size in getattr(context, "dynamic_sizes", ()))
+        return context
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(builder, "_automatic_dynamic", follow))
