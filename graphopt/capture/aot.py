@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError, PassError
 from graphopt.capture.capture_graph import FindVirtual, HandOver, capture_graph, none_is_virtual, return_all
-from graphopt.capture.changing_sizes import CONSTANT, Sizes, fix_sizes, symbolic_sizes
+from graphopt.capture.changing_sizes import CONSTANT, Sizes, fix_sizes, symbolic_sizes, with_plain_layout
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
@@ -36,6 +36,7 @@ from graphopt.emit.runnable import Around, Runnable
 from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.nodes import is_own_file
+from graphopt.graph.numbers import is_symbol
 from graphopt.lower.before_planning import as_inductor_partitions, decompositions
 from graphopt.lower.compiler import Compiler
 from graphopt.lower.halves import LoweredHalves, lower_halves
@@ -232,16 +233,17 @@ def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: C
             return compiler(request.module, request.example_inputs)
         except (_Captured, Exception) as error:
             is_meant = isinstance(error, (_Captured, GraphoptError)) and not isinstance(error, PassError)
-            if is_meant or not reads_numbers(request.module):
+            has_symbols = any(map(is_symbol, symbolic_sizes(request.module)))
+            if is_meant or not (has_symbols or reads_numbers(request.module)):
                 raise
             # torch has ops, or their derivatives, that take no symbol
             logger.info("numbers are constants of this plan, as it cannot be traced otherwise: %s", error)
-            if next(symbolic_sizes(request.module), None) is not None:
+            if has_symbols:
                 request.sizes.cannot_change(f"{type(error).__name__}: {error}")
             fix_numbers(request.module)
             fix_sizes(request.module)
             begin_anew()
-            return compiler(request.module, request.example_inputs)
+            return compiler(request.module, list(map(with_plain_layout, request.example_inputs)))
 
 
 def _draws_kept() -> AbstractContextManager[None]:
