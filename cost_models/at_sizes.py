@@ -7,7 +7,7 @@ that may take some is run once at the sizes in question, which takes a share of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,9 @@ from graphopt.cost_models.signature import At, Signature, node_device, signature
 from graphopt.device.timing import plain_execution
 
 aten = torch.ops.aten
+
+#: What calls were measured to take, by device and by the key of a signature.
+Known = Mapping[torch.device, Mapping[str, OpCost | None]]
 
 #: Kernels that take no scratch from torch's allocator at any size: products in single and double precision on a CPU.
 _PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default))
@@ -48,16 +51,17 @@ class CostsBySize:
         calls = list(zip(nodes, self.costs, self.estimates, roofline(nodes, at), strict=True))
         device = next((each for node in nodes if (each := node_device(node)) is not None), torch.device("cpu"))
         with plain_execution(device) if self.runs else nullcontext():
-            found = [self._at(at, *each) for each in calls]
+            known = {each: known_costs(each) for each in set(map(node_device, nodes)) if each and self.runs}
+            found = [self._at(at, known, *each) for each in calls]
         return [found[kind] for kind in self.kinds]
 
-    def _at(self, at: At, node: fx.Node, cost: OpCost, then: OpCost, now: OpCost) -> OpCost:
+    def _at(self, at: At, known: Known, node: fx.Node, cost: OpCost, then: OpCost, now: OpCost) -> OpCost:
         seconds = cost.seconds * now.seconds / then.seconds if then.seconds else cost.seconds
         call = signature(node, at) if self.runs and cost.storage_bytes is not None else None
         if call is None:
             return OpCost(seconds, _scaled_bytes(cost.workspace_bytes, now, then))
-        if (known := known_costs(call)) is not None:
-            return known
+        if (measured := known.get(call.device, {}).get(call.key)) is not None:
+            return measured
         if _takes_none(call, cost):
             return OpCost(seconds, 0)
         scratch = scratch_of_one(call) if may_run(call) else None

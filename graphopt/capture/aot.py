@@ -18,7 +18,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError, PassError
 from graphopt.capture.capture_graph import FindVirtual, HandOver, capture_graph, none_is_virtual, return_all
-from graphopt.capture.changing_sizes import CONSTANT, Sizes, fix_sizes, has_symbols, symbolic_sizes
+from graphopt.capture.changing_sizes import (
+    CONSTANT,
+    Sizes,
+    fix_sizes,
+    has_symbols,
+    with_plain_layout,
+)
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
@@ -241,7 +247,7 @@ def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: C
             fix_numbers(request.module)
             fix_sizes(request.module)
             begin_anew()
-            return compiler(request.module, request.example_inputs)
+            return compiler(request.module, list(map(with_plain_layout, request.example_inputs)))
 
 
 def _draws_kept() -> AbstractContextManager[None]:

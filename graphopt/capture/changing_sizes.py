@@ -21,6 +21,7 @@ from torch import fx
 from torch._dynamo.source import TensorProperty, TensorPropertySource, is_from_local_source
 from torch._dynamo.variables import builder
 from torch._guards import Source
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatefulSymbolicContext
 
 from graphopt.base.errors import CaptureError, UsageError
@@ -164,6 +165,17 @@ def fix_sizes(module: fx.GraphModule, sizes: Sizes = CONSTANT) -> None:
             for size in layout_of(tensor):
                 if sizes.are_constant or (is_symbol(size) and not _is_of_tensors(size)):
                     plain(size)
+
+
+def with_plain_layout(example: Any) -> Any:
+    """An input whose symbols were made constants, in the same memory, as it would be without; others as they are."""
+    is_dense = isinstance(example, FakeTensor) and example.layout == torch.strided
+    if not is_dense or not any(isinstance(size, torch.SymInt) for size in layout_of(example)):
+        return example
+    shape, stride = list(map(plain, example.shape)), list(map(plain, example.stride()))
+    with example.fake_mode, torch.no_grad():
+        made = example.as_strided(shape, stride, plain(example.storage_offset()))
+    return made.requires_grad_(example.requires_grad)
 
 
 def conditions_on_sizes(module: fx.GraphModule) -> tuple[str, ...]:
