@@ -23,6 +23,7 @@ from graphopt.capture.changing_sizes import (
     Sizes,
     fix_sizes,
     has_symbols,
+    symbolic_sizes,
     with_plain_layout,
 )
 from graphopt.capture.mends.autograd_function import plain_autograd_function
