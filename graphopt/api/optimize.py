@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from graphopt.api.optimized import Optimized
 from graphopt.base.errors import PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
+from graphopt.capture.changing_sizes import Dynamic
 from graphopt.capture.check_tensors import check_inputs
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.snapshot import generators_kept
@@ -48,6 +49,7 @@ def optimize(
     group: dist.ProcessGroup | None = None,
     on_excess: OnExcess = "correct",
     compiler: Compiler = "eager",
+    dynamic: Dynamic = None,
 ) -> nn.Module:
     """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
 
@@ -77,7 +79,8 @@ def optimize(
     kept_graphs = {g.graph_hash: g for g in kept.graphs} if kept else None
     choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler)
     check_on_excess(on_excess)
-    request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept, group), on_excess=on_excess)
+    request = _request(model, mem_budget, choice, reserve, optimizer, kept, group)
+    request = replace(request, on_excess=on_excess, dynamic=dynamic)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_inputs(tensors_in((args, kwargs)))
     check_devices(model, (args, kwargs))

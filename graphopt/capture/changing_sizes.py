@@ -8,7 +8,7 @@ one, and a graph for each dimension that changes first would be one capture more
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,11 +21,13 @@ from torch._dynamo.source import TensorPropertySource, is_from_local_source
 from torch._dynamo.variables import builder
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
 
-from graphopt.base.errors import CaptureError
+from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.captures import cause_of_capture
 from graphopt.device.storages import tensors_in
 from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_symbol, plain, sizes_of
+from graphopt.graph.step_graph import StepGraph
+from graphopt.graph.symbols import free_symbols, shape_env
 
 logger = logging.getLogger("graphopt")
 
@@ -53,6 +55,54 @@ class Sizes:
         if not self.obstacle:
             self.obstacle = why.splitlines()[0]
             logger.info("each shape is captured by itself, as sizes cannot be symbols: %s", self.obstacle)
+
+
+#: Which sizes change: None for those that are seen to, True for all, False for none, or the dimension of each name, in
+#: every input that has it.
+Dynamic = Mapping[str, int] | bool | None
+
+
+def declared_sizes(dynamic: Dynamic) -> Sizes:
+    """What the user said of sizes; raises UsageError where it cannot be."""
+    if dynamic is None or isinstance(dynamic, bool):
+        return Sizes(follow=dynamic is not False, from_start=dynamic is True)
+    if not isinstance(dynamic, Mapping) or not dynamic:
+        raise UsageError(f"dynamic: expected a dimension for each name, as in {{'batch': 0}}, got {dynamic!r}")
+    for name, dimension in dynamic.items():
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise UsageError(f"dynamic: {name!r} cannot be the name of a size")
+        if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 0:
+            raise UsageError(f"dynamic: {name!r} needs the number of a dimension, 0 or more, not {dimension!r}")
+    names = {dimension: name for name, dimension in dynamic.items()}
+    if len(names) < len(dynamic):
+        raise UsageError(f"dynamic: two names for one dimension in {dict(dynamic)}")
+    return Sizes(from_start=True, names=names)
+
+
+def names_of_symbols(step: StepGraph, sizes: Sizes) -> dict[sympy.Symbol, str]:
+    """What the symbols of a captured graph are called, by the dimensions that they were taken from.
+
+    Raises CaptureError where a named size is a constant of the capture, UsageError where one name stands for two sizes.
+    """
+    used = free_symbols(step)
+    env = shape_env(step) if used else None
+    found: dict[sympy.Symbol, str] = {}
+    for symbol in sorted(used, key=str):
+        assert env is not None
+        sources = [source for source in env.var_to_sources[symbol] if isinstance(source, TensorPropertySource)]
+        found[symbol] = next((sizes.names[s.idx] for s in sources if s.idx in sizes.names), str(symbol))
+    for name in sizes.names.values():
+        alike = {int(env.backed_var_to_val[symbol]) for symbol in found if found[symbol] == name} if env else set()
+        if len(alike) > 1:
+            many = " and ".join(map(str, sorted(alike)))
+            raise UsageError(
+                f"dynamic: {name!r} is {many} in different inputs: name those of a dimension that is alike"
+            )
+        if not alike:
+            why = sizes.obstacle or "the model's code fixes it, no input has that dimension, or it is 1 in the example"
+            raise CaptureError(f"{name!r} is a constant of what was captured: {why}")
+    order = list(sizes.names.values())
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))
 
 
 #: Every capture is for one set of shapes.

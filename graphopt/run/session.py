@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import Recaptures
-from graphopt.capture.changing_sizes import Sizes
+from graphopt.capture.changing_sizes import declared_sizes
 from graphopt.capture.check_tensors import check_tensors, obstacle_among
 from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import ANOTHER_WAY, noted_breaks, nothing_captured
@@ -70,7 +70,7 @@ class Session:
         self._example: Example | None = None
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
-        self._sizes = Sizes(follow=request.choice.compiler == "eager")
+        self._sizes = declared_sizes(request.dynamic if request.choice.compiler == "eager" else False)
         self._compiled = self._compile(model._call_impl)
         self._told_of_transforms, self._recaptures, self._calls, self._captures = False, Recaptures(), 0, 0
         refuse_compiles_from_outside()

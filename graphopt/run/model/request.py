@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from graphopt.base.errors import UsageError
+from graphopt.capture.changing_sizes import Dynamic
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.plan.choice import Choice
 
@@ -18,7 +19,10 @@ OnExcess = Literal["correct", "raise"]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, in bytes; `group` are the processes that plan together, if others than it seems."""
+    """What the user asked for, in bytes; `group` are the processes that plan together, if others than it seems.
+
+    `dynamic` says which sizes of inputs change, as `declared_sizes` reads it.
+    """
 
     budget_bytes: int
     choice: Choice
@@ -26,6 +30,7 @@ class Request:
     optimizer: torch.optim.Optimizer | None = None
     group: dist.ProcessGroup | None = None
     on_excess: OnExcess = "correct"
+    dynamic: Dynamic = None
 
     @property
     def optimizer_bytes(self) -> int:
