@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import sympy
 import torch
+from torch.utils._sympy.functions import Max
 
 from graphopt.cost_models.polynomials import Form, Monomials, Rows, size_symbol
 from graphopt.device.allocator import ROUND_BYTES
@@ -104,7 +105,21 @@ def expression(size: Any, names: Names) -> sympy.Expr:
     if not isinstance(size, torch.SymInt):
         return sympy.Integer(int(size))
     found: sympy.Expr = size.node.expr
-    return found.xreplace({s: size_symbol(names[s]) for s in found.free_symbols if s in names})
+    found = found.xreplace({s: size_symbol(names[s]) for s in found.free_symbols})
+    return found.replace(Max, _largest_argument)
+
+
+def _largest_argument(*arguments: sympy.Expr) -> sympy.Expr:
+    """The one that is no less than the others where sizes are 2 or more: strides come as Max(1, length - 1)."""
+    for one in arguments:
+        if all(_is_nowhere_less(one, other) for other in arguments):
+            return one
+    return Max(*arguments)
+
+
+def _is_nowhere_less(one: sympy.Expr, other: sympy.Expr) -> bool:
+    above = (one - other).xreplace({symbol: symbol + 2 for symbol in (one - other).free_symbols})
+    return all(coefficient >= 0 for coefficient in sympy.expand(above).as_coefficients_dict().values())
 
 
 def _larger(one: sympy.Expr, other: sympy.Expr) -> sympy.Expr:

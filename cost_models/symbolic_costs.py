@@ -19,6 +19,8 @@ from graphopt.graph.step_graph import StepGraph, with_storage_bytes
 
 #: Sizes at which ops are looked at, as multiples of those of the capture.
 _MULTIPLES = (0.5, 1.0, 1.75)
+#: So many sizes of each name: a line is told from a parabola.
+_LOOKED_AT = 3
 #: The highest power of one size in what arithmetic and scratch take.
 _HIGHEST = 2
 
@@ -38,8 +40,9 @@ def sizes_to_look_at(captured: Sizes, ranges: Mapping[str, tuple[int, int]]) -> 
     choices = []
     for name, size in captured.items():
         low, high = ranges.get(name, (LEAST_SIZE, size))
-        near = {min(max(int(size * multiple), low, 2), high) for multiple in _MULTIPLES}
-        choices.append([(name, each) for each in sorted(near)])
+        near = [*(int(size * multiple) for multiple in _MULTIPLES), *range(size + 1, size + _LOOKED_AT), size - 1]
+        possible = [each for each in dict.fromkeys(near) if max(low, 2) <= each <= high]
+        choices.append([(name, each) for each in sorted(possible[:_LOOKED_AT])])
     return [dict(chosen) for chosen in product(*choices)]
 
 

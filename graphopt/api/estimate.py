@@ -18,6 +18,7 @@ from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.resident import device_total_bytes
 from graphopt.plan.shares import joint_curve, joint_peak_bytes
 from graphopt.report.formula import Formula
+from graphopt.report.grid import GridPoint
 from graphopt.report.sweep import sweep_text
 
 #: Budgets at which a model of several graphs is looked at; the curve of one graph is known at all of them.
@@ -71,7 +72,7 @@ class Estimate:
         `eager` asks for the largest with nothing recomputed. Planners are asked anew at what is found.
         """
         forms = self._forms("most")
-        return forms.most(name, self._bytes(mem_budget), forms.complete(others, name), eager=eager)
+        return forms.most(name, self.bytes_of(mem_budget), forms.complete(others, name), eager=eager)
 
     def max_batch(self, mem_budget: Budget, *, eager: bool = False, **others: int) -> int:
         """As `most`, of the size named "batch"."""
@@ -81,9 +82,19 @@ class Estimate:
         """As `most`, of the size named "length"."""
         return self.most("length", mem_budget, eager=eager, **others)
 
+    def formula_in(self, ranges: Mapping[str, tuple[int, int]]) -> Formula:
+        """The same formula, shown for these ranges of sizes."""
+        return self._forms("formula").formula_in({**self._forms("formula").around, **ranges})
+
+    def grid(self, sizes: Sequence[Mapping[str, int]], mem_budget: Budget | None = None) -> list[GridPoint]:
+        """What a step takes at each of these sizes, with the price in a budget, without sizes that are not served."""
+        forms, budget = self._forms("grid"), None if mem_budget is None else self.bytes_of(mem_budget)
+        served = [each for each in sizes if not forms.graph.refusal({**forms.graph.sizes, **each})]
+        return [forms.point(each, budget) for each in served]
+
     def fits(self, mem_budget: Budget, **sizes: int) -> bool:
         """Whether the model trains inside `mem_budget` ("8GiB", "80%" of the device, or bytes), at these sizes."""
-        return (self.minimum(**sizes) if sizes else self.minimum_bytes) <= self._bytes(mem_budget)
+        return (self.minimum(**sizes) if sizes else self.minimum_bytes) <= self.bytes_of(mem_budget)
 
     def overhead_at(self, mem_budget: Budget, **sizes: int) -> float:
         """Predicted extra time over eager at a budget, a fraction; raises BudgetError below the minimum."""
@@ -109,7 +120,7 @@ class Estimate:
         return self.by_size
 
     def _at(self, mem_budget: Budget, sizes: Mapping[str, int]) -> tuple[int, float, str]:
-        budget_bytes = self._bytes(mem_budget)
+        budget_bytes = self.bytes_of(mem_budget)
         if sizes:
             forms = self._forms("sizes")
             complete = forms.complete(sizes)
@@ -131,7 +142,8 @@ class Estimate:
             minimum_bytes,
         )
 
-    def _bytes(self, mem_budget: Budget) -> int:
+    def bytes_of(self, mem_budget: Budget) -> int:
+        """A budget in bytes; raises BudgetParseError."""
         return parse_bytes(mem_budget, device_total_bytes(torch.device(self.device)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -18,6 +19,7 @@ from graphopt.base.errors import PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic
 from graphopt.capture.check_tensors import check_inputs
+from graphopt.capture.mends.attention_on_meta import fused_attention_on_meta
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.snapshot import generators_kept
 from graphopt.device.storages import tensors_in
@@ -145,7 +147,8 @@ def plan_model(
     `options` are those of `optimize()`. The last of several inputs is the loss function's target.
     """
     module = StepModule(model, loss_fn)
-    optimize(module, mem_budget, example_inputs=example_inputs, **options)
+    with fused_attention_on_meta() if _device(model).type == "meta" else nullcontext():
+        optimize(module, mem_budget, example_inputs=example_inputs, **options)
     return module.graphopt  # type: ignore[return-value]
 
 

@@ -16,7 +16,9 @@ from graphopt.cost_models.symbolic import rounded
 from graphopt.device.storages import same_device, storage_key, tensors_in
 from graphopt.plan.by_size import BySize
 from graphopt.plan.graph_forms import GraphForms
+from graphopt.problem.schedule import Schedule
 from graphopt.report.formula import Formula, formula_lines
+from graphopt.report.grid import GridPoint
 from graphopt.run.calls.call_plan import CallPlan
 
 #: The formula is shown for sizes from the example's over this to the example's times this.
@@ -45,20 +47,29 @@ class SizedEstimate(BySize):
             for name, size in graph.sizes.items()
         }
 
-    def formula_in(self, ranges: Ranges) -> Formula:
-        """The closed forms, and lines that show them in these ranges."""
+    def formula_in(self, ranges: Ranges, chosen: Schedule | None = None) -> Formula:
+        """The closed forms, and lines that show them in these ranges; `chosen` is a plan's schedule."""
         graph = self.graph
+        peaks = {"eager": self.eager, "minimum": self.minimum}
+        if chosen is not None:
+            peaks["chosen"] = graph.peak(chosen) + self.resident
         parameters, optimizer = (Form.of(self._resident_bytes.get(kind, 0)) for kind in ("parameters", "optimizer"))
         gradients = graph.of_kind("gradients")
         kinds = {"parameters": parameters, "gradients": gradients, "optimizer": optimizer, "inputs": self._inputs}
         return Formula(
-            eager=self.eager.expression,
-            minimum=self.minimum.expression,
+            **{name: form.expression for name, form in (*peaks.items(), *kinds.items())},
             flops=graph.flops.expression,
             sizes=dict(graph.sizes),
-            shown=formula_lines(self.eager, self.minimum, kinds, graph.flops, ranges),
-            **{kind: form.expression for kind, form in kinds.items()},
+            shown=formula_lines(peaks, kinds, graph.flops, ranges),
         )
+
+    def point(self, sizes: Mapping[str, int], budget_bytes: int | None) -> GridPoint:
+        """Peaks at these sizes, and the price in the budget."""
+        complete = self.complete(sizes)
+        within = None if budget_bytes is None else self.within(budget_bytes, complete)
+        overhead = None if within is None else within.overhead
+        peaks = self.eager_bytes(complete), self.minimum_bytes(complete)
+        return GridPoint(tuple(sizes.values()), *peaks, overhead)
 
     def complete(self, sizes: Mapping[str, int], asked: str | None = None) -> dict[str, int]:
         """The sizes, with those of the example where none are given; `asked` is what is looked for.
@@ -78,6 +89,12 @@ class SizedEstimate(BySize):
         if why:
             raise UsageError(f"{why}; give estimate() an example of such sizes")
         return complete
+
+
+def planned_formula(call: CallPlan, example_inputs: Any, dynamic: Mapping[str, int]) -> Formula:
+    """The closed forms of a plan, its own peak among them; raises as `sized`."""
+    forms = sized(call, example_inputs, dynamic)
+    return forms.formula_in(forms.around, call.planned[0].schedule)
 
 
 def sized(call: CallPlan, example_inputs: Any, dynamic: Mapping[str, int]) -> SizedEstimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -15,6 +16,9 @@ logger = logging.getLogger("graphopt")
 
 #: Planners are asked at further sizes as long as that finds more room, so often at the most.
 _MOST_ASKED = 4
+
+#: Schedules that were planned at sizes where eager takes less or more by this factor are not looked at alone.
+_FACTOR = 3.0
 
 Sizes = Mapping[str, int]
 
@@ -33,11 +37,13 @@ class BySize:
     def __init__(self, graph: GraphForms, resident: Form) -> None:
         self.graph, self.resident = graph, resident
         self._known: tuple[int, Family] | None = None
+        #: Eager's own peaks at the sizes that planners were asked for.
+        self._planned_bytes: list[int] = []
 
     @property
     def eager(self) -> Form:
         """The peak of the captured order, with nothing recomputed."""
-        return self.graph.peak(self.graph.graph.captured_schedule) + self.resident
+        return self._own_eager + self.resident
 
     @property
     def minimum(self) -> Form:
@@ -46,15 +52,16 @@ class BySize:
 
     def eager_bytes(self, sizes: Sizes) -> int:
         """The peak of the captured order at these sizes."""
-        position = self.graph.schedules.index(self.graph.graph.captured_schedule)
-        return self._family.at(sizes)[position] + self.resident.at(sizes)
+        return self._own_eager.at(sizes) + self.resident.at(sizes)
 
     def minimum_bytes(self, sizes: Sizes) -> int:
-        """The least of all schedules that are known."""
+        """The least of all schedules that are known, with those of planners at about these sizes."""
+        self._plan_near(sizes)
         return min(self._family.at(sizes)) + self.resident.at(sizes)
 
     def within(self, budget_bytes: int, sizes: Sizes) -> AtSize | None:
         """The fastest schedule that fits, eager's where it does; None where none does."""
+        self._plan_near(sizes)
         peaks = np.array(self._family.at(sizes), dtype=object) + self.resident.at(sizes)
         runs = runs_by_op(self.graph.schedules, len(self.graph.graph.problem.ops))
         seconds = runs @ self.graph.seconds(sizes)
@@ -73,7 +80,7 @@ class BySize:
 
         Planners are asked at what is found, as `optimize()` will ask them, until they agree.
         """
-        forms = Family([self.graph.peak(self.graph.graph.captured_schedule)]) if eager else self._family
+        forms = Family([self._own_eager]) if eager else self._family
         found = self._most(name, budget_bytes, others, forms)
         fitting = [found] if eager else []
         for _ in range(0 if eager or not found else _MOST_ASKED):
@@ -87,6 +94,14 @@ class BySize:
         if found and (why := self.graph.refusal({**others, name: found + 1})):
             logger.warning("%s %d fits, and may not be the largest: %s", name, found, why)
         return found
+
+    def _plan_near(self, sizes: Sizes) -> None:
+        """Ask the planners where eager takes more or less by `_FACTOR` than at all sizes where they were asked."""
+        self._planned_bytes = self._planned_bytes or [self._own_eager.at(self.graph.sizes)]
+        now = self._own_eager.at(sizes)
+        if all(max(now, known) >= _FACTOR * min(now, known) for known in self._planned_bytes):
+            self._planned_bytes.append(now)
+            self.graph.plan_at(sizes)
 
     def _most(self, name: str, budget_bytes: int, others: Sizes, forms: Family) -> int:
         def fits(size: int) -> bool:
@@ -103,6 +118,10 @@ class BySize:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
+
+    @cached_property
+    def _own_eager(self) -> Form:
+        return self.graph.peak(self.graph.graph.captured_schedule)
 
     def _least_at(self, sizes: Sizes) -> Form:
         peaks = self._family.at(sizes)

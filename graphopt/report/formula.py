@@ -20,8 +20,9 @@ class Formula:
     """What a training step takes as functions of the sizes of its inputs, for sympy; `str()` shows them.
 
     Bytes are in the budget's own measure. `eager` and `minimum` are peaks, of the captured order and of the schedule
-    that takes least at the example's sizes; the others are what each kind takes. `flops` are of the step in which
-    nothing is computed twice. `sizes` are those of the example.
+    that takes least at the example's sizes, `chosen` that of a plan, None where nothing is planned for a budget; the
+    others are what each kind takes. `flops` are of the step in which nothing is computed twice. `sizes` are those of
+    the example.
     """
 
     eager: sympy.Expr
@@ -32,19 +33,23 @@ class Formula:
     inputs: sympy.Expr
     flops: sympy.Expr
     sizes: Mapping[str, int]
+    chosen: sympy.Expr | None = None
     shown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(self.shown)
 
+    def as_text(self) -> dict[str, str]:
+        """Each expression as text that sympy reads; a plan's own only where there is one."""
+        names = ("eager", "minimum", "chosen", "parameters", "gradients", "optimizer", "inputs", "flops")
+        return {name: str(getattr(self, name)) for name in names if getattr(self, name) is not None}
 
-def formula_lines(
-    eager: Form, minimum: Form, kinds: Mapping[str, Form], flops: Form, ranges: Ranges
-) -> tuple[str, ...]:
+
+def formula_lines(peaks: Mapping[str, Form], kinds: Mapping[str, Form], flops: Form, ranges: Ranges) -> tuple[str, ...]:
     """The closed forms as lines of text: peaks as far as they matter in these ranges of sizes."""
     where = ", ".join(f"{name} from {low:,} to {high:,}" for name, (low, high) in ranges.items())
     lines = [f"peaks in bytes, {where}; the largest of each:"]
-    for title, form in (("eager", eager), ("minimum", minimum)):
+    for title, form in peaks.items():
         lines += _aligned(title, _largest_first(form.within(ranges), ranges))
     lines += ["", "bytes of"]
     lines += [line for title, form in kinds.items() for line in _aligned(title, _largest_first(form, ranges))]
