@@ -54,8 +54,8 @@ class SymbolicBytes:
 
     def total(self, chosen: Callable[[int], bool]) -> Form:
         """What the chosen values take together."""
-        rows = [row for number, row in enumerate(self.values) if chosen(number)]
-        return Form.largest(self.terms, np.sum(rows, axis=0, dtype=np.int64, keepdims=True).reshape(1, -1))
+        rows = self.values[[number for number in range(len(self.values)) if chosen(number)]]
+        return Form.largest(self.terms, rows.sum(axis=0, keepdims=True))
 
 
 def symbolic_bytes(step: StepGraph, problem: Problem, names: Names) -> SymbolicBytes:

@@ -165,7 +165,7 @@ def estimate(
     then there at all sizes, in closed form. Raises CaptureError where the model cannot be captured, or a
     named size cannot change, UsageError for arguments that cannot be used.
     """
-    if dynamic is not None and not isinstance(dynamic, Mapping):
+    if dynamic is not None and not (isinstance(dynamic, Mapping) and dynamic and all(map(_is_name, dynamic))):
         raise UsageError(f"dynamic: expected a dimension for each name, as in {{'batch': 0}}, got {dynamic!r}")
     options: dict[str, Any] = {"cost_model": cost_model, "reserve": reserve, "optimizer": optimizer}
     call = plan_model(model, example_inputs, loss_fn, mem_budget=UNLIMITED_BYTES, dynamic=dynamic, **options).in_force
@@ -184,6 +184,10 @@ def estimate(
         resident_bytes=dict(call.resident_bytes),
         by_size=None if dynamic is None else sized(call, example_inputs, dynamic),
     )
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier()
 
 
 def _curve(studies: Sequence[GraphStudy]) -> list[tuple[int, float, str]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -15,16 +14,17 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from graphopt.api.optimized import Optimized
-from graphopt.base.errors import PlanMismatchError, UsageError
+from graphopt.base.errors import CaptureError, PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic
 from graphopt.capture.check_tensors import check_inputs
-from graphopt.capture.mends.attention_on_meta import fused_attention_on_meta
+from graphopt.capture.mends.operators_on_meta import operators_on_meta
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.snapshot import generators_kept
 from graphopt.device.storages import tensors_in
 from graphopt.lower.compiler import Compiler
 from graphopt.plan.choice import Choice
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
 from graphopt.run.model.loss_module import StepModule, as_call
@@ -60,7 +60,9 @@ def optimize(
     everything on the device during a step: parameters, buffers, inputs, gradients, activations, op
     workspace, the state of `optimizer` if one is given, and `reserve` for what else is there. With
     `example_inputs` (a tensor, tuple or dict of keyword inputs) it captures and plans at once;
-    without, at the first training call. Every new set of shapes is planned anew. `plan_seconds` is
+    without, at the first training call. From the second shape on one capture serves all shapes, for
+    each of which the schedules that are known are judged anew: `dynamic=True` has it so from the start,
+    `dynamic={"batch": 0, "length": 1}` for these dimensions alone, `dynamic=False` never. `plan_seconds` is
     time to look for a faster plan than the planner's, each time that one is made. The peak of real
     steps is measured: where one is over the budget, a warning says by how much and why, and the next
     call is planned with that much less room; with `on_excess="raise"` it is a BudgetError. `compiler`
@@ -147,9 +149,22 @@ def plan_model(
     `options` are those of `optimize()`. The last of several inputs is the loss function's target.
     """
     module = StepModule(model, loss_fn)
-    with fused_attention_on_meta() if _device(model).type == "meta" else nullcontext():
+    if _device(model).type == "meta":
+        with operators_on_meta():
+            optimize(module, mem_budget, example_inputs=example_inputs, **options)
+        check_gradients_on_meta(module.graphopt.planned_graphs)  # type: ignore[union-attr,arg-type]
+    else:
         optimize(module, mem_budget, example_inputs=example_inputs, **options)
     return module.graphopt  # type: ignore[return-value]
+
+
+def check_gradients_on_meta(planned: Sequence[PlannedGraph]) -> None:
+    """Raise CaptureError where no gradient came out: some operators have no derivative on the meta device."""
+    if not any(each.captured.step.joint.gradients for each in planned):
+        raise CaptureError(
+            "no parameter gets a gradient on the meta device, where some operators have no derivative: build the model "
+            "on a device"
+        )
 
 
 def _request(

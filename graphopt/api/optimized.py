@@ -66,6 +66,7 @@ class Optimized:
             outside=outside_share(self.history) or self.session.tried,
             breaks=self.session.breaks,
             compiled=_compiled(self.in_force),
+            size_conditions=_size_conditions(self.session),
         )
 
     @property
@@ -110,6 +111,15 @@ def _compiled(call: CallPlan) -> CompiledKernels | None:
         return None
     planned_bytes = call.peak_bytes - kernels.beside_bytes
     return CompiledKernels(kernels.rounds, kernels.compile_seconds, planned_bytes, call.peak_bytes)
+
+
+def _size_conditions(session: Session) -> tuple[str, ...]:
+    """What must hold of sizes for the graphs in force, or why none of them may change."""
+    call = session.in_force
+    found = [condition for graph in call.graphs for condition in graph.symbols.conditions] if call else []
+    if obstacle := session.sizes.obstacle:
+        found.append(f"each shape is captured by itself: {obstacle}")
+    return tuple(dict.fromkeys(found))
 
 
 def _nothing() -> None:

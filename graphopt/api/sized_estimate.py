@@ -10,7 +10,8 @@ import sympy
 import torch
 
 from graphopt.base.errors import CaptureError, UsageError
-from graphopt.capture.changing_sizes import Sizes, declared_sizes, names_of_symbols
+from graphopt.capture.changing_sizes import Sizes, sizes_of
+from graphopt.capture.names_of_sizes import names_of_symbols
 from graphopt.cost_models.polynomials import Form, Ranges, size_symbol
 from graphopt.cost_models.symbolic import rounded
 from graphopt.device.storages import same_device, storage_key, tensors_in
@@ -108,7 +109,7 @@ def sized(call: CallPlan, example_inputs: Any, dynamic: Mapping[str, int]) -> Si
             "has the curve of all of them"
         )
     (planned,) = call.planned
-    sizes = declared_sizes(dynamic)
+    sizes = sizes_of(dynamic)
     names = names_of_symbols(planned.captured.step, sizes)
     graph = GraphForms(planned.study, planned.choice, names)
     inputs = _bytes_of_inputs(example_inputs, planned.captured.step.device, sizes, set(graph.sizes))

@@ -16,9 +16,9 @@ from torch._dynamo.convert_frame import compile_lock
 from torch._functorch._aot_autograd import collect_metadata_analysis, input_output_analysis
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from graphopt.base.errors import GraphoptError
+from graphopt.base.errors import GraphoptError, PassError
 from graphopt.capture.capture_graph import FindVirtual, HandOver, capture_graph, none_is_virtual, return_all
-from graphopt.capture.changing_sizes import fix_sizes
+from graphopt.capture.changing_sizes import CONSTANT, Sizes, fix_sizes, symbolic_sizes
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
@@ -96,6 +96,7 @@ class CaptureRequest:
     compiler: Compiler = "eager"
     #: The schedules of this graph for which there is code, where it serves several sizes.
     at_hand: dict[Schedule, None] = field(default_factory=dict)
+    sizes: Sizes = CONSTANT
 
 
 class _Captured(Exception):
@@ -229,13 +230,14 @@ def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: C
             stack.enter_context(each())
         try:
             return compiler(request.module, request.example_inputs)
-        except (_Captured, GraphoptError):
-            raise
-        except Exception as error:
-            if not reads_numbers(request.module):
+        except (_Captured, Exception) as error:
+            is_meant = isinstance(error, (_Captured, GraphoptError)) and not isinstance(error, PassError)
+            if is_meant or not reads_numbers(request.module):
                 raise
             # torch has ops, or their derivatives, that take no symbol
             logger.info("numbers are constants of this plan, as it cannot be traced otherwise: %s", error)
+            if next(symbolic_sizes(request.module), None) is not None:
+                request.sizes.cannot_change(f"{type(error).__name__}: {error}")
             fix_numbers(request.module)
             fix_sizes(request.module)
             begin_anew()

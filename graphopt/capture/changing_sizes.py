@@ -8,7 +8,8 @@ one, and a graph for each dimension that changes first would be one capture more
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,17 +18,16 @@ from unittest import mock
 import sympy
 import torch
 from torch import fx
-from torch._dynamo.source import TensorPropertySource, is_from_local_source
+from torch._dynamo.source import TensorProperty, TensorPropertySource, is_from_local_source
 from torch._dynamo.variables import builder
-from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
+from torch._guards import Source
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatefulSymbolicContext
 
 from graphopt.base.errors import CaptureError, UsageError
-from graphopt.capture.captures import cause_of_capture
+from graphopt.capture.captures import cause_of_capture, in_users_words
 from graphopt.device.storages import tensors_in
 from graphopt.graph.nodes import source_line
-from graphopt.graph.numbers import is_symbol, plain, sizes_of
-from graphopt.graph.step_graph import StepGraph
-from graphopt.graph.symbols import free_symbols, shape_env
+from graphopt.graph.numbers import is_symbol, layout_of, plain
 
 logger = logging.getLogger("graphopt")
 
@@ -37,12 +37,14 @@ class Sizes:
     """Which sizes of inputs one model's captures take for symbols.
 
     `follow`: those that changed; otherwise none ever. `from_start`: all, at the first capture already. `names` are the
-    dimensions that the user named, by position: those alone then. `obstacle` says why all are constants in spite of it.
+    dimensions that the user named, by position: those alone then; `exactly` are those of a kept plan, by `size_name`.
+    `obstacle` says why all are constants in spite of it.
     """
 
     follow: bool = True
     from_start: bool = False
     names: dict[int, str] = field(default_factory=dict)
+    exactly: frozenset[str] = frozenset()
     obstacle: str = ""
 
     @property
@@ -57,52 +59,24 @@ class Sizes:
             logger.info("each shape is captured by itself, as sizes cannot be symbols: %s", self.obstacle)
 
 
-#: Which sizes change: None for those that are seen to, True for all, False for none, or the dimension of each name, in
-#: every input that has it.
-Dynamic = Mapping[str, int] | bool | None
+#: What a user says of sizes: None: those that change are symbols from then on; False: none ever is; True: all are, from
+#: the first capture on; by name: these dimensions of every input are, from the first capture on.
+Dynamic = bool | Mapping[str, int] | None
 
 
-def declared_sizes(dynamic: Dynamic) -> Sizes:
-    """What the user said of sizes; raises UsageError where it cannot be."""
+def sizes_of(dynamic: Dynamic) -> Sizes:
+    """What `dynamic` asks for. Raises UsageError where it is none of its kinds."""
     if dynamic is None or isinstance(dynamic, bool):
         return Sizes(follow=dynamic is not False, from_start=dynamic is True)
-    if not isinstance(dynamic, Mapping) or not dynamic:
-        raise UsageError(f"dynamic: expected a dimension for each name, as in {{'batch': 0}}, got {dynamic!r}")
-    for name, dimension in dynamic.items():
-        if not (isinstance(name, str) and name.isidentifier()):
-            raise UsageError(f"dynamic: {name!r} cannot be the name of a size")
-        if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 0:
-            raise UsageError(f"dynamic: {name!r} needs the number of a dimension, 0 or more, not {dimension!r}")
-    names = {dimension: name for name, dimension in dynamic.items()}
-    if len(names) < len(dynamic):
-        raise UsageError(f"dynamic: two names for one dimension in {dict(dynamic)}")
-    return Sizes(from_start=True, names=names)
-
-
-def names_of_symbols(step: StepGraph, sizes: Sizes) -> dict[sympy.Symbol, str]:
-    """What the symbols of a captured graph are called, by the dimensions that they were taken from.
-
-    Raises CaptureError where a named size is a constant of the capture, UsageError where one name stands for two sizes.
-    """
-    used = free_symbols(step)
-    env = shape_env(step) if used else None
-    found: dict[sympy.Symbol, str] = {}
-    for symbol in sorted(used, key=str):
-        assert env is not None
-        sources = [source for source in env.var_to_sources[symbol] if isinstance(source, TensorPropertySource)]
-        found[symbol] = next((sizes.names[s.idx] for s in sources if s.idx in sizes.names), str(symbol))
-    for name in sizes.names.values():
-        alike = {int(env.backed_var_to_val[symbol]) for symbol in found if found[symbol] == name} if env else set()
-        if len(alike) > 1:
-            many = " and ".join(map(str, sorted(alike)))
-            raise UsageError(
-                f"dynamic: {name!r} is {many} in different inputs: name those of a dimension that is alike"
-            )
-        if not alike:
-            why = sizes.obstacle or "the model's code fixes it, no input has that dimension, or it is 1 in the example"
-            raise CaptureError(f"{name!r} is a constant of what was captured: {why}")
-    order = list(sizes.names.values())
-    return dict(sorted(found.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))
+    is_known = isinstance(dynamic, Mapping) and all(
+        isinstance(name, str) and type(dimension) is int and dimension >= 0 for name, dimension in dynamic.items()
+    )
+    if not is_known or len(set(dynamic.values())) != len(dynamic):
+        raise UsageError(
+            f"dynamic: expected None, True, False, or a name for each dimension of the inputs that changes, such as "
+            f"{{'batch': 0, 'length': 1}}, got {dynamic!r}"
+        )
+    return Sizes(from_start=True, names={dimension: name for name, dimension in dynamic.items()})
 
 
 #: Every capture is for one set of shapes.
@@ -119,7 +93,7 @@ def changing_sizes(sizes: Sizes) -> Iterator[None]:
         context = before(tensor, tx, source, static, *rest, **named)
         if static or not is_from_local_source(source, only_allow_input=True):
             return context
-        return _with_changing(context, tensor, sizes) if _is_wanted(sizes) else context
+        return _with_changing(context, tensor, source, sizes) if _is_wanted(sizes) else context
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(builder, "_automatic_dynamic", follow))
@@ -129,18 +103,42 @@ def changing_sizes(sizes: Sizes) -> Iterator[None]:
 
 
 def _is_wanted(sizes: Sizes) -> bool:
-    return sizes.from_start or "size mismatch" in cause_of_capture()
+    return sizes.from_start or bool(sizes.exactly) or "size mismatch" in cause_of_capture()
 
 
-def _with_changing(context: Any, tensor: torch.Tensor, sizes: Sizes) -> Any:
+def _with_changing(context: Any, tensor: torch.Tensor, source: Source, sizes: Sizes) -> Any:
     if not isinstance(context, StatefulSymbolicContext):
         return context
     dynamic = list(context.dynamic_sizes)
-    wanted = sizes.names or (range(tensor.dim()) if sizes.from_start else (0,))
-    for dimension in wanted:
+    for dimension in _wanted(tensor, source, sizes):
         if dimension < len(dynamic) and tensor.shape[dimension] > 1:
             dynamic[dimension] = DimDynamic.DYNAMIC
     return replace(context, dynamic_sizes=dynamic)
+
+
+def _wanted(tensor: torch.Tensor, source: Source, sizes: Sizes) -> Iterable[int]:
+    if sizes.exactly:
+        return [d for d in range(tensor.dim()) if size_name(source, d) in sizes.exactly]
+    if sizes.names:
+        return sizes.names
+    return range(tensor.dim()) if sizes.from_start else (0,)
+
+
+def size_name(source: Source, dimension: int) -> str:
+    """A size of an input as the user knows it: "args[0].size(1)"."""
+    name = re.sub(r"^L\['(\w+)'\]", r"\1", source.name)
+    return f"{in_users_words(name)}.size({dimension})"
+
+
+def named_sizes(module: fx.GraphModule) -> dict[str, torch.SymInt]:
+    """Inside of a backend: the sizes of one of Dynamo's inputs that are symbols, by `size_name`."""
+    found: dict[str, torch.SymInt] = {}
+    for node in module.graph.find_nodes(op="placeholder"):
+        example, given = node.meta.get("example_value"), node.meta.get("grapharg")
+        if isinstance(example, torch.Tensor) and given is not None:
+            sizes = {d: size for d, size in enumerate(example.shape) if is_symbol(size)}
+            found |= {size_name(given.source, d): size for d, size in sizes.items()}  # type: ignore[misc]
+    return found
 
 
 def fix_sizes(module: fx.GraphModule, sizes: Sizes = CONSTANT) -> None:
@@ -157,9 +155,41 @@ def fix_sizes(module: fx.GraphModule, sizes: Sizes = CONSTANT) -> None:
                     f"a nested tensor is made{where}, whose steps cannot be captured and planned: pad it, or make it "
                     "in a function that is not captured (@torch.compiler.disable)"
                 )
-            for size in sizes_of(tensor):
+            for size in layout_of(tensor):
                 if sizes.are_constant or (is_symbol(size) and not _is_of_tensors(size)):
                     plain(size)
+
+
+def conditions_on_sizes(module: fx.GraphModule) -> tuple[str, ...]:
+    """Inside of a backend: what must hold of sizes for one of Dynamo's graphs, with the line that asks for it."""
+    env = next((s.node.shape_env for s in symbolic_sizes(module)), None)
+    if env is None:
+        return ()
+    found = []
+    for guard in env.guards:
+        names = {symbol: _name_of(env, symbol) for symbol in guard.expr.free_symbols}
+        if not all(names.values()):
+            continue
+        expression = str(guard.expr.subs({symbol: sympy.Symbol(name) for symbol, name in names.items()}))
+        where = getattr(guard.sloc, "maybe_user_loc", None)
+        found.append(f"{expression}, for {where}" if where else expression)
+    return tuple(dict.fromkeys(found))
+
+
+def symbolic_sizes(module: fx.GraphModule) -> Iterator[torch.SymInt]:
+    """Sizes of the inputs of one of Dynamo's graphs that were symbols when it was traced, constants since or not."""
+    for node in module.graph.find_nodes(op="placeholder"):
+        example = node.meta.get("example_value")
+        if isinstance(example, torch.Tensor) and example.layout == torch.strided:
+            sizes: list[Any] = list(example.shape)
+            yield from (size for size in sizes if isinstance(size, torch.SymInt))
+
+
+def _name_of(env: ShapeEnv, symbol: sympy.Symbol) -> str:
+    """A symbol's size of an input, as the user knows it; "" where it is none."""
+    of_tensor = (s for s in env.var_to_sources.get(symbol, ()) if isinstance(s, TensorPropertySource))
+    source = next((s for s in of_tensor if s.prop is TensorProperty.SIZE and s.idx is not None), None)
+    return "" if source is None or source.idx is None else size_name(source.base, source.idx)
 
 
 def symbols_of_sizes(module: fx.GraphModule) -> dict[sympy.Symbol, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 
 import torch
 from torch import fx
@@ -288,6 +287,5 @@ def _device_of(placeholders: Sequence[fx.Node]) -> torch.device:
         )
     if accelerators:
         return torch.device(accelerators[0])
-    # sizes as they are known: symbols that are compared are tied to each other
-    large = max(tensors, key=lambda tensor: prod(map(known, tensor.shape)), default=None)
+    large = max(tensors, key=lambda tensor: known(tensor.numel()), default=None)
     return large.device if large is not None else torch.device("cpu")

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
 from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 from torch.fx.graph import _BoxedCodeGen
 
 from graphopt.base.errors import PlanMismatchError
 from graphopt.device.storages import storage_key
+from graphopt.emit.generator_state import fake_generator_state
 from graphopt.emit.late_writers import check_settled
 from graphopt.graph.joint import is_tangent
 from graphopt.graph.nodes import is_read_as_statistics
@@ -31,11 +31,6 @@ from graphopt.problem.schedule import Schedule
 RECOMPUTED = "graphopt_recomputed"
 #: The input of a backward that says with which of several schedules its forward ran.
 WHICH_SCHEDULE = "graphopt_which_schedule"
-
-# Mersenne twister; Philox. CUDA's are kept in host memory.
-_STATE_BYTES = {"cpu": 5056, "cuda": 16}
-#: Of one state of the CPU's generator, which is the only one that is planned.
-GENERATOR_STATE_BYTES = _STATE_BYTES["cpu"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ class Emitter:
         for item in saved:
             if isinstance(item, int):
                 name = f"{self.step.ops[item].name}_state"
-                self.backward.states[item] = self.input(name, {"val": _fake_generator_state(self.step)})
+                self.backward.states[item] = self.input(name, {"val": fake_generator_state(self.step)})
             elif item == WHICH_SCHEDULE:
                 self.input(item, next(node for node in self.step.joint.primals if is_number(node)).meta)
             else:
@@ -194,7 +189,7 @@ class Emitter:
         if again:
             args = (self.state(half, op_id), node.target, *args)
             return half.call(run_with_rng_state, args, kwargs, _name(node, again), meta)
-        fake = _fake_generator_state(self.step)
+        fake = fake_generator_state(self.step)
         both = {**meta, "val": (fake, meta["val"])}
         pair = half.call(run_and_save_rng_state, (node.target, *args), kwargs, f"{node.name}_and_state", both)
         half.states[op_id] = half.call(operator.getitem, (pair, 0), {}, f"{node.name}_state", {**meta, "val": fake})
@@ -306,13 +301,6 @@ def check_order(step: StepGraph, schedule: Schedule) -> None:
         raise PlanMismatchError(f"the schedule runs the backward's {step.ops[early].name!r} in the forward")
 
 
-def generator_state_bytes(step: StepGraph, schedule: Schedule) -> int:
-    """Bytes of generator states that the schedule's recomputed random ops keep, on the step's device."""
-    times = Counter(schedule)
-    replayed = sum(1 for op, count in times.items() if count > 1 and step.ops[op].random)
-    return replayed * GENERATOR_STATE_BYTES if step.device.type == "cpu" else 0
-
-
 def _nodes_of_values(step: StepGraph) -> dict[int, list[fx.Node]]:
     """Every node that holds a value, views that are tuples of tensors (`split`) included."""
     by_storage = {storage_key(t): value for node, value in step.home.items() for t in tensors_of(node)}
@@ -346,13 +334,3 @@ def _name(node: fx.Node, again: bool) -> str:
 def _meta(node: fx.Node, op: OpInfo, again: bool) -> dict[str, Any]:
     kept = {key: value for key, value in node.meta.items() if key != "partitioner_tag"}
     return {**kept, RECOMPUTED: op.name} if again else kept
-
-
-def _fake_generator_state(step: StepGraph) -> torch.Tensor:
-    fakes: Sequence[torch.Tensor] = [
-        t for node in step.graph_module.graph.find_nodes(op="placeholder") for t in tensors_of(node)
-    ]
-    mode = detect_fake_mode(fakes)
-    assert mode is not None
-    with mode:
-        return torch.empty(_STATE_BYTES.get(step.device.type, _STATE_BYTES["cpu"]), dtype=torch.uint8, device="cpu")

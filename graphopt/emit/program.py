@@ -6,7 +6,7 @@ Values are given up where fx's generated code drops its variables: behind the la
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 
 from graphopt.emit.emit import unwatched
 from graphopt.emit.native import native_runner
+from graphopt.emit.program_sizes import Sizes, is_list_of_sizes, numbers_are_sizes
 from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_number
 from graphopt.graph.step_graph import tensors_of
@@ -32,7 +33,7 @@ def native(module: fx.GraphModule) -> Callable[[list[Any]], Any] | None:
     of classes of their own.
     """
     nodes = list(module.graph.nodes)
-    if not all(map(_is_known, nodes)) or _reads_numbers(nodes):
+    if not all(map(_is_known, nodes)) or not numbers_are_sizes(nodes):
         return None
     library = native_runner()
     if library is None:
@@ -46,11 +47,18 @@ class _Program:
     def __init__(self, library: Any, writer: _ProgramWriter) -> None:
         self._library, self._writer = library, writer
         self._program = library.graphopt_read_program(writer.program())
+        self._sizes = writer.sizes if writer.sizes.places else None
 
     def run(self, args: list[Any]) -> Any:
         """Run it on its inputs, which are emptied; an error has a note that says where it was raised."""
         try:
-            return self._library.graphopt_run_program(self._program, args)
+            if self._sizes is None:
+                return self._library.graphopt_run_program(self._program, args)
+            count = len(args)
+            args += self._sizes.of(args)
+            results = self._library.graphopt_run_program(self._program, args)
+            del args[count:]  # where it was not run
+            return results
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(f"in {self._writer.says(self._library.graphopt_failed_step())}")
@@ -61,6 +69,8 @@ class _Program:
 
 
 def _is_known(node: fx.Node) -> bool:
+    if is_number(node):
+        return True  # see `numbers_are_sizes`
     if node.op == "call_function":
         is_operator = type(node.target) is OpOverload and all(map(_is_simple, _arguments(node)))
         return is_operator or _is_part(node) or _is_function(node)
@@ -80,7 +90,7 @@ def _is_part(node: fx.Node) -> bool:
 def _is_function(node: fx.Node) -> bool:
     """Whether it calls a function that gives tensors, in tuples perhaps of which each is taken out."""
     constants = all(_is_constant(arg) for arg in node.kwargs.values())
-    given = all(isinstance(arg, fx.Node) or _is_constant(arg) for arg in node.args)
+    given = all(_is_constant(arg) or isinstance(arg, fx.Node) or is_list_of_sizes(arg) for arg in node.args)
     return node.target in _FUNCTIONS and constants and given and _is_taken(node)
 
 
@@ -98,7 +108,8 @@ def _is_simple(argument: Any) -> bool:
     if isinstance(argument, (list, tuple)):
         items = list(argument)
         nodes = [isinstance(item, fx.Node) for item in items]
-        return all(n or i is None for n, i in zip(nodes, items, strict=True)) or all(map(_is_literal, items))
+        of_tensors = all(n or i is None for n, i in zip(nodes, items, strict=True))
+        return of_tensors or all(map(_is_literal, items)) or is_list_of_sizes(argument)
     return isinstance(argument, fx.Node) or _is_literal(argument)
 
 
@@ -109,11 +120,6 @@ def _is_constant(argument: Any) -> bool:
 
 def _is_literal(argument: Any) -> bool:
     return isinstance(argument, _LITERALS)
-
-
-def _reads_numbers(nodes: Iterable[fx.Node]) -> bool:
-    """Numbers of a call are converted by whoever reads them, each in its own way."""
-    return any(is_number(node) and node.users for node in nodes)
 
 
 def _arguments(node: fx.Node) -> list[Any]:
@@ -128,10 +134,11 @@ class _ProgramWriter:
         self.nodes = list(module.graph.nodes)
         self.last_reads = _last_reads(self.nodes)
         self.places = {node: place for place, node in enumerate(n for n in self.nodes if n.op != "output")}
+        self.sizes = Sizes(self.nodes, self.places)
 
     def says(self, step: int) -> str:
         """A step in words: its node, and the model's own line that it is of."""
-        written = [node for node in self.nodes if node.op == "call_function" and self.steps(node)]
+        written = [node for node in self._called if self.steps(node)]
         return f"{written[step].format_node()} {source_line(written[step])}".rstrip()
 
     def program(self) -> dict[str, Any]:
@@ -141,15 +148,19 @@ class _ProgramWriter:
         (returned,) = self.module.graph.output_node().args
         assert isinstance(returned, tuple)
         return {
-            "registers": len(self.places),
-            "inputs": [self.places[node] if node.users else -1 for node in inputs],
+            "registers": len(self.places) + len(self.sizes.literals),
+            "inputs": [self.places[node] if node.users else -1 for node in inputs] + self.sizes.places,
             "constants": [(self.places[node], self.constant(str(node.target))) for node in constants],
-            "steps": [step for node in self.nodes if node.op == "call_function" for step in self.steps(node)],
+            "steps": [step for node in self._called for step in self.steps(node)],
             "outputs": [self.places[node] if isinstance(node, fx.Node) else -1 for node in returned],
         }
 
     def constant(self, name: str) -> Any:
         return operator.attrgetter(name)(self.module)
+
+    @property
+    def _called(self) -> list[fx.Node]:
+        return [node for node in self.nodes if node.op == "call_function" and not is_number(node)]
 
     def steps(self, node: fx.Node) -> list[tuple[str, Any]]:
         if node.target is not operator.getitem:
@@ -182,7 +193,7 @@ class _ProgramWriter:
         return (target._schema.name, target._schema.overload_name, arguments, results, given_up)
 
     def python(self, node: fx.Node) -> tuple[Any, ...]:
-        arguments = [(self.places[i], None) if isinstance(i, fx.Node) else (-1, _plain(i)) for i in node.args]
+        arguments = list(map(self.python_argument, node.args))
         results: list[tuple[tuple[Any, ...], int]] = []
         done: list[int] = []
         waiting: list[tuple[tuple[Any, ...], fx.Node]] = [((), node)]
@@ -200,8 +211,21 @@ class _ProgramWriter:
         if isinstance(item, fx.Node):
             return ("last" if item in moved else "register", self.places[item])
         if isinstance(item, (list, tuple)) and any(isinstance(each, fx.Node) for each in item):
-            return ("registers", [self.places[each] if each is not None else -1 for each in item])
+            return ("registers", self.places_of(item))
         return ("constant", item)
+
+    def python_argument(self, item: Any) -> tuple[int, Any, list[int]]:
+        """A register, or a constant, or a list of registers."""
+        if isinstance(item, fx.Node):
+            return (self.places[item], None, [])
+        if isinstance(item, (list, tuple)) and any(isinstance(each, fx.Node) for each in item):
+            return (-1, None, self.places_of(item))
+        return (-1, _plain(item), [])
+
+    def places_of(self, items: Sequence[Any]) -> list[int]:
+        """The registers of a list's items; -1 stands for None."""
+        places: dict[Any, int] = {None: -1, **self.sizes.literals}
+        return [self.places[each] if isinstance(each, fx.Node) else places[each] for each in items]
 
     def done(self, node: fx.Node) -> list[int]:
         """What is given up behind a node: what it read last, and what it gives where nobody reads that."""

@@ -1,5 +1,7 @@
 // Runs the operators of a graph one after the other, as its generated Python does, without Python between them.
 //
+// Sizes that differ from call to call come as whole numbers behind the inputs, and stand in registers too.
+//
 // A value stands in a register from the operator that makes it to the last one that reads it, and is given up right
 // after that one. Operators are called as torch's Python binding calls them: boxed, through the dispatcher, with
 // constants converted by the binding's own function, once.
@@ -71,9 +73,15 @@ struct PythonResult {
   int place;
 };
 
+struct PythonArgument {  // a register, or a list of them, or a constant
+  int place = NOWHERE;
+  py::object constant;
+  std::vector<int> places;
+};
+
 struct PythonCall {  // of a function that is no operator
   py::object function, kwargs;
-  std::vector<std::pair<int, py::object>> arguments;  // a register, or NOWHERE and a constant
+  std::vector<PythonArgument> arguments;
   std::vector<PythonResult> results;
   std::vector<int> done;
 };
@@ -139,8 +147,8 @@ Call read_call(py::tuple given) {
 PythonCall read_python(py::tuple given) {
   PythonCall call{given[0], given[1]};
   for (auto item : given[2]) {
-    auto pair = item.cast<py::tuple>();
-    call.arguments.emplace_back(pair[0].cast<int>(), pair[1]);
+    auto parts = item.cast<py::tuple>();
+    call.arguments.push_back({parts[0].cast<int>(), parts[1], ints(parts[2])});
   }
   for (auto item : given[3]) {
     auto pair = item.cast<py::tuple>();
@@ -193,6 +201,13 @@ IValue value_of(const Argument& argument, std::vector<IValue>& registers) {
     case Source::Registers:
       break;
   }
+  const auto kind = argument.element->kind();
+  if (kind == c10::TypeKind::IntType || kind == c10::TypeKind::SymIntType) {
+    c10::List<int64_t> numbers;
+    numbers.reserve(argument.places.size());
+    for (int place : argument.places) numbers.push_back(registers[place].toInt());
+    return numbers;
+  }
   c10::impl::GenericList list(argument.element);
   list.reserve(argument.places.size());
   for (int place : argument.places) list.push_back(place == NOWHERE ? IValue() : registers[place]);
@@ -225,14 +240,25 @@ void run_call(const Call& call, std::vector<IValue>& registers, torch::jit::Stac
   throw error;
 }
 
+py::object in_python(const IValue& value) {
+  if (value.isInt()) return py::int_(value.toInt());
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(value.toTensor()));
+}
+
 void run_python(const PythonCall& call, std::vector<IValue>& registers) {
   py::gil_scoped_acquire acquired;
   py::tuple arguments(call.arguments.size());
   for (size_t i = 0; i < call.arguments.size(); i++) {
-    const auto& [place, constant] = call.arguments[i];
-    arguments[i] = place == NOWHERE
-                       ? constant
-                       : py::reinterpret_steal<py::object>(THPVariable_Wrap(registers[place].toTensor()));
+    const auto& [place, constant, places] = call.arguments[i];
+    if (place != NOWHERE) {
+      arguments[i] = in_python(registers[place]);
+    } else if (!places.empty()) {
+      py::list items;
+      for (int each : places) items.append(in_python(registers[each]));
+      arguments[i] = items;
+    } else {
+      arguments[i] = constant;
+    }
   }
   auto made = py::reinterpret_steal<py::object>(
       PyObject_Call(call.function.ptr(), arguments.ptr(), call.kwargs.ptr()));
@@ -277,12 +303,18 @@ PyObject* run(const Program& program, PyObject* arguments) {
   if (!PyList_CheckExact(arguments) || PyList_GET_SIZE(arguments) != count) Py_RETURN_NOTIMPLEMENTED;
   for (Py_ssize_t i = 0; i < count; i++) {
     auto* item = PyList_GET_ITEM(arguments, i);
-    if (program.inputs[i] != NOWHERE && !THPVariable_CheckExact(item)) Py_RETURN_NOTIMPLEMENTED;
+    if (program.inputs[i] != NOWHERE && !THPVariable_CheckExact(item) && !PyLong_CheckExact(item))
+      Py_RETURN_NOTIMPLEMENTED;
   }
   std::vector<IValue> registers(program.registers);
   for (const auto& [place, constant] : program.constants) registers[place] = constant;
-  for (Py_ssize_t i = 0; i < count; i++)
-    if (program.inputs[i] != NOWHERE) registers[program.inputs[i]] = THPVariable_Unpack(PyList_GET_ITEM(arguments, i));
+  for (Py_ssize_t i = 0; i < count; i++) {
+    if (program.inputs[i] == NOWHERE) continue;
+    auto* item = PyList_GET_ITEM(arguments, i);
+    auto& given = registers[program.inputs[i]];
+    if (PyLong_CheckExact(item)) given = static_cast<int64_t>(PyLong_AsLongLong(item));
+    else given = THPVariable_Unpack(item);
+  }
   if (PyList_SetSlice(arguments, 0, count, nullptr)) return nullptr;
   {
     py::gil_scoped_release released;
@@ -291,8 +323,7 @@ PyObject* run(const Program& program, PyObject* arguments) {
   py::tuple results(program.outputs.size());
   for (size_t i = 0; i < program.outputs.size(); i++) {
     const int place = program.outputs[i];
-    results[i] = place == NOWHERE ? py::none()
-                                  : py::reinterpret_steal<py::object>(THPVariable_Wrap(registers[place].toTensor()));
+    results[i] = place == NOWHERE ? py::none() : in_python(registers[place]);
   }
   return results.release().ptr();
 }

@@ -46,7 +46,7 @@ def plain(number: Any) -> Any:
     return number
 
 
-def sizes_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+def layout_of(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Sizes, strides and offset of a tensor, as they are traced."""
     if tensor.layout != torch.strided:
         return tuple(tensor.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphopt.emit.emit import GENERATOR_STATE_BYTES, generator_state_bytes
+from graphopt.emit.generator_state import GENERATOR_STATE_BYTES, generator_state_bytes
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.planners.native.arrays import Ints
 from graphopt.problem.schedule import Schedule

@@ -13,9 +13,11 @@ from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
 from graphopt.plan.generator_states import most_generator_state_bytes, with_generator_states
+from graphopt.plan.kept_curves import keep_curve, kept_curve
 from graphopt.plan.schedule_pool import MOST_ADDED, SchedulePool
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
+from graphopt.planners.native.arrays import Ints
 from graphopt.problem.plan import GraphPlan
 from graphopt.problem.problem import Value
 from graphopt.problem.runs import schedule_of, thinned
@@ -105,7 +107,15 @@ class GraphStudy:
 
     def simulated(self, schedule: Schedule) -> Simulation:
         """A schedule's bytes at each step, generator states counted, and its seconds."""
-        live_bytes, _, seconds = self.planned.loops.profile(np.array(schedule, dtype=np.int64))
+        return self._simulated(schedule, np.array(schedule, dtype=np.int64))
+
+    def forget_derived(self) -> None:
+        """Let go of all that can be made again: much more than the graph itself."""
+        for name in ("planned", "curve", "frugal", "eager"):
+            self.__dict__.pop(name, None)
+
+    def _simulated(self, schedule: Schedule, steps: Ints) -> Simulation:
+        live_bytes, _, seconds = self.planned.loops.profile(steps)
         return Simulation(with_generator_states(self.graph, schedule, live_bytes), seconds)
 
     def fastest(self, budget_bytes: int) -> Candidate:
@@ -166,8 +176,8 @@ class GraphStudy:
     def _pooled_candidates(self, pool: SchedulePool) -> Iterable[Candidate]:
         if not pool.is_near(self.eager.peak_bytes):
             self._plan_for(pool)
-        for planner, schedule in pool.schedules():
-            found = self.simulated(schedule)
+        for planner, schedule, steps in pool.planned:
+            found = self._simulated(schedule, steps)
             yield Candidate(found.peak_bytes, found.seconds, planner, schedule)
 
     def _plan_for(self, pool: SchedulePool) -> None:
@@ -176,8 +186,14 @@ class GraphStudy:
         pool.add(self.eager.peak_bytes, [(candidate.planner, candidate.schedule) for candidate in curve])
 
     def _new_candidates(self) -> Iterable[Candidate]:
+        problem = self.graph.problem
+        kept = kept_curve(problem)
+        if kept:
+            simulated = ((planner, schedule, simulate(problem, schedule)) for planner, schedule in kept)
+            return [self._candidate(s.seconds, planner, schedule, s.peak_bytes) for planner, schedule, s in simulated]
         points = pareto_curve(self.planned)
-        return (self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in points)
+        keep_curve(problem, ((point.planner, point.schedule) for point in points))
+        return [self._candidate(p.seconds, p.planner, p.schedule, p.peak_bytes) for p in points]
 
     def _kept_candidates(self, kept: GraphPlan) -> Iterable[Candidate]:
         """The kept points, their bytes as simulated today; times keep their ratio to eager's, which noise would not."""

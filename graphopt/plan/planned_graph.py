@@ -61,6 +61,7 @@ class PlannedGraph:
             checkpoints=find_checkpoints(step, problem, self.schedule),
             recomputed=recomputed_names(step, self.schedule),
             curve=_kept_points(study.curve),
+            sizes=study.pool.served.get(self.schedule, {}) if study.pool is not None else {},
         )
 
 

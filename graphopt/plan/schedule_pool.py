@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,10 @@ class SchedulePool:
     """What was planned for one graph. `at_hand` are the schedules for which there is code."""
 
     at_hand: dict[Schedule, None] = field(default_factory=dict)
-    _steps: list[tuple[str, Ints]] = field(default_factory=list)
+    #: The least and the largest sizes of inputs, by name, that a schedule was chosen for.
+    served: dict[Schedule, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    #: Planner and schedule, and the schedule as it is simulated.
+    planned: list[tuple[str, Schedule, Ints]] = field(default_factory=list)
     #: Eager's peaks at the sizes that planners were asked for.
     _planned_bytes: list[int] = field(default_factory=list)
 
@@ -38,12 +41,13 @@ class SchedulePool:
     def add(self, eager_bytes: int, planned: list[tuple[str, Schedule]]) -> None:
         """Planners were asked: (planner, schedule), `MOST_ADDED` at the most."""
         self._planned_bytes.append(eager_bytes)
-        self._steps += [(planner, np.array(schedule, dtype=np.int32)) for planner, schedule in planned]
+        self.planned += [(planner, schedule, np.array(schedule, dtype=np.int64)) for planner, schedule in planned]
 
-    def schedules(self) -> Iterator[tuple[str, Schedule]]:
-        """Each with its planner."""
-        for planner, steps in self._steps:
-            yield planner, tuple(steps.tolist())
+    def serves(self, schedule: Schedule, sizes: Mapping[str, int]) -> None:
+        """A schedule was chosen for these sizes of inputs, by name."""
+        before = self.served.get(schedule, {})
+        now = {name: (*before.get(name, ()), size) for name, size in sizes.items()}
+        self.served[schedule] = {name: (min(each), max(each)) for name, each in now.items()}
 
     def is_as_good(self, schedule: Schedule, seconds: float, fastest: float) -> bool:
         """Whether a schedule is to be taken in place of the fastest one, as there is code for it."""

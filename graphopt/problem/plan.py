@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graphopt.base import records
 
-SCHEMA = "graphopt.plan/3"
+SCHEMA = "graphopt.plan/4"
 
 
 #: Nearer to the lower bound than this share of it, a plan is proven to be optimal.
@@ -48,7 +48,9 @@ class GraphPlan:
     """The plan of one captured graph. Bytes are the graph's own values; nothing resident is in them.
 
     No schedule of the graph inside `budget_bytes` takes less than `bound_seconds`. `curve` is what
-    the plan knows of other budgets: peaks increase, seconds strictly decrease.
+    the plan knows of other budgets: peaks increase, seconds strictly decrease. `sizes` are those of the inputs that the
+    graph serves others of, by name ("args[0].size(1)"), with the least and the largest that its schedule was chosen
+    for; empty where it serves one set of shapes.
     """
 
     name: str
@@ -67,6 +69,7 @@ class GraphPlan:
     checkpoints: tuple[Checkpoint, ...]
     recomputed: tuple[str, ...]
     curve: tuple[KeptPoint, ...]
+    sizes: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,11 @@ class Plan:
     def compiler(self) -> str:
         """Whose kernels run the plan: "eager" or "inductor"."""
         return ", ".join(dict.fromkeys(graph.compiler for graph in self.graphs)) or "eager"
+
+    @property
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """The sizes of inputs that it serves others of, with the least and the largest that it was chosen for."""
+        return {name: both for graph in self.graphs for name, both in graph.sizes.items()}
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

@@ -124,7 +124,8 @@ class CompiledKernels:
 class Report:
     """All that is known of one optimized model, or of a training `step`. `str(report)` is the text of it.
 
-    `breaks` says why some of the model runs outside of the planned graphs, and `outside` how much that is.
+    `breaks` says why some of the model runs outside of the planned graphs, and `outside` how much that is;
+    `size_conditions` what must hold of sizes for these graphs to serve them.
     """
 
     plan: Plan
@@ -136,6 +137,7 @@ class Report:
     outside: OutsideShare | None = None
     breaks: tuple[GraphBreak, ...] = ()
     compiled: CompiledKernels | None = None
+    size_conditions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         from graphopt.report.text import render_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from graphopt.base.units import format_bytes
 from graphopt.problem.graph_break import GraphBreak
@@ -168,6 +168,9 @@ def summary(report: Report) -> list[tuple[str, str]]:
         rows.append(("measured time", _measured_time(measured)))
     if report.compiled is not None:
         rows.append(("Inductor", _compiled(report.compiled)))
+    if plan.sizes:
+        rows.append(("one capture for", _sizes(plan.sizes)))
+    rows += [("where", condition) for condition in report.size_conditions]
     rows.append(("smallest budget", format_bytes(plan.minimum_bytes)))
     if report.step is not None:
         step = report.step
@@ -177,6 +180,12 @@ def summary(report: Report) -> list[tuple[str, str]]:
             rows.append(("sent by each of the ranks", f"{format_bytes(step.sent_bytes)} a step, {step.ranks} ranks"))
         rows += [("gradients", line) for line in step.exchange]
     return rows
+
+
+def _sizes(sizes: Mapping[str, tuple[int, int]]) -> str:
+    """The sizes of inputs that differ from call to call, and those that this plan was chosen for."""
+    found = [f"{name} ({least if least == most else f'{least} to {most}'})" for name, (least, most) in sizes.items()]
+    return f"every {', '.join(found)}"
 
 
 def _compiled(kernels: CompiledKernels) -> str:

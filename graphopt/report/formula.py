@@ -53,22 +53,22 @@ def formula_lines(peaks: Mapping[str, Form], kinds: Mapping[str, Form], flops: F
         lines += _aligned(title, _largest_first(form.within(ranges), ranges))
     lines += ["", "bytes of"]
     lines += [line for title, form in kinds.items() for line in _aligned(title, _largest_first(form, ranges))]
-    return (*lines, "", *_aligned("operations", _largest_first(flops, ranges)))
+    return (*lines, "", *_aligned("operations", _largest_first(flops, ranges, in_bytes=False)))
 
 
-def polynomial_text(polynomial: sympy.Expr) -> str:
+def polynomial_text(polynomial: sympy.Expr, in_bytes: bool = True) -> str:
     """One polynomial in words of one line, the steepest term first: `144·batch·length² + 67,784·batch·length + 8`."""
     terms = polynomial.as_coefficients_dict() if polynomial != 0 else {sympy.Integer(1): sympy.Integer(0)}
     ordered = sorted(terms.items(), key=lambda item: (-_degree(item[0]), str(item[0])))
-    text = " + ".join(_term_text(term, int(coefficient)) for term, coefficient in ordered)
+    text = " + ".join(_term_text(term, int(coefficient), in_bytes) for term, coefficient in ordered)
     return text.replace("+ -", "- ")
 
 
-def _largest_first(form: Form, ranges: Ranges) -> list[str]:
+def _largest_first(form: Form, ranges: Ranges, in_bytes: bool = True) -> list[str]:
     """The polynomials of a form, those first that are the largest where sizes are."""
     corner = {sympy.Symbol(name, integer=True, positive=True): high for name, (_, high) in ranges.items()}
     ordered = sorted(form.polynomials, key=lambda polynomial: -float(polynomial.subs(corner)))
-    shown = [polynomial_text(polynomial) for polynomial in ordered[:_MOST_SHOWN]]
+    shown = [polynomial_text(polynomial, in_bytes) for polynomial in ordered[:_MOST_SHOWN]]
     rest = len(ordered) - len(shown)
     return [*shown, f"({rest} more, close to these)"] if rest else shown
 
@@ -77,9 +77,9 @@ def _aligned(title: str, texts: Sequence[str]) -> list[str]:
     return [f"  {title if not number else '':<12}{text}" for number, text in enumerate(texts)]
 
 
-def _term_text(term: sympy.Expr, coefficient: int) -> str:
+def _term_text(term: sympy.Expr, coefficient: int, in_bytes: bool) -> str:
     if term == 1:
-        return f"{coefficient:,}" + (f" ({format_bytes(coefficient)})" if coefficient >= 1 << 20 else "")
+        return f"{coefficient:,}" + (f" ({format_bytes(coefficient)})" if in_bytes and coefficient >= 1 << 20 else "")
     factors = sorted(term.as_powers_dict().items(), key=lambda item: str(item[0]))
     text = "·".join(f"{base}{str(power).translate(_POWERS) if power != 1 else ''}" for base, power in factors)
     return text if coefficient == 1 else f"{coefficient:,}·{text}"

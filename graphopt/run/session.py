@@ -19,7 +19,6 @@ from torch import fx, nn
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import Recaptures
-from graphopt.capture.changing_sizes import declared_sizes
 from graphopt.capture.check_tensors import check_tensors, obstacle_among
 from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import ANOTHER_WAY, noted_breaks, nothing_captured
@@ -70,7 +69,7 @@ class Session:
         self._example: Example | None = None
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
-        self._sizes = declared_sizes(request.dynamic if request.choice.compiler == "eager" else False)
+        self.sizes = request.sizes()
         self._compiled = self._compile(model._call_impl)
         self._told_of_transforms, self._recaptures, self._calls, self._captures = False, Recaptures(), 0, 0
         refuse_compiles_from_outside()
@@ -188,13 +187,13 @@ class Session:
             graph = weakref.ref(_there(session())._backend(module, inputs))
             return lambda *args: _there(graph())(*args)
 
-        return compiled(call, backend, lambda code: _there(session())._while_capturing(code), self._sizes)
+        return compiled(call, backend, lambda code: _there(session())._while_capturing(code), self.sizes)
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> DynamoGraph:
         """torch.compile's backend."""
         self._captures += 1
         self._recaptures.tell()
-        graph = met_graph(module, inputs, self.request.choice.kept, self._surroundings, self._sizes)
+        graph = met_graph(module, inputs, self.request.choice.kept, self._surroundings, self.sizes)
         graph.last_call = self._calls
         self.graphs.append(graph)
         self._phase.on_new(graph)

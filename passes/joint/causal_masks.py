@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphopt.device.storages import known
+from graphopt.graph.at_sizes import AtSizes
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_mutating, is_random, source_line
+from graphopt.graph.numbers import is_number, is_symbol
 
 logger = logging.getLogger("graphopt")
 aten = torch.ops.aten
@@ -62,8 +67,9 @@ def _mask_of(attention: fx.Node) -> fx.Node | None:
     mask, query, key = (_argument(attention, name) for name in (_MASKS[attention.target], "query", "key"))  # type: ignore[index]
     if not isinstance(mask, fx.Node) or _argument(attention, "is_causal"):
         return None
-    lengths = {int(each.meta["val"].shape[-2]) for each in (query, key) if isinstance(each, fx.Node)}
-    return mask if len(lengths) == 1 and lengths != {1} else None
+    lengths = [each.meta["val"].shape[-2] for each in (query, key) if isinstance(each, fx.Node)]
+    alike = statically_known_true(lengths[0] == lengths[-1]) and statically_known_true(lengths[0] > 1)
+    return mask if alike else None
 
 
 def _argument(node: fx.Node, name: str) -> object:
@@ -93,14 +99,50 @@ def _is_number(item: object, number: float) -> bool:
 def _is_causal(hides: fx.Node) -> bool | None:
     """True for a lower triangle, False where nothing is hidden, None for all else."""
     nodes = _constant_nodes(hides)
-    if not nodes or not all(_LEFT_OUT_BY in source_line(n) for n in nodes if n.meta["val"].dtype == torch.bool):
+    tensors = [node for node in nodes if isinstance(node.meta["val"], torch.Tensor)]
+    if not nodes or not all(_LEFT_OUT_BY in source_line(n) for n in tensors if n.meta["val"].dtype == torch.bool):
+        return None
+    shape = hides.meta["val"].shape
+    if any(is_symbol(size) and not size.node.expr.is_Symbol for size in shape):
         return None
     with _disable_current_modes():
-        value = _evaluated(nodes)
-        if bool(value.all()):
-            return False
-        triangle = torch.ones(value.shape[-2:], dtype=torch.bool).tril()
-        return True if bool((value == triangle).all()) else None
+        found = {_what_it_is(_evaluated(nodes, at)) for at in _tried(shape)}
+    (kind,) = found if len(found) == 1 else (None,)
+    return kind if kind is None or _stays_below(shape) else None
+
+
+def _what_it_is(value: torch.Tensor) -> bool | None:
+    if bool(value.all()):
+        return False
+    triangle = torch.ones(value.shape[-2:], dtype=torch.bool).tril()
+    return True if bool((value == triangle).all()) else None
+
+
+def _tried(shape: torch.Size) -> list[AtSizes]:
+    """Sizes at which a mask is looked at: as it was captured, and with lengths as they may become."""
+    lengths: set[Any] = set()
+    hints: dict[Any, int] = {}
+    for position, size in enumerate(shape):
+        if isinstance(size, torch.SymInt):
+            hints[size.node.expr] = known(size)
+            if position >= len(shape) - 2:
+                lengths.add(size.node.expr)
+    return [
+        AtSizes({symbol: times * hint if symbol in lengths else 2 for symbol, hint in hints.items()})
+        for times in ((1, _times(shape)) if hints else (1,))
+    ]
+
+
+def _times(shape: torch.Size) -> int:
+    """How many times as long a mask may become, for which it is looked at: a sliding window shows where it is long."""
+    longest = max(known(size) for size in shape[-2:])
+    return max((times for times in (8, 4, 2) if (times * longest) ** 2 <= _MOST_BYTES), default=1)
+
+
+def _stays_below(shape: torch.Size) -> bool:
+    """Guard that lengths stay below those at which the mask was looked at; longer ones are captured anew."""
+    times = _times(shape)
+    return all(bool(size <= times * known(size)) for size in shape[-2:] if is_symbol(size))
 
 
 def _constant_nodes(last: fx.Node) -> list[fx.Node]:
@@ -114,32 +156,40 @@ def _constant_nodes(last: fx.Node) -> list[fx.Node]:
         if len(found) == _MOST_NODES or not _is_constant(node):
             return []
         found[node] = None
-        waiting.extend(node.all_input_nodes)
+        if not is_number(node):
+            waiting.extend(node.all_input_nodes)
     return [node for node in last.graph.nodes if node in found]
 
 
 def _is_constant(node: fx.Node) -> bool:
     value = node.meta.get("val")
+    if is_number(node):
+        return isinstance(value, torch.SymInt)
     is_operator = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
     if not is_operator or not isinstance(value, torch.Tensor) or is_random(node) or is_mutating(node):
         return False
-    return value.numel() * value.itemsize <= _MOST_BYTES
+    return known(value.numel()) * value.itemsize <= _MOST_BYTES
 
 
-def _evaluated(nodes: Sequence[fx.Node]) -> torch.Tensor:
-    """What the last node holds; what nobody reads any more is given up meanwhile."""
-    values: dict[fx.Node, torch.Tensor] = {}
+def _evaluated(nodes: Sequence[fx.Node], at: AtSizes) -> torch.Tensor:
+    """What the last node holds at such sizes; what nobody reads any more is given up meanwhile."""
+    values: dict[fx.Node, Any] = {}
     unread = {node: set(node.users) & set(nodes) for node in nodes}
     for node in nodes:
+        if is_number(node):
+            values[node] = at(node.meta["val"])
+            continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        args, kwargs = fx.node.map_aggregate((args, kwargs), at)
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
         for source in node.all_input_nodes:
             unread[source].discard(node)
             if not unread[source]:
-                del values[source]
-    return values[nodes[-1]]
+                values.pop(source, None)
+    found: torch.Tensor = values[nodes[-1]]
+    return found
 
 
 def _leave_out(attention: fx.Node, *, is_causal: bool) -> None:
@@ -159,7 +209,7 @@ def _erase_unread(graph: fx.Graph, node: fx.Node) -> None:
     waiting = [node]
     while waiting:
         each = waiting.pop()
-        if not each.users and _is_constant(each):
+        if not each.users and each.op == "call_function" and _is_constant(each):
             sources = each.all_input_nodes
             graph.erase_node(each)
             waiting.extend(sources)

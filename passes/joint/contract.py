@@ -11,7 +11,7 @@ from torch._guards import detect_fake_mode
 from graphopt.device.storages import known, storage_key
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_collective
-from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, sizes_of
+from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, layout_of
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroOption
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.rules import ANY_GRAPH, Still
@@ -116,7 +116,7 @@ def _is_symbolic(node: fx.Node) -> bool:
     """Whether it holds a symbol that is a constant."""
     if is_number(node):
         return is_constant(node.meta["val"])
-    symbols = (s for tensor in tensors_of(node) for s in sizes_of(tensor) if isinstance(s, SYMBOLS))
+    symbols = (s for tensor in tensors_of(node) for s in layout_of(tensor) if isinstance(s, SYMBOLS))
     return any(is_constant(size) for size in symbols)
 
 

@@ -36,7 +36,7 @@ def sizes_from_inputs(joint: JointGraph) -> bool:
             node.args, node.kwargs = args, kwargs
             changed = True
     if changed:
-        joint.graph.eliminate_dead_code(lambda node: not is_number(node) and node.is_impure())
+        joint.graph.eliminate_dead_code(lambda node: node.op != "call_function" or not is_number(node))
         joint.module.recompile()
     return changed
 

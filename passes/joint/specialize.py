@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import fx
 
 from graphopt.graph.joint import JointGraph
-from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, plain, replace_input, sizes_of
+from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, layout_of, plain, replace_input
 from graphopt.graph.step_graph import tensors_of
 
 
@@ -19,7 +19,7 @@ def specialize(joint: JointGraph) -> bool:
     """
     for node in joint.graph.nodes:
         for tensor in tensors_of(node):
-            for size in sizes_of(tensor):
+            for size in layout_of(tensor):
                 if is_constant(size):
                     plain(size)
     changed = False

@@ -187,9 +187,9 @@ class Fixed(nn.Module):
     [
         ({"batch": 0}, graphopt.CaptureError, "'batch' is a constant of what was captured"),
         ({"batch": 5}, graphopt.CaptureError, "no input has that dimension"),
-        ({"batch": -1}, graphopt.UsageError, "the number of a dimension"),
-        ({"a b": 0}, graphopt.UsageError, "cannot be the name of a size"),
-        ({"a": 0, "b": 0}, graphopt.UsageError, "two names for one dimension"),
+        ({"batch": -1}, graphopt.UsageError, "a name for each dimension"),
+        ({"a b": 0}, graphopt.UsageError, "expected a dimension for each name"),
+        ({"a": 0, "b": 0}, graphopt.UsageError, "a name for each dimension"),
         (True, graphopt.UsageError, "expected a dimension for each name"),
         ({}, graphopt.UsageError, "expected a dimension for each name"),
     ],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import graphopt
@@ -50,13 +52,17 @@ def test_a_configuration_is_estimated_as_the_model_that_is_run(config: Path) -> 
         assert found.peak(batch=batch, length=length) == there.eager_peak_bytes
         budget = (there.minimum_bytes + there.eager_peak_bytes) // 2
         assert found.fits(budget, batch=batch, length=length)
-        optimized = graphopt.optimize(model, "1GiB", example_inputs=inputs)
-        optimized(**inputs).loss.backward()
-        optimized.zero_grad()
-        held = [*optimized.parameters(), *optimized.buffers(), ids]
-        measured = peak_bytes(lambda inputs=inputs: optimized(**inputs).loss.backward(), held, "cpu")
         # beside the bytes that are counted, attention takes scratch
+        measured = measured_step(graphopt.optimize(model, "1GiB", example_inputs=inputs), inputs)
         assert found.peak(batch=batch, length=length) == pytest.approx(measured, rel=0.05)
+
+
+def measured_step(model: nn.Module, inputs: dict[str, Any]) -> int:
+    """The highest number of bytes of a step of a model that returns its loss."""
+    model(**inputs).loss.backward()
+    model.zero_grad()
+    held = [*model.parameters(), *model.buffers(), inputs["input_ids"]]
+    return peak_bytes(lambda: model(**inputs).loss.backward(), held, "cpu")
 
 
 def test_plans_and_tables_of_a_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

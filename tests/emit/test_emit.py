@@ -8,7 +8,8 @@ from torch import nn
 
 from graphopt.base.errors import PlanMismatchError
 from graphopt.capture.read_joint import build_step_graph
-from graphopt.emit.emit import RECOMPUTED, emit, generator_state_bytes
+from graphopt.emit.emit import RECOMPUTED, emit
+from graphopt.emit.generator_state import generator_state_bytes
 from graphopt.graph.step_graph import StepGraph
 from graphopt.passes.joint.split_dropout import split_dropout
 from tests.support.joint import joint_graph, text_of

@@ -9,7 +9,8 @@ import pytest
 
 from graphopt.api.optimize import plan_model
 from graphopt.base.units import UNLIMITED_BYTES
-from graphopt.capture.changing_sizes import declared_sizes, names_of_symbols
+from graphopt.capture.changing_sizes import sizes_of
+from graphopt.capture.names_of_sizes import names_of_symbols
 from graphopt.cost_models.roofline import flops
 from graphopt.cost_models.symbolic import symbolic_bytes
 from graphopt.cost_models.symbolic_costs import symbols_at
@@ -32,7 +33,7 @@ def forms_of(name: str) -> GraphForms:
     inputs = case.args or case.kwargs
     optimized = plan_model(case.model, inputs, mem_budget=UNLIMITED_BYTES, dynamic=MODELS[name])
     (planned,) = optimized.planned_graphs
-    names = names_of_symbols(planned.captured.step, declared_sizes(MODELS[name]))
+    names = names_of_symbols(planned.captured.step, sizes_of(MODELS[name]))
     return GraphForms(planned.study, planned.choice, names)
 
 

@@ -34,6 +34,7 @@ def make_graph_plan(name: str = "graph 1", blocks: int = 6) -> GraphPlan:
             KeptPoint(52 * MIB, 0.161, "search", f"0-{steps - 1} 0-{steps - 1} {steps}-{2 * steps - 1}"),
             KeptPoint(240 * MIB, 0.1, "none", f"0-{2 * steps - 1}"),
         ),
+        sizes={"args[0].size(0)": (2, 8), "args[0].size(1)": (16, 128)},
     )
 
 

@@ -29,6 +29,10 @@ from graphopt.run.graphs.gradients import GradientSums
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import Wrapping, bytes_of
 
+#: Kinds of calls whose plans are kept, the least recently used go: of a graph with a thousand ops each takes half a
+#: megabyte of host memory.
+MOST_CALLS = 256
+
 
 class Plans:
     """The plans of one model's calls. `in_force` is the one made last; `key` and `inputs` are of the call being made.
@@ -72,7 +76,11 @@ class Plans:
 
     def is_used(self) -> None:
         """The call that is being made was run by its plan."""
-        self.in_force = self.of_call or self.in_force
+        call = self._calls.pop(self.key, None)
+        if call is not None:
+            self._calls[self.key] = self.in_force = call  # the last of those that were used
+        while len(self._calls) > MOST_CALLS:
+            self._drop_call(next(iter(self._calls)))
 
     def forget(self) -> None:
         """Forget what is planned: there is less room than was thought. Which graphs calls have stays known."""
@@ -90,6 +98,16 @@ class Plans:
         for key, call in self._calls.items():
             self._sequences.setdefault(key.shapes, call.graphs)
         self._input_bytes = {shapes: size for shapes, size in self._input_bytes.items() if shapes in self._sequences}
+
+    def _drop_call(self, key: CallKey) -> None:
+        """Forget what is planned for such calls; their graphs stay, for others."""
+        call = self._calls.pop(key)
+        for graph in call.graphs:
+            graph.compiled.pop(key, None)
+            self._with.pop((key, graph), None)
+        if not any(other.shapes is key.shapes for other in self._calls):
+            self._sequences.pop(key.shapes, None)
+            self._input_bytes.pop(key.shapes, None)
 
     def forget_all(self) -> None:
         """Forget the graphs too."""

@@ -14,6 +14,7 @@ from torch import fx
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph
 from graphopt.capture.captures import Capture
+from graphopt.capture.changing_sizes import Sizes
 from graphopt.device.snapshot import generators_kept
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.graph.captured_graph import CapturedGraph
@@ -60,7 +61,8 @@ class DynamoGraph:
 
     `example_inputs` are fake: the graph outlives the batch, and must not hold it. `tracing` and `ambient` are what
     Dynamo knows of it, and the modes in which it met it, `capture` what it compiled for it; it `is_outermost` where it
-    begins with the model's own call. `symbols` are those of its inputs that sizes are made of.
+    begins with the model's own call. `symbols` are those of its inputs that sizes are made of,
+    as `sizes` allows.
     """
 
     module: fx.GraphModule
@@ -73,6 +75,7 @@ class DynamoGraph:
     capture: Capture
     symbols: InputSymbols
     studies: Studies
+    sizes: Sizes
     name: str = "model"
     compiled: dict[CallKey, CompiledGraph] = field(default_factory=dict)
     #: Of a graph that serves several sizes: as it adds its gradients or returns them, for all of its schedules.
@@ -97,6 +100,7 @@ class DynamoGraph:
     def is_met(self) -> None:
         """Dynamo has met it: from now on nothing more can be asked of the numbers that it reads."""
         self.guards = self._count_guards()
+        self.symbols.are_met(self.module)
 
     @cached_property
     def depending(self) -> DependingOutputs:
@@ -142,6 +146,7 @@ class DynamoGraph:
             study = self.studies.at(key.adds, self.symbols.sizes_in(key.shapes))
             assert study is not None
             chosen.append(plan(study))
+            self.studies.serves(key.adds, chosen[-1], self.symbols.named_in(key.shapes))
             return chosen[-1]
 
         if key.adds in self._serving:
@@ -207,7 +212,8 @@ class DynamoGraph:
         without_autocast = torch._functorch.config.patch(backward_pass_autocast="off")
         with generators_kept(), torch._guards.tracing(self.tracing), self.ambient.restored(), without_autocast:
             yield
-        assert self.guards in (None, self._count_guards()), "a capture asked of a number what Dynamo does not guard"
+        asked = [str(guard.expr) for guard in self.tracing.fake_mode.shape_env.guards[self.guards :]]
+        assert self.guards is None or not asked, f"a capture asked of a number what Dynamo does not guard: {asked}"
 
     def _request(self, choice: Choice, adds: bool) -> CaptureRequest:
         slots: list[ParameterSlot] = []
@@ -236,4 +242,4 @@ class DynamoGraph:
         around = (self.around.around_forward, backward)
         options = (choice.cost_model, self.name, hand_over, *around, self.tangents, choice.compiler)
         at_hand = self.studies.at_hand(adds)
-        return CaptureRequest(self.module, self.example_inputs, *options, at_hand=at_hand)
+        return CaptureRequest(self.module, self.example_inputs, *options, at_hand=at_hand, sizes=self.sizes)

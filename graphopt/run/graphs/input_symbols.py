@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,8 +10,11 @@ from weakref import WeakKeyDictionary
 import sympy
 from torch import fx
 
-from graphopt.capture.changing_sizes import symbols_of_sizes
+from graphopt.capture.changing_sizes import conditions_on_sizes, named_sizes, symbols_of_sizes
+from graphopt.graph.at_sizes import AtSizes
 from graphopt.run.graphs.call_key import Shapes
+
+logger = logging.getLogger("graphopt")
 
 Sizes = Mapping[sympy.Symbol, int]
 
@@ -25,7 +29,16 @@ class InputSymbols:
             symbol: int(inputs[position].meta["example_value"].node.hint)
             for symbol, position in self._positions.items()
         }
+        self._named = named_sizes(module)
+        #: What must hold of sizes for the graph to be right; known once Dynamo has met it.
+        self.conditions: tuple[str, ...] = ()
         self._by_shapes: WeakKeyDictionary[Shapes, Sizes] = WeakKeyDictionary()
+
+    def are_met(self, module: fx.GraphModule) -> None:
+        """Dynamo has met the graph: nothing more can be asked of its sizes."""
+        self.conditions = conditions_on_sizes(module)
+        for condition in self.conditions:
+            logger.info("this capture serves sizes with %s", condition)
 
     def come(self, shapes: Shapes, args: Sequence[Any]) -> None:
         """A call with inputs of these shapes runs the graph on `args`; where one came before, the larger count."""
@@ -36,6 +49,11 @@ class InputSymbols:
         if before is not None and before != now:
             now = {symbol: max(size, before[symbol]) for symbol, size in now.items()}
         self._by_shapes[shapes] = now
+
+    def named_in(self, shapes: Shapes) -> Mapping[str, int]:
+        """The sizes that are made of them, by the names that the user knows."""
+        at = AtSizes(self.sizes_in(shapes))
+        return {name: int(at(size)) for name, size in self._named.items()}
 
     def sizes_in(self, shapes: Shapes) -> Sizes:
         """What they are in calls with inputs of these shapes; as captured where none came."""

@@ -46,5 +46,5 @@ def met_graph(
     examples, is_outermost = fake_inputs(module, inputs, tracing.fake_mode), is_own_frame()
     tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
     symbols = InputSymbols(module)
-    known = (tangents, this_capture(), symbols, Studies(symbols.captured))
+    known = (tangents, this_capture(), symbols, Studies(symbols.captured), sizes)
     return DynamoGraph(module, examples, tracing, ambient(), is_outermost, surroundings, *known)

@@ -13,7 +13,7 @@ from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.other_sizes import GraphAtSizes
 from graphopt.problem.schedule import Schedule
 
-#: Studies that are kept of one graph, as each holds a problem and its curve; those in force are held by their plans.
+#: Studies that are kept of one graph with all that was derived from them; others are kept without, by their plans.
 _MOST_STUDIES = 8
 
 
@@ -48,13 +48,19 @@ class Studies:
         study = self._known.pop(key, None) or graph.study(sizes, self.loss_bytes)
         self._known[key] = study
         while len(self._known) > _MOST_STUDIES:
-            del self._known[next(iter(self._known))]
+            self._known.pop(next(iter(self._known))).forget_derived()
         return study
 
     def at_hand(self, adds: bool) -> dict[Schedule, None]:
         """The schedules for which there is code, where the graph serves several sizes: others are not kept."""
         graph = self._graphs.get(adds)
         return {} if graph is None or graph.pool is None else graph.pool.at_hand
+
+    def serves(self, adds: bool, schedule: Schedule, sizes: Mapping[str, int]) -> None:
+        """A schedule was chosen for these sizes of inputs, by name."""
+        graph = self._graphs.get(adds)
+        if graph is not None and graph.pool is not None:
+            graph.pool.serves(schedule, sizes)
 
     def with_loss(self, loss_bytes: int) -> None:
         """From now on a loss outside of the graph takes so many bytes."""

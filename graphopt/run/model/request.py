@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from graphopt.base.errors import UsageError
-from graphopt.capture.changing_sizes import Dynamic
+from graphopt.capture.changing_sizes import Dynamic, Sizes, sizes_of
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.plan.choice import Choice
 
@@ -19,10 +19,7 @@ OnExcess = Literal["correct", "raise"]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, in bytes; `group` are the processes that plan together, if others than it seems.
-
-    `dynamic` says which sizes of inputs change, as `declared_sizes` reads it.
-    """
+    """What the user asked for, in bytes; `group` are the processes that plan together, if others than it seems."""
 
     budget_bytes: int
     choice: Choice
@@ -30,7 +27,15 @@ class Request:
     optimizer: torch.optim.Optimizer | None = None
     group: dist.ProcessGroup | None = None
     on_excess: OnExcess = "correct"
+    #: Which sizes of inputs are symbols of what is captured: see `sizes_of`.
     dynamic: Dynamic = None
+
+    def sizes(self) -> Sizes:
+        """Which sizes captures take for symbols: those of a kept plan from the start."""
+        # kernels are compiled for each shape by itself
+        sizes = sizes_of(self.dynamic if self.choice.compiler == "eager" else False)
+        sizes.exactly = frozenset(name for graph in (self.choice.kept or {}).values() for name in graph.sizes)
+        return sizes
 
     @property
     def optimizer_bytes(self) -> int:

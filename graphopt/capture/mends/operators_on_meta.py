@@ -1,9 +1,8 @@
-"""Attention on the meta device as one operator, as devices have it, and not as products whose scores are kept."""
+"""Operators on the meta device as other devices have them: fused attention, and losses that have a derivative."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,21 +12,36 @@ aten = torch.ops.aten
 
 
 @contextmanager
-def fused_attention_on_meta() -> Iterator[None]:
-    """Inside, `scaled_dot_product_attention` of tensors without memory is the CPU's fused operator.
+def operators_on_meta() -> Iterator[None]:
+    """Inside, tensors without memory are traced as those of a device.
 
+    `scaled_dot_product_attention` is the CPU's fused operator.
     PyTorch asks the device which of its kernels to take, and takes products for one that has none. What the fused one
     keeps is what CUDA's flash attention keeps: its result, and one number for each row.
     """
     library = torch.library.Library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", _fused, "AutogradMeta")
+    # tracing on meta tensors takes these for operators without a derivative: nothing before them would get a gradient
+    library.impl("nll_loss", _loss_by(aten.nll_loss_forward), "AutogradMeta")
+    library.impl("nll_loss2d", _loss_by(aten.nll_loss2d_forward), "AutogradMeta")
     try:
-        with warnings.catch_warnings():
-            # of nll_loss, which is decomposed before it is differentiated
-            warnings.filterwarnings("ignore", "aten::nll_loss: an autograd kernel was not registered")
-            yield
+        yield
     finally:
         library._destroy()
+
+
+def _loss_by(forward: Any) -> Callable[..., torch.Tensor]:
+    def loss(
+        predicted: torch.Tensor,
+        target: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        reduction: int = 1,
+        ignore_index: Any = -100,
+    ) -> torch.Tensor:
+        made: torch.Tensor = forward(predicted, target, weight, reduction, ignore_index)[0]
+        return made
+
+    return loss
 
 
 def _fused(
