@@ -54,15 +54,19 @@ def test_a_configuration_is_estimated_as_the_model_that_is_run(config: Path) -> 
         assert found.fits(budget, batch=batch, length=length)
         # beside the bytes that are counted, attention takes scratch
         measured = measured_step(graphopt.optimize(model, "1GiB", example_inputs=inputs), inputs)
-        assert found.peak(batch=batch, length=length) == pytest.approx(measured, rel=0.05)
+        assert found.peak(batch=batch, length=length) == pytest.approx(measured, rel=0.02)
 
 
 def measured_step(model: nn.Module, inputs: dict[str, Any]) -> int:
-    """The highest number of bytes of a step of a model that returns its loss."""
-    model(**inputs).loss.backward()
+    """The highest number of bytes of a step of a model that returns its loss; its logits are held as in a loop."""
+
+    def step() -> None:
+        output = model(**inputs)
+        output.loss.backward()
+
+    step()
     model.zero_grad()
-    held = [*model.parameters(), *model.buffers(), inputs["input_ids"]]
-    return peak_bytes(lambda: model(**inputs).loss.backward(), held, "cpu")
+    return peak_bytes(step, [*model.parameters(), *model.buffers(), inputs["input_ids"]], "cpu")
 
 
 def test_plans_and_tables_of_a_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
