@@ -26,6 +26,9 @@ LEAST_SIZE = 1
 #: Into so many parts a range of a size is cut to find out which polynomials are the largest somewhere in it.
 _PARTS = 4
 
+#: Mixtures are looked for among so many polynomials at the most.
+_MOST_MIXED = 32
+
 #: The least and the largest of each size, by name.
 Ranges = Mapping[str, tuple[int, int]]
 
@@ -167,7 +170,7 @@ def _largest_somewhere(bounds: npt.NDArray[Any]) -> list[int]:
         if not kept or not (bounds[kept] >= bounds[row]).all(axis=1).any():
             kept.append(int(row))
     left = list(kept)
-    for row in reversed(kept):
+    for row in reversed(kept if len(kept) <= _MOST_MIXED else []):
         others = [each for each in left if each != row]
         if any(_mixes(bounds[one], bounds[other], bounds[row]) for one, other in _pairs(others)):
             left = others

@@ -156,13 +156,14 @@ def estimate(
     cost_model: str = "auto",
     reserve: Budget = 0,
     optimizer: torch.optim.Optimizer | None = None,
-    dynamic: Mapping[str, int] | None = None,
+    dynamic: Mapping[str, int | Mapping[int | str, int]] | None = None,
 ) -> Estimate:
     """The whole memory/time curve of a model's training step; the model stays as it is, no step is run.
 
     The arguments are those of `optimize()`; the last of several inputs is the loss function's
-    target. `dynamic` names dimensions of the inputs, as in {"batch": 0, "length": 1}: the answers are
-    then there at all sizes, in closed form. Raises CaptureError where the model cannot be captured, or a
+    target. `dynamic` names dimensions of the inputs, as in {"batch": 0, "length": 1}, or of single ones by
+    place or keyword, as in {"side": {"images": 2, "masks": 1}}: the answers are then there at all sizes,
+    in closed form. Raises CaptureError where the model cannot be captured, or a
     named size cannot change, UsageError for arguments that cannot be used.
     """
     if dynamic is not None and not (isinstance(dynamic, Mapping) and dynamic and all(map(_is_name, dynamic))):

@@ -10,8 +10,8 @@ import sympy
 import torch
 
 from graphopt.base.errors import CaptureError, UsageError
-from graphopt.capture.changing_sizes import Sizes, sizes_of
-from graphopt.capture.names_of_sizes import names_of_symbols
+from graphopt.capture.changing_sizes import Dynamic, Sizes, input_name, sizes_of
+from graphopt.capture.names_of_sizes import name_of, names_of_symbols
 from graphopt.cost_models.polynomials import Form, Ranges, size_symbol
 from graphopt.cost_models.symbolic import rounded
 from graphopt.device.storages import same_device, storage_key, tensors_in
@@ -21,6 +21,7 @@ from graphopt.problem.schedule import Schedule
 from graphopt.report.formula import Formula, formula_lines
 from graphopt.report.grid import GridPoint
 from graphopt.run.calls.call_plan import CallPlan
+from graphopt.run.model.loss_module import as_call
 
 #: The formula is shown for sizes from the example's over this to the example's times this.
 _AROUND = 8
@@ -92,13 +93,13 @@ class SizedEstimate(BySize):
         return complete
 
 
-def planned_formula(call: CallPlan, example_inputs: Any, dynamic: Mapping[str, int]) -> Formula:
+def planned_formula(call: CallPlan, example_inputs: Any, dynamic: Dynamic) -> Formula:
     """The closed forms of a plan, its own peak among them; raises as `sized`."""
     forms = sized(call, example_inputs, dynamic)
     return forms.formula_in(forms.around, call.planned[0].schedule)
 
 
-def sized(call: CallPlan, example_inputs: Any, dynamic: Mapping[str, int]) -> SizedEstimate:
+def sized(call: CallPlan, example_inputs: Any, dynamic: Dynamic) -> SizedEstimate:
     """The closed forms of a call that was captured with these sizes as symbols.
 
     Raises CaptureError where the model is not one graph, or a named size is a constant of it.
@@ -118,17 +119,21 @@ def sized(call: CallPlan, example_inputs: Any, dynamic: Mapping[str, int]) -> Si
 
 def _bytes_of_inputs(inputs: Any, device: torch.device, sizes: Sizes, named: set[str]) -> Form:
     """The bytes of the inputs' storages, each once, with names in place of the sizes of dimensions."""
-    tensors = {storage_key(tensor): tensor for tensor in tensors_in(inputs) if same_device(tensor, device)}
-    total = sympy.Integer(0)
-    for tensor in tensors.values():
-        total += rounded(_bytes_of_input(tensor, sizes, named), device)
-    return Form.of(total)
+    args, kwargs = as_call(inputs, None)
+    given = [(input_name(place), value) for place, value in enumerate(args)]
+    given += [(input_name(keyword), value) for keyword, value in kwargs.items()]
+    found: dict[int, sympy.Expr] = {}
+    for name, value in given:
+        for tensor in tensors_in(value):
+            if same_device(tensor, device):
+                found.setdefault(storage_key(tensor), rounded(_bytes_of_input(tensor, name, sizes, named), device))
+    return Form.of(sympy.Add(*found.values()))
 
 
-def _bytes_of_input(tensor: torch.Tensor, sizes: Sizes, named: set[str]) -> sympy.Expr:
+def _bytes_of_input(tensor: torch.Tensor, of: str, sizes: Sizes, named: set[str]) -> sympy.Expr:
     now, elements = tensor.itemsize, sympy.Integer(tensor.itemsize)
     for dimension, (size, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        name = sizes.names.get(dimension)
+        name = name_of(sizes, f"{of}.size({dimension})", dimension)
         if step:  # an expanded dimension takes no bytes
             now *= size
             elements *= size_symbol(name) if name in named and size > 1 else size

@@ -6,9 +6,14 @@ import sympy
 from torch._dynamo.source import TensorPropertySource
 
 from graphopt.base.errors import CaptureError, UsageError
-from graphopt.capture.changing_sizes import Sizes
+from graphopt.capture.changing_sizes import Sizes, size_name
 from graphopt.graph.step_graph import StepGraph
 from graphopt.graph.symbols import free_symbols, shape_env
+
+
+def name_of(sizes: Sizes, of_input: str, dimension: int) -> str:
+    """What the user calls a size of an input, which is given as by `size_name`; "" where it has no name."""
+    return sizes.by_input.get(of_input) or sizes.names.get(dimension, "")
 
 
 def names_of_symbols(step: StepGraph, sizes: Sizes) -> dict[sympy.Symbol, str]:
@@ -22,8 +27,10 @@ def names_of_symbols(step: StepGraph, sizes: Sizes) -> dict[sympy.Symbol, str]:
     for symbol in sorted(used, key=str):
         assert env is not None
         sources = [source for source in env.var_to_sources[symbol] if isinstance(source, TensorPropertySource)]
-        found[symbol] = next((sizes.names[s.idx] for s in sources if s.idx in sizes.names), str(symbol))
-    for name in sizes.names.values():
+        known = (name_of(sizes, size_name(s.base, s.idx), s.idx) for s in sources if s.idx is not None)
+        found[symbol] = next((name for name in known if name), str(symbol))
+    order = list(dict.fromkeys((*sizes.names.values(), *sizes.by_input.values())))
+    for name in order:
         alike = {int(env.backed_var_to_val[symbol]) for symbol in found if found[symbol] == name} if env else set()
         if len(alike) > 1:
             many = " and ".join(map(str, sorted(alike)))
@@ -33,5 +40,4 @@ def names_of_symbols(step: StepGraph, sizes: Sizes) -> dict[sympy.Symbol, str]:
         if not alike:
             why = sizes.obstacle or "the model's code fixes it, no input has that dimension, or it is 1 in the example"
             raise CaptureError(f"{name!r} is a constant of what was captured: {why}")
-    order = list(sizes.names.values())
     return dict(sorted(found.items(), key=lambda item: order.index(item[1]) if item[1] in order else len(order)))

@@ -109,15 +109,21 @@ class BySize:
             return not self.graph.refusal(sizes) and min(forms.at(sizes)) + self.resident.at(sizes) <= budget_bytes
 
         low = self.graph.ranges[name][0]
-        if not fits(low):
+        if not fits(low) and not fits(low := self.graph.sizes[name]):
             return 0
         high = 2 * low
         while fits(high):
             low, high = high, 2 * high
         while high - low > 1:
-            middle = (low + high) // 2
+            middle = self._served(name, others, (low + high) // 2, low)
+            if middle == low:  # nothing from there to the middle is served
+                middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
+
+    def _served(self, name: str, others: Sizes, size: int, low: int) -> int:
+        """The largest size from `low` to `size` that the capture serves: a network may take multiples of 8 alone."""
+        return next((each for each in range(size, low, -1) if not self.graph.refusal({**others, name: each})), low)
 
     @cached_property
     def _own_eager(self) -> Form:

@@ -6,7 +6,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
+import graphopt
 from graphopt.api.optimize import plan_model
 from graphopt.base.units import UNLIMITED_BYTES
 from graphopt.capture.changing_sizes import sizes_of
@@ -91,3 +93,20 @@ def test_sizes_that_another_graph_serves_are_refused() -> None:
     forms = forms_of("bert")  # has 128 positions
     assert not forms.refusal({"batch": 300, "length": 128})
     assert "length 129" in forms.refusal({"batch": 4, "length": 129})
+
+
+@pytest.mark.slow
+def test_images_of_any_size_are_exact_where_a_network_takes_them() -> None:
+    """Halves of sides are no polynomials in them; sides that are no multiples of 8 are refused."""
+    case = ZOO["unet"]()
+    dynamic = {"batch": 0, "height": {0: 2, 1: 1}, "width": {0: 3, 1: 2}}
+    found = graphopt.estimate(case.model, case.args, dynamic=dynamic, cost_model="roofline")
+    generator = torch.Generator().manual_seed(0)
+    for batch, height, width in ((2, 64, 64), (3, 128, 72)):
+        images = torch.randn(batch, 3, height, width, generator=generator)
+        there = graphopt.estimate(case.model, (images, (images.mean(1) > 0).long()), cost_model="roofline")
+        sizes = {"batch": batch, "height": height, "width": width}
+        assert found.peak(**sizes) == there.eager_peak_bytes
+        assert found.by_size is not None and found.by_size.resident.at(sizes) == sum(there.resident_bytes.values())
+    with pytest.raises(graphopt.UsageError, match="the graph that was captured serves sizes where"):
+        found.peak(height=100)
