@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import graphopt
+from graphopt.api.optimize import plan_model
 from graphopt.cli import cli
 from graphopt.cli.build_function import load_target
 from graphopt.device.measure import peak_bytes
@@ -85,6 +86,20 @@ def test_a_function_builds_on_meta_too(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["plan", f"{path}:build", "--meta", "--mem-budget", "1GiB", "--dynamic", "batch=0", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert "batch" in data["formula"]["chosen"] and "length" not in data["formula"]["chosen"]
+
+
+@pytest.mark.parametrize("loss_fn", [nn.functional.mse_loss, nn.functional.smooth_l1_loss])
+def test_what_is_captured_on_meta_is_what_is_captured_on_a_device(loss_fn: Any) -> None:
+    steps = []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 4))
+            batch = torch.randn(6, 8), torch.randn(6, 4)
+        options = {"mem_budget": "1GiB", "cost_model": "roofline", "dynamic": {"batch": 0}}
+        (planned,) = plan_model(model, batch, loss_fn, **options).planned_graphs
+        values = [(value.kind, value.bytes) for value in planned.captured.step.values]
+        steps.append((values, [str(node.target) for node in planned.captured.step.compute_nodes]))
+    assert steps[0] == steps[1] and sum(kind == "gradients" for kind, _ in steps[0][0]) == 4
 
 
 def test_what_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

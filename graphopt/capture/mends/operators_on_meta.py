@@ -1,12 +1,16 @@
-"""Operators on the meta device as other devices have them: fused attention, and losses that have a derivative."""
+"""Operators on the meta device as devices have them: fused attention, and derivatives of what is made of others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
+from torch._C import DispatchKey
+from torch._ops import OpOverload, OpOverloadPacket
 
 aten = torch.ops.aten
 
@@ -21,27 +25,39 @@ def operators_on_meta() -> Iterator[None]:
     """
     library = torch.library.Library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", _fused, "AutogradMeta")
-    # tracing on meta tensors takes these for operators without a derivative: nothing before them would get a gradient
-    library.impl("nll_loss", _loss_by(aten.nll_loss_forward), "AutogradMeta")
-    library.impl("nll_loss2d", _loss_by(aten.nll_loss2d_forward), "AutogradMeta")
     try:
-        yield
+        with _decomposed():
+            yield
     finally:
         library._destroy()
 
 
-def _loss_by(forward: Any) -> Callable[..., torch.Tensor]:
-    def loss(
-        predicted: torch.Tensor,
-        target: torch.Tensor,
-        weight: torch.Tensor | None = None,
-        reduction: int = 1,
-        ignore_index: Any = -100,
-    ) -> torch.Tensor:
-        made: torch.Tensor = forward(predicted, target, weight, reduction, ignore_index)[0]
-        return made
+@contextmanager
+def _decomposed() -> Iterator[None]:
+    """Operators that are made of others are so on the meta device too.
 
-    return loss
+    Where PyTorch has a kernel in Python for them there, tracing takes that one, which has no derivative: nothing before
+    a cross entropy would get a gradient.
+    """
+    with ExitStack() as stack:
+        for op in _with_kernels_on_meta():
+            kept = {key: kernel for key, kernel in op.py_kernels.items() if key != DispatchKey.Meta}
+            stack.callback(op._dispatch_cache.clear)
+            stack.enter_context(mock.patch.dict(op.py_kernels, kept, clear=True))
+            op._dispatch_cache.clear()
+        yield
+
+
+@cache
+def _with_kernels_on_meta() -> tuple[OpOverload, ...]:
+    packets = (getattr(aten, name) for name in dir(aten))
+    known = [packet for packet in packets if isinstance(packet, OpOverloadPacket)]
+    ops = (getattr(packet, name) for packet in known for name in packet.overloads())
+    return tuple(
+        op
+        for op in ops
+        if DispatchKey.Meta in op.py_kernels and op.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+    )
 
 
 def _fused(
