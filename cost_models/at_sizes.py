@@ -7,7 +7,7 @@ that may take some is run once at the sizes in question, which takes a share of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +17,16 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from graphopt.cost_models.costs import OpCost
-from graphopt.cost_models.profiled import known_costs
+from graphopt.cost_models.profiled import known_costs, may_run
 from graphopt.cost_models.roofline import roofline
 from graphopt.cost_models.scratch import scratch_of_one
 from graphopt.cost_models.signature import At, Signature, node_device, signature
 from graphopt.device.timing import plain_execution
 
 aten = torch.ops.aten
+
+#: What calls were measured to take, by device and by the key of a signature.
+Known = Mapping[torch.device, Mapping[str, OpCost | None]]
 
 #: Kernels that take no scratch from torch's allocator at any size: products in single and double precision on a CPU.
 _PRODUCTS = frozenset((aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default))
@@ -48,7 +51,8 @@ class CostsBySize:
         calls = list(zip(nodes, self.costs, self.estimates, roofline(nodes, at), strict=True))
         device = next((each for node in nodes if (each := node_device(node)) is not None), torch.device("cpu"))
         with plain_execution(device) if self.runs else nullcontext():
-            found = [self._at(at, *each) for each in calls]
+            known = {each: known_costs(each) for each in set(map(node_device, nodes)) if each and self.runs}
+            found = [self._at(at, known, *each) for each in calls]
         return [found[kind] for kind in self.kinds]
 
     def seconds_at(self, at: At) -> list[float]:
@@ -57,17 +61,19 @@ class CostsBySize:
         found = [_scaled_seconds(cost, now, then) for cost, then, now in pairs]
         return [found[kind] for kind in self.kinds]
 
-    def _at(self, at: At, node: fx.Node, cost: OpCost, then: OpCost, now: OpCost) -> OpCost:
+    def _at(self, at: At, known: Known, node: fx.Node, cost: OpCost, then: OpCost, now: OpCost) -> OpCost:
         seconds = _scaled_seconds(cost, now, then)
         call = signature(node, at) if self.runs and cost.storage_bytes is not None else None
         if call is None:
             return OpCost(seconds, _scaled_bytes(cost.workspace_bytes, now, then))
-        if (known := known_costs(call)) is not None:
-            return known
+        if (measured := known.get(call.device, {}).get(call.key)) is not None:
+            return measured
         if _takes_none(call, cost):
             return OpCost(seconds, 0)
-        scratch = scratch_of_one(call)
-        return OpCost(seconds, *scratch) if scratch is not None else OpCost(seconds, cost.workspace_bytes)
+        scratch = scratch_of_one(call) if may_run(call) else None
+        if scratch is None:
+            return OpCost(seconds, _scaled_bytes(cost.workspace_bytes, now, then))
+        return OpCost(seconds, *scratch)
 
 
 def costs_by_size(nodes: Sequence[fx.Node], costs: Sequence[OpCost]) -> CostsBySize:

@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -54,9 +54,14 @@ def profiled(nodes: Sequence[Node], limits: ProfileLimits = ProfileLimits()) -> 
     return _complete(nodes, known)
 
 
-def known_costs(call: Signature) -> OpCost | None:
-    """What a call was measured to take before; None where it was not."""
-    return _table(call.device).costs.get(call.key) if at_hand(call.device) else None
+def known_costs(device: torch.device) -> Mapping[str, OpCost | None]:
+    """What calls on a device were measured to take before, by the key of a signature."""
+    return _table(device).costs if at_hand(device) else {}
+
+
+def may_run(call: Signature) -> bool:
+    """Whether a call's tensors take little enough of what is free to be made once more, beside those of the model."""
+    return call.total_bytes <= _free_bytes(call.device) // 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,14 +33,15 @@ def roofline(nodes: Sequence[Node], at: At | None = None) -> list[OpCost]:
 
     `at` says what sizes are that are symbols; None: as they were captured.
     """
-    return [_cost(node, at) for node in nodes]
+    devices = [node_device(node) for node in nodes]
+    # each is looked up by all that decides which kernels run
+    speeds = {device: device_speed(device) for device in dict.fromkeys(devices) if device is not None}
+    pairs = zip(nodes, devices, strict=True)
+    # without a device it is arithmetic on sizes
+    return [OpCost(0.0, 0) if device is None else _cost(node, speeds[device], at) for node, device in pairs]
 
 
-def _cost(node: Node, at: At | None) -> OpCost:
-    device = node_device(node)
-    if device is None:  # arithmetic on sizes
-        return OpCost(0.0, 0)
-    speed = device_speed(device)
+def _cost(node: Node, speed: DeviceSpeed, at: At | None) -> OpCost:
     rate = _matmul_rate(node, speed)
     compute_seconds = flops(node, at) / rate + _transcendentals(node, at) / speed.transcendentals_per_second
     traffic_seconds = moved_bytes(node, at) / speed.bytes_per_second

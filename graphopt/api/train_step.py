@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from graphopt.base.units import UNLIMITED_BYTES, parse_bytes
+from graphopt.capture.changing_sizes import Dynamic, sizes_of
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.device.ranks import ranks_of
@@ -25,7 +26,7 @@ from graphopt.step.check_options import check_group, check_model_and_optimizer, 
 from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
 from graphopt.step.optimizer_view import OptimizerView
-from graphopt.step.options import StepOptions, check_compiler_with, check_update_in_backward
+from graphopt.step.options import StepOptions, check_compiler_with, check_dynamic_with, check_update_in_backward
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
@@ -59,6 +60,7 @@ def train_step(
     plan_seconds: float = 0.0,
     on_excess: OnExcess = "correct",
     compiler: Compiler = "eager",
+    dynamic: Dynamic = None,
 ) -> TrainStep:
     """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
 
@@ -73,8 +75,8 @@ def train_step(
     and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
     stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
     its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
-    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler` and `example_inputs`
-    are those of `optimize()`.
+    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`, `dynamic` and `example_inputs`
+    are those of `optimize()`; several processes capture each set of shapes by itself, and take no `dynamic=`.
 
     Each step is measured. What one took above its plan is told of, once for each cause, and is counted from the next
     call on; with `on_excess="raise"` it is a BudgetError, raised when the step is done and the parameters are updated.
@@ -115,6 +117,7 @@ def train_step(
             view = OptimizerView(optimizer, model, masters=masters)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
             check_compiler_with(options, compiler, has_ranks=ranks is not None)
+            check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)
             if update_in_backward:
                 check_update_in_backward(options, view, ranks is not None)
             device = next(iter(model.parameters())).device
@@ -131,7 +134,9 @@ def train_step(
         **({"kept_bytes": exchange.kept_bytes} if exchange else {}),
     )
     module = LossModule(model, loss_fn, device.type, autocast)
-    step = TrainStep(model, module, memory, options, lr_scheduler, exchange)
+    # kernels are compiled for each shape by itself, and ranks compare what they run, whose shapes may differ
+    sizes = sizes_of(dynamic if compiler == "eager" and ranks is None else False)
+    step = TrainStep(model, module, memory, options, sizes, lr_scheduler, exchange)
     if args or kwargs:
         step.plan_for(args, kwargs)
     return step

@@ -18,7 +18,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphopt.base.errors import GraphoptError, PassError
 from graphopt.capture.capture_graph import FindVirtual, HandOver, capture_graph, none_is_virtual, return_all
-from graphopt.capture.changing_sizes import CONSTANT, Sizes, fix_sizes, symbolic_sizes
+from graphopt.capture.changing_sizes import (
+    CONSTANT,
+    Sizes,
+    fix_sizes,
+    has_symbols,
+    symbolic_sizes,
+    with_plain_layout,
+)
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
@@ -26,7 +33,7 @@ from graphopt.capture.mends.masked_writes import with_masked_writes
 from graphopt.capture.mends.regions import with_regions_inlined
 from graphopt.capture.mends.true_strides import true_strides
 from graphopt.capture.mends.wrong_upstream import warn_of_wrong_upstream
-from graphopt.capture.numbers import fix_numbers, floats_stay_floats, reads_numbers
+from graphopt.capture.numbers import fix_numbers, floats_stay_floats
 from graphopt.capture.recurrent.layers import with_recurrent_layers
 from graphopt.capture.tangents import ChooseTangents
 from graphopt.emit.backward import BackwardModules
@@ -232,7 +239,7 @@ def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: C
             return compiler(request.module, request.example_inputs)
         except (_Captured, Exception) as error:
             is_meant = isinstance(error, (_Captured, GraphoptError)) and not isinstance(error, PassError)
-            if is_meant or not reads_numbers(request.module):
+            if is_meant or not has_symbols(request.module):
                 raise
             # torch has ops, or their derivatives, that take no symbol
             logger.info("numbers are constants of this plan, as it cannot be traced otherwise: %s", error)
@@ -241,7 +248,7 @@ def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: C
             fix_numbers(request.module)
             fix_sizes(request.module)
             begin_anew()
-            return compiler(request.module, request.example_inputs)
+            return compiler(request.module, list(map(with_plain_layout, request.example_inputs)))
 
 
 def _draws_kept() -> AbstractContextManager[None]:

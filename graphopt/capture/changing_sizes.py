@@ -21,10 +21,12 @@ from torch import fx
 from torch._dynamo.source import TensorProperty, TensorPropertySource, is_from_local_source
 from torch._dynamo.variables import builder
 from torch._guards import Source
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatefulSymbolicContext
 
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.captures import cause_of_capture, in_users_words
+from graphopt.capture.numbers import reads_numbers
 from graphopt.device.storages import tensors_in
 from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_symbol, layout_of, plain
@@ -48,6 +50,8 @@ class Sizes:
     exactly: frozenset[str] = frozenset()
     by_input: dict[str, str] = field(default_factory=dict)
     obstacle: str = ""
+    #: Whether the capture that is being made has symbols for sizes.
+    has_some: bool = False
 
     @property
     def are_constant(self) -> bool:
@@ -104,13 +108,16 @@ CONSTANT = Sizes(follow=False)
 def changing_sizes(sizes: Sizes) -> Iterator[None]:
     """Let Dynamo take those sizes for symbols that `sizes` says."""
     before = builder._automatic_dynamic
+    sizes.has_some = False
 
     def follow(tensor: Any, tx: Any, source: Any, static_shapes: bool, *rest: Any, **named: Any) -> Any:
         static = static_shapes or sizes.are_constant
         context = before(tensor, tx, source, static, *rest, **named)
         if static or not is_from_local_source(source, only_allow_input=True):
             return context
-        return _with_changing(context, tensor, source, sizes) if _is_wanted(sizes) else context
+        context = _with_changing(context, tensor, source, sizes) if _is_wanted(sizes) else context
+        sizes.has_some |= any(size is DimDynamic.DYNAMIC for size in getattr(context, "dynamic_sizes", ()))
+        return context
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(builder, "_automatic_dynamic", follow))
@@ -177,6 +184,17 @@ def fix_sizes(module: fx.GraphModule, sizes: Sizes = CONSTANT) -> None:
                     plain(size)
 
 
+def with_plain_layout(example: Any) -> Any:
+    """An input whose symbols were made constants, in the same memory, as it would be without; others as they are."""
+    is_dense = isinstance(example, FakeTensor) and example.layout == torch.strided
+    if not is_dense or not any(isinstance(size, torch.SymInt) for size in layout_of(example)):
+        return example
+    shape, stride = list(map(plain, example.shape)), list(map(plain, example.stride()))
+    with example.fake_mode, torch.no_grad():
+        made = example.as_strided(shape, stride, plain(example.storage_offset()))
+    return made.requires_grad_(example.requires_grad)
+
+
 def conditions_on_sizes(module: fx.GraphModule) -> tuple[str, ...]:
     """Inside of a backend: what must hold of sizes for one of Dynamo's graphs, with the line that asks for it."""
     env = next((s.node.shape_env for s in symbolic_sizes(module)), None)
@@ -191,6 +209,11 @@ def conditions_on_sizes(module: fx.GraphModule) -> tuple[str, ...]:
         where = getattr(guard.sloc, "maybe_user_loc", None)
         found.append(f"{expression}, for {where}" if where else expression)
     return tuple(dict.fromkeys(found))
+
+
+def has_symbols(module: fx.GraphModule) -> bool:
+    """Whether numbers or sizes that may differ from call to call are in one of Dynamo's graphs."""
+    return reads_numbers(module) or next(symbolic_sizes(module), None) is not None
 
 
 def symbolic_sizes(module: fx.GraphModule) -> Iterator[torch.SymInt]:

@@ -13,7 +13,13 @@ from weakref import ref
 
 import torch
 from torch._dynamo.convert_frame import CatchErrorsWrapper, compile_lock
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.exc import (
+    BackendCompilerFailed,
+    InternalTorchDynamoError,
+    TorchDynamoException,
+    TorchRuntimeError,
+    UserError,
+)
 from torch._dynamo.external_utils import wrap_inline
 
 from graphopt.base.errors import CaptureError, GraphoptError
@@ -93,6 +99,13 @@ class _Capturing(CatchErrorsWrapper):
         capture, unguarded = super().__call__, self._unguarded()
         noted = unguarded.noted(frame.f_code) if unguarded is not None else nullcontext()
         with compile_lock, generators_kept(), settings(self._sizes), noted, self._while_capturing(frame.f_code):
+            try:
+                return captured_with_constants(lambda: capture(frame, *rest))
+            except (TorchRuntimeError, InternalTorchDynamoError, UserError) as error:
+                if not self._sizes.has_some:
+                    raise
+                # torch has functions that take no symbol for a size
+                self._sizes.cannot_change(f"{type(error).__name__}: {error}")
             return captured_with_constants(lambda: capture(frame, *rest))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter, is_
 from types import CodeType, FunctionType
 from typing import Any
 from unittest import mock
@@ -19,6 +21,41 @@ from torch._dynamo.variables.user_defined import UserDefinedClassVariable, UserD
 logger = logging.getLogger("graphopt")
 
 _TORCH = torch.__path__[0]
+_code = attrgetter("__code__")
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What is to be as it was, as lists that are compared in C; methods that a class gives as they are."""
+
+    functions: tuple[FunctionType, ...]
+    codes: tuple[CodeType, ...]
+    owners: tuple[type, ...]
+    names: tuple[str, ...]
+    methods: tuple[FunctionType, ...]
+    #: Class methods and the like, of which a class makes another object at each look.
+    others: tuple[tuple[type, str, FunctionType], ...]
+
+    @classmethod
+    def of(cls, codes: dict[FunctionType, CodeType], methods: dict[tuple[type, str], FunctionType]) -> _Listed:
+        """All of it; looked through anew where something joins it."""
+        plain: list[tuple[type, str, FunctionType]] = []
+        others: list[tuple[type, str, FunctionType]] = []
+        for (owner, name), method in methods.items():
+            (plain if getattr(owner, name, None) is method else others).append((owner, name, method))
+        owners, names, given = zip(*plain, strict=True) if plain else ((), (), ())
+        return cls(tuple(codes), tuple(codes.values()), owners, names, given, tuple(others))
+
+    def is_so(self) -> bool:
+        """Whether all of it is as it was."""
+        try:
+            return (
+                all(map(is_, map(_code, self.functions), self.codes))
+                and all(map(is_, map(getattr, self.owners, self.names), self.methods))
+                and all(_method(owner, name) is method for owner, name, method in self.others)
+            )
+        except AttributeError:  # a class has lost a method
+            return False
 
 
 class Unguarded:
@@ -36,6 +73,7 @@ class Unguarded:
         self._methods: dict[tuple[type, str], FunctionType] = {}
         self._codes: dict[FunctionType, CodeType] = {}
         self._captured: dict[int, ref[CodeType]] = {}
+        self._listed: _Listed | None = None
 
     @contextmanager
     def noted(self, code: CodeType) -> Iterator[None]:
@@ -52,6 +90,10 @@ class Unguarded:
 
     def forget_if_changed(self) -> None:
         """Let Dynamo forget what was captured where it is no longer what would be run."""
+        # asked in every call, of a hundred functions in a large model: words are looked for only where one has changed
+        self._listed = self._listed or _Listed.of(self._codes, self._methods)
+        if self._listed.is_so() and hooks_of_all_modules() == self._hooks:
+            return
         what = self._changed()
         if not what:
             return
@@ -64,6 +106,7 @@ class Unguarded:
     def _note(self, function: object, owners: list[Any]) -> None:
         if not isinstance(function, FunctionType):
             return
+        self._listed = None
         if not function.__code__.co_filename.startswith(_TORCH):
             self._codes[function] = function.__code__
         for owner in owners:

@@ -18,22 +18,23 @@ class CpuWindow:
     def __init__(self) -> None:
         counter = cpu_counter()
         assert counter is not None
-        self._counter = counter
+        self._live, self._peak, self._take_peak = counter.live_bytes, counter.peak_bytes, counter.take_peak_bytes
         self._peak_bytes = 0
         _lookers.append(weakref.ref(self, _lookers.remove))
         self.take()
 
     def live_bytes(self) -> int:
         """What is allocated now, of all that was allocated since the counter is there."""
-        return self._counter.live_bytes.value
+        return self._live.value
 
     def peak_bytes(self) -> int:
         """The most that was allocated since the last `take`."""
-        return max(self._counter.peak_bytes.value, self._peak_bytes)
+        peak_bytes = self._peak.value
+        return peak_bytes if peak_bytes > self._peak_bytes else self._peak_bytes
 
     def take(self) -> int:
         """The most that was allocated since the last call."""
-        peak_bytes = self._counter.take_peak_bytes()
+        peak_bytes = self._take_peak()
         if len(_lookers) > 1:
             for there in tuple(_lookers):
                 looker = there()

@@ -8,8 +8,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from graphopt.device.storages import planned_bytes, same_device
 from graphopt.graph.nodes import copied_bytes
@@ -36,7 +34,10 @@ class AtSizes:
 
     def of(self, expression: sympy.Expr) -> Any:
         """What an expression in the symbols is."""
-        return sympy_interp(PythonReferenceAnalysis, dict(self.sizes), expression)
+        value = expression.xreplace({symbol: sympy.Integer(size) for symbol, size in self.sizes.items()})
+        if value.is_Boolean:
+            return bool(value)
+        return int(value) if value.is_Integer else float(value.evalf())
 
 
 def step_at(step: StepGraph, at: AtSizes) -> StepGraph:

@@ -29,6 +29,8 @@ def is_constant(number: Any) -> bool:
     """Whether a guard ties a number to its value, or it comes from data, and must be a constant to be planned for."""
     if not isinstance(number, SYMBOLS) or not number.node.has_hint():
         return True
+    if isinstance(number, torch.SymInt):  # what a guard ties to its value is that value by now
+        return not number.node.expr.free_symbols
     hint = number.node.hint
     if isinstance(number, torch.SymBool):
         return statically_known_true(number if hint else cast(torch.SymBool, torch.sym_not(number)))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
-from graphopt.graph.step_graph import tensors_of
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.schedule import lifetimes, simulate
 
@@ -90,9 +89,7 @@ def _advice(study: GraphStudy, own_minimum_bytes: int, own_budget_bytes: int, pl
 
 def _batch_size(study: GraphStudy) -> int:
     """The first dimension that the step's own inputs share; 1 where they share none."""
-    sizes: set[int] = set()
     step = study.graph.step
-    for node in step.joint.primals:
-        if node.name not in step.static_inputs:
-            sizes.update(int(tensor.shape[0]) for tensor in tensors_of(node) if tensor.ndim > 0)
+    inputs = (node for node in step.joint.primals if node.name not in step.static_inputs and node in step.home)
+    sizes = {shape[0] for node in inputs if (shape := step.values[step.home[node]].shape)}
     return sizes.pop() if len(sizes) == 1 else 1

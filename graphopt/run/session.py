@@ -19,10 +19,10 @@ from torch import fx, nn
 
 from graphopt.base.errors import CaptureError, GraphoptError
 from graphopt.capture.captures import Recaptures
+from graphopt.capture.changing_sizes import has_symbols
 from graphopt.capture.check_tensors import check_tensors, obstacle_among
 from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import ANOTHER_WAY, noted_breaks, nothing_captured
-from graphopt.capture.numbers import reads_numbers
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, generators_kept, restore, training_mode, undone
 from graphopt.device.storages import tensors_in
@@ -197,7 +197,7 @@ class Session:
         graph.last_call = self._calls
         self.graphs.append(graph)
         self._phase.on_new(graph)
-        if reads_numbers(module) and not graph.compiled:
+        if has_symbols(module) and not graph.compiled:
             # what tracing it asks of them is a guard only now
             graph.study(self.request.choice, False, self._plans.key.shapes)
         graph.is_met()

@@ -13,11 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
 from graphopt.base.rounding import ceil_div
 from graphopt.base.units import UNLIMITED_BYTES, format_bytes
+from graphopt.capture.changing_sizes import Sizes
 from graphopt.capture.check_tensors import check_tensors
 from graphopt.device.storages import tensors_in
 from graphopt.run.model.loss_module import LossModule
 from graphopt.step.memory import PlannedMicro, StepMemory
-from graphopt.step.micro import HandOver, MicroCall, Micros
+from graphopt.step.micro import HandOver, Micros
+from graphopt.step.micro_graph import MicroCall
 from graphopt.step.window import MicroBatch, Weights, cut, rows_of
 
 #: How many micro-batches, or to choose that.
@@ -78,18 +80,19 @@ class Division:
         hand_over: HandOvers,
         accumulate: Accumulate,
         weights: Weights,
+        sizes: Sizes,
         *,
         always_summed: bool = False,
     ) -> None:
         self.memory, self.accumulate, self.weights = memory, accumulate, weights
         self.micro_rows = 0
-        self._module, self._hand_over, self._always_summed = module, hand_over, always_summed
+        self._module, self._hand_over, self._always_summed, self._sizes = module, hand_over, always_summed, sizes
         self._is_cut = self._captured = self._is_checked = False
         self._micros: dict[tuple[object, ...], Micros] = {}
 
     def cut(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[MicroBatch]:
         """The micro-batches of a batch; raises BudgetError where no way to cut the first one fits."""
-        self.memory.batch = (args, kwargs)
+        self.memory.comes((args, kwargs))
         if not self.micro_rows or not self._is_checked:
             check_tensors(self._module, tensors_in((args, kwargs)))
             self._is_checked = True
@@ -108,7 +111,11 @@ class Division:
 
     def resolve(self, piece: MicroBatch, *, is_last: bool = True) -> MicroCall:
         """The graph of a micro-batch, captured where it is new, and what goes into it."""
-        return self._micros_now(is_last).resolve(piece.args, piece.kwargs)
+        call = self._micros_now(is_last).resolve(piece.args, piece.kwargs)
+        if self.memory.is_outgrown(call.micro):
+            self.memory.forget(call.micro)
+            call.micro.forget_plan()
+        return call
 
     def trial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], micro_rows: int) -> Trial:
         """Capture and plan the first micro-batch of `micro_rows`, whether it fits or not.
@@ -116,7 +123,8 @@ class Division:
         Raises CaptureError where nothing could be captured before.
         """
         rows, memory = rows_of(args, kwargs), self.memory
-        memory.batch, memory.summed = (args, kwargs), micro_rows < rows or self._always_summed
+        memory.comes((args, kwargs))
+        memory.summed = micro_rows < rows or self._always_summed
         piece = cut(args, kwargs, micro_rows, None)[0]
         start = time.monotonic()
         try:
@@ -158,6 +166,8 @@ class Division:
         self.settle(best.micro_rows, is_cut=best.accumulate > 1)
         self.memory.keep_only(best.micro)
         self._micros = {key: micros for key, micros in self._micros.items() if key[0] is self.memory.summed}
+        for micros in self._micros.values():
+            micros.keep_only(best.micro.planned)
 
     def _warn_of_batch_norm(self, best: Trial) -> None:
         """What was not asked for in so many words must not change a result in silence."""
@@ -174,9 +184,8 @@ class Division:
         kind, hand_over = self._hand_over(is_last)
         key = memory.summed, memory.view.trained, kind
         if key not in self._micros:
-            self._micros[key] = Micros(
-                self._module, memory.choice, memory.plan, memory.view.trains, hand_over, memory.forget
-            )
+            options = memory.choice, memory.plan, memory.view.trains, hand_over, memory.forget, self._sizes
+            self._micros[key] = Micros(self._module, *options)
         return self._micros[key]
 
 

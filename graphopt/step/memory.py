@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,10 +18,8 @@ from graphopt.base.units import format_bytes
 from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.device.ranks import Ranks
 from graphopt.device.storages import tensors_in, unique_storage_bytes
-from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.agreement import plan_as_one
 from graphopt.plan.choice import Choice
-from graphopt.plan.graph_study import GraphStudy, studied
 from graphopt.plan.infeasible import tail_error
 from graphopt.plan.pipeline import plan_within
 from graphopt.plan.planned_graph import PlannedGraph
@@ -32,7 +31,7 @@ from graphopt.run.calls.make_plans import at_least_the_smallest
 from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
 from graphopt.run.watch.causes import above_plan
 from graphopt.run.watch.measured_step import Place
-from graphopt.step.micro import Learning, Micro
+from graphopt.step.micro_graph import Learning, Micro, MicroGraph
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, kept_table_bytes, tail_bytes
 
@@ -40,14 +39,6 @@ logger = logging.getLogger("graphopt")
 
 #: The kind of what was measured beside a micro-batch's graph, and not behind it.
 IN_GRAPHS = above_plan(Place.GRAPHS)
-
-
-@dataclass(frozen=True, eq=False)
-class MicroStudy:
-    """What is known of a micro-batch whatever the room: its curve, and what the step's tail holds, by kind."""
-
-    graph: GraphStudy
-    tail_bytes: dict[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +54,11 @@ class PlannedMicro:
     def peak_bytes(self) -> int:
         """The most that is there at once, in the micro-batch or after it."""
         return self.peak_of(self.planned.peak_bytes)
+
+    @cached_property
+    def eager_peak_bytes(self) -> int:
+        """The same with nothing recomputed."""
+        return self.peak_of(self.planned.study.eager.peak_bytes)
 
     def peak_of(self, own_bytes: int) -> int:
         """The same for a schedule of `own_bytes`."""
@@ -82,7 +78,7 @@ class PlannedMicro:
 class StepMemory:
     """Plans the micro-batches of one step.
 
-    `summed` says whether their gradients are summed up, `batch` what the global batch is: both may
+    `summed` says whether their gradients are summed up, `batch` what the global batch is (see `comes`): both may
     change before the next one is planned. `fixed_bytes` are what the last one took whatever its plan;
     `kept_bytes` what compression keeps for parameters of these names. `held` gives tensors of the step's own that
     are there already and counted by name, such as the sums of gradients when a second size of batch comes.
@@ -108,25 +104,43 @@ class StepMemory:
         self.planners: Ranks | None = None
         self.summed = False
         self.batch: object = ()
+        self._batch_bytes = 0
         self.levels: dict[str, int] = {}
         self.above_bytes = 0
         self.is_trial = False
-        self.planned: list[PlannedMicro] = []
-        #: By the identity of the captured graph.
-        self._studies: dict[int, MicroStudy] = {}
+        self._planned: dict[PlannedGraph, PlannedMicro] = {}
+        #: What the step's tail holds, by kind, whatever the sizes of inputs.
+        self._tails: WeakKeyDictionary[MicroGraph, dict[str, int]] = WeakKeyDictionary()
         self.fixed_bytes = 0
         self.plan_seconds = 0.0
         first = next(iter((*model.parameters(), *model.buffers())), None)
         self.device = first.device if first is not None else torch.device("cpu")
 
-    def plan(self, captured: CapturedGraph, learning: Learning) -> PlannedGraph:
-        """Plan a micro-batch graph inside what the budget leaves it; raises BudgetError where it cannot be.
+    def comes(self, batch: object) -> None:
+        """This is the global batch for which micro-batches are planned next."""
+        self.batch, self._batch_bytes = batch, unique_storage_bytes(tensors_in(batch), self.device)
+
+    def is_outgrown(self, micro: Micro) -> bool:
+        """Whether the batch holds more than the one for which a micro-batch is planned."""
+        if not micro.is_planned or micro.planned not in self._planned:
+            return False
+        known_bytes = self._planned[micro.planned].resident_bytes["inputs"]
+        # a part of the model among the inputs counts there
+        return self._batch_bytes > known_bytes < resident_of_model(self.model, self.batch, self.device)["inputs"]
+
+    @property
+    def planned(self) -> list[PlannedMicro]:
+        """What is planned, in the order in which it was."""
+        return list(self._planned.values())
+
+    def plan(self, micro: Micro) -> PlannedGraph:
+        """Plan a micro-batch inside what the budget leaves it; raises BudgetError where it cannot be.
 
         Together with `planners`, a collective call, where there are such.
         """
-        take_workspaces([captured.step], self.device, in_autograd=False)  # the window's backward is a part of its graph
-        study = self._study(captured, learning)
-        graph, tail = study.graph, study.tail_bytes
+        graph, learning, tail = micro.study, micro.graph.learning, self._tail_bytes(micro.graph)
+        # the window's backward is a part of its graph
+        take_workspaces([graph.graph.step], self.device, in_autograd=False)
         counted = self.resident(learning)
         resident = counted | {kind: max(size, counted.get(kind, 0)) for kind, size in self.levels.items()}
         resident |= {IN_GRAPHS: self.above_bytes} if self.above_bytes else {}
@@ -145,33 +159,33 @@ class StepMemory:
         how = make_smallest if self.is_trial else make
         (planned,) = plan_as_one(self.planners, [graph], Room(self.budget_bytes, resident), self.choice, how)
         self._now(PlannedMicro(planned, learning, resident, tail), time.monotonic() - start)
+        if graph.pool is not None:
+            graph.pool.serves(planned.schedule, micro.graph.symbols.named_at(micro.sizes))
+            graph.forget_derived()  # of each of many sizes it would be kept
         return planned
 
     def forget(self, micro: Micro) -> None:
-        """This graph is not kept."""
-        self._studies.pop(id(micro.captured), None)
+        """This micro-batch is not kept, or planned anew."""
         if micro.is_planned:
-            self.planned = [each for each in self.planned if each.planned is not micro.planned]
+            self._planned.pop(micro.planned, None)
 
     def keep_only(self, planned: PlannedMicro) -> None:
         """Of all that was tried, this is what is run."""
-        self.planned = [planned]
-        own = id(planned.planned.captured)
-        self._studies = {own: self._studies[own]}
+        self._planned = {planned.planned: planned}
 
     def forget_plans(self) -> None:
         """There is another room: graphs and their curves stay known, and are planned anew when they are run."""
-        self.planned = []
+        self._planned = {}
 
     def forget_graphs(self) -> None:
         """The model is another one: nothing that was captured or measured holds for it."""
-        self.planned, self.levels, self.above_bytes = [], {}, 0
-        self._studies.clear()
+        self._planned, self.levels, self.above_bytes = {}, {}, 0
+        self._tails.clear()
 
     def plans_of(self, micros: Iterable[Micro]) -> list[PlannedMicro]:
-        """What was planned for these graphs."""
-        wanted = {micro.planned for micro in micros}
-        return [each for each in self.planned if each.planned in wanted]
+        """What was planned for these micro-batches."""
+        distinct = dict.fromkeys(micro.planned for micro in micros)
+        return [self._planned[planned] for planned in distinct if planned in self._planned]
 
     def grown(self, planned: PlannedMicro) -> dict[str, int]:
         """What there is now of the kinds of which there is more than was planned, each with all of its bytes."""
@@ -181,16 +195,15 @@ class StepMemory:
             now["gradients"] = max(sums, now.get("gradients", 0))
         return {kind: size for kind, size in now.items() if size > planned.resident_bytes.get(kind, 0)}
 
-    def _study(self, captured: CapturedGraph, learning: Learning) -> MicroStudy:
-        if id(captured) not in self._studies:
-            waiting, runs = learning.used if self.summed else learning.returned, self.choice.cost_model != "roofline"
-            dtypes = self._dtypes(waiting)
-            tail = tail_bytes(self.view, dtypes, summed=self.summed, options=self.tail, run_ops=runs)
-            self._studies[id(captured)] = MicroStudy(studied(captured, self.choice), tail)
-        return self._studies[id(captured)]
+    def _tail_bytes(self, graph: MicroGraph) -> dict[str, int]:
+        if graph not in self._tails:
+            learning, runs = graph.learning, self.choice.cost_model != "roofline"
+            dtypes = self._dtypes(learning.used if self.summed else learning.returned)
+            self._tails[graph] = tail_bytes(self.view, dtypes, summed=self.summed, options=self.tail, run_ops=runs)
+        return self._tails[graph]
 
     def _now(self, planned: PlannedMicro, seconds: float) -> None:
-        self.planned.append(planned)
+        self._planned[planned.planned] = planned
         self.plan_seconds += seconds
         logger.info(
             "planned a micro-batch in %.2f s: %s at the peak, %s of it resident",
@@ -214,24 +227,33 @@ class StepMemory:
         kinds["other"] = other_bytes(self.model, real, view.optimizer, device, held) + kept_table_bytes(learning)
         return {kind: size for kind, size in kinds.items() if size or kind in ("parameters", "inputs")}
 
+    def shown(self) -> list[PlannedMicro]:
+        """What is planned of each graph at the sizes at which eager takes the most."""
+        found: dict[str, PlannedMicro] = {}
+        for planned in self.planned:
+            graph_hash = planned.planned.captured.step.graph_hash
+            if planned.eager_peak_bytes > found.setdefault(graph_hash, planned).eager_peak_bytes:
+                found[graph_hash] = planned
+        return list(found.values())
+
     def build_plan(self, name: str) -> Plan:
         """The plan of the step, whose peak is the highest of its micro-batches'.
 
         Raises UsageError before anything is captured.
         """
-        if not self.planned:
+        if not self._planned:
             raise UsageError("nothing is planned yet: call the step, or give train_step() example_inputs")
-        highest = self.highest()
+        highest, shown = self.highest(), self.shown()
         return Plan(
             model=name,
             device=str(self.device),
             torch_version=torch.__version__,
             budget_bytes=self.budget_bytes,
             peak_bytes=highest.peak_bytes,
-            eager_peak_bytes=max(p.peak_of(p.planned.study.eager.peak_bytes) for p in self.planned),
-            minimum_bytes=max(p.peak_of(p.planned.study.minimum_bytes) for p in self.planned),
+            eager_peak_bytes=max(p.eager_peak_bytes for p in shown),
+            minimum_bytes=max(p.peak_of(p.planned.study.minimum_bytes) for p in shown),
             resident_bytes=dict(highest.resident_bytes),
-            graphs=tuple(p.planned.plan for p in self.planned),
+            graphs=tuple(p.planned.plan for p in shown),
         )
 
     def highest(self) -> PlannedMicro:

@@ -9,129 +9,48 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dynamo.exc import Unsupported
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOutput, TangentAOTInput
+from torch._guards import TracingContext
 
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.captures import Capture, Recaptures, this_capture
-from graphopt.capture.changing_sizes import fix_sizes
+from graphopt.capture.changing_sizes import Sizes, fix_sizes
 from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.noted_breaks import in_own_words, in_users_code, noted_breaks, nothing_captured
 from graphopt.capture.numbers import examples_of
-from graphopt.device.snapshot import generators_kept
-from graphopt.emit.emit import emit_whole
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
-from graphopt.lower.compiler import Compiler
-from graphopt.lower.halves import LoweredWhole
 from graphopt.passes.joint import Passes
 from graphopt.plan.choice import Choice
+from graphopt.plan.other_sizes import GraphAtSizes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.graph_break import GraphBreak
+from graphopt.run.graphs.input_symbols import InputSymbols
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule, wrong_arguments
 from graphopt.step.dynamo_outputs import beside_loss, loss_alone
+from graphopt.step.micro_graph import Learning, Micro, MicroCall, MicroGraph
 
-#: Plans a captured micro-batch in which parameters get gradients: those returned, and those the graph uses up itself.
-Plan = Callable[[CapturedGraph, "Learning"], PlannedGraph]
+#: Plans a micro-batch at its sizes.
+Plan = Callable[[Micro], PlannedGraph]
 #: The passes that decide what becomes of a joint graph's gradients; the parameters to train are by position among
 #: its primals.
 HandOver = Callable[[JointGraph, Mapping[int, Any]], Passes]
-
-
-@dataclass(frozen=True)
-class Learning:
-    """Parameters that get gradients: whose the graph returns, and whose it uses up itself."""
-
-    returned: tuple[torch.Tensor, ...]
-    used: tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Micro:
-    """A captured micro-batch graph, planned when that is first asked for.
-
-    Its inputs are described by `input_roles`: Dynamo's flat inputs, and ours.
-    """
-
-    captured: CapturedGraph
-    plan: Callable[[], PlannedGraph]
-    compiler: Compiler = "eager"
-
-    @cached_property
-    def planned(self) -> PlannedGraph:
-        """The graph with its plan; raises BudgetError where it does not fit."""
-        with generators_kept():
-            return self.plan()
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether a plan of it was asked for."""
-        return "planned" in self.__dict__
-
-    def forget_plan(self) -> None:
-        """It is planned anew when that is next asked for."""
-        for made in ("planned", "module"):
-            self.__dict__.pop(made, None)
-
-    @cached_property
-    def module(self) -> fx.GraphModule | LoweredWhole:
-        """The graph to run, boxed: (loss, a gradient or None for each of the joint graph's inputs)."""
-        with generators_kept():
-            emitted = emit_whole(self.captured.step, self.planned.schedule)
-            return emitted if self.compiler == "eager" else LoweredWhole(emitted)
-
-    @cached_property
-    def input_roles(self) -> tuple[object, ...]:
-        """The descriptor of each input, in order: AOTAutograd's, or one of graphopt.graph.roles."""
-        return tuple(node.meta[DESCRIPTOR] for node in self._placeholders)
-
-    @cached_property
-    def accumulators(self) -> dict[int, torch.Tensor]:
-        """Flat input -> the (fake) accumulator of its gradient."""
-        roles = ((node.meta[DESCRIPTOR], node.meta["val"]) for node in self._placeholders)
-        return {role.index: value for role, value in roles if isinstance(role, Accumulator)}
-
-    @cached_property
-    def gradients(self) -> dict[int, int]:
-        """Flat input -> position among the graph's outputs of the gradient that is returned for it."""
-        joint = self.captured.step.joint
-        primals = joint.primals
-        return {primals[i].meta[DESCRIPTOR].idx: joint.num_forward_outputs + i for i in joint.gradients}
-
-    @property
-    def loss(self) -> torch.Tensor:
-        """The (fake) loss."""
-        node = self.captured.step.joint.forward_outputs[0]
-        assert isinstance(node, fx.Node)
-        return node.meta["val"]  # type: ignore[no-any-return]
-
-    @property
-    def _placeholders(self) -> list[fx.Node]:
-        return list(self.captured.step.graph_module.graph.find_nodes(op="placeholder"))
-
-
-@dataclass(frozen=True, eq=False)
-class MicroCall:
-    """A graph, and the tensors that Dynamo hands to it: parameters, buffers and the micro-batch."""
-
-    micro: Micro
-    flat: tuple[Any, ...]
 
 
 class Micros:
     """The micro-batch graphs of one model, by what Dynamo guards on.
 
     `trained` tells which inputs are parameters to train; `hand_over` gives the passes that decide what
-    becomes of their gradients; `dropped` is told of graphs that are not kept.
+    becomes of their gradients; `dropped` is told of micro-batches that are not kept. `sizes` says which sizes of
+    inputs are symbols, so that one graph serves many.
     """
 
     def __init__(
@@ -142,13 +61,15 @@ class Micros:
         trained: Callable[[object], bool],
         hand_over: HandOver,
         dropped: Callable[[Micro], None],
+        sizes: Sizes,
     ) -> None:
         self._choice, self._plan, self._trained, self._hand_over = choice, plan, trained, hand_over
-        self._module, self._dropped = module, dropped
+        self._module, self._dropped, self._sizes = module, dropped, sizes
         self._called: MicroCall | None = None
-        #: The least recently used first.
-        self._known: dict[object, Micro] = {}
-        self._captures: dict[object, list[Capture]] = {}
+        #: The least recently used first, as are `_micros`, which are each of a graph at sizes of its inputs.
+        self._graphs: dict[str, MicroGraph] = {}
+        self._micros: dict[tuple[str, tuple[int, ...]], Micro] = {}
+        self._captures: dict[str, list[Capture]] = {}
         self._recaptures = Recaptures()
         micros = weakref.ref(self)
 
@@ -161,7 +82,7 @@ class Micros:
         #: Where the captures of the call that is being made ended.
         self._breaks: list[GraphBreak] = []
         note = self._breaks.append
-        self._compiled = compiled(module._call_impl, backend, lambda _code: noted_breaks(note), whole=True)
+        self._compiled = compiled(module._call_impl, backend, lambda _code: noted_breaks(note), sizes, whole=True)
 
     def resolve(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MicroCall:
         """The graph for these inputs, captured if it is new, and what goes into it.
@@ -181,22 +102,44 @@ class Micros:
 
     def forget_plans(self) -> None:
         """Graphs are planned anew when they are run."""
-        for micro in self._known.values():
+        for micro in self._micros.values():
             micro.forget_plan()
 
-    def _note(self, key: object, capture: Capture) -> None:
+    def keep_only(self, planned: PlannedGraph) -> None:
+        """Of all that is planned, this is what is run; the graphs stay."""
+        for micro in self._micros.values():
+            if not (micro.is_planned and micro.planned is planned):
+                micro.forget_study()
+
+    def _note(self, key: str, capture: Capture) -> None:
         """One graph may be captured for many states of the model, of which as many are kept as there are graphs."""
         captures = self._captures.setdefault(key, [])
         captures.append(capture)
         if len(captures) > MOST_GRAPHS:
             captures.pop(0).drop()
 
+    def _at_sizes_of(self, key: str, flat: tuple[Any, ...]) -> Micro:
+        """A graph at the sizes of these inputs."""
+        graph = self._graphs[key] = self._graphs.pop(key)
+        sizes = graph.symbols.sizes_of(flat)
+        place = key, tuple(sizes.values())
+        known = self._micros.pop(place) if place in self._micros else Micro(graph, sizes, self._plan)
+        self._micros[place] = known
+        return known
+
     def _bound(self) -> None:
-        while len(self._known) > MOST_GRAPHS:
-            key = next(iter(self._known))
-            for capture in self._captures.pop(key):
-                capture.drop()
-            self._dropped(self._known.pop(key))
+        while len(self._graphs) > MOST_GRAPHS:
+            self._drop(next(iter(self._graphs)))
+        while len(self._micros) > MOST_GRAPHS:
+            self._dropped(self._micros.pop(next(iter(self._micros))))
+
+    def _drop(self, key: str) -> None:
+        """This graph is not kept, at none of its sizes."""
+        del self._graphs[key]
+        for capture in self._captures.pop(key):
+            capture.drop()
+        for place in [place for place in self._micros if place[0] == key]:
+            self._dropped(self._micros.pop(place))
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
@@ -213,22 +156,22 @@ class Micros:
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self._recaptures.tell()
-        fix_sizes(module)
-        beside = beside_loss(module)
-        key, micros = self._capture(loss_alone(module), inputs), weakref.ref(self)
+        fix_sizes(module, self._sizes)
+        beside, symbols = beside_loss(module), InputSymbols(module)
+        key, micros = self._capture(loss_alone(module), inputs, symbols), weakref.ref(self)
         self._note(key, this_capture())
-        loss = self._known[key].loss
+        symbols.are_met(module)
+        loss = self._graphs[key].loss
 
         def resolved(*flat: Any) -> tuple[Any, ...]:
             this = micros()
             assert this is not None
-            this._known[key] = this._known.pop(key)
-            this._called = MicroCall(this._known[key], flat)
+            this._called = MicroCall(this._at_sizes_of(key, flat), flat)
             return (torch.zeros((), dtype=loss.dtype, device=loss.device), *beside(flat))
 
         return resolved
 
-    def _capture(self, module: fx.GraphModule, inputs: Sequence[Any]) -> object:
+    def _capture(self, module: fx.GraphModule, inputs: Sequence[Any], symbols: InputSymbols) -> str:
         """Capture a graph; its key among those that are known."""
 
         def hand_over(joint: JointGraph, _static_inputs: Sequence[int]) -> Passes:
@@ -239,21 +182,17 @@ class Micros:
 
         examples = examples_of(module)
         choice = self._choice
-        request = CaptureRequest(
-            module, examples, choice.cost_model, "micro-batch", hand_over, compiler=choice.compiler
-        )
+        options = choice.cost_model, "micro-batch", hand_over
+        request = CaptureRequest(module, examples, *options, compiler=choice.compiler, sizes=self._sizes)
         captured = capture_only(request)
         if captured is None:
             raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
-        return self._key_of(captured, inputs)
-
-    def _key_of(self, captured: CapturedGraph, inputs: Sequence[Any]) -> object:
-        """The key of a graph to be planned; one that was captured before, for another state of the model, is known."""
-        inputs_of_graph = captured.step.graph_module.graph.find_nodes(op="placeholder")
-        key = captured.step.graph_hash, tuple(node.meta[DESCRIPTOR] for node in inputs_of_graph)
-        if key not in self._known:
-            learning = _learning(captured, inputs)
-            self._known[key] = Micro(captured, lambda: self._plan(captured, learning), self._choice.compiler)
+        roles = [node.meta[DESCRIPTOR] for node in captured.step.graph_module.graph.find_nodes(op="placeholder")]
+        key = f"{captured.step.graph_hash} {roles}"
+        if key not in self._graphs:  # else it was captured before, for another state of the model
+            at_sizes, learning = GraphAtSizes(captured, symbols.captured, choice), _learning(captured, inputs)
+            guards = TracingContext.get().fake_mode.shape_env.guards  # type: ignore[union-attr]
+            self._graphs[key] = MicroGraph(at_sizes, symbols, learning, guards, len(guards), choice.compiler)
         return key
 
 

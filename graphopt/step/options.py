@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from graphopt.base.errors import UsageError
+from graphopt.capture.changing_sizes import Dynamic, sizes_of
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.lower.compiler import Compiler
@@ -80,3 +81,14 @@ def check_compiler_with(options: StepOptions, compiler: Compiler, *, has_ranks: 
         raise UsageError("compiler='inductor' does not go with several processes: use compiler='eager'")
     if options.update_in_backward:
         raise UsageError("compiler='inductor' does not go with update_in_backward=True, whose options change")
+
+
+def check_dynamic_with(dynamic: Dynamic, compiler: Compiler, *, has_ranks: bool) -> None:
+    """Raise UsageError for what sizes that are symbols do not go with, and where `dynamic` is no choice of them."""
+    sizes_of(dynamic)
+    if not dynamic:
+        return
+    if has_ranks:
+        raise UsageError("dynamic= does not go with several processes, which capture each set of shapes by itself")
+    if compiler == "inductor":
+        raise UsageError("dynamic= does not go with compiler='inductor', which compiles each set of shapes by itself")

@@ -8,7 +8,7 @@ from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.lower.halves import MOST_ROUNDS, LoweredWhole
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro import Micro
+from graphopt.step.micro_graph import Micro
 from graphopt.step.step_watch import StepWatch
 
 

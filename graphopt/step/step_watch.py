@@ -187,8 +187,6 @@ def _advice(kind: str, size: int) -> str:
         "may, or foreach=False.",
         _KEPT: f"Earlier steps left {format_bytes(size)} more than was planned for, such as what a hook of the "
         "optimizer or a custom operator keeps.",
-        "inputs": f"The batch holds {format_bytes(size)} more than the one that this was planned for; what the model "
-        "does not read counts too.",
         "other": f"{format_bytes(size)} more than when this was planned is allocated beside the step: outputs, "
         "metrics or batches that are kept.",
     }

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from graphopt.base.errors import UsageError
+from graphopt.capture.changing_sizes import Sizes
 from graphopt.compression.residuals import of_each_rank
 from graphopt.device.snapshot import generators_kept, undone
 from graphopt.device.storages import tensors_in
@@ -43,7 +44,8 @@ from graphopt.run.model.loss_module import LossModule
 from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
 from graphopt.step.division import Division
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro import HandOver, Micro, MicroCall
+from graphopt.step.micro import HandOver
+from graphopt.step.micro_graph import Micro, MicroCall
 from graphopt.step.options import StepOptions, StepResult, check_update_in_backward, nothing_learned
 from graphopt.step.plan_micros import plan_micros
 from graphopt.step.ranks.exchange import Exchange
@@ -66,6 +68,7 @@ class TrainStep:
         module: LossModule,
         memory: StepMemory,
         options: StepOptions,
+        sizes: Sizes,
         scheduler: Any = None,
         exchange: Exchange | None = None,
     ) -> None:
@@ -74,7 +77,8 @@ class TrainStep:
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange, self._autocast = exchange, module.autocast
         division = module, memory, self._hand_over, options.accumulate, options.weights
-        self.division = Division(*division, always_summed=exchange is not None)
+        # TODO
+        self.division = Division(*division, sizes, always_summed=exchange is not None)
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
         tells = self._settings, self._heed_changes
         self._lockstep = Lockstep(exchange, self.division, self._watch, *tells) if exchange else None
@@ -201,7 +205,7 @@ class TrainStep:
     @property
     def planned_graphs(self) -> tuple[PlannedGraph, ...]:
         """The planned graphs of its micro-batches; empty before the first batch."""
-        return tuple(micro.planned for micro in self._memory.planned)
+        return tuple(micro.planned for micro in self._memory.shown())
 
     @property
     def report(self) -> Report:
@@ -219,7 +223,7 @@ class TrainStep:
         exchange = self._exchange
         if exchange is None:
             return 1, 0, (f"{self._options.compress}: no effect in a single process",) * bool(self._options.compress)
-        graphs = [micro.captured.step.graph_module.graph for micro in self._last_micros]
+        graphs = [micro.graph.captured.step.graph_module.graph for micro in self._last_micros]
         return exchange.ranks.world, sum(sent_bytes(graph, exchange.ranks.world) for graph in graphs), exchange.lines()
 
     @property

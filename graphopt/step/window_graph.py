@@ -41,7 +41,7 @@ from graphopt.graph.roles import (
     find_input,
 )
 from graphopt.passes.window.loss_scale import inverse_of
-from graphopt.step.micro import Micro, MicroCall
+from graphopt.step.micro_graph import MicroCall
 
 aten = torch.ops.aten
 _c10d = torch.ops._c10d_functional
@@ -49,10 +49,10 @@ SCALE = Scaling("scale")
 
 
 def window_key(calls: Sequence[MicroCall]) -> tuple[object, ...]:
-    """Equal for windows that one graph serves: the same micro-batch graphs, the same tensors shared among them."""
+    """Equal for windows that one graph serves: micro-batches with the same code, the same tensors shared among them."""
     number: dict[object, int] = {}
     pattern = tuple(number.setdefault(identity, len(number)) for identity, _ in _given(calls))
-    return (*(call.micro for call in calls), pattern)
+    return (*(call.micro.module for call in calls), pattern)
 
 
 def given_tensors(calls: Sequence[MicroCall]) -> list[object]:
@@ -95,7 +95,7 @@ class _WindowWriter:
         self.calls, self.parameters, self.group_name = calls, parameters, group_name
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.module_names: dict[Micro, str] = {}
+        self.module_names: dict[nn.Module, str] = {}
         self.accumulators: dict[str, fx.Node] = {}
         self.gradients: dict[str, fx.Node] = {}
         self.given: dict[object, fx.Node] = {}
@@ -121,7 +121,7 @@ class _WindowWriter:
         return fx.GraphModule(self.root, self.graph, "TrainingStep")
 
     def add_accumulators(self, call: MicroCall) -> None:
-        for index, value in call.micro.accumulators.items():
+        for index, value in call.micro.graph.accumulators.items():
             name = self.parameters[id(call.flat[index])]
             if name not in self.accumulators:
                 node = add_input(self.graph, f"gradient_{as_name(name)}", SummedGradient(name), value)
@@ -130,21 +130,21 @@ class _WindowWriter:
     def add_micro(self, number: int, call: MicroCall, weight: fx.Node) -> fx.Node:
         if number == 0:
             self.clear_untouched(call)
-        loss = call.micro.loss
+        loss = call.micro.graph.loss
         tangent = self.graph.call_function(
             aten.scalar_tensor.default, (weight,), {"dtype": loss.dtype, "device": loss.device}
         )
         tangent.meta[ROLE] = Tangent(number)
-        arguments: list[Any] = [self.argument(role, call, number, tangent) for role in call.micro.input_roles]
-        made = self.graph.call_module(self.module_name(call.micro), (arguments,))
-        for index, position in call.micro.gradients.items():
+        arguments: list[Any] = [self.argument(role, call, number, tangent) for role in call.micro.graph.input_roles]
+        made = self.graph.call_module(self.module_name(call.micro.module), (arguments,))
+        for index, position in call.micro.graph.gradients.items():
             name = self.parameters[id(call.flat[index])]
             self.gradients[name] = self.item(made, position, f"gradient_{as_name(name)}")
         return self.item(made, 0, f"loss_{number}")
 
     def clear_untouched(self, first: MicroCall) -> None:
         """Accumulators that the first micro-batch does not write hold the last window's gradients."""
-        written = {self.parameters[id(first.flat[index])] for index in first.micro.accumulators}
+        written = {self.parameters[id(first.flat[index])] for index in first.micro.graph.accumulators}
         for name, node in self.accumulators.items():
             if name not in written:
                 self.graph.call_function(aten.zero_.default, (node,))
@@ -183,12 +183,12 @@ class _WindowWriter:
         assert isinstance(role, Draw)
         return add_input(self.graph, "draw", role)
 
-    def module_name(self, micro: Micro) -> str:
-        if micro not in self.module_names:
+    def module_name(self, module: nn.Module) -> str:
+        if module not in self.module_names:
             name = f"micro_batch_{len(self.module_names)}"
-            self.root.add_module(name, micro.module)
-            self.module_names[micro] = name
-        return self.module_names[micro]
+            self.root.add_module(name, module)
+            self.module_names[module] = name
+        return self.module_names[module]
 
     def item(self, made: fx.Node, position: int, name: str) -> fx.Node:
         return self.graph.create_node("call_function", operator.getitem, (made, position), name=name)

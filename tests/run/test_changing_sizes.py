@@ -7,6 +7,7 @@ import gc
 import logging
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt.base.errors import BudgetError, UsageError
+from graphopt.graph.joint import JointGraph
+from graphopt.graph.numbers import is_symbol
+from graphopt.passes.joint import CLEANING
 
 F = nn.functional
 
@@ -179,6 +183,24 @@ def test_two_forwards_of_other_shapes_wait_for_one_backward() -> None:
         assert model.graphopt.history[-1].measured_bytes <= 8 * 2**20
 
 
+def test_a_backward_is_that_of_its_forward_though_its_code_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.emit.many_schedules.MOST_SCHEDULES", 1)
+    model = Tagger(tied=False)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, 1_050_000)
+    inputs = {length: batch(4, length) for length in (10, 16, 44)}
+    for length in (10, 16, 44):
+        assert is_as_eager(model, eager, *inputs[length])
+    assert model.graphopt.plan.recomputed, "the long batch has a schedule of its own"
+    for each in (model, eager):
+        each.zero_grad()
+        torch.manual_seed(1)
+        losses = [each(*inputs[length]) for length in (44, 16)]
+        losses[0].backward()
+        losses[1].backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), eager.parameters(), strict=True))
+
+
 class Broken(Tagger):
     """The same, whose graph ends in the middle."""
 
@@ -274,6 +296,36 @@ def test_every_kind_of_call_of_a_dynamic_model_is_told_once(caplog: pytest.LogCa
             step(model, *batch(rows, length))
     assert sum("captured anew" in record.message for record in caplog.records) == 1
     assert sum("planned 1 graph" in record.message for record in caplog.records) == 3
+
+
+def test_what_decides_on_a_size_stands_in_the_report(caplog: pytest.LogCaptureFixture) -> None:
+    model = Choosing()
+    graphopt.optimize(model, "64MiB")
+    with caplog.at_level(logging.INFO, logger="graphopt"):
+        for rows, length in ((4, 8), (4, 12), (7, 30)):
+            step(model, torch.randn(rows, length, 8))
+    (condition,) = model.graphopt.report.size_conditions
+    assert condition.startswith("args[0].size(1) > 20, for ") and "x.shape[1] > 20" in condition
+    assert "test_changing_sizes.py" in condition and condition in " ".join(r.message for r in caplog.records)
+    assert "x.shape[1] > 20" in " ".join(str(model.graphopt.report).split())
+
+
+def test_what_cannot_be_traced_with_symbols_is_captured_shape_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(joint: JointGraph) -> bool:
+        if any(is_symbol(node.meta["val"]) for node in joint.primals):
+            raise NotImplementedError("no symbols here")
+        return False
+
+    passes = tuple(replace(each, run=refuse) if each.name == "sizes_from_inputs" else each for each in CLEANING)
+    monkeypatch.setattr("graphopt.capture.capture_graph.CLEANING", passes)
+    model = Tagger(1)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "64MiB")
+    for rows, length in ((4, 8), (4, 12), (5, 12), (5, 14)):
+        assert is_as_eager(model, eager, *batch(rows, length))
+        assert not any(graph.sizes for graph in model.graphopt.plan.graphs)
+    assert captures(model) == 4
+    assert "no symbols here" in model.graphopt.report.size_conditions[-1]
 
 
 def test_eval_in_between_and_verification_of_a_shape_that_came_later() -> None:

@@ -34,6 +34,10 @@ class InputSymbols:
         self.conditions: tuple[str, ...] = ()
         self._by_shapes: WeakKeyDictionary[Shapes, Sizes] = WeakKeyDictionary()
 
+    def sizes_of(self, args: Sequence[Any]) -> Sizes:
+        """What they are in a call that runs the graph on `args`."""
+        return {symbol: int(args[position]) for symbol, position in self._positions.items()}
+
     def are_met(self, module: fx.GraphModule) -> None:
         """Dynamo has met the graph: nothing more can be asked of its sizes."""
         self.conditions = conditions_on_sizes(module)
@@ -44,16 +48,20 @@ class InputSymbols:
         """A call with inputs of these shapes runs the graph on `args`; where one came before, the larger count."""
         if not self._positions:
             return
-        now = {symbol: int(args[position]) for symbol, position in self._positions.items()}
+        now = self.sizes_of(args)
         before = self._by_shapes.get(shapes)
         if before is not None and before != now:
             now = {symbol: max(size, before[symbol]) for symbol, size in now.items()}
         self._by_shapes[shapes] = now
 
-    def named_in(self, shapes: Shapes) -> Mapping[str, int]:
+    def named_at(self, sizes: Sizes) -> Mapping[str, int]:
         """The sizes that are made of them, by the names that the user knows."""
-        at = AtSizes(self.sizes_in(shapes))
+        at = AtSizes(sizes)
         return {name: int(at(size)) for name, size in self._named.items()}
+
+    def named_in(self, shapes: Shapes) -> Mapping[str, int]:
+        """The same in calls with inputs of these shapes."""
+        return self.named_at(self.sizes_in(shapes))
 
     def sizes_in(self, shapes: Shapes) -> Sizes:
         """What they are in calls with inputs of these shapes; as captured where none came."""

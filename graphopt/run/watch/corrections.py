@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 
 from graphopt.base.errors import BudgetError
+from graphopt.base.units import format_bytes
 from graphopt.run.model.request import Request
 from graphopt.run.watch.causes import FRONT, HELD, LASTING, LOSS, ONLY_TOLD, RAISED, STATE, above_plan, cause_of
 from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress, excess_in_words
@@ -94,6 +95,18 @@ class Corrections:
         if not step.judged_bytes:
             self._is_confirmed = False
         self._is_on_trial = False
+
+    def may_be_over(self, measured: MeasuredStep | None) -> None:
+        """Say that a step may have been over the budget, where that was not looked at in time."""
+        if measured is not None and (excess_bytes := self._above_budget(measured)) > 0:
+            logger.warning(
+                "Behind the planned graph of a backward, and before an update or the next step, there were %s: "
+                "%s bytes more than the budget of %s leaves. It is not known if that was in the backward: in the next "
+                "step it is.",
+                format_bytes(measured.measured_bytes),
+                f"{excess_bytes:,}",
+                format_bytes(self._request.budget_bytes),
+            )
 
     def is_over(self, measured: MeasuredStep, step: StepInProgress) -> bool:
         """Whether a step took more than the budget leaves it, and than was told of."""

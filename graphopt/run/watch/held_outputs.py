@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, strided
 
 from graphopt.device.storages import stored_parts, tensors_in
 
@@ -22,7 +23,7 @@ class HeldOutputs:
 
     def returned(self, result: Any) -> None:
         """The model returned this; whoever holds it holds its bytes."""
-        if type(result) is torch.Tensor and result.layout is torch.strided:  # in most steps
+        if type(result) is Tensor and result.layout is strided:  # in most steps
             self._storages.append(weakref.ref(result.untyped_storage()))
             return
         self._storages += [weakref.ref(part.untyped_storage()) for part in with_storage(tensors_in(result))]

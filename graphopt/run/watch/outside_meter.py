@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+#: Steps on CUDA whose seconds are measured: it has to be waited for at both ends of every graph.
+_TIMED_STEPS = 4
+
 
 @dataclass(frozen=True)
 class StepSeconds:
@@ -73,3 +76,9 @@ def clock_of(device: torch.device) -> Callable[[], float]:
         return time.perf_counter()
 
     return synchronized
+
+
+def meter_of(live_bytes: int, device: torch.device, steps: int) -> OutsideMeter | None:
+    """For a step that begins behind so many others; None where it is not to be timed."""
+    is_timed = device.type != "cuda" or steps < _TIMED_STEPS
+    return OutsideMeter(live_bytes, clock_of(device)) if is_timed else None

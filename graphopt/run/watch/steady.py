@@ -22,7 +22,7 @@ _MOST_KNOWN = 64
 Signs = tuple[Shapes, int, int, int]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Likeness:
     """What steps with the same signs were like; they are known to be alike where two were.
 
@@ -54,23 +54,30 @@ class Likeness:
 class WholeStep:
     """A step that is measured as a whole, one after another with the same signs.
 
-    `peak_bytes` is the most that was counted, as far as was looked; -1 where that was not yet.
+    `peak_bytes` is the most that was counted, as far as was looked; -1 where that was not yet. `is_as_expected` tells
+    that it has come to its end, and took as much as those before it.
+
+    Asking autograd to tell when a backward has ended is a good part of what a step costs. Where no more than in the
+    step was counted between the planned graph's backward and the update, the step is put into the history when that
+    graph has run (`is_early`), and what was counted behind it is looked at when the update begins.
     """
 
     like: Likeness
     window: CpuWindow
+    predicted_bytes: int
     peak_bytes: int = -1
     has_run: bool = False
     has_returned: bool = False
     in_backward: bool = False
     is_recorded: bool = False
+    is_as_expected: bool = False
+    is_early: bool = False
+    has_updated: bool = False
+    #: Whether no more was counted behind the backward than in the step, and whether more ever was.
+    is_quiet: bool = False
+    is_noisy: bool = False
     #: Steps in a row that it stood for.
     times: int = 0
-
-    @property
-    def is_as_expected(self) -> bool:
-        """Whether it has come to its end, and took as much as those before it."""
-        return self.is_recorded and self.peak_bytes == self.like.peak_bytes
 
     def looks(self) -> None:
         """What was counted up to now is the step's."""
@@ -78,19 +85,34 @@ class WholeStep:
 
     def backward_ends(self, history: deque[MeasuredStep]) -> bool:
         """Put it into the history; False where it took something else up to here than those before it."""
-        self.looks()
-        self.in_backward = False
-        if self.peak_bytes != self.like.backward_bytes:
+        like = self.like
+        self.peak_bytes = peak_bytes = self.window.peak_bytes()
+        if peak_bytes != like.backward_bytes:
             return False
-        self.is_recorded = True
-        history.append(self.like.at_backward)
+        history.append(like.at_backward)
+        self.is_recorded, self.is_as_expected, self.in_backward = True, peak_bytes == like.peak_bytes, False
         return True
+
+    def rest_ends(self) -> MeasuredStep | None:
+        """An update begins, or the step ends without one: look at what was counted since the backward.
+
+        What the step took if that was in it, where more was counted than in all of it, and nobody looked between them.
+        """
+        peak_bytes, has_updated, self.has_updated = self.window.peak_bytes(), self.has_updated, True
+        if peak_bytes <= self.peak_bytes:
+            self.is_quiet = not self.is_noisy
+            return None
+        self.window.take()
+        if has_updated:
+            return None
+        self.is_quiet, self.is_noisy = False, True
+        return self.like.measured_at(peak_bytes) if self.is_early else None
 
     def update_ends(self, history: deque[MeasuredStep]) -> bool:
         """What was counted since the update began is the step's; False where that is more than ever before."""
         peak_bytes, like = self.window.peak_bytes(), self.like
         if self.peak_bytes < peak_bytes <= like.peak_bytes:
-            self.peak_bytes = peak_bytes
+            self.peak_bytes, self.is_as_expected = peak_bytes, peak_bytes == like.peak_bytes
             history[-1] = like.measured_at(peak_bytes)
         return peak_bytes <= self.peak_bytes
 
@@ -100,7 +122,7 @@ class WholeStep:
         like.is_alike = False
         step = StepInProgress(*like.start, like.live_bytes, is_plain=False, in_backward=self.in_backward)
         if self.has_returned:
-            step.predicted_bytes = like.measured.predicted_bytes
+            step.predicted_bytes = self.predicted_bytes
         if self.is_recorded:
             step.recorded_bytes = self.peak_bytes
         step.peaks_at(place, self.peak_bytes)
@@ -126,7 +148,8 @@ class Steady:
             whole.times = 0
             return None
         whole.peak_bytes = -1
-        whole.has_run = whole.has_returned = whole.in_backward = whole.is_recorded = False
+        whole.has_run = whole.has_returned = whole.in_backward = whole.is_recorded = whole.is_as_expected = False
+        whole.is_early = whole.has_updated = False
         return whole
 
     def ended(self, step: StepInProgress, measured: MeasuredStep) -> None:
@@ -144,7 +167,8 @@ class Steady:
         like.is_alike = before is not None and before.like.is_like(like)
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-        self._known[signs] = WholeStep(like, self._window)
+        is_noisy = before is not None and before.is_noisy
+        self._known[signs] = WholeStep(like, self._window, measured.predicted_bytes, is_noisy=is_noisy)
 
     def forget(self) -> None:
         """Something is planned anew."""

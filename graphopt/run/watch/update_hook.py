@@ -41,26 +41,31 @@ def heed_backward(result: Any, begins: weakref.WeakMethod[Callable[[Any], None]]
 def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:
     """Tell `heeding` of every step of an optimizer that holds a parameter of the model, until it is gone."""
     who, own = weakref.ref(heeding), weakref.ref(model)
-    #: By id, as it is asked for twice in every step: the optimizer, and who is told of it.
-    known: dict[int, tuple[weakref.ref[torch.optim.Optimizer], Callable[[], HeedsUpdates | None]]] = {}
+    #: Who is told of each optimizer, by its id, as it is asked for twice in every step; it goes with the optimizer.
+    told_of: dict[int, Callable[[], HeedsUpdates | None]] = {}
+    met: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
 
     def meets(optimizer: torch.optim.Optimizer) -> Callable[[], HeedsUpdates | None]:
+        key = id(optimizer)
+
+        def goes(_: object) -> None:
+            del told_of[key], met[key]
+
         inside = {id(parameter) for parameter in there.parameters()} if (there := own()) is not None else set()
         is_own = any(id(p) in inside for group in optimizer.param_groups for p in group["params"])
-        known[id(optimizer)] = weakref.ref(optimizer), who if is_own else _nobody
+        told_of[key], met[key] = who if is_own else _nobody, weakref.ref(optimizer, goes)
         if is_own and (told := who()) is not None:
             told.updated_by(optimizer)
-        return known[id(optimizer)][1]
+        return told_of[key]
 
     def before(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        found = known.get(id(optimizer))
-        told = found[1]() if found is not None and found[0]() is optimizer else meets(optimizer)()
+        told = (told_of.get(id(optimizer)) or meets(optimizer))()
         if told is not None:
             told.update_begins()
 
     def after(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        found = known.get(id(optimizer))
-        if found is not None and (told := found[1]()) is not None:
+        told = told_of.get(id(optimizer), _nobody)()
+        if told is not None:
             told.update_ends()
 
     handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]

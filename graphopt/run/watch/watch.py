@@ -23,14 +23,12 @@ from graphopt.run.model.wrapping import is_sharded
 from graphopt.run.watch.corrections import Corrections
 from graphopt.run.watch.known_memory import KnownMemory, StartOfStep
 from graphopt.run.watch.measured_step import KEPT_STEPS, NO_MESSAGES, MeasuredStep, Place, StepInProgress
-from graphopt.run.watch.outside_meter import OutsideMeter, clock_of
+from graphopt.run.watch.outside_meter import meter_of
 from graphopt.run.watch.sharding import Sharding, heed_sharding
 from graphopt.run.watch.steady import Steady, WholeStep
 from graphopt.run.watch.update_hook import heed_backward, heed_updates
 
-#: Steps on CUDA whose seconds are measured: it has to be waited for at both ends of every graph.
-_TIMED_STEPS = 4
-_ENGINE = torch.autograd.Variable._execution_engine
+_queue_callback = torch.autograd.Variable._execution_engine.queue_callback
 
 
 class Watch:
@@ -75,8 +73,9 @@ class Watch:
         if self.sharding is not None:
             self._begins_sharded(self.sharding, inputs)
             return
-        last = self._step
-        self.ends()
+        whole, last = self._whole, self._step
+        if whole is None or not (whole.is_as_expected and whole.has_updated):
+            self.ends()
         live_bytes = self._window.live_bytes() - self.aside_bytes
         if self._steady is not None:
             self._whole = self._steady.begins((shapes, live_bytes, len(gradients), held_bytes))
@@ -84,7 +83,7 @@ class Watch:
                 self._window.take()
                 return
         start = StartOfStep(live_bytes) if self.is_on_cuda else self._known.begins(inputs, gradients, held_bytes)
-        self._step = StepInProgress(*start, live_bytes, self._meter(live_bytes))
+        self._step = StepInProgress(*start, live_bytes, meter_of(live_bytes, self._device, len(self.history)))
         self._step.raised_bytes = 0 if self.is_on_cuda else self._step.left_by_raised(last)
         self._window.take()
 
@@ -197,10 +196,9 @@ class Watch:
         """The model returned; what its plan says of the step."""
         whole = self._whole
         if whole is not None:
-            if predicted_bytes == whole.like.measured.predicted_bytes:
+            if predicted_bytes == whole.predicted_bytes:
                 self._known.outputs.returned(result)
-                whole.has_returned = True
-                whole.looks()
+                whole.has_returned, whole.peak_bytes = True, whole.window.peak_bytes()
                 return
             self._by_place(Place.WHOLE if predicted_bytes else Place.FORWARD)
         if (step := self._step) is None:
@@ -222,6 +220,8 @@ class Watch:
     def ends(self) -> None:
         """What comes now is no part of a training step, or of another one."""
         whole, self._whole = self._whole, None
+        if whole is not None and whole.is_recorded and not whole.has_updated:
+            self.corrections.may_be_over(whole.rest_ends())
         if whole is not None and not whole.is_as_expected:
             self._leave(whole)
         step, self._step = self._step, None
@@ -244,10 +244,13 @@ class Watch:
         """Run a planned backward."""
         whole = self._whole
         if whole is not None and not whole.is_recorded:
-            if not whole.in_backward:
-                whole.in_backward = True
-                _ENGINE.queue_callback(self._backward_ends)
-            return run(args)
+            is_first, whole.in_backward = not whole.in_backward, True
+            result = run(args)
+            if is_first:
+                whole.is_early = whole.is_quiet and whole is self._whole and whole.backward_ends(self.history)
+                if not whole.is_early:
+                    _queue_callback(self._backward_ends)
+            return result
         self._by_place()
         step = self._step
         if step is not None and self.sharding is not None:
@@ -263,7 +266,7 @@ class Watch:
         self._look(Place.BACKWARD if step.in_backward else Place.LOSS)
         if not step.in_backward:
             step.in_backward = True
-            _ENGINE.queue_callback(self._backward_ends)
+            _queue_callback(self._backward_ends)
 
     def _run_graph(self, run: Run, args: list[Any]) -> Any:
         step, sharding = self._step, self.sharding
@@ -279,27 +282,26 @@ class Watch:
             meter.leaves(self._live_bytes())
         return result
 
-    def _meter(self, live_bytes: int) -> OutsideMeter | None:
-        is_timed = not self.is_on_cuda or len(self.history) < _TIMED_STEPS
-        return OutsideMeter(live_bytes, clock_of(self._device)) if is_timed else None
-
     def updated_by(self, optimizer: torch.optim.Optimizer) -> None:
         """This one updates the model's parameters."""
         self._known.updates(optimizer)
 
     def update_begins(self) -> None:
         """An optimizer begins to update the model's parameters."""
-        if self._whole is not None and self._whole.is_recorded:
-            self._window.take()
-            return
-        self.look_away()
+        whole = self._whole
+        if whole is None or not whole.is_recorded:
+            self.look_away()
+        elif whole.is_quiet and whole.window.peak_bytes() <= whole.peak_bytes:
+            whole.has_updated = True
+        else:
+            self.corrections.may_be_over(whole.rest_ends())
 
     def update_ends(self) -> None:
         """The parameters are updated."""
-        if self._whole is not None:
-            if self._whole.update_ends(self.history):
+        if (whole := self._whole) is not None:
+            if whole.window.peak_bytes() <= whole.peak_bytes or whole.update_ends(self.history):
                 return
-            self._leave(self._whole)
+            self._leave(whole)
         step, is_block = self._step, self.sharding is not None and not self.sharding.is_root
         if step is not None and step.is_recorded and not is_block:
             self._look(Place.UPDATE)
@@ -307,12 +309,11 @@ class Watch:
                 self._record(step)
 
     def _backward_ends(self) -> None:
-        if self._whole is not None:
-            if self._whole.backward_ends(self.history):
+        if (whole := self._whole) is not None:
+            if whole.backward_ends(self.history):
                 return
             self._by_place()
-        step = self._step
-        if step is not None:
+        if (step := self._step) is not None:
             self._look(Place.BACKWARD)
             step.in_backward = False
             if step.meter is not None:
@@ -326,8 +327,7 @@ class Watch:
         self.corrections.ends_trial(self.history[-1], step)
 
     def _look(self, place: Place, messages: Mapping[str, int] = NO_MESSAGES) -> None:
-        step = self._step
-        if step is not None:
+        if (step := self._step) is not None:
             step.peaks_at(place, self._window.take() - self.aside_bytes - self._moved_bytes(step), messages)
 
     def _live_bytes(self) -> int:

@@ -23,7 +23,7 @@ from graphopt.graph.roles import DESCRIPTOR, Draw, Kept, Overflow
 from graphopt.passes.joint import Passes, send_sums
 from graphopt.passes.joint.buckets import COMPRESSED_BYTES
 from graphopt.passes.joint.compress import in_order_of_readiness
-from graphopt.step.micro import MicroCall
+from graphopt.step.micro_graph import MicroCall
 from graphopt.step.optimizer_view import OptimizerView
 
 Methods = Mapping[str, Compression | None]
@@ -51,7 +51,7 @@ class Exchange:
     def choose(self, call: MicroCall) -> None:
         """Let "auto" choose for the gradients of a captured micro-batch; a collective call."""
         assert self.auto is not None
-        step, problem = call.micro.captured.step, call.micro.captured.problem
+        step, problem = call.micro.graph.captured.step, call.micro.graph.captured.problem
         ready = in_order_of_readiness(step.graph_module.graph)
         buckets = _buckets(ready)
         backward_seconds = sum(op.seconds for op in problem.ops[step.boundary :])

@@ -19,7 +19,7 @@ from graphopt.graph.roles import DESCRIPTOR, Accumulator
 from graphopt.graph.step_graph import tensors_of
 from graphopt.plan.agreement import raise_together
 from graphopt.step.division import Division
-from graphopt.step.micro import Micro, MicroCall
+from graphopt.step.micro_graph import Micro, MicroCall
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.header import Header, exchange_headers, number_of
 from graphopt.step.ranks.programs import ProgramNumbers, Programs
@@ -107,9 +107,9 @@ class Lockstep:
         return Prepared(tuple(pieces), tuple(calls), self._settings())
 
     def _check_last(self, calls: Sequence[MicroCall]) -> None:
-        sent = {id(call.flat[index]) for call in calls[-1:] for index in call.micro.accumulators}
+        sent = {id(call.flat[index]) for call in calls[-1:] for index in call.micro.graph.accumulators}
         for call in calls:
-            for index in call.micro.accumulators:
+            for index in call.micro.graph.accumulators:
                 if id(call.flat[index]) not in sent:
                     name = self.names[id(call.flat[index])]
                     raise UsageError(
@@ -157,7 +157,7 @@ class Lockstep:
         return Header(
             weight=weight_of(prepared.pieces),
             micro_rows=self.division.micro_rows,
-            graphs=number_of([micro.captured.step.graph_hash for micro in prepared.unplanned]),
+            graphs=number_of([micro.graph.captured.step.graph_hash for micro in prepared.unplanned]),
             messages=number_of(self._messages(prepared)),
             settings=number_of(lines_of(prepared.settings)),
             program=numbers.program,
@@ -173,7 +173,7 @@ class Lockstep:
         """What the last micro-batch sends: gradients of which parameters, in which messages."""
         lines: list[str] = []
         for call in prepared.calls[-1:]:
-            graph = call.micro.captured.step.graph_module.graph
+            graph = call.micro.graph.captured.step.graph_module.graph
             lines += [self._gradient(call, node) for node in graph.find_nodes(op="placeholder")]
             lines += [_message(node) for node in graph.nodes if is_collective(node) and not is_wait(node)]
         return [line for line in lines if line]

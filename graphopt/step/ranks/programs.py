@@ -12,7 +12,7 @@ from graphopt.device.messages import gather
 from graphopt.device.ranks import Ranks
 from graphopt.graph.fingerprint import spell_inputs, spell_program
 from graphopt.graph.nodes import source_line
-from graphopt.step.micro import Micro
+from graphopt.step.micro_graph import Micro
 from graphopt.step.ranks.header import Header, number_of
 
 
@@ -35,7 +35,7 @@ class Programs:
     def numbers(self, micro: Micro) -> ProgramNumbers:
         """Of a graph; found once."""
         if micro not in self._numbers:
-            module = micro.captured.step.graph_module
+            module = micro.graph.captured.step.graph_module
             program = [line for _, line in spell_program(module)]
             self._numbers[micro] = ProgramNumbers(number_of(program), number_of(spell_inputs(module)))
         return self._numbers[micro]
@@ -66,7 +66,7 @@ class Programs:
 
     def _difference(self, micro: Micro) -> str:
         """The first op that differs, for people."""
-        ops = spell_program(micro.captured.step.graph_module)
+        ops = spell_program(micro.graph.captured.step.graph_module)
         mine = "\n".join(f"{line}\t{source_line(node)}" for node, line in ops)
         every = [text.decode().splitlines() for text in gather(self._ranks, mine.encode())]
         # the code may stand elsewhere on another machine
