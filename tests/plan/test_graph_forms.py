@@ -40,10 +40,12 @@ def forms_of(name: str) -> GraphForms:
 
 
 def held_out(forms: GraphForms) -> list[dict[str, int]]:
-    """Sizes from 1 to three times those of the capture, as far as it serves them."""
+    """Sizes from 2 to three times those of the capture, as far as it serves them."""
     generator = np.random.default_rng(0)
     tops = {name: min(3 * size, forms.ranges[name][1]) for name, size in forms.sizes.items()}
-    found = [{n: int(generator.integers(forms.ranges[n][0], top + 1)) for n, top in tops.items()} for _ in range(60)]
+    found = [
+        {n: int(generator.integers(max(forms.ranges[n][0], 2), top + 1)) for n, top in tops.items()} for _ in range(60)
+    ]
     return [sizes for sizes in found if not forms.refusal(sizes)][:HELD_OUT]
 
 
