@@ -55,8 +55,14 @@ class CostsBySize:
             found = [self._at(at, known, *each) for each in calls]
         return [found[kind] for kind in self.kinds]
 
+    def seconds_at(self, at: At) -> list[float]:
+        """One for each op, as they follow from the size that was profiled; nothing is run."""
+        pairs = zip(self.costs, self.estimates, roofline(self.examples, at), strict=True)
+        found = [_scaled_seconds(cost, now, then) for cost, then, now in pairs]
+        return [found[kind] for kind in self.kinds]
+
     def _at(self, at: At, known: Known, node: fx.Node, cost: OpCost, then: OpCost, now: OpCost) -> OpCost:
-        seconds = cost.seconds * now.seconds / then.seconds if then.seconds else cost.seconds
+        seconds = _scaled_seconds(cost, now, then)
         call = signature(node, at) if self.runs and cost.storage_bytes is not None else None
         if call is None:
             return OpCost(seconds, _scaled_bytes(cost.workspace_bytes, now, then))
@@ -95,6 +101,12 @@ def _layout(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return str(value)
     return f"{value.dtype}{tuple(value.shape)}:{tuple(value.stride())}@{value.device}"
+
+
+def _scaled_seconds(cost: OpCost, now: OpCost, then: OpCost) -> float:
+    if cost.seconds == then.seconds:  # not profiled: no rounding makes another one of it
+        return now.seconds
+    return cost.seconds * now.seconds / then.seconds if then.seconds else cost.seconds
 
 
 def _scaled_bytes(size: int, now: OpCost, then: OpCost) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MethodType
@@ -14,15 +14,17 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from graphopt.api.optimized import Optimized
-from graphopt.base.errors import PlanMismatchError, UsageError
+from graphopt.base.errors import CaptureError, PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic
 from graphopt.capture.check_tensors import check_inputs
+from graphopt.capture.mends.operators_on_meta import operators_on_meta
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.snapshot import generators_kept
 from graphopt.device.storages import tensors_in
 from graphopt.lower.compiler import Compiler
 from graphopt.plan.choice import Choice
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
 from graphopt.run.model.loss_module import StepModule, as_call
@@ -147,8 +149,22 @@ def plan_model(
     `options` are those of `optimize()`. The last of several inputs is the loss function's target.
     """
     module = StepModule(model, loss_fn)
-    optimize(module, mem_budget, example_inputs=example_inputs, **options)
+    if _device(model).type == "meta":
+        with operators_on_meta():
+            optimize(module, mem_budget, example_inputs=example_inputs, **options)
+        check_gradients_on_meta(module.graphopt.planned_graphs)  # type: ignore[union-attr,arg-type]
+    else:
+        optimize(module, mem_budget, example_inputs=example_inputs, **options)
     return module.graphopt  # type: ignore[return-value]
+
+
+def check_gradients_on_meta(planned: Sequence[PlannedGraph]) -> None:
+    """Raise CaptureError where no gradient came out: some operators have no derivative on the meta device."""
+    if not any(each.captured.step.joint.gradients for each in planned):
+        raise CaptureError(
+            "no parameter gets a gradient on the meta device, where some operators have no derivative: build the model "
+            "on a device"
+        )
 
 
 def _request(

@@ -40,13 +40,15 @@ class Sizes:
 
     `follow`: those that changed; otherwise none ever. `from_start`: all, at the first capture already. `names` are the
     dimensions that the user named, by position: those alone then; `exactly` are those of a kept plan, by `size_name`.
-    `obstacle` says why all are constants in spite of it.
+    `by_input` are those that the user named for single inputs, by `size_name`. `obstacle` says why all are constants in
+    spite of it.
     """
 
     follow: bool = True
     from_start: bool = False
     names: dict[int, str] = field(default_factory=dict)
     exactly: frozenset[str] = frozenset()
+    by_input: dict[str, str] = field(default_factory=dict)
     obstacle: str = ""
     #: Whether the capture that is being made has symbols for sizes.
     has_some: bool = False
@@ -64,23 +66,38 @@ class Sizes:
 
 
 #: What a user says of sizes: None: those that change are symbols from then on; False: none ever is; True: all are, from
-#: the first capture on; by name: these dimensions of every input are, from the first capture on.
-Dynamic = bool | Mapping[str, int] | None
+#: the first capture on; by name: these dimensions are, of every input or of those that are given by place or keyword.
+Dynamic = bool | Mapping[str, int | Mapping[int | str, int]] | None
 
 
 def sizes_of(dynamic: Dynamic) -> Sizes:
     """What `dynamic` asks for. Raises UsageError where it is none of its kinds."""
     if dynamic is None or isinstance(dynamic, bool):
         return Sizes(follow=dynamic is not False, from_start=dynamic is True)
-    is_known = isinstance(dynamic, Mapping) and all(
-        isinstance(name, str) and type(dimension) is int and dimension >= 0 for name, dimension in dynamic.items()
-    )
-    if not is_known or len(set(dynamic.values())) != len(dynamic):
+    flat = list(_by_input(dynamic)) if isinstance(dynamic, Mapping) else []
+    is_known = all(isinstance(name, str) and type(d) is int and d >= 0 for name, _, d in flat)
+    if not flat or not is_known or len({(of, d) for _, of, d in flat}) != len(flat):
         raise UsageError(
             f"dynamic: expected None, True, False, or a name for each dimension of the inputs that changes, such as "
-            f"{{'batch': 0, 'length': 1}}, got {dynamic!r}"
+            f"{{'batch': 0, 'length': 1}} or {{'side': {{'images': 2}}}}, got {dynamic!r}"
         )
-    return Sizes(from_start=True, names={dimension: name for name, dimension in dynamic.items()})
+    names = {dimension: name for name, of, dimension in flat if of is None}
+    by_input = {f"{input_name(of)}.size({dimension})": name for name, of, dimension in flat if of is not None}
+    return Sizes(from_start=True, names=names, by_input=by_input)
+
+
+def _by_input(dynamic: Mapping[Any, Any]) -> Iterator[tuple[Any, Any, Any]]:
+    """Each name, of which input it names a dimension (None: of every one), and the dimension."""
+    for name, dimension in dynamic.items():
+        if isinstance(dimension, Mapping):
+            yield from ((name, of, each) for of, each in dimension.items())
+        else:
+            yield name, None, dimension
+
+
+def input_name(of: int | str) -> str:
+    """An input as it is called in `size_name`, by its place or its keyword."""
+    return f"args[{of}]" if isinstance(of, int) else f"kwargs['{of}']"
 
 
 #: Every capture is for one set of shapes.
@@ -126,8 +143,8 @@ def _with_changing(context: Any, tensor: torch.Tensor, source: Source, sizes: Si
 def _wanted(tensor: torch.Tensor, source: Source, sizes: Sizes) -> Iterable[int]:
     if sizes.exactly:
         return [d for d in range(tensor.dim()) if size_name(source, d) in sizes.exactly]
-    if sizes.names:
-        return sizes.names
+    if sizes.names or sizes.by_input:
+        return [d for d in range(tensor.dim()) if d in sizes.names or size_name(source, d) in sizes.by_input]
     return range(tensor.dim()) if sizes.from_start else (0,)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,24 +13,32 @@ from typing import Any
 
 from graphopt.base.errors import UsageError
 
+#: The example of a model of which there is a configuration alone.
+_CONFIG_BATCH, _CONFIG_LENGTH = 2, 4096
 _RETURNS = "it must return (model, example_inputs), with loss_fn and optimizer behind them if there are"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a build function returned, on the device that was asked for."""
+    """What a build function returned, on the device that was asked for; `dynamic` names its inputs' dimensions."""
 
     model: Any
     example_inputs: Any
     loss_fn: Callable[..., Any] | None
     optimizer: Any = None
+    dynamic: Mapping[str, int] | None = None
 
 
 def load_target(spec: str, device: str | None = None) -> Target:
     """Call the function that `spec` names, `FILE.py:FUNCTION` or `package.module:FUNCTION`.
 
-    Raises UsageError, naming what is missing or wrong.
+    On the device "meta" nothing is allocated from the start, and `spec` may be a config.json of transformers'. Raises
+    UsageError, naming what is missing or wrong.
     """
+    if spec.endswith(".json"):
+        if device != "meta":
+            raise UsageError(f"{spec!r}: a model of which there is a configuration alone needs --meta")
+        return _of_config(spec)
     place, _, name = spec.rpartition(":")
     if not place or not name.isidentifier():
         raise UsageError(f"{spec!r} names no function: write FILE.py:FUNCTION, for example train.py:build")
@@ -40,10 +48,38 @@ def load_target(spec: str, device: str | None = None) -> Target:
         found = ", ".join(n for n, v in vars(module).items() if callable(v) and _is_own(v, module)) or "none"
         raise UsageError(f"{place} has no function {name!r}; it has: {found}")
     try:
-        built = function()
+        built = _called(function, device)
     except Exception as error:
         raise UsageError(f"{spec} raised {type(error).__name__}: {error}") from error
     return _moved(_checked(built, spec), device)
+
+
+def _called(function: Callable[[], Any], device: str | None) -> Any:
+    if device != "meta":
+        return function()
+    import torch
+
+    with torch.device("meta"):
+        return function()
+
+
+def _of_config(path: str) -> Target:
+    """A causal language model without weights, in its configuration's dtype, its inputs and AdamW."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        config.use_cache = False
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.bfloat16)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UsageError(f"{path} is no configuration of a causal language model: {error}") from error
+    model.loss_type = "ForCausalLM"  # unset, transformers warns at every step
+    length = min(_CONFIG_LENGTH, getattr(config, "max_position_embeddings", _CONFIG_LENGTH))
+    ids = torch.zeros(_CONFIG_BATCH, length, dtype=torch.long, device="meta")
+    inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
+    return Target(model.train(), inputs, None, torch.optim.AdamW(model.parameters()), {"batch": 0, "length": 1})
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -75,9 +75,19 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
         if name == "plan":
             _graph(command)
+            command.add_argument(
+                "--dynamic", metavar="NAME=DIM,...", help="print formulas in these sizes of inputs: batch=0,length=1"
+            )
+            _meta(command)
     sweep = _command(commands, "sweep", "the whole memory/time curve of a model")
     _target(sweep)
     sweep.add_argument("--html", metavar="PATH", help="write the curve as one self-contained page")
+    sweep.add_argument(
+        "--over", metavar="NAME=FROM:TO,...",
+        help="sizes of inputs, not budgets: batch=1:64,length=128:4096 (dimensions 0 and 1), or NAME@DIM=FROM:TO",
+    )  # fmt: skip
+    sweep.add_argument("--mem-budget", metavar="BYTES", help="with --over: what fits in it, and at what price")
+    _meta(sweep)
     fit = _command(commands, "fit", "the ways to cut a batch that fit, and the largest batch that needs no cutting")
     _target(fit)
     fit.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 8GiB")
@@ -116,6 +126,14 @@ def _target(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cost-model", default="auto", help="profiled, roofline or auto (default)")
     command.add_argument("--reserve", metavar="BYTES", default="0", help="bytes that you hold besides (default 0)")
     command.add_argument("--device", help="move the model and its inputs there first, for example cuda")
+
+
+def _meta(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--meta", action="store_true",
+        help="build the model without memory for its weights and run nothing; in place of FILE.py:FUNCTION the "
+        "config.json of a causal language model of transformers will do",
+    )  # fmt: skip
 
 
 def _planner(command: argparse.ArgumentParser) -> None:

@@ -39,14 +39,26 @@ def plan(options: argparse.Namespace) -> CommandResult:
         check_graph_path(options.graph)
     target, keywords = _prepare(options)
     from graphopt.api.optimize import plan_model
+    from graphopt.cli.over import ON_META, parse_dynamic
 
-    optimized = plan_model(target.model, target.example_inputs, target.loss_fn, **keywords)
+    dynamic = parse_dynamic(options.dynamic) if options.dynamic else target.dynamic
+    optimized = plan_model(target.model, target.example_inputs, target.loss_fn, **keywords, dynamic=dynamic)
     _write(options, optimized.report)
+    if dynamic is not None:
+        from graphopt.api.sized_estimate import planned_formula
+
+        formula = planned_formula(optimized.in_force, target.example_inputs, dynamic)
+        behind, data = f"\n\n{formula}", {"formula": formula.as_text()}
+    else:
+        behind, data = "", {}
     if options.graph:
         from graphopt.formats.model_graph import planned_graphs
 
         write_graph(planned_graphs(optimized.planned_graphs), options.graph)
-    return CommandResult(lambda color: render_text(optimized.report, color=color), report_to_json(optimized.report))
+    behind += f"\n\n{ON_META}" if options.meta else ""
+    return CommandResult(
+        lambda color: render_text(optimized.report, color=color) + behind, report_to_json(optimized.report) | data
+    )
 
 
 def verify(options: argparse.Namespace) -> CommandResult:
@@ -73,7 +85,13 @@ def sweep(options: argparse.Namespace) -> CommandResult:
     from graphopt.cli.build_function import load_target
     from graphopt.report.sweep import sweep_html
 
-    target = load_target(options.target, options.device)
+    if options.over:
+        from graphopt.cli.over import sweep_over
+
+        return CommandResult(*sweep_over(options, _costs(options)))
+    if options.mem_budget is not None:
+        raise UsageError("sweep takes --mem-budget with --over; without, it is over all budgets")
+    target = load_target(options.target, "meta" if options.meta else options.device)
     from graphopt.api.estimate import estimate
 
     found = estimate(target.model, target.example_inputs, target.loss_fn, **_costs(options))
@@ -179,10 +197,11 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from graphopt.cli.build_function import load_target
     from graphopt.problem.plan import Plan
 
+    is_meta = getattr(options, "meta", False)
     keywords = {"mem_budget": options.mem_budget, "planner": options.planner, **_costs(options)}
     keywords |= {"plan_seconds": options.plan_seconds, "compiler": options.compiler}
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
-    target = load_target(options.target, options.device)
+    target = load_target(options.target, "meta" if is_meta else options.device)
     if target.optimizer is not None:
         keywords["optimizer"] = target.optimizer
     return target, keywords

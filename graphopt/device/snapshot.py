@@ -65,7 +65,7 @@ def snapshot(model: nn.Module, inputs: object = ()) -> State:
     found = pytree.tree_leaves((inputs, [list(vars(module).values()) for module in model.modules()]))
     own = {id(each): each for each in found if isinstance(each, torch.Generator)}
     return State(
-        {name: buffer.detach().to("cpu", copy=True) for name, buffer in model.named_buffers()},
+        {name: buffer.detach().to("cpu", copy=True) for name, buffer in model.named_buffers() if not buffer.is_meta},
         torch.get_rng_state(),
         tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else (),
         python_generators(),
@@ -109,7 +109,8 @@ def restore(model: nn.Module, state: State) -> None:
     """Put a snapshot back, in place."""
     with torch.no_grad():
         for name, buffer in model.named_buffers():
-            buffer.copy_(state.buffers[name])
+            if not buffer.is_meta:  # has nothing to be put back
+                buffer.copy_(state.buffers[name])
     torch.set_rng_state(state.cpu_generator)
     if state.cuda_generators:
         torch.cuda.set_rng_state_all(list(state.cuda_generators))

@@ -195,9 +195,19 @@ def writes_input(node: fx.Node) -> bool:
 
 
 def copied_bytes(node: fx.Node, device: torch.device, number: Callable[[Any], int] = known) -> int:
-    """`copy` clones all of its view's storage up to the view's last element; `number` says what symbols stand for."""
-    if node.target is not aten.copy.default:
+    """What `copied_elements` take; `number` says what symbols stand for."""
+    view = copied_view(node)
+    if view is None or not same_device(view, device):
         return 0
-    view = node.args[0].meta["val"]  # type: ignore[union-attr]
+    return planned_bytes(number(copied_elements(view)) * view.itemsize, device)
+
+
+def copied_view(node: fx.Node) -> torch.Tensor | None:
+    """The view that `copy` clones, None for another op."""
+    return node.args[0].meta["val"] if node.target is aten.copy.default else None  # type: ignore[union-attr]
+
+
+def copied_elements(view: torch.Tensor) -> Any:
+    """`copy` clones all of its view's storage up to the view's last element."""
     last = view.storage_offset() + sum(s * (n - 1) for s, n in zip(view.stride(), view.shape, strict=True))
-    return planned_bytes(number(last + 1) * view.itemsize, device) if same_device(view, device) else 0
+    return last + 1

@@ -1,0 +1,144 @@
+"""A model's training step at all sizes of its inputs: what it takes, what of it fits a budget, and at what price."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from graphopt.cost_models.polynomials import Family, Form
+from graphopt.plan.graph_forms import GraphForms, runs_by_op
+
+logger = logging.getLogger("graphopt")
+
+#: Planners are asked at further sizes as long as that finds more room, so often at the most.
+_MOST_ASKED = 4
+
+#: Schedules that were planned at sizes where eager takes less or more by this factor are not looked at alone.
+_FACTOR = 3.0
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """What the fastest schedule inside of a budget takes: peak bytes, and extra time over eager as a fraction."""
+
+    peak_bytes: int
+    overhead: float
+
+
+class BySize:
+    """One captured graph beside what is resident, as closed forms; all bytes are in the budget's own measure."""
+
+    def __init__(self, graph: GraphForms, resident: Form) -> None:
+        self.graph, self.resident = graph, resident
+        self._known: tuple[int, Family] | None = None
+        #: Eager's own peaks at the sizes that planners were asked for.
+        self._planned_bytes: list[int] = []
+
+    @property
+    def eager(self) -> Form:
+        """The peak of the captured order, with nothing recomputed."""
+        return self._own_eager + self.resident
+
+    @property
+    def minimum(self) -> Form:
+        """The peak of the schedule that takes least at the sizes of the example."""
+        return self._least_at(self.graph.sizes) + self.resident
+
+    def eager_bytes(self, sizes: Sizes) -> int:
+        """The peak of the captured order at these sizes."""
+        return self._own_eager.at(sizes) + self.resident.at(sizes)
+
+    def minimum_bytes(self, sizes: Sizes) -> int:
+        """The least of all schedules that are known, with those of planners at about these sizes."""
+        self._plan_near(sizes)
+        return min(self._family.at(sizes)) + self.resident.at(sizes)
+
+    def within(self, budget_bytes: int, sizes: Sizes) -> AtSize | None:
+        """The fastest schedule that fits, eager's where it does; None where none does."""
+        self._plan_near(sizes)
+        peaks = np.array(self._family.at(sizes), dtype=object) + self.resident.at(sizes)
+        runs = runs_by_op(self.graph.schedules, len(self.graph.graph.problem.ops))
+        seconds = runs @ self.graph.seconds(sizes)
+        position = self.graph.schedules.index(self.graph.graph.captured_schedule)
+        if peaks[position] <= budget_bytes:
+            return AtSize(int(peaks[position]), 0.0)
+        fitting = [number for number, peak in enumerate(peaks) if peak <= budget_bytes]
+        if not fitting:
+            return None
+        best = min(fitting, key=lambda number: seconds[number])
+        ratio = float(seconds[best] / seconds[position]) if seconds[position] else 1.0
+        return AtSize(int(peaks[best]), max(ratio - 1, 0.0))
+
+    def most(self, name: str, budget_bytes: int, others: Sizes, *, eager: bool = False) -> int:
+        """The largest size of that name that fits; 0 where none does. `eager` asks for that with nothing recomputed.
+
+        Planners are asked at what is found, as `optimize()` will ask them, until they agree.
+        """
+        forms = Family([self._own_eager]) if eager else self._family
+        found = self._most(name, budget_bytes, others, forms)
+        fitting = [found] if eager else []
+        for _ in range(0 if eager or not found else _MOST_ASKED):
+            forms = Family(list(map(self.graph.peak, self.graph.plan_at({**others, name: found}))))
+            size = self._most(name, budget_bytes, others, forms)
+            fitting += [found] if size >= found else []
+            if size == found:
+                break
+            found = size
+        found = max(fitting, default=found)
+        if found and (why := self.graph.refusal({**others, name: found + 1})):
+            logger.warning("%s %d fits, and may not be the largest: %s", name, found, why)
+        return found
+
+    def _plan_near(self, sizes: Sizes) -> None:
+        """Ask the planners where eager takes more or less by `_FACTOR` than at all sizes where they were asked."""
+        self._planned_bytes = self._planned_bytes or [self._own_eager.at(self.graph.sizes)]
+        now = self._own_eager.at(sizes)
+        if all(max(now, known) >= _FACTOR * min(now, known) for known in self._planned_bytes):
+            self._planned_bytes.append(now)
+            self.graph.plan_at(sizes)
+
+    def _most(self, name: str, budget_bytes: int, others: Sizes, forms: Family) -> int:
+        def fits(size: int) -> bool:
+            sizes = {**others, name: size}
+            return not self.graph.refusal(sizes) and min(forms.at(sizes)) + self.resident.at(sizes) <= budget_bytes
+
+        low = self.graph.ranges[name][0]
+        if not fits(low) and not fits(low := self.graph.sizes[name]):
+            return 0
+        high = 2 * low
+        while fits(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = self._served(name, others, (low + high) // 2, low)
+            if middle == low:  # nothing from there to the middle is served
+                middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def _served(self, name: str, others: Sizes, size: int, low: int) -> int:
+        """The largest size from `low` to `size` that the capture serves: a network may take multiples of 8 alone."""
+        return next((each for each in range(size, low, -1) if not self.graph.refusal({**others, name: each})), low)
+
+    @cached_property
+    def _own_eager(self) -> Form:
+        return self.graph.peak(self.graph.graph.captured_schedule)
+
+    def _least_at(self, sizes: Sizes) -> Form:
+        peaks = self._family.at(sizes)
+        return self._family.forms[int(np.argmin(peaks))]
+
+    @property
+    def _family(self) -> Family:
+        """The peaks of all schedules that are known by now."""
+        count = len(self.graph.schedules)
+        if self._known is None or self._known[0] != count:
+            known = self._known[1].forms if self._known is not None else ()
+            new = [self.graph.peak(schedule) for schedule in self.graph.schedules[len(known) :]]
+            self._known = count, Family((*known, *new))
+        return self._known[1]
