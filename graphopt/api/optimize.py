@@ -60,9 +60,8 @@ def optimize(
     everything on the device during a step: parameters, buffers, inputs, gradients, activations, op
     workspace, the state of `optimizer` if one is given, and `reserve` for what else is there. With
     `example_inputs` (a tensor, tuple or dict of keyword inputs) it captures and plans at once;
-    without, at the first training call. From the second shape on one capture serves all shapes, for
-    each of which the schedules that are known are judged anew: `dynamic=True` has it so from the start,
-    `dynamic={"batch": 0, "length": 1}` for these dimensions alone, `dynamic=False` never. `plan_seconds` is
+    without, at the first training call. From the second shape on one capture serves all: with
+    `dynamic=True` from the first, `{"batch": 0, "length": 1}` for these alone, False never. `plan_seconds` is
     time to look for a faster plan than the planner's, each time that one is made. The peak of real
     steps is measured: where one is over the budget, a warning says by how much and why, and the next
     call is planned with that much less room; with `on_excess="raise"` it is a BudgetError. `compiler`
@@ -83,8 +82,8 @@ def optimize(
     kept_graphs = {g.graph_hash: g for g in kept.graphs} if kept else None
     choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler)
     check_on_excess(on_excess)
-    request = _request(model, mem_budget, choice, reserve, optimizer, kept, group)
-    request = replace(request, on_excess=on_excess, dynamic=dynamic)
+    options: dict[str, Any] = {"group": group, "on_excess": on_excess, "dynamic": dynamic}
+    request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept), **options)
     args, kwargs = as_call(example_inputs, example_kwargs)
     check_inputs(tensors_in((args, kwargs)))
     check_devices(model, (args, kwargs))
@@ -174,7 +173,6 @@ def _request(
     reserve: Budget,
     optimizer: torch.optim.Optimizer | None,
     kept: Plan | None,
-    group: dist.ProcessGroup | None,
 ) -> Request:
     if mem_budget is None:
         if kept is None:
@@ -190,7 +188,6 @@ def _request(
         choice=choice,
         reserve_bytes=parse_bytes(reserve, total) if reserve else 0,
         optimizer=optimizer,
-        group=group,
     )
 
 

@@ -138,69 +138,82 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
     with_recurrent_layers(request.module)
     with_masked_writes(request.module)
     reason = break_reason(request.module)
-    runnables: list[Runnable] = []
-    halves: list[Emitted] = []
-    many: list[ManySchedules] = []
-    lowered: list[LoweredHalves] = []
+    made = _Compilation(request)
 
     def partition(joint: fx.GraphModule, inputs: object, *, num_fwd_outputs: int, **known: Any) -> tuple[Any, Any]:
         static = known.get("static_lifetime_input_indices") or ()
         captured, write = _captured(request, joint, inputs, num_fwd_outputs, static, reason)
-        schedule = decide(captured)
-        if captured.step.has_changing_sizes:
-            many.append(
-                ManySchedules(write, request.name, request.around_forward, request.around_backward, request.at_hand)
-            )
-            halves.append(many[-1].of(schedule).emitted)
-        else:
-            halves.append(write(schedule))
-        if request.compiler == "inductor":
-            lowered.append(lower_halves(halves[-1]))
-        forward = with_saved_unknown(halves[-1].forward, num_fwd_outputs) if many else halves[-1].forward
-        # AOTAutograd takes from it which inputs have a gradient at all
-        return forward, halves[-1].whole_backward or halves[-1].backward
-
-    def runnable(module: fx.GraphModule, around: Around | None = None) -> Runnable:
-        runnables.append(Runnable(module, around, lowered=lowered[-1].calls if lowered else {}))
-        return runnables[-1]
-
-    def forward_call(module: fx.GraphModule, _inputs: object) -> Runnable | BoxedCall:
-        return many[-1].forward() if many else runnable(module, request.around_forward)
-
-    def backward(module: fx.GraphModule, _inputs: object) -> Runnable | BoxedCall:
-        if many:
-            return many[-1].backward()
-        has_all = halves[-1].whole_backward is None
-        # AOTAutograd compiles a copy of what it was given
-        planned = module if has_all and not lowered else halves[-1].backward
-        whole = None if has_all else module
-        made = runnable(planned, request.around_backward)
-        made.modules = BackwardModules(planned, whole, request.name)
-        return made
-
-    def without_gradients(module: fx.GraphModule, _inputs: object) -> Runnable:
-        module.graph.set_codegen(fx.graph._BoxedCodeGen())
-        module.recompile()
-        return runnable(module)
+        return made.halves_of(captured, write, decide(captured), num_fwd_outputs)
 
     compiler = aot_autograd(
-        fw_compiler=forward_call,
-        bw_compiler=backward,
-        inference_compiler=without_gradients,
+        fw_compiler=made.forward,
+        bw_compiler=made.backward,
+        inference_compiler=made.without_gradients,
         partition_fn=partition,
         decompositions=decompositions() if request.compiler == "inductor" else None,
         keep_inference_input_mutations=True,
     )
+    call = _traced(request, compiler, made.begin_anew)
+    return CompiledGraph(call, made.emitted, made.runnables, made.lowered, made.many)
 
-    def begin_anew() -> None:
-        runnables.clear()
-        halves.clear()
-        many.clear()
-        lowered.clear()
 
-    call = _traced(request, compiler, begin_anew)
-    first = [each[0] if each else None for each in (halves, lowered, many)]
-    return CompiledGraph(call, first[0], runnables, *first[1:])  # type: ignore[arg-type]
+@dataclass(eq=False)
+class _Compilation:
+    """What AOTAutograd asks for while it compiles a graph, in the order in which it asks."""
+
+    request: CaptureRequest
+    runnables: list[Runnable] = field(default_factory=list)
+    emitted: Emitted | None = None
+    lowered: LoweredHalves | None = None
+    many: ManySchedules | None = None
+
+    def begin_anew(self) -> None:
+        """What was compiled so far was for nothing."""
+        self.runnables.clear()
+        self.emitted = self.lowered = self.many = None
+
+    def halves_of(
+        self, captured: CapturedGraph, write: Callable[[Schedule], Emitted], schedule: Schedule, num_outputs: int
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """A forward and a backward: AOTAutograd takes from them what is saved, and which inputs have a gradient."""
+        request = self.request
+        if captured.step.has_changing_sizes:
+            around = (request.around_forward, request.around_backward)
+            self.many = ManySchedules(write, request.name, *around, request.at_hand)
+            self.emitted = self.many.of(schedule).emitted
+            forward = with_saved_unknown(self.emitted.forward, num_outputs)
+        else:
+            self.emitted = write(schedule)
+            forward = self.emitted.forward
+        if request.compiler == "inductor":
+            self.lowered = lower_halves(self.emitted)
+        return forward, self.emitted.whole_backward or self.emitted.backward
+
+    def forward(self, module: fx.GraphModule, _inputs: object) -> Runnable | BoxedCall:
+        """What runs as the forward."""
+        return self.many.forward() if self.many is not None else self._runnable(module, self.request.around_forward)
+
+    def backward(self, module: fx.GraphModule, _inputs: object) -> Runnable | BoxedCall:
+        """What runs as the backward."""
+        if self.many is not None:
+            return self.many.backward()
+        assert self.emitted is not None
+        has_all = self.emitted.whole_backward is None
+        # AOTAutograd compiles a copy of what it was given
+        planned = module if has_all and self.lowered is None else self.emitted.backward
+        made = self._runnable(planned, self.request.around_backward)
+        made.modules = BackwardModules(planned, None if has_all else module, self.request.name)
+        return made
+
+    def without_gradients(self, module: fx.GraphModule, _inputs: object) -> Runnable:
+        """What runs where nothing needs a gradient."""
+        module.graph.set_codegen(fx.graph._BoxedCodeGen())
+        module.recompile()
+        return self._runnable(module)
+
+    def _runnable(self, module: fx.GraphModule, around: Around | None = None) -> Runnable:
+        self.runnables.append(Runnable(module, around, lowered=self.lowered.calls if self.lowered else {}))
+        return self.runnables[-1]
 
 
 def _captured(

@@ -16,7 +16,7 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 
 from graphopt.emit.emit import unwatched
 from graphopt.emit.native import native_runner
-from graphopt.emit.program_sizes import Sizes, is_list_of_sizes, numbers_are_sizes
+from graphopt.emit.program_sizes import ComputedSizes, is_list_of_sizes, numbers_are_sizes
 from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_number
 from graphopt.graph.step_graph import tensors_of
@@ -134,7 +134,7 @@ class _ProgramWriter:
         self.nodes = list(module.graph.nodes)
         self.last_reads = _last_reads(self.nodes)
         self.places = {node: place for place, node in enumerate(n for n in self.nodes if n.op != "output")}
-        self.sizes = Sizes(self.nodes, self.places)
+        self.sizes = ComputedSizes(self.nodes, self.places)
 
     def says(self, step: int) -> str:
         """A step in words: its node, and the model's own line that it is of."""

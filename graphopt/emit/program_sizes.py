@@ -60,7 +60,7 @@ def is_list_of_sizes(argument: Any) -> bool:
     return all(type(item) is int or (isinstance(item, fx.Node) and is_number(item)) for item in argument)
 
 
-class Sizes:
+class ComputedSizes:
     """The sizes of one graph that are computed, and the constants that stand beside some in lists.
 
     `places` are their registers, in the order of `of`; `literals` has those of the constants.
