@@ -104,6 +104,10 @@ class Optimized:
         return self._model
 
 
+#: What a capture asks of sizes that a report shows.
+_MOST_CONDITIONS = 4
+
+
 def _compiled(call: CallPlan) -> CompiledKernels | None:
     """What a report says of kernels that were compiled."""
     kernels = call.kernels
@@ -117,6 +121,8 @@ def _size_conditions(session: Session) -> tuple[str, ...]:
     """What must hold of sizes for the graphs in force, or why none of them may change."""
     call = session.in_force
     found = [condition for graph in call.graphs for condition in graph.symbols.conditions] if call else []
+    if len(found) > _MOST_CONDITIONS:
+        found[_MOST_CONDITIONS:] = [f"{len(found) - _MOST_CONDITIONS} more conditions, which the log has"]
     if obstacle := session.sizes.obstacle:
         found.append(f"each shape is captured by itself: {obstacle}")
     return tuple(dict.fromkeys(found))

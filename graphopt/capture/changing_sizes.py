@@ -145,7 +145,10 @@ def _wanted(tensor: torch.Tensor, source: Source, sizes: Sizes) -> Iterable[int]
         return [d for d in range(tensor.dim()) if size_name(source, d) in sizes.exactly]
     if sizes.names or sizes.by_input:
         return [d for d in range(tensor.dim()) if d in sizes.names or size_name(source, d) in sizes.by_input]
-    return range(tensor.dim()) if sizes.from_start else (0,)
+    if sizes.from_start:
+        return range(tensor.dim())
+    # height and width change at different times
+    return (0, *range(2, tensor.dim())) if tensor.dim() > 3 else (0,)
 
 
 def size_name(source: Source, dimension: int) -> str:

@@ -57,8 +57,7 @@ class Session:
     """The graphs of one model, and the call that runs them as they are planned."""
 
     def __init__(self, model: nn.Module, request: Request) -> None:
-        self.model = model
-        self.request = request
+        self.model, self.request = model, request
         self.graphs: list[DynamoGraph] = []
         self.loop = Loop(model, request, self._forget_plans, lambda: all(graph.is_whole_model for graph in self.graphs))
         self._plans = Plans(model, request, self.loop)
@@ -129,6 +128,7 @@ class Session:
         plans.key = self.loop.begins(call, plans.sums_of, plans.wrapping)
         result = self._together(call, self._running)
         self.loop.ends(plans.of_call, result)
+        self.request = self.request.once_served(self.sizes)
         if self._example is not None:
             self._example.warn_if_captured_anew(self.graphs)
             self._example = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import graphopt
-from graphopt.base.errors import BudgetError, UsageError
+from graphopt.base.errors import BudgetError, PlanMismatchError, UsageError
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.numbers import is_symbol
 from graphopt.passes.joint import CLEANING
@@ -360,6 +361,90 @@ def test_the_report_says_what_sizes_a_plan_serves_and_a_kept_plan_serves_them_ag
         assert again.graphopt.history[-1].measured_bytes <= 1_600_000
     assert captures(again) == 1
     assert again.graphopt.plan.planner == plan.planner
+    assert is_as_eager(again, eager, *batch(1, 30)), "what the plan does not have is planned, once it was in force"
+    assert captures(again) == 2
+
+    with pytest.raises(PlanMismatchError, match="made for another graph"):
+        graphopt.optimize(Tagger(3), plan=tmp_path / "plan.json")(*batch(4, 16))
+
+
+class Images(nn.Module):
+    """A convolution, whose images change in height and in width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.convolution(x)).square().mean()
+
+
+def test_images_take_two_captures_whichever_side_changes_first() -> None:
+    model = Images()
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "64MiB")
+    for rows, height, width in ((2, 8, 8), (2, 10, 8), (2, 10, 12), (3, 9, 7), (5, 16, 16)):
+        assert is_as_eager(model, eager, torch.randn(rows, 3, height, width))
+    assert captures(model) == 2
+
+
+class OfSizes(nn.Module):
+    """What `made` makes of a line's output."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.line, self.made = nn.Linear(16, 16), made
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.made(self.line(x))
+
+
+#: Arithmetic on sizes that PyTorch follows with symbols.
+FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
+    "logarithm": lambda h: h.sum() * math.log(h.shape[1]),
+    "exponential": lambda h: h.sum() * math.exp(-h.shape[1]),
+    "sine": lambda h: h.sum() * math.sin(h.shape[1]),
+    "half": lambda h: h[:, : int(h.shape[1] * 0.5)].square().sum(),
+    "a third of them": lambda h: h.flatten(1).topk(int(h.shape[1] * 0.3), 1)[0].sum(),
+    "at least one": lambda h: h.sum() / max(1.0, h.shape[1] / 10),
+}
+#: What it takes no symbol for.
+BY_ITSELF: dict[str, Callable[[Tensor], Tensor]] = {
+    "cumulative product": lambda h: h.cumprod(1).sum(),
+    "interpolation": lambda h: F.interpolate(h, size=h.shape[2] // 2).square().sum(),
+}
+
+
+@pytest.mark.parametrize("name", [*FOLLOWED, *BY_ITSELF])
+def test_whatever_becomes_of_sizes_bits_are_eagers(name: str) -> None:
+    model = OfSizes((FOLLOWED | BY_ITSELF)[name])
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "64MiB")
+    shapes = ((4, 16), (4, 24), (3, 17), (5, 9))
+    for rows, length in shapes:
+        assert is_as_eager(model, eager, torch.randn(rows, length, 16)), (rows, length)
+    assert captures(model) == 2 if name in FOLLOWED else "by itself" in model.graphopt.report.size_conditions[-1]
+
+
+class Strided(nn.Module):
+    """A graph that begins behind a break, with every second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.line(x)
+        torch._dynamo.graph_break()
+        return F.gelu(self.line(hidden[:, ::2])).square().sum()
+
+
+def test_what_planning_asks_of_the_sizes_of_a_piece_is_guarded() -> None:
+    model = Strided()
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "64MiB")
+    for rows, length in ((4, 16), (4, 24), (3, 17), (5, 9)):
+        assert is_as_eager(model, eager, torch.randn(rows, length, 16)), (rows, length)
 
 
 def test_memory_does_not_grow_with_shapes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,8 @@ class DynamoGraph:
         """Dynamo has met it: from now on nothing more can be asked of the numbers that it reads."""
         self.guards = self._count_guards()
         self.symbols.are_met(self.module)
+        if self.is_whole_model and not self.symbols.captured and self.symbols.conditions:
+            self.sizes.cannot_change(self.symbols.conditions[0])
 
     @cached_property
     def depending(self) -> DependingOutputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,6 +29,13 @@ class Request:
     on_excess: OnExcess = "correct"
     #: Which sizes of inputs are symbols of what is captured: see `sizes_of`.
     dynamic: Dynamic = None
+
+    def once_served(self, sizes: Sizes) -> Request:
+        """A call was served: a kept plan of many sizes is this model's, and what it has not is planned from now on."""
+        if not sizes.exactly:
+            return self
+        sizes.exactly = frozenset()
+        return replace(self, choice=replace(self.choice, kept=None))
 
     def sizes(self) -> Sizes:
         """Which sizes captures take for symbols: those of a kept plan from the start."""
