@@ -235,15 +235,20 @@ def _name_of(env: ShapeEnv, symbol: sympy.Symbol) -> str:
     return "" if source is None or source.idx is None else size_name(source.base, source.idx)
 
 
-def symbols_of_sizes(module: fx.GraphModule) -> dict[sympy.Symbol, int]:
-    """The symbols that sizes in one of Dynamo's graphs are made of, with the positions of the inputs that hold them."""
-    found: dict[sympy.Symbol, int] = {}
+def symbols_of_sizes(module: fx.GraphModule) -> dict[sympy.Symbol, tuple[tuple[int, int], torch.SymInt]]:
+    """The symbols that sizes in one of Dynamo's graphs are made of: input and dimension of each, and it itself.
+
+    Dynamo hands sizes over as inputs of their own only where code reads them.
+    """
+    found: dict[sympy.Symbol, tuple[tuple[int, int], torch.SymInt]] = {}
     for position, node in enumerate(module.graph.find_nodes(op="placeholder")):
         example = node.meta.get("example_value")
-        if isinstance(example, torch.SymInt) and is_symbol(example) and _is_of_tensors(example):
-            expression = example.node.expr
-            if isinstance(expression, sympy.Symbol):
-                found.setdefault(expression, position)
+        if not isinstance(example, torch.Tensor) or example.layout != torch.strided:
+            continue
+        sizes: list[Any] = list(example.shape)
+        for dimension, size in enumerate(sizes):
+            if is_symbol(size) and isinstance(size.node.expr, sympy.Symbol) and _is_of_tensors(size):
+                found.setdefault(size.node.expr, ((position, dimension), size))
     return found
 
 

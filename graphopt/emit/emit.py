@@ -24,7 +24,7 @@ from graphopt.emit.generator_state import fake_generator_state
 from graphopt.emit.late_writers import check_settled
 from graphopt.graph.joint import is_tangent
 from graphopt.graph.nodes import is_read_as_statistics
-from graphopt.graph.numbers import SYMBOLS, is_number
+from graphopt.graph.numbers import SYMBOLS, is_number, is_symbol
 from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
 from graphopt.problem.schedule import Schedule
 
@@ -95,11 +95,23 @@ class Emitter:
 
         AOTAutograd is told once how many numbers are saved, while tensors are counted at each call.
         """
-        numbers = [node for node in self.step.joint.primals if is_number(node)]
-        for node in numbers:
-            self.backward.made[node] = self.placeholder(node.name, self.forward.made[node], node.name)
+        for node in self.step.joint.primals:
+            if is_number(node):
+                self.backward.made[node] = self.placeholder(node.name, self.forward.made[node], node.name)
         # in the place of which `ManySchedules` gives a schedule's number
-        self.placeholder(WHICH_SCHEDULE, self.forward.made[numbers[0]], WHICH_SCHEDULE)
+        self.placeholder(WHICH_SCHEDULE, self.some_size(), WHICH_SCHEDULE)
+
+    def some_size(self) -> fx.Node:
+        """A size that the forward has: where none is among its inputs, one of a tensor."""
+        for node in self.step.joint.primals:
+            if is_number(node):
+                return self.forward.made[node]
+        sizes = (
+            (node, d, s) for node in self.step.joint.primals for t in tensors_of(node) for d, s in enumerate(t.shape)
+        )
+        node, dimension, found = next(each for each in sizes if is_symbol(each[2]))
+        size = {"val": found}
+        return self.forward.call(torch.ops.aten.sym_size.int, (self.forward.made[node], dimension), {}, "size", size)
 
     def emit(self, schedule: Schedule) -> Emitted:
         """Both halves of a schedule."""
@@ -131,7 +143,7 @@ class Emitter:
                 name = f"{self.step.ops[item].name}_state"
                 self.backward.states[item] = self.input(name, {"val": fake_generator_state(self.step)})
             elif item == WHICH_SCHEDULE:
-                self.input(item, next(node for node in self.step.joint.primals if is_number(node)).meta)
+                self.input(item, self.some_size().meta)
             else:
                 self.backward.made[nodes[item]] = self.input(item, nodes[item].meta)
         boundary = schedule.index(self.step.boundary)

@@ -11,14 +11,14 @@ from torch._guards import detect_fake_mode
 from graphopt.device.storages import known, storage_key
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_collective
-from graphopt.graph.numbers import SYMBOLS, is_constant, is_number, layout_of
+from graphopt.graph.numbers import is_constant, is_number
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroOption
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.rules import ANY_GRAPH, Still
 
 
 def no_symbol_is_constant(joint: JointGraph) -> bool:
-    """No node but an unused input holds a symbol that is a constant, be it the size of a tensor."""
+    """No node but an unused input is a symbol that is a constant."""
     return not any(_is_symbolic(node) for node in joint.graph.nodes if node.op != "placeholder" or node.users)
 
 
@@ -113,11 +113,8 @@ RULES = (
 
 
 def _is_symbolic(node: fx.Node) -> bool:
-    """Whether it holds a symbol that is a constant."""
-    if is_number(node):
-        return is_constant(node.meta["val"])
-    symbols = (s for tensor in tensors_of(node) for s in layout_of(tensor) if isinstance(s, SYMBOLS))
-    return any(is_constant(size) for size in symbols)
+    """Whether it is a symbol that is a constant."""
+    return is_number(node) and is_constant(node.meta["val"])
 
 
 def _kind(item: object) -> tuple[object, ...]:

@@ -61,6 +61,9 @@ def packed_sequences() -> Iterator[None]:
     def called(function: Any, tx: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if function.value in _RECURRENT and len(args) == 9 and is_packed(args):
             _fix_batch_sizes(tx, args)
+        if function.value is torch.as_tensor and tx.f_code is rnn.pack_sequence.__code__:
+            lengths = _constants(args[0])  # sizes of the sequences, which may be symbols
+            args = args if lengths is None else [ConstantVariable.create(tuple(lengths)), *args[1:]]
         return in_graph(function, tx, args, kwargs)
 
     def of_tensors(function: Any, tx: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ import sympy
 from torch import fx
 
 from graphopt.capture.changing_sizes import conditions_on_sizes, named_sizes, symbols_of_sizes
+from graphopt.device.storages import known
 from graphopt.graph.at_sizes import AtSizes
 from graphopt.run.graphs.call_key import Shapes
 
@@ -20,15 +21,12 @@ Sizes = Mapping[sympy.Symbol, int]
 
 
 class InputSymbols:
-    """Which of a graph's flat inputs are symbols of sizes; `captured` is what they were at its capture."""
+    """The symbols of sizes, and which dimension of which flat input each is; `captured` is what they were then."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        self._positions = symbols_of_sizes(module)
-        inputs = module.graph.find_nodes(op="placeholder")
-        self.captured: Sizes = {
-            symbol: int(inputs[position].meta["example_value"].node.hint)
-            for symbol, position in self._positions.items()
-        }
+        found = symbols_of_sizes(module)
+        self._places = {symbol: place for symbol, (place, _) in found.items()}
+        self.captured: Sizes = {symbol: known(size) for symbol, (_, size) in found.items()}
         self._named = named_sizes(module)
         #: What must hold of sizes for the graph to be right; known once Dynamo has met it.
         self.conditions: tuple[str, ...] = ()
@@ -36,7 +34,7 @@ class InputSymbols:
 
     def sizes_of(self, args: Sequence[Any]) -> Sizes:
         """What they are in a call that runs the graph on `args`."""
-        return {symbol: int(args[position]) for symbol, position in self._positions.items()}
+        return {symbol: int(args[at].shape[dimension]) for symbol, (at, dimension) in self._places.items()}
 
     def are_met(self, module: fx.GraphModule) -> None:
         """Dynamo has met the graph: nothing more can be asked of its sizes."""
@@ -46,7 +44,7 @@ class InputSymbols:
 
     def come(self, shapes: Shapes, args: Sequence[Any]) -> None:
         """A call with inputs of these shapes runs the graph on `args`; where one came before, the larger count."""
-        if not self._positions:
+        if not self._places:
             return
         now = self.sizes_of(args)
         before = self._by_shapes.get(shapes)

@@ -12,6 +12,7 @@ from torch import fx
 
 from graphopt.base.errors import CaptureError
 from graphopt.capture.numbers import examples_of
+from graphopt.graph.numbers import layout_of, plain
 
 
 def saving_nothing(module: fx.GraphModule) -> AbstractContextManager[Any]:
@@ -42,9 +43,12 @@ def fake_inputs(module: fx.GraphModule, inputs: Sequence[Any], mode: Any) -> lis
     """The inputs of a graph of Dynamo's without their memory, as they are before it runs.
 
     Those that Dynamo has traced with are as they are behind it: what is written into them may need a gradient.
+    To be called while Dynamo compiles the graph, as `fix_sizes`.
     """
     examples = examples_of(module)
     for position in written_inputs(module):
+        for size in layout_of(examples[position]):
+            plain(size)  # guarded: what is made here has the sizes of this call
         examples[position] = mode.from_tensor(inputs[position], static_shapes=True)
     return examples
 
