@@ -56,7 +56,9 @@ class _StepReader:
             size = 0 if kind == "resident" else max(own, copied_bytes(node, self.device))
             dtype = str(tensor.dtype).removeprefix("torch.")
             shape = tuple(map(known, tensor.shape))
-            traced = tensor if any(map(is_symbol, (*tensor.shape, tensor.untyped_storage().nbytes()))) else None
+            # what is resident is not counted here, whatever it is a part of
+            sizes = (*tensor.shape, *(() if kind == "resident" else (tensor.untyped_storage().nbytes(),)))
+            traced = tensor if any(map(is_symbol, sizes)) else None
             self.values.append(ValueInfo(node.name, node, kind, size, shape, dtype, traced))
         return self.by_storage[key]
 
