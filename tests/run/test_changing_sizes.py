@@ -423,7 +423,7 @@ def test_whatever_becomes_of_sizes_bits_are_eagers(name: str) -> None:
     shapes = ((4, 16), (4, 24), (3, 17), (5, 9))
     for rows, length in shapes:
         assert is_as_eager(model, eager, torch.randn(rows, length, 16)), (rows, length)
-    assert captures(model) == 2 if name in FOLLOWED else "by itself" in model.graphopt.report.size_conditions[-1]
+    assert captures(model) == 2 if name in FOLLOWED else captures(model) > 2 and model.graphopt.report.size_conditions
 
 
 class Strided(nn.Module):

@@ -63,10 +63,10 @@ def known_integers(node: fx.Node, summary: Callable[[Tensor], Found], words: Cal
     found = summary(integers(argument.example))
     fake = integers.input.meta["example_value"]
 
-    shape, dtype = torch.Size(map(int, fake.shape)), fake.dtype
+    shape, dtype = tuple(int(size) for size in fake.shape), fake.dtype
 
     def holds(value: Tensor) -> bool:
-        return (value.shape, value.dtype) == (shape, dtype) and summary(integers(value)) == found
+        return (tuple(value.shape), value.dtype) == (shape, dtype) and summary(integers(value)) == found
 
     _guard(argument.source, holds, words(found))
     return found
