@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import sympy
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from graphopt.graph.at_sizes import evaluated
 
 Rows = npt.NDArray[np.int64]
 
@@ -41,7 +41,7 @@ def size_symbol(name: str) -> sympy.Symbol:
 def value_at(expression: sympy.Expr, sizes: Mapping[str, int]) -> int:
     """What an expression in sizes is, a whole number."""
     symbols = {symbol: sizes[symbol.name] for symbol in expression.free_symbols}
-    return int(sympy_interp(PythonReferenceAnalysis, symbols, expression))
+    return int(evaluated(expression, symbols))
 
 
 class Monomials:

@@ -74,7 +74,7 @@ class CompiledGraph:
         """The same graph, which serves several sizes, with another schedule."""
         assert self.many is not None
         each = self.many.of(schedule)
-        call = self.many.selecting(schedule, self.call)
+        call = self.many.selecting(each.number, self.call)
         return CompiledGraph(call, each.emitted, [each.forward, each.backward])
 
     @property

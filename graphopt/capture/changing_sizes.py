@@ -1,8 +1,8 @@
 """Sizes of inputs: constants of the first capture, symbols from the second on, so that one graph serves all shapes.
 
 Dynamo has it so itself (`automatic_dynamic_shapes`), dimension by dimension as each is seen to change. Here a capture
-that a size made necessary takes the first dimension of every input for one that changes too: batches end in a short
-one, and a graph for each dimension that changes first would be one capture more.
+that a size made necessary takes the first dimension of every input for one that changes too, and the sides of images:
+batches end in a short one, and a graph for each dimension that changes first would be one capture more.
 """
 
 from __future__ import annotations

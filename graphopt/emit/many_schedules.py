@@ -71,6 +71,7 @@ class ManySchedules:
         self.at_hand = at_hand
         self._write, self._name, self._around = write, name, (around_forward, around_backward)
         self._numbers: dict[Schedule, int] = {}
+        self._schedules: list[Schedule] = []
         #: The least recently used first.
         self._there: dict[int, EmittedSchedule] = {}
         self._selected: EmittedSchedule | None = None
@@ -78,21 +79,16 @@ class ManySchedules:
 
     def of(self, schedule: Schedule) -> EmittedSchedule:
         """A schedule, emitted where it is not there."""
-        number = self._numbers.setdefault(schedule, len(self._numbers))
-        found = self._there.pop(number, None) or self._emit(number, schedule)
-        self._there[number] = found
-        self.at_hand[schedule] = None
-        while len(self._there) > MOST_SCHEDULES:
-            oldest = next(iter(self._there))
-            del self._there[oldest]
-            self.at_hand.pop(list(self._numbers)[oldest], None)
-        return found
+        if schedule not in self._numbers:
+            self._numbers[schedule] = len(self._schedules)
+            self._schedules.append(schedule)
+        return self._numbered(self._numbers[schedule])
 
-    def selecting(self, schedule: Schedule, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, whose forward is then that of `schedule`."""
+    def selecting(self, number: int, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, whose forward is then that of the schedule with this number."""
 
         def run(*args: Any) -> Any:
-            self._selected = self.of(schedule)
+            self._selected = self._numbered(number)
             return call(*args)
 
         return run
@@ -112,12 +108,23 @@ class ManySchedules:
         """What AOTAutograd calls: the backward of the schedule that the forward ran with."""
 
         def run(args: list[Any]) -> Any:
-            number = args[self._position]
-            return self.of(list(self._numbers)[number]).backward(args)
+            return self._numbered(args[self._position]).backward(args)
 
         return BoxedCall(run)
 
-    def _emit(self, number: int, schedule: Schedule) -> EmittedSchedule:
+    def _numbered(self, number: int) -> EmittedSchedule:
+        # by number: a schedule's hash takes all of its steps, at every call
+        found = self._there.pop(number, None) or self._emit(number)
+        self._there[number] = found
+        while len(self._there) > MOST_SCHEDULES:
+            oldest = next(iter(self._there))
+            del self._there[oldest]
+            self.at_hand.pop(self._schedules[oldest], None)
+        return found
+
+    def _emit(self, number: int) -> EmittedSchedule:
+        schedule = self._schedules[number]
+        self.at_hand[schedule] = None
         emitted = self._write(schedule)
         inputs = emitted.backward.graph.find_nodes(op="placeholder")
         self._position = next(i for i, node in enumerate(inputs) if node.name == WHICH_SCHEDULE)

@@ -5,7 +5,7 @@ They are computed in Python in front of each run, a few additions and products, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def _is_size(node: fx.Node) -> bool:
 def _is_wanted(user: fx.Node, node: fx.Node) -> bool:
     """Whether an operator takes it as a size, in a list or alone, and not as a tensor or as any number."""
     if type(user.target) is not OpOverload:
-        return all(item is not node or isinstance(item, fx.Node) for item in user.args)
+        return True  # a function in Python takes what it is given
     names = [argument.name for argument in user.target._schema.arguments]
     given = dict(zip(names, user.args, strict=False)) | user.kwargs
     read = [each for each in user.target._schema.arguments if _reads(given.get(each.name), node)]
@@ -72,17 +72,14 @@ class ComputedSizes:
         self._made = [node for node in nodes if node.op == "call_function" and is_number(node) and node.users]
         self.literals = {literal: len(places) + i for i, literal in enumerate(_literals(nodes))}
         self.places = [*(places[node] for node in self._made), *self.literals.values()]
-        self._steps = self._compiled()
 
     def of(self, args: Sequence[Any]) -> list[int]:
         """Their values, for a call with these inputs."""
         known = {node: args[position] for node, position in self._inputs.items()}
-        for node, function, given in self._steps:
-            known[node] = function(*(known[item] if isinstance(item, fx.Node) else item for item in given))
+        for node in self._made:
+            given = (known[item] if isinstance(item, fx.Node) else item for item in node.args)
+            known[node] = node.target(*given)  # type: ignore[operator]
         return [*(known[node] for node in self._made), *self.literals]
-
-    def _compiled(self) -> list[tuple[fx.Node, Callable[..., int], tuple[Any, ...]]]:
-        return [(node, node.target, node.args) for node in self._made]  # type: ignore[misc]
 
 
 def _literals(nodes: Sequence[fx.Node]) -> list[int]:

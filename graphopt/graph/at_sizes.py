@@ -34,10 +34,15 @@ class AtSizes:
 
     def of(self, expression: sympy.Expr) -> Any:
         """What an expression in the symbols is."""
-        value = expression.xreplace({symbol: sympy.Integer(size) for symbol, size in self.sizes.items()})
-        if value.is_Boolean:
-            return bool(value)
-        return int(value) if value.is_Integer else float(value.evalf())
+        return evaluated(expression, self.sizes)
+
+
+def evaluated(expression: sympy.Expr, sizes: Mapping[sympy.Symbol, int]) -> Any:
+    """The number that an expression in sizes is: whole where it is whole, or whether it holds."""
+    value = expression.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()})
+    if value.is_Boolean:
+        return bool(value)
+    return int(value) if value.is_Integer else float(value.evalf())
 
 
 def step_at(step: StepGraph, at: AtSizes) -> StepGraph:
