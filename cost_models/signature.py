@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from graphopt.device.storages import tensors_in
-from graphopt.graph.roles import EFFECT
+from graphopt.graph.roles import EFFECT, PRICE
 
 #: What a number of a graph is, where it is a symbol.
 At = Callable[[Any], Any]
@@ -83,7 +83,7 @@ def signature(node: Node, at: At | None = None) -> Signature | None:
     ops with effects of their own (they would print), tensors that are not strided, and sizes that only the run reveals.
     """
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or not _stands_alone(target):
+    if not isinstance(target, torch._ops.OpOverload) or not _stands_alone(target) or PRICE in node.meta:
         return None
     if node.meta.get(EFFECT) and target is not torch.ops.aten._linalg_check_errors.default:
         return None

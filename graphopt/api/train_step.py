@@ -12,6 +12,7 @@ from torch import nn
 from graphopt.base.units import UNLIMITED_BYTES, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic, sizes_of
 from graphopt.compression.choose import Auto
+from graphopt.compression.link import measure_link
 from graphopt.compression.methods import Compression
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import generators_kept
@@ -29,6 +30,8 @@ from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.options import StepOptions, check_compiler_with, check_dynamic_with, check_update_in_backward
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
+from graphopt.step.sharding.parameters import ShardedParameters
+from graphopt.step.sharding.state import give_state_as_dtensors
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import TrainStep
@@ -50,6 +53,7 @@ def train_step(
     weights: Weights = None,
     compress: Compression | Auto | Literal["auto"] | None = None,
     group: dist.ProcessGroup | None = None,
+    shard: bool = False,
     autocast: torch.dtype | None = None,
     masters: bool = False,
     update_in_backward: bool = False,
@@ -113,13 +117,17 @@ def train_step(
             check_devices(model, (args, kwargs))
         if ranks is not None:
             start_alike(ranks, model)
+        link = measure_link(ranks, next(model.parameters()).device) if ranks and shard else None
         with raising_together(ranks):
+            sharded = ShardedParameters(model, optimizer, ranks, link) if ranks and link else None
+            if sharded is not None:
+                give_state_as_dtensors(sharded, optimizer)
             view = OptimizerView(optimizer, model, masters=masters)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
             check_compiler_with(options, compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)
             if update_in_backward:
-                check_update_in_backward(options, view, ranks is not None)
+                check_update_in_backward(options, view, ranks is not None and sharded is None)
             device = next(iter(model.parameters())).device
             total = device_total_bytes(device)
             budget_bytes = UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total)
@@ -136,7 +144,7 @@ def train_step(
     module = LossModule(model, loss_fn, device.type, autocast)
     # kernels are compiled for each shape by itself, and ranks compare what they run, whose shapes may differ
     sizes = sizes_of(dynamic if compiler == "eager" and ranks is None else False)
-    step = TrainStep(model, module, memory, options, sizes, lr_scheduler, exchange)
+    step = TrainStep(model, module, memory, options, sizes, lr_scheduler, exchange, sharded)
     if args or kwargs:
         step.plan_for(args, kwargs)
     return step

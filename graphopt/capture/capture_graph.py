@@ -17,6 +17,7 @@ from graphopt.graph.captured_graph import CapturedGraph, WholeBackward
 from graphopt.graph.fingerprint import hash_with_tangents
 from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.nodes import is_collective
+from graphopt.graph.roles import PRICE
 from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
 from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes, with_tangents
 from graphopt.passes.run_passes import run_passes
@@ -62,11 +63,19 @@ def capture_graph(
         step, whole = build_step_graph(joint, static_inputs, virtual(joint)), None
     else:
         step, whole = _chosen(joint, static_inputs, hand_over, tangents, virtual)
-    costs = COST_MODELS[cost_model](step.compute_nodes)
+    costs = [
+        _known(node) or cost
+        for node, cost in zip(step.compute_nodes, COST_MODELS[cost_model](step.compute_nodes), strict=True)
+    ]
     _warn_of_unmeasured(step, costs, cost_model)
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
     problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
     return CapturedGraph(name, break_reason, step, problem, whole)
+
+
+def _known(node: fx.Node) -> OpCost | None:
+    """The cost of an op that cannot be run alone, where a pass knows it."""
+    return OpCost(*node.meta[PRICE]) if PRICE in node.meta else None
 
 
 def _check_gradients(joint: JointGraph) -> None:
@@ -102,7 +111,8 @@ def _chosen(
 def _warn_of_unmeasured(step: StepGraph, costs: Sequence[OpCost], cost_model: str) -> None:
     """Say so where a plan's bytes are a guess: an op that was not measured may need scratch that nobody counts."""
     nodes = step.compute_nodes
-    unmeasured = [i for i, cost in enumerate(costs) if cost.storage_bytes is None and not is_collective(nodes[i])]
+    talks = [is_collective(node) or PRICE in node.meta for node in nodes]
+    unmeasured = [i for i, cost in enumerate(costs) if cost.storage_bytes is None and not talks[i]]
     if not unmeasured or cost_model == "roofline" or len(unmeasured) == len(costs):
         return
     ops = [op for op in step.ops if op.node is not None]

@@ -177,6 +177,9 @@ RUN_ONCE = "graphopt_run_once"
 EFFECT = "graphopt_effect"
 """Key of `node.meta` of ops that do more than their schemas say: they print, check, or change what no tensor holds."""
 
+PRICE = "graphopt_price"
+"""Key of `node.meta` of ops that cannot be run alone: (seconds, workspace bytes), as whoever made them knows."""
+
 UNDEFINED = "graphopt_undefined"
 """Key of `node.meta` of a tangent for which no gradient is expected: nothing arrives there, and it takes no bytes."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from graphopt.capture.check_tensors import check_tensors
 from graphopt.device.storages import tensors_in
 from graphopt.run.model.loss_module import LossModule
 from graphopt.step.memory import PlannedMicro, StepMemory
-from graphopt.step.micro import HandOver, Micros
+from graphopt.step.micro import Around, HandOver, Micros
 from graphopt.step.micro_graph import MicroCall
 from graphopt.step.window import MicroBatch, Weights, cut, rows_of
 
@@ -83,10 +84,12 @@ class Division:
         sizes: Sizes,
         *,
         always_summed: bool = False,
+        around_capture: Around = nullcontext,
     ) -> None:
         self.memory, self.accumulate, self.weights = memory, accumulate, weights
         self.micro_rows = 0
         self._module, self._hand_over, self._always_summed, self._sizes = module, hand_over, always_summed, sizes
+        self._around_capture = around_capture
         self._is_cut = self._captured = self._is_checked = False
         self._micros: dict[tuple[object, ...], Micros] = {}
 
@@ -184,8 +187,8 @@ class Division:
         kind, hand_over = self._hand_over(is_last)
         key = memory.summed, memory.view.trained, kind
         if key not in self._micros:
-            options = memory.choice, memory.plan, memory.view.trains, hand_over, memory.forget, self._sizes
-            self._micros[key] = Micros(self._module, *options)
+            options = memory.choice, memory.plan, hand_over, memory.forget, self._sizes
+            self._micros[key] = Micros(self._module, *options, around=self._around_capture)
         return self._micros[key]
 
 

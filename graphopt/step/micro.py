@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -40,16 +41,17 @@ from graphopt.step.micro_graph import Learning, Micro, MicroCall, MicroGraph
 
 #: Plans a micro-batch at its sizes.
 Plan = Callable[[Micro], PlannedGraph]
-#: The passes that decide what becomes of a joint graph's gradients; the parameters to train are by position among
-#: its primals.
+#: The passes that decide what becomes of a joint graph's parameters and gradients; what is given for its primals is by
+#: their position.
 HandOver = Callable[[JointGraph, Mapping[int, Any]], Passes]
+#: What is around each call that may capture.
+Around = Callable[[], AbstractContextManager[None]]
 
 
 class Micros:
     """The micro-batch graphs of one model, by what Dynamo guards on.
 
-    `trained` tells which inputs are parameters to train; `hand_over` gives the passes that decide what
-    becomes of their gradients; `dropped` is told of micro-batches that are not kept. `sizes` says which sizes of
+    `hand_over` gives the passes that decide what becomes of parameters and gradients; `dropped` is told of micro-batches that are not kept. `sizes` says which sizes of
     inputs are symbols, so that one graph serves many.
     """
 
@@ -58,12 +60,12 @@ class Micros:
         module: LossModule,
         choice: Choice,
         plan: Plan,
-        trained: Callable[[object], bool],
         hand_over: HandOver,
         dropped: Callable[[Micro], None],
         sizes: Sizes,
+        around: Around = nullcontext,
     ) -> None:
-        self._choice, self._plan, self._trained, self._hand_over = choice, plan, trained, hand_over
+        self._choice, self._plan, self._hand_over, self._around = choice, plan, hand_over, around
         self._module, self._dropped, self._sizes = module, dropped, sizes
         self._called: MicroCall | None = None
         #: The least recently used first, as are `_micros`, which are each of a graph at sizes of its inputs.
@@ -92,7 +94,7 @@ class Micros:
         self._called = None
         self._breaks.clear()
         off = torch._functorch.config.patch(backward_pass_autocast="off")
-        with graphopt_errors(), torch.enable_grad(), off:
+        with graphopt_errors(), torch.enable_grad(), off, self._around():
             self._run(args, kwargs)
         if self._called is None:
             raise CaptureError(nothing_captured("the model", self._breaks, ""))
@@ -177,8 +179,7 @@ class Micros:
         def hand_over(joint: JointGraph, _static_inputs: Sequence[int]) -> Passes:
             _check_roles(joint)
             given = {position: inputs[node.meta[DESCRIPTOR].idx] for position, node in enumerate(joint.primals)}
-            trained = {position: item for position, item in given.items() if self._trained(item)}
-            return self._hand_over(joint, trained)
+            return self._hand_over(joint, given)
 
         examples = examples_of(module)
         choice = self._choice

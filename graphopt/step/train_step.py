@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,6 @@ from graphopt.compression.residuals import of_each_rank
 from graphopt.device.snapshot import generators_kept, undone
 from graphopt.device.storages import tensors_in
 from graphopt.emit.direct import direct
-from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import (
     DESCRIPTOR,
     First,
@@ -29,11 +29,9 @@ from graphopt.graph.roles import (
     returned_gradients,
 )
 from graphopt.kernels.choice import chosen
-from graphopt.passes.joint import Passes, return_gradients, sum_gradients, update_parameters
 from graphopt.passes.joint.compress import sent_bytes
 from graphopt.passes.run_passes import run_passes
 from graphopt.passes.window import window_passes
-from graphopt.passes.window.clip import ClipValue
 from graphopt.passes.window.update import GroupUpdate
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
@@ -43,8 +41,8 @@ from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule
 from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
 from graphopt.step.division import Division
+from graphopt.step.hand_over import HandingOver
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro import HandOver
 from graphopt.step.micro_graph import Micro, MicroCall
 from graphopt.step.options import StepOptions, StepResult, check_update_in_backward, nothing_learned
 from graphopt.step.plan_micros import plan_micros
@@ -54,6 +52,7 @@ from graphopt.step.ranks.lockstep import Lockstep
 from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_option
 from graphopt.step.ranks.start import raising_together
 from graphopt.step.scale_state import ScaleState
+from graphopt.step.sharding.parameters import ShardedParameters
 from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
 from graphopt.step.window_graph import build_window, given_tensors, window_key
@@ -71,18 +70,30 @@ class TrainStep:
         sizes: Sizes,
         scheduler: Any = None,
         exchange: Exchange | None = None,
+        sharded: ShardedParameters | None = None,
     ) -> None:
         self.model, self.optimizer = model, memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange, self._autocast = exchange, module.autocast
-        division = module, memory, self._hand_over, options.accumulate, options.weights
-        # TODO
-        self.division = Division(*division, sizes, always_summed=exchange is not None)
+        self._sharded = sharded
+        handing_over = HandingOver(memory.view, options, exchange, sharded)
+        self.division = Division(
+            module,
+            memory,
+            lambda is_last: handing_over.of(is_last=is_last, summed=memory.summed),
+            options.accumulate,
+            options.weights,
+            sizes,
+            always_summed=exchange is not None and sharded is None,
+            around_capture=sharded.as_captured if sharded else nullcontext,
+        )
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
         tells = self._settings, self._heed_changes
-        self._lockstep = Lockstep(exchange, self.division, self._watch, *tells) if exchange else None
-        self._optimizer_settings = OptimizerSettings(memory.view)
+        self._lockstep = (
+            Lockstep(exchange, self.division, self._watch, *tells, is_sharded=sharded is not None) if exchange else None
+        )
+        self._optimizer_settings = OptimizerSettings(memory.view, sharded.shapes if sharded else {})
         #: Each as a graph and as it is called; the least recently used first.
         self._windows: dict[object, tuple[fx.GraphModule, Callable[..., Any]]] = {}
         self._accumulators: dict[str, torch.Tensor] = {}
@@ -152,7 +163,7 @@ class TrainStep:
             self._accumulators.clear()
             self._last, self._last_micros = None, ()
         if self._options.update_in_backward:
-            check_update_in_backward(self._options, self._view, self._exchange is not None)
+            check_update_in_backward(self._options, self._view, self._exchange is not None and self._sharded is None)
 
     def _forget_plans(self) -> None:
         """There is another room: what is captured stays."""
@@ -171,11 +182,19 @@ class TrainStep:
             "autocast": repr(self._autocast),
             "weights": spelled_option(options.weights),
             "compress": repr(options.compress),
+            "shard": str(self._sharded is not None),
             "kernels": chosen(),
             "on_excess": options.on_excess,
             "the state that the loss scale started from": repr(self._scale.started_from),
             "the number of steps taken": str(self._exchange.steps),
         }
+
+    def whole_model(self) -> AbstractContextManager[nn.Module]:
+        """Inside, a model whose parameters are sharded has them whole, on all ranks, which must all come here.
+
+        To evaluate it, to save it, or to write its parameters: at the end each rank keeps its rows of them.
+        """
+        return self._sharded.whole() if self._sharded else nullcontext(self.model)
 
     @property
     def micro_batch_size(self) -> int:
@@ -258,28 +277,6 @@ class TrainStep:
             for name, master in self._view.masters.items():
                 master.copy_(masters[name])
 
-    def _hand_over(self, is_last: bool) -> tuple[object, HandOver]:
-        """What becomes of a micro-batch's gradients; those of a window's last one go to the other ranks."""
-        exchange = self._exchange if is_last else None
-        # stock kernels promise eager's bits, so their products are made first; the plan has to know of them
-        fuse = self._memory.summed and chosen() != "stock"
-
-        def hand_over(joint: JointGraph, trained: Mapping[int, Any]) -> Passes:
-            passes = self._gradient_passes(trained, fuse)
-            return (*passes, *exchange.passes(joint, trained)) if exchange else passes
-
-        update = self._view.update_kind(in_backward=self._options.update_in_backward)
-        return (exchange.kind if exchange else None, fuse, update), hand_over
-
-    def _gradient_passes(self, trained: Mapping[int, Any], fuse: bool) -> Passes:
-        """Gradients update, are summed up, or are returned."""
-        if self._options.update_in_backward:
-            groups = {name: group for group in self._view.groups() for name in group.parameters}
-            updates = {position: groups[self._view.names[id(item)]] for position, item in trained.items()}
-            limit = self._options.clip.value if isinstance(self._options.clip, ClipValue) else None
-            return update_parameters(updates, clip_value=limit)
-        return sum_gradients(trained, fuse_products=fuse) if self._memory.summed else return_gradients(trained)
-
     def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> Callable[..., Any]:
         key = (*window_key(calls), tuple(groups))
         if key not in self._windows:
@@ -287,7 +284,8 @@ class TrainStep:
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             with generators_kept():
                 window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
-                run_passes(window, window_passes(groups, options.clip, options.loss_scale))
+                rows_over = self._sharded.how.group_name if self._sharded else None
+                run_passes(window, window_passes(groups, options.clip, options.loss_scale, rows_over))
                 self._windows[key] = window, direct(window, self._watch.graphs_ran)
             if len(self._windows) > MOST_GRAPHS:
                 del self._windows[next(iter(self._windows))]

@@ -22,6 +22,8 @@ from graphopt.passes.joint.free_shapes import free_shapes
 from graphopt.passes.joint.keep_gradients import keep_gradients
 from graphopt.passes.joint.own_gradients import own_gradients
 from graphopt.passes.joint.read_written_parts import read_written_parts
+from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.passes.joint.sharding.shard import shard
 from graphopt.passes.joint.sizes_from_inputs import sizes_from_inputs
 from graphopt.passes.joint.skip_clones import skip_clones
 from graphopt.passes.joint.skip_copies import skip_copies
@@ -78,6 +80,12 @@ def sum_gradients(wanted: Iterable[int], *, fuse_products: bool) -> Passes:
     """Gradients of the primals at positions `wanted` are summed up over micro-batches."""
     run = partial(accumulate, wanted=wanted, fuse_products=fuse_products)
     return (NamedPass("accumulate", run, requires=(gradients_are_unused,), ensures=(no_gradient_is_returned,)),)
+
+
+def shard_parameters(positions: Iterable[int], how: Sharding) -> Passes:
+    """The primals at these positions are this rank's rows of parameters."""
+    run = partial(shard, positions=frozenset(positions), how=how)
+    return (NamedPass("shard", run, requires=(gradients_are_unused,)),)
 
 
 def send_sums(ranks: Ranks, methods: Mapping[int, Compression | None], *, scaled: bool) -> Passes:

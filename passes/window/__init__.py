@@ -16,13 +16,19 @@ from graphopt.passes.window.clip import Clip, clip
 from graphopt.passes.window.contract import gradients_are_unscaled, gradients_are_used, updates_are_unconditional
 from graphopt.passes.window.heed_overflow import heed_overflow
 from graphopt.passes.window.loss_scale import LossScale, loss_scale
+from graphopt.passes.window.norms_of_ranks import norms_of_ranks
 from graphopt.passes.window.update import GroupUpdate, update
 
 Passes = tuple[NamedPass[fx.GraphModule], ...]
 
 
-def window_passes(groups: Sequence[GroupUpdate], clip_by: Clip | None, scale_by: LossScale | None) -> Passes:
-    """From a window that returns its gradients to one that updates the parameters with them."""
+def window_passes(
+    groups: Sequence[GroupUpdate], clip_by: Clip | None, scale_by: LossScale | None, rows_over: str | None = None
+) -> Passes:
+    """From a window that returns its gradients to one that updates the parameters with them.
+
+    `rows_over` is the name of the group of ranks over which parameters are shared out, row by row; None: they are not.
+    """
     used, unscaled, unconditional = gradients_are_used, gradients_are_unscaled, updates_are_unconditional
     passes = (
         NamedPass("update", partial(update, groups=groups), ensures=(used,)),
@@ -31,5 +37,6 @@ def window_passes(groups: Sequence[GroupUpdate], clip_by: Clip | None, scale_by:
         if scale_by
         else None,
         NamedPass("heed_overflow", heed_overflow, requires=(used,)),
+        NamedPass("norms_of_ranks", partial(norms_of_ranks, group_name=rows_over)) if rows_over else None,
     )
     return tuple(each for each in passes if each is not None)

@@ -58,9 +58,12 @@ class Lockstep:
         watch: StepWatch,
         settings: Callable[[], Settings],
         heed_changes: Callable[[], None],
+        *,
+        is_sharded: bool,
     ) -> None:
         self.exchange, self.ranks, self.division, self.watch = exchange, exchange.ranks, division, watch
         self.names = exchange.view.names
+        self._is_sharded = is_sharded
         self._settings, self._heed_changes, self._programs = settings, heed_changes, Programs(exchange.ranks)
 
     def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
@@ -172,6 +175,8 @@ class Lockstep:
     def _messages(self, prepared: Prepared) -> list[str]:
         """What the last micro-batch sends: gradients of which parameters, in which messages."""
         lines: list[str] = []
+        if self._is_sharded:  # every micro-batch gathers and scatters: all must do so alike
+            lines += [f"a micro-batch whose graph is {c.micro.graph.captured.step.graph_hash}" for c in prepared.calls]
         for call in prepared.calls[-1:]:
             graph = call.micro.graph.captured.step.graph_module.graph
             lines += [self._gradient(call, node) for node in graph.find_nodes(op="placeholder")]

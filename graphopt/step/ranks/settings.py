@@ -23,11 +23,12 @@ _BETWEEN_PARAMETERS = "; "
 class OptimizerSettings:
     """The optimizer's class, and of each group its options and parameters, as they are when asked.
 
-    The text of a group's parameters is kept for as long as the group holds the same ones.
+    The text of a group's parameters is kept for as long as the group holds the same ones. `shapes` are those of
+    parameters of which ranks have rows, by name.
     """
 
-    def __init__(self, view: OptimizerView) -> None:
-        self._view = view
+    def __init__(self, view: OptimizerView, shapes: Mapping[str, Sequence[int]]) -> None:
+        self._view, self._shapes = view, shapes
         self._spelled_parameters: dict[tuple[int, ...], str] = {}
 
     def now(self) -> dict[str, str]:
@@ -53,7 +54,7 @@ class OptimizerSettings:
     def _spelled_parameter(self, stepped: torch.Tensor) -> str:
         name = self._view.name_of(stepped)
         master = " (a master)" if name in self._view.masters else ""
-        return f"{name} {list(stepped.shape)} {stepped.dtype}{master}"
+        return f"{name} {list(self._shapes.get(name, stepped.shape))} {stepped.dtype}{master}"
 
 
 def spelled_option(value: object) -> str:

@@ -1,0 +1,95 @@
+"""The ops of sharded parameters, as nodes of a step's graph; they run on all ranks in one order.
+
+    gather(shards, rows, group)       -> the whole parameters, which are on their way
+    gathered(whole)                   -> one of them, there: a view, made where it is read
+    begin_scatter_(gradients, group)  -> nothing: gradients are on their way, and are overwritten
+    end_scatter(gradients, group)     -> this rank's rows of their sums, once they are there
+    norm_of_ranks(norm, overflow, p, group) -> the norm over all ranks' rows, the highest of their flags
+
+Small tensors that are gathered or scattered together travel as one message, which is waited for at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from graphopt.base.parts import part_of
+from graphopt.kernels.define import define
+from graphopt.kernels.sharding.message import Message
+from graphopt.kernels.sharding.transport import Travelling, begin_gather, begin_scatter, group_of
+
+#: What is on its way, by the address of the tensor that is sent or filled: a node has no other way to hand it on.
+_ON_THE_WAY: dict[int, Travelling] = {}
+
+
+def forget_what_is_on_the_way() -> None:
+    """A step that raised may have left something."""
+    _ON_THE_WAY.clear()
+
+
+def _gather(shards: list[Tensor], rows: list[int], group_name: str) -> list[Tensor]:
+    group = group_of(group_name)
+    wholes = [shard.new_empty((n, *shard.shape[1:])) for shard, n in zip(shards, rows, strict=True)]
+    if len(wholes) > 1:
+        Message(wholes, group).gather(shards)
+    elif wholes[0].numel():
+        _ON_THE_WAY[wholes[0].data_ptr()] = begin_gather(wholes[0], shards[0], group)
+    return wholes
+
+
+def _fake_gather(shards: list[Tensor], rows: list[int], group_name: str) -> list[Tensor]:  # noqa: ARG001
+    return [shard.new_empty((n, *shard.shape[1:])) for shard, n in zip(shards, rows, strict=True)]
+
+
+def _gathered(whole: Tensor) -> Tensor:
+    if (travelling := _ON_THE_WAY.pop(whole.data_ptr(), None)) is not None:
+        travelling.arrive(whole)
+    return whole
+
+
+def _begin_scatter(gradients: list[Tensor], group_name: str) -> None:
+    if len(gradients) == 1 and gradients[0].numel():
+        _ON_THE_WAY[gradients[0].data_ptr()] = begin_scatter(gradients[0], group_of(group_name))
+
+
+def _end_scatter(gradients: list[Tensor], group_name: str) -> list[Tensor]:
+    group = group_of(group_name)
+    if len(gradients) > 1:
+        return Message(gradients, group).scatter()
+    whole = _gathered(gradients[0])
+    mine = part_of(len(whole), dist.get_rank(group), dist.get_world_size(group))
+    return [whole[mine].clone()]
+
+
+def _fake_end_scatter(gradients: list[Tensor], group_name: str) -> list[Tensor]:
+    """The first rank's rows, of which no rank has more: all ranks plan alike."""
+    world = dist.get_world_size(group_of(group_name))
+    return [g.new_empty((part_of(len(g), 0, world).stop, *g.shape[1:])) for g in gradients]
+
+
+def _norm_of_ranks(norm: Tensor, overflow: Tensor, p: float, group_name: str) -> tuple[Tensor, Tensor]:
+    group = group_of(group_name)
+    # every rank adds up in the same order, in float64
+    mine = torch.stack([norm.to(torch.float64), overflow.to(torch.float64)])
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, mine, group=group)
+    norms, flags = torch.stack(parts).unbind(1)
+    whole = norms.max() if math.isinf(p) else torch.linalg.vector_norm(norms, p)
+    return whole.to(norm.dtype), flags.max().to(overflow.dtype)
+
+
+gather = define("gather(Tensor[] shards, int[] rows, str group) -> Tensor[]", _gather, _fake_gather)
+gathered = define("gathered(Tensor(a) whole) -> Tensor(a)", _gathered, lambda whole: whole)
+begin_scatter_ = define(
+    "begin_scatter_(Tensor(a!)[] gradients, str group) -> ()", _begin_scatter, lambda gradients, group: None
+)
+end_scatter = define("end_scatter(Tensor[] gradients, str group) -> Tensor[]", _end_scatter, _fake_end_scatter)
+norm_of_ranks = define(
+    "norm_of_ranks(Tensor norm, Tensor overflow, float p, str group) -> (Tensor, Tensor)",
+    _norm_of_ranks,
+    lambda norm, overflow, p, group: (torch.empty_like(norm), torch.empty_like(overflow)),
+)

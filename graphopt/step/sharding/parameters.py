@@ -1,0 +1,174 @@
+"""A model's parameters as this rank's rows of them, whole only for those who capture, evaluate or save.
+
+Parameters stay the same objects, under the same names; what they hold are rows of dimension 0, as many for each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphopt.base.errors import UsageError
+from graphopt.base.parts import part_of
+from graphopt.compression.link import Link
+from graphopt.device.ranks import Ranks
+from graphopt.kernels.sharding.transport import begin_gather
+from graphopt.passes.joint.sharding.how import Sharding
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A parameter's rows on this rank, and the shape of the whole. `stand_in` has that shape, and no memory."""
+
+    name: str
+    parameter: nn.Parameter
+    shape: torch.Size
+    rows: slice
+    stand_in: Tensor
+
+
+class ShardedParameters:
+    """The parameters of a model, shared out over ranks from now on; the optimizer's state with them, as far as it is.
+
+    Raises UsageError, with nothing changed, where one cannot be.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, link: Link) -> None:
+        named = dict(model.named_parameters())
+        for name, parameter in named.items():
+            _check(name, parameter)
+        self.model, self.ranks = model, ranks
+        self.is_whole = False
+        self.how = Sharding(ranks.name, ranks.world, partial(_seconds, link, ranks.world))
+        #: The first name of a parameter, and all that it has in the model: more than one where it is tied.
+        self.names: dict[str, list[str]] = {name: [] for name in named}
+        first = {id(parameter): name for name, parameter in named.items()}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.names[first[id(parameter)]].append(name)
+        self.shards = {name: self._shard(name, parameter, optimizer) for name, parameter in named.items()}
+        self._by_id = {id(shard.parameter): shard for shard in self.shards.values()}
+        self._guards = [_Guard(module, self) for module in model.modules() if module._parameters]
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the wholes, by name."""
+        return {name: shard.shape for name, shard in self.shards.items()}
+
+    def has(self, item: object) -> bool:
+        """Whether it is one of the parameters."""
+        return id(item) in self._by_id
+
+    def of(self, parameter: object) -> Shard:
+        """What is known of a parameter."""
+        return self._by_id[id(parameter)]
+
+    @contextmanager
+    def as_captured(self) -> Iterator[None]:
+        """Inside, parameters have the shape of the whole, and no memory: to be traced, not to be read."""
+        self._take_guards_off()
+        rows = [shard.parameter.data for shard in self.shards.values()]
+        for shard in self.shards.values():
+            shard.parameter.data = shard.stand_in
+        try:
+            yield
+        finally:
+            for shard, mine in zip(self.shards.values(), rows, strict=True):
+                shard.parameter.data = mine
+            self._put_guards_on()
+
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """Inside, the model has its whole parameters, on every rank; a collective call.
+
+        What is written to them counts: at the end each rank keeps its rows.
+        """
+        assert not self.is_whole
+        rows = {name: shard.parameter.data for name, shard in self.shards.items()}
+        for name, shard in self.shards.items():
+            shard.parameter.data = self._gathered(shard, rows[name])
+        self.is_whole = True
+        try:
+            yield self.model
+        finally:
+            self.is_whole = False
+            for name, shard in self.shards.items():
+                rows[name].copy_(shard.parameter.data[shard.rows])
+                shard.parameter.data = rows[name]
+
+    def _gathered(self, shard: Shard, rows: Tensor) -> Tensor:
+        whole = rows.new_empty(shard.shape)
+        begin_gather(whole, rows, self.ranks.group).arrive(whole)
+        return whole
+
+    def _shard(self, name: str, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Shard:
+        whole = parameter.data
+        rows = part_of(len(whole), self.ranks.rank, self.ranks.world)
+        stand_in = torch.empty_like(whole)
+        stand_in.untyped_storage().resize_(0)
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == whole.shape:
+                optimizer.state[parameter][key] = value[rows].clone()
+        parameter.data = whole[rows].clone()
+        return Shard(name, parameter, whole.shape, rows, stand_in)
+
+    def _take_guards_off(self) -> None:
+        for guard in self._guards:
+            guard.take_off()
+
+    def _put_guards_on(self) -> None:
+        for guard in self._guards:
+            guard.put_on()
+
+
+class _Guard:
+    """Lets no module compute with rows in place of its parameters: some operators would, and be wrong.
+
+    Off while the model is captured, so that it is no part of what is.
+    """
+
+    def __init__(self, module: nn.Module, sharded: ShardedParameters) -> None:
+        self._hooks: dict[int, Any] = module._forward_pre_hooks  # type: ignore[assignment]
+
+        def refuse(module: nn.Module, _args: Any) -> None:
+            if not sharded.is_whole:
+                raise UsageError(
+                    f"the parameters of this {type(module).__name__} are shared out over {sharded.ranks.world} ranks "
+                    "by train_step(shard=...), so that the model cannot be called by itself: call it inside of "
+                    "`with step.whole_model() as model:`, on all ranks"
+                )
+
+        self._refuse = refuse
+        self._id = module.register_forward_pre_hook(refuse).id
+
+    def take_off(self) -> None:
+        del self._hooks[self._id]
+
+    def put_on(self) -> None:
+        self._hooks[self._id] = self._refuse
+
+
+def _seconds(link: Link, world: int, whole_bytes: int) -> float:
+    """Of gathering, or scattering, so many bytes in all: each rank sends its own rows to all others."""
+    return link.seconds(whole_bytes * (world - 1) // world, 1)
+
+
+def _check(name: str, parameter: nn.Parameter) -> None:
+    if parameter.ndim == 0:
+        raise UsageError(
+            f"shard=: the parameter {name} is a single number, which has no rows to share out: make it one of shape [1]"
+        )
+    if type(parameter.data) is not Tensor or parameter.layout != torch.strided:
+        raise UsageError(f"shard=: the parameter {name} is {type(parameter.data).__name__}, {parameter.layout}")
+    if not parameter.is_contiguous():
+        raise UsageError(
+            f"shard=: the parameter {name} of shape {list(parameter.shape)} has strides {list(parameter.stride())}; "
+            "rows are shared out of contiguous parameters: model.to(memory_format=torch.contiguous_format)"
+        )
+    if parameter.grad is not None:
+        raise UsageError(f"shard=: the parameter {name} holds a gradient: optimizer.zero_grad(set_to_none=True) first")

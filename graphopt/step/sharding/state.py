@@ -1,0 +1,100 @@
+"""What is saved and loaded of sharded parameters: DTensors under plain names, which other numbers of ranks can read.
+
+`model.state_dict()` and `optimizer.state_dict()` give `torch.distributed.tensor.DTensor`s over this rank's rows, as
+those of `fully_shard` do, so that `torch.distributed.checkpoint` saves and loads them, in place. Both load DTensors,
+and whole tensors, of which each rank takes its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphopt.base.errors import UsageError
+from graphopt.step.sharding.parameters import Shard, ShardedParameters
+
+
+def give_state_as_dtensors(sharded: ShardedParameters, optimizer: torch.optim.Optimizer) -> None:
+    """From now on the model's and the optimizer's state are given, and taken, as above."""
+    # here, as loading DTensor takes longer than many a small model's capture
+    from torch.distributed.device_mesh import DeviceMesh
+
+    first = next(iter(sharded.shards.values()))
+    mesh = DeviceMesh.from_group(sharded.ranks.group, first.parameter.device.type)
+
+    def of_model(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+        if not sharded.is_whole:
+            for name, shard in sharded.shards.items():
+                for key in _keys(sharded, name, prefix, state):
+                    state[key] = _as_dtensor(state[key], shard, mesh)
+
+    def into_model(module: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
+        if not sharded.is_whole:
+            for name, shard in sharded.shards.items():
+                for key in _keys(sharded, name, prefix, state):
+                    state[key] = _as_rows(state[key], shard, key)
+
+    def of_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return _with_state(state, _shards_by_number(stepped, sharded), lambda t, shard, _: _as_dtensor(t, shard, mesh))
+
+    def into_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return _with_state(state, _shards_by_number(stepped, sharded), _as_rows)
+
+    sharded.model.register_state_dict_post_hook(of_model)
+    sharded.model.register_load_state_dict_pre_hook(into_model)
+    optimizer.register_state_dict_post_hook(of_optimizer)
+    optimizer.register_load_state_dict_pre_hook(into_optimizer)
+
+
+def _keys(sharded: ShardedParameters, name: str, prefix: str, state: Mapping[str, Any]) -> list[str]:
+    """The keys of a parameter, which stands under each of its names where it is tied."""
+    return [prefix + each for each in sharded.names[name] if isinstance(state.get(prefix + each), Tensor)]
+
+
+def _as_dtensor(rows: Tensor, shard: Shard, mesh: Any) -> Tensor:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import Shard as Rows
+
+    whole = torch.empty(shard.shape, device="meta")
+    local, where = rows.detach(), [Rows(0)]
+    return DTensor.from_local(local, mesh, where, run_check=False, shape=whole.shape, stride=whole.stride())
+
+
+def _as_rows(given: Tensor, shard: Shard, what: str) -> Tensor:
+    """This rank's rows of what was saved: a DTensor over any ranks, or a whole tensor."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import Shard as Rows
+
+    if given.shape != shard.shape:
+        raise UsageError(f"{what}: expected the shape {list(shard.shape)}, got {list(given.shape)}")
+    if not isinstance(given, DTensor):
+        return given[shard.rows]
+    local = given.to_local()
+    is_mine = given.placements == (Rows(0),) and local.shape[0] == shard.rows.stop - shard.rows.start
+    return local if is_mine else given.full_tensor()[shard.rows]
+
+
+def _shards_by_number(optimizer: torch.optim.Optimizer, sharded: ShardedParameters) -> dict[int, Shard]:
+    """By the number under which an optimizer saves a parameter's state."""
+    stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {number: sharded.of(p) for number, p in enumerate(stepped) if sharded.has(p)}
+
+
+def _with_state(state: dict[str, Any], shards: Mapping[int, Shard], change: Any) -> dict[str, Any]:
+    """A copy of an optimizer's saved state in which tensors that go with a parameter's elements are changed."""
+    changed = {}
+    for number, held in state["state"].items():
+        shard = shards.get(number)
+        changed[number] = {
+            key: change(value, shard, f"{key} of {shard.name}") if shard and _goes_with(value) else value
+            for key, value in held.items()
+        }
+    return {**state, "state": changed}
+
+
+def _goes_with(value: object) -> bool:
+    """Whether it has a number for each element, not one for the whole parameter."""
+    return isinstance(value, Tensor) and value.ndim > 0

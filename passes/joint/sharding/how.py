@@ -1,0 +1,27 @@
+"""How a step's parameters are shared out over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch._guards import detect_fake_mode
+
+from graphopt.base.parts import part_of
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Rows of dimension 0 over the ranks of a group; `seconds` is how long a message of so many bytes in all takes."""
+
+    group_name: str
+    world: int
+    seconds: Callable[[int], float]
+
+    def rows_of(self, whole: torch.Tensor) -> torch.Tensor:
+        """The (fake) rows of the first rank, of which no other has more: all ranks plan alike."""
+        mode = detect_fake_mode([whole])
+        assert mode is not None
+        with mode:
+            return whole.new_empty((part_of(len(whole), 0, self.world).stop, *whole.shape[1:]))

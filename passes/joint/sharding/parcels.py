@@ -1,0 +1,35 @@
+"""Which parameters, or gradients, travel together: large ones alone, in place, small ones in a message of many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from graphopt.graph.step_graph import tensors_of
+
+#: A tensor of so many bytes travels alone; smaller ones are packed to about as many. A message of 64 KiB takes longer
+#: than one without content on any link below some 5 Gbit/s, at gloo's latency of 0.1 ms.
+ALONE_BYTES = 2**16
+
+
+def parcels(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
+    """Cut nodes that hold a tensor each into parcels, in the order in which these are complete; one dtype in each."""
+    found: list[list[fx.Node]] = []
+    open_parcels: dict[object, list[fx.Node]] = {}
+    for node in nodes:
+        if bytes_of(node) >= ALONE_BYTES:
+            found.append([node])
+            continue
+        (tensor,) = tensors_of(node)
+        parcel = open_parcels.setdefault(tensor.dtype, [])
+        parcel.append(node)
+        if sum(map(bytes_of, parcel)) >= ALONE_BYTES:
+            found.append(open_parcels.pop(tensor.dtype))
+    return [*found, *open_parcels.values()]
+
+
+def bytes_of(node: fx.Node) -> int:
+    """Bytes of the tensor that a node holds."""
+    (tensor,) = tensors_of(node)
+    return tensor.numel() * tensor.itemsize

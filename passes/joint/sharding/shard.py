@@ -1,0 +1,43 @@
+"""Pass: parameters are this rank's rows, gathered where they are read, and their gradients are scattered.
+
+The whole step's graph of ZeRO's third stage (Rajbhandari et al., "ZeRO", 2020, section 5.3), in which gathering
+again is a recomputation that a planner weighs against all others. Only rows are resident; what was gathered is an
+activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from graphopt.base.errors import UsageError
+from graphopt.graph.joint import JointGraph
+from graphopt.graph.nodes import source_line, writes_input
+from graphopt.kernels.sharding import ops
+from graphopt.passes.joint.sharding.gather import gather_parameters
+from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.passes.joint.sharding.scatter import scatter_gradients
+
+
+def shard(joint: JointGraph, positions: Collection[int], how: Sharding) -> bool:
+    """Shard the primals at these positions; True where there is one that was not sharded yet.
+
+    Raises UsageError where the forward writes one.
+    """
+    if not positions or any(node.target is ops.gather for node in joint.graph.nodes):
+        return False
+    primals, found = joint.primals, joint.gradients
+    wholes = [primals[position] for position in sorted(positions)]
+    for node in wholes:
+        for user in node.users:
+            if writes_input(user) and user.args[0] is node:
+                where = source_line(user)
+                raise UsageError(
+                    f"the forward writes the parameter {node.name}{' at ' + where if where else ''}, which shard= "
+                    "leaves in parts on all ranks: write it between steps, or make it a buffer"
+                )
+    gather_parameters(joint, wholes, how)
+    rows = scatter_gradients(joint, {at: node for at, node in found.items() if at in positions}, how)
+    joint.set_gradients({**found, **rows})
+    joint.graph.lint()
+    joint.module.recompile()
+    return True
