@@ -30,9 +30,9 @@ from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.options import StepOptions, check_compiler_with, check_dynamic_with, check_update_in_backward
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
+from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.sharding.parameters import ShardedParameters
 from graphopt.step.sharding.state import give_state_as_dtensors
-from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import TrainStep
 from graphopt.step.window import Weights

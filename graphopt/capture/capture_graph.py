@@ -63,10 +63,8 @@ def capture_graph(
         step, whole = build_step_graph(joint, static_inputs, virtual(joint)), None
     else:
         step, whole = _chosen(joint, static_inputs, hand_over, tangents, virtual)
-    costs = [
-        _known(node) or cost
-        for node, cost in zip(step.compute_nodes, COST_MODELS[cost_model](step.compute_nodes), strict=True)
-    ]
+    estimated = COST_MODELS[cost_model](step.compute_nodes)
+    costs = [_known(node) or cost for node, cost in zip(step.compute_nodes, estimated, strict=True)]
     _warn_of_unmeasured(step, costs, cost_model)
     step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
     problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])

@@ -51,8 +51,9 @@ Around = Callable[[], AbstractContextManager[None]]
 class Micros:
     """The micro-batch graphs of one model, by what Dynamo guards on.
 
-    `hand_over` gives the passes that decide what becomes of parameters and gradients; `dropped` is told of micro-batches that are not kept. `sizes` says which sizes of
-    inputs are symbols, so that one graph serves many.
+    `hand_over` gives the passes that decide what becomes of parameters and gradients; `dropped` is told of
+    micro-batches that are not kept. `sizes` says which sizes of inputs are symbols, so that one graph serves many.
+    `around` is around each call that may capture.
     """
 
     def __init__(

@@ -32,9 +32,8 @@ class Message:
         message = self._new()
         parts = self._parts(message)
         torch.cat([shard.reshape(-1) for shard in shards], out=parts[dist.get_rank(self.group)])
-        wait_for(
-            [dist.broadcast(part, group=self.group, group_src=r, async_op=True) for r, part in self._filled(parts)]
-        )
+        filled = self._filled(parts)
+        wait_for([dist.broadcast(part, group=self.group, group_src=r, async_op=True) for r, part in filled])
         for rank, part in enumerate(parts):
             for mine, sent in zip(self._rows(rank), self._split(part, rank), strict=True):
                 mine.copy_(sent.view_as(mine))
@@ -64,5 +63,5 @@ class Message:
         world = dist.get_world_size(self.group)
         return [whole[part_of(len(whole), rank, world)] for whole in self.wholes]
 
-    def _split(self, part: Tensor, rank: int) -> tuple[Tensor, ...]:
-        return part.split([rows.numel() for rows in self._rows(rank)])
+    def _split(self, part: Tensor, rank: int) -> list[Tensor]:
+        return list(part.split([rows.numel() for rows in self._rows(rank)]))

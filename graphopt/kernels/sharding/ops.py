@@ -82,14 +82,18 @@ def _norm_of_ranks(norm: Tensor, overflow: Tensor, p: float, group_name: str) ->
     return whole.to(norm.dtype), flags.max().to(overflow.dtype)
 
 
+def _fake_norm(norm: Tensor, overflow: Tensor, p: float, group: str) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return torch.empty_like(norm), torch.empty_like(overflow)
+
+
+def _nothing(gradients: list[Tensor], group: str) -> None:  # noqa: ARG001
+    return None
+
+
 gather = define("gather(Tensor[] shards, int[] rows, str group) -> Tensor[]", _gather, _fake_gather)
 gathered = define("gathered(Tensor(a) whole) -> Tensor(a)", _gathered, lambda whole: whole)
-begin_scatter_ = define(
-    "begin_scatter_(Tensor(a!)[] gradients, str group) -> ()", _begin_scatter, lambda gradients, group: None
-)
+begin_scatter_ = define("begin_scatter_(Tensor(a!)[] gradients, str group) -> ()", _begin_scatter, _nothing)
 end_scatter = define("end_scatter(Tensor[] gradients, str group) -> Tensor[]", _end_scatter, _fake_end_scatter)
 norm_of_ranks = define(
-    "norm_of_ranks(Tensor norm, Tensor overflow, float p, str group) -> (Tensor, Tensor)",
-    _norm_of_ranks,
-    lambda norm, overflow, p, group: (torch.empty_like(norm), torch.empty_like(overflow)),
+    "norm_of_ranks(Tensor norm, Tensor overflow, float p, str group) -> (Tensor, Tensor)", _norm_of_ranks, _fake_norm
 )

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from graphopt.base.parts import part_of
-
 
 #: A backend's thread lets go of a message within microseconds, or when it gets a core again.
 _RELEASE_SECONDS = 0.1
@@ -65,12 +65,12 @@ def wait_for(works: Sequence[dist.Work]) -> None:
 
 def holders_of(tensor: Tensor) -> int:
     """How many tensors and storages hold its memory."""
-    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))  # type: ignore[attr-defined]
+    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
 
 
 def group_of(name: str) -> dist.ProcessGroup:
     """The group that functional collectives call by this name."""
-    return torch.distributed.distributed_c10d._resolve_process_group(name)  # type: ignore[no-any-return]
+    return c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
 
 
 def _parts(whole: Tensor, world: int) -> list[tuple[int, Tensor]]:

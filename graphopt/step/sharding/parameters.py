@@ -133,7 +133,7 @@ class _Guard:
     """
 
     def __init__(self, module: nn.Module, sharded: ShardedParameters) -> None:
-        self._hooks: dict[int, Any] = module._forward_pre_hooks  # type: ignore[assignment]
+        self._hooks: dict[int, Any] = module._forward_pre_hooks
 
         def refuse(module: nn.Module, _args: Any) -> None:
             if not sharded.is_whole:

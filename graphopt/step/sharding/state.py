@@ -25,23 +25,25 @@ def give_state_as_dtensors(sharded: ShardedParameters, optimizer: torch.optim.Op
     first = next(iter(sharded.shards.values()))
     mesh = DeviceMesh.from_group(sharded.ranks.group, first.parameter.device.type)
 
-    def of_model(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    def of_model(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
         if not sharded.is_whole:
             for name, shard in sharded.shards.items():
                 for key in _keys(sharded, name, prefix, state):
                     state[key] = _as_dtensor(state[key], shard, mesh)
 
-    def into_model(module: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
+    def into_model(_module: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
         if not sharded.is_whole:
             for name, shard in sharded.shards.items():
                 for key in _keys(sharded, name, prefix, state):
                     state[key] = _as_rows(state[key], shard, key)
 
     def of_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return _with_state(state, _shards_by_number(stepped, sharded), lambda t, shard, _: _as_dtensor(t, shard, mesh))
+        return _with_state(
+            state, _shards_by_key(stepped, state, sharded), lambda t, shard, _: _as_dtensor(t, shard, mesh)
+        )
 
     def into_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return _with_state(state, _shards_by_number(stepped, sharded), _as_rows)
+        return _with_state(state, _shards_by_key(stepped, state, sharded), _as_rows)
 
     sharded.model.register_state_dict_post_hook(of_model)
     sharded.model.register_load_state_dict_pre_hook(into_model)
@@ -77,13 +79,16 @@ def _as_rows(given: Tensor, shard: Shard, what: str) -> Tensor:
     return local if is_mine else given.full_tensor()[shard.rows]
 
 
-def _shards_by_number(optimizer: torch.optim.Optimizer, sharded: ShardedParameters) -> dict[int, Shard]:
-    """By the number under which an optimizer saves a parameter's state."""
+def _shards_by_key(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], sharded: ShardedParameters
+) -> dict[Any, Shard]:
+    """By the key under which a parameter's state is saved: a number, or a name where it was given names."""
     stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {number: sharded.of(p) for number, p in enumerate(stepped) if sharded.has(p)}
+    keys = [key for group in state["param_groups"] for key in group["params"]]
+    return {key: sharded.of(p) for key, p in zip(keys, stepped, strict=False) if sharded.has(p)}
 
 
-def _with_state(state: dict[str, Any], shards: Mapping[int, Shard], change: Any) -> dict[str, Any]:
+def _with_state(state: dict[str, Any], shards: Mapping[Any, Shard], change: Any) -> dict[str, Any]:
     """A copy of an optimizer's saved state in which tensors that go with a parameter's elements are changed."""
     changed = {}
     for number, held in state["state"].items():

@@ -17,9 +17,12 @@ from graphopt.kernels.sharding.message import packed_elements
 from graphopt.passes.joint.sharding.how import Sharding
 from graphopt.passes.joint.sharding.parcels import bytes_of, parcels
 
+#: Where a node came from.
+_ORIGIN = ("nn_module_stack", "stack_trace")
+
 
 def gather_parameters(joint: JointGraph, wholes: Collection[fx.Node], how: Sharding) -> None:
-    """Let each of these primals, whole parameters as they were traced, be this rank's rows, gathered for its readers."""
+    """Let these primals, whole parameters as they were traced, be this rank's rows, gathered for their readers."""
     late, position = joint.backward_nodes(), {node: i for i, node in enumerate(joint.graph.nodes)}
     first = {node: min(node.users, key=position.__getitem__) for node in wholes if node.users}
     for is_late in (False, True):
@@ -33,10 +36,8 @@ def gather_parameters(joint: JointGraph, wholes: Collection[fx.Node], how: Shard
 def _gather(graph: fx.Graph, parcel: Sequence[fx.Node], reader: fx.Node, is_late: bool, how: Sharding) -> None:
     whole = [node.meta["val"] for node in parcel]
     packed_bytes = packed_elements([tensor.shape for tensor in whole]) * whole[0].itemsize
-    kept = {key: reader.meta[key] for key in ("nn_module_stack", "stack_trace", "seq_nr") if key in reader.meta}
-    tag = "is_backward" if is_late else "is_forward"
-    # the reader may be the output, which stands for no module
-    meta = {**kept, "partitioner_tag": tag}
+    meta: dict[str, object] = {key: reader.meta[key] for key in _ORIGIN if key in reader.meta}
+    meta["partitioner_tag"] = "is_backward" if is_late else "is_forward"
     readers = {node: list(node.users) for node in parcel}
     with graph.inserting_before(reader):
         rows = [tensor.shape[0] for tensor in whole]

@@ -43,11 +43,11 @@ def scatter_gradients(joint: JointGraph, gradients: Mapping[int, fx.Node], how: 
         sent = _begin(graph, parcel, how)
         if waiting:
             together = sum(map(bytes_of, (*waiting, *parcel)))
-            behind = sent if together <= most_bytes else _last(graph, waiting)
+            behind = sent if together <= most_bytes else _sent(waiting)
             rows |= _end(graph, waiting, behind, place, how)
         waiting = parcel
     if waiting:
-        rows |= _end(graph, waiting, _last(graph, waiting), place, how)
+        rows |= _end(graph, waiting, _sent(waiting), place, how)
     return rows
 
 
@@ -76,7 +76,7 @@ def _end(
     return rows
 
 
-def _last(graph: fx.Graph, parcel: Sequence[fx.Node]) -> fx.Node:
+def _sent(parcel: Sequence[fx.Node]) -> fx.Node:
     """What sends a parcel."""
     return next(user for user in parcel[-1].users if user.target is ops.begin_scatter_)
 
@@ -105,9 +105,8 @@ def _is_own(joint: JointGraph, gradient: fx.Node, memory: Mapping[int, set[fx.No
 
 def _copy(graph: fx.Graph, gradient: fx.Node) -> fx.Node:
     """A copy of its own; a gradient may be an input (a tangent), which stands before the forward."""
-    with (
-        graph.inserting_before(graph.output_node()) if gradient.op == "placeholder" else graph.inserting_after(gradient)
-    ):
+    at_end = gradient.op == "placeholder"
+    with graph.inserting_before(graph.output_node()) if at_end else graph.inserting_after(gradient):
         made = graph.call_function(aten.clone.default, (gradient,), {"memory_format": torch.contiguous_format})
     mode = detect_fake_mode([gradient.meta["val"]])
     assert mode is not None
