@@ -12,7 +12,7 @@ from torch import nn
 from graphopt.base.units import UNLIMITED_BYTES, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic, sizes_of
 from graphopt.compression.choose import Auto
-from graphopt.compression.link import measure_link
+from graphopt.compression.link import link_of
 from graphopt.compression.methods import Compression
 from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import generators_kept
@@ -27,7 +27,13 @@ from graphopt.step.check_options import check_group, check_model_and_optimizer, 
 from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
 from graphopt.step.optimizer_view import OptimizerView
-from graphopt.step.options import StepOptions, check_compiler_with, check_dynamic_with, check_update_in_backward
+from graphopt.step.options import (
+    StepOptions,
+    check_compiler_with,
+    check_dynamic_with,
+    check_shard_with,
+    check_update_in_backward,
+)
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
@@ -93,7 +99,9 @@ def train_step(
     ranks' parameters, as it is in one process (ConstantLossScale(1.0) looks, and scales nothing). Optimizer, options,
     loaded state and program must be alike on all ranks, which is compared before each step. `compress` is how
     gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD; "auto", or Auto, lets measurements
-    choose.
+    choose. With `shard` each rank keeps its rows of parameters, gradients and optimizer state, and what is gathered is
+    planned like all else; the model is whole inside of `with step.whole_model():` only. In one process it changes
+    nothing.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
@@ -117,8 +125,10 @@ def train_step(
             check_devices(model, (args, kwargs))
         if ranks is not None:
             start_alike(ranks, model)
-        link = measure_link(ranks, next(model.parameters()).device) if ranks and shard else None
+        link = link_of(ranks, next(model.parameters()).device) if ranks and shard else None
         with raising_together(ranks):
+            if shard:
+                check_shard_with(options, optimizer, compiler)
             sharded = ShardedParameters(model, optimizer, ranks, link) if ranks and link else None
             if sharded is not None:
                 give_state_as_dtensors(sharded, optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,16 @@ class Link:
     def __str__(self) -> str:
         megabytes = self.bytes_per_second / 1e6
         return f"{megabytes:,.1f} MB/s from each rank, {1000 * self.latency_seconds:.2f} ms a message"
+
+
+_measured: weakref.WeakKeyDictionary[dist.ProcessGroup, Link] = weakref.WeakKeyDictionary()
+
+
+def link_of(ranks: Ranks, device: torch.device) -> Link:
+    """The group's link, measured once, so that whoever plans for it plans alike. A collective call the first time."""
+    if ranks.group not in _measured:
+        _measured[ranks.group] = measure_link(ranks, device)
+    return _measured[ranks.group]
 
 
 def measure_link(ranks: Ranks, device: torch.device) -> Link:

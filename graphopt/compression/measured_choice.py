@@ -14,7 +14,7 @@ import torch.distributed as dist
 from graphopt.compression.bucket import Shape
 from graphopt.compression.choose import Auto, ChosenMethods, MethodPrice, MethodPrices, choose
 from graphopt.compression.kernel_seconds import KernelCost, kernel_cost
-from graphopt.compression.link import Link, highest, measure_link
+from graphopt.compression.link import Link, highest, link_of
 from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import wire_bytes
 from graphopt.device.messages import device_of
@@ -51,7 +51,7 @@ def choose_methods(
 
 def _measure(ranks: Ranks, auto: Auto, device: torch.device) -> _Measured:
     if ranks.group not in _measured:
-        _measured[ranks.group] = _Measured(measure_link(ranks, device), {})
+        _measured[ranks.group] = _Measured(link_of(ranks, device), {})
     measured = _measured[ranks.group]
     new = [method for method in auto.candidates if method not in measured.kernels]
     costs = [kernel_cost(method, ranks.world, ranks.backend, device) for method in new]

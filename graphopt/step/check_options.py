@@ -173,6 +173,7 @@ _CHECKS = {
     "compress": _compress,
     "autocast": _autocast,
     "masters": _bool,
+    "shard": _bool,
     "update_in_backward": _bool,
     "lr_scheduler": _lr_scheduler,
     "planner": _name,

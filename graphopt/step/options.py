@@ -83,6 +83,24 @@ def check_compiler_with(options: StepOptions, compiler: Compiler, *, has_ranks: 
         raise UsageError("compiler='inductor' does not go with update_in_backward=True, whose options change")
 
 
+#: Optimizers of torch whose step is one of each element by itself, so that rows can step by themselves.
+_BY_ELEMENT = ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
+
+
+def check_shard_with(options: StepOptions, optimizer: torch.optim.Optimizer, compiler: Compiler) -> None:
+    """Raise UsageError for what parameters that are shared out over ranks do not go with."""
+    if options.compress is not None:
+        raise UsageError("shard= does not go with compress=: gradients are scattered as they are")
+    if compiler == "inductor":
+        raise UsageError("shard= does not go with compiler='inductor': use compiler='eager'")
+    kind = type(optimizer)
+    if kind not in [getattr(torch.optim, name) for name in _BY_ELEMENT]:
+        raise UsageError(
+            f"shard= shares out rows of parameters, which {kind.__name__} may not update each by itself; it goes with "
+            f"torch.optim's {', '.join(_BY_ELEMENT)}"
+        )
+
+
 def check_dynamic_with(dynamic: Dynamic, compiler: Compiler, *, has_ranks: bool) -> None:
     """Raise UsageError for what sizes that are symbols do not go with, and where `dynamic` is no choice of them."""
     sizes_of(dynamic)

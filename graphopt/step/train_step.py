@@ -90,8 +90,9 @@ class TrainStep:
         )
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
         tells = self._settings, self._heed_changes
-        in_step = exchange, self.division, self._watch, *tells
-        self._lockstep = Lockstep(*in_step, is_sharded=sharded is not None) if exchange else None
+        self._lockstep: Lockstep | None = None
+        if exchange is not None:
+            self._lockstep = Lockstep(exchange, self.division, self._watch, *tells, is_sharded=sharded is not None)
         self._optimizer_settings = OptimizerSettings(memory.view, sharded.shapes if sharded else {})
         #: Each as a graph and as it is called; the least recently used first.
         self._windows: dict[object, tuple[fx.GraphModule, Callable[..., Any]]] = {}

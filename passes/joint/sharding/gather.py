@@ -14,6 +14,7 @@ from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import PRICE
 from graphopt.kernels.sharding import ops
 from graphopt.kernels.sharding.message import packed_elements
+from graphopt.passes.joint.sharding.half_reads import as_it_is_read
 from graphopt.passes.joint.sharding.how import Sharding
 from graphopt.passes.joint.sharding.parcels import bytes_of, parcels
 
@@ -23,13 +24,14 @@ _ORIGIN = ("nn_module_stack", "stack_trace")
 
 def gather_parameters(joint: JointGraph, wholes: Collection[fx.Node], how: Sharding) -> None:
     """Let these primals, whole parameters as they were traced, be this rank's rows, gathered for their readers."""
+    read = [as_it_is_read(joint.graph, node) for node in wholes]
     late, position = joint.backward_nodes(), {node: i for i, node in enumerate(joint.graph.nodes)}
-    first = {node: min(node.users, key=position.__getitem__) for node in wholes if node.users}
+    first = {node: min(node.users, key=position.__getitem__) for node in read if node.users}
     for is_late in (False, True):
-        read = sorted((node for node in first if (first[node] in late) is is_late), key=lambda n: position[first[n]])
-        for parcel in parcels(read):
+        here = [node for node in first if (first[node] in late) is is_late]
+        for parcel in parcels(sorted(here, key=lambda node: position[first[node]])):
             _gather(joint.graph, parcel, first[parcel[0]], is_late, how)
-    for node in wholes:
+    for node in {*wholes, *read}:
         node.meta["val"] = how.rows_of(node.meta["val"])
 
 
@@ -44,6 +46,8 @@ def _gather(graph: fx.Graph, parcel: Sequence[fx.Node], reader: fx.Node, is_late
         made = graph.call_function(ops.gather, (list(parcel), rows, how.group_name))
         made.meta = {**meta, "val": whole, PRICE: (how.seconds(sum(map(bytes_of, parcel))), packed_bytes)}
         for place, node in enumerate(parcel):
+            if node.op != "placeholder":  # a cast of one, which may stand further down
+                made.prepend(node)
             name = f"{node.name}_gathered"
             item = graph.create_node("call_function", operator.getitem, (made, place))
             there = graph.create_node("call_function", ops.gathered, (item,), name=name)
