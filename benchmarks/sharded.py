@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,12 @@ from tests.support.ranks import run_ranks
 #: Budgets between the least and what `fully_shard` takes, as shares of the way.
 BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)
 WARM_UP_STEPS = 2
-Step = Callable[[int], Tensor]
+Step = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to train, on one model: the most bytes of a rank, seconds of a step, and how far parameters went apart."""
+    """One way to train a model: the most bytes of a rank, seconds of a step, and how far parameters are apart."""
 
     model: str
     world: int
@@ -61,7 +62,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Way:
-    """A step on the i-th batch, what it holds, and its whole parameters."""
+    """A step on a batch, what it holds, and its whole parameters."""
 
     name: str
     step: Step
@@ -84,9 +85,9 @@ def by_fsdp(case: Sharded, *, checkpoints: bool) -> Way:
     fully_shard(model, mesh=mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
-    def step(i: int) -> Tensor:
+    def step(batch: tuple[Tensor, ...]) -> Tensor:
         optimizer.zero_grad()
-        loss = case.loss(model, case.batch(i, dist.get_rank()))
+        loss = case.loss(model, batch)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -106,14 +107,14 @@ def by_graphopt(case: Sharded, budget_bytes: int | None) -> Way:
     whole = _Loss(model, case)
     step = graphopt.train_step(whole, None, optimizer, budget_bytes, shard=True)
 
-    def run(i: int) -> Tensor:
-        return step(*case.batch(i, dist.get_rank())).loss
+    def run(batch: tuple[Tensor, ...]) -> Tensor:
+        return step(*batch).loss
 
     def parameters() -> list[Tensor]:
         with step.whole_model():
             return [p.detach().clone() for p in model.parameters()]
 
-    run(0)
+    run(case.batch(0, dist.get_rank()))
     held = lambda: [*(p.data for p in model.parameters()), *_state(optimizer), *model.buffers()]  # noqa: E731
     return Way("graphopt", run, held, parameters, budget_bytes, step.plan.peak_bytes)
 
@@ -138,7 +139,7 @@ def measured_peak(way: Way, case: Sharded) -> int:
     for i in range(3):
         batch = case.batch(i, dist.get_rank())
         held = [*way.held(), *batch]
-        peaks.append(peak_bytes(lambda i=i: way.step(i), held, "cpu"))
+        peaks.append(peak_bytes(partial(way.step, batch), held, "cpu"))
     most = torch.tensor(min(peaks))
     dist.all_reduce(most, dist.ReduceOp.MAX)
     return int(most)
@@ -150,7 +151,7 @@ def run_model(name: str, rounds: int) -> list[Cell]:
     case = MODELS[name]
     ways = [by_fsdp(case, checkpoints=False), by_fsdp(case, checkpoints=True)]
     for way in ways:
-        way.step(0)
+        way.step(case.batch(0, dist.get_rank()))
     peaks = [measured_peak(way, case) for way in ways]
     least = _least_bytes(case)
     most = max(peaks)
@@ -161,7 +162,7 @@ def run_model(name: str, rounds: int) -> list[Cell]:
     differences = [
         max(float((a - b).abs().max()) for a, b in zip(way.parameters(), reference, strict=True)) for way in ways
     ]
-    seconds = _seconds(ways, rounds)
+    seconds = _seconds(ways, case, rounds)
     world = dist.get_world_size()
     rows = zip(ways, peaks, seconds, differences, strict=True)
     return [Cell(name, world, w.name, w.budget_bytes, w.planned_bytes, p, s, d) for w, p, s, d in rows]
@@ -180,13 +181,14 @@ def _least_bytes(case: Sharded) -> int:
             return budget
 
 
-def _seconds(ways: list[Way], rounds: int) -> list[float]:
+def _seconds(ways: list[Way], case: Sharded, rounds: int) -> list[float]:
     found: list[list[float]] = [[] for _ in ways]
     for number in range(WARM_UP_STEPS + rounds):
         for way, seconds in zip(ways, found, strict=True):
+            batch = case.batch(number, dist.get_rank())
             dist.barrier()
             start = time.perf_counter()
-            way.step(number)
+            way.step(batch)
             taken = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
             dist.all_reduce(taken, dist.ReduceOp.MAX)
             if number >= WARM_UP_STEPS:
