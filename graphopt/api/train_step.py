@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -38,10 +38,14 @@ from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.sharding.parameters import ShardedParameters
+from graphopt.step.sharding.placement import placement_of
 from graphopt.step.sharding.state import give_state_as_dtensors
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import TrainStep
 from graphopt.step.window import Weights
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @generators_kept()
@@ -59,7 +63,7 @@ def train_step(
     weights: Weights = None,
     compress: Compression | Auto | Literal["auto"] | None = None,
     group: dist.ProcessGroup | None = None,
-    shard: bool = False,
+    shard: bool | DeviceMesh = False,
     autocast: torch.dtype | None = None,
     masters: bool = False,
     update_in_backward: bool = False,
@@ -100,8 +104,8 @@ def train_step(
     loaded state and program must be alike on all ranks, which is compared before each step. `compress` is how
     gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD; "auto", or Auto, lets measurements
     choose. With `shard` each rank keeps its rows of parameters, gradients and optimizer state, and what is gathered is
-    planned like all else; the model is whole inside of `with step.whole_model():` only. In one process it changes
-    nothing.
+    planned like all else; the model is whole inside of `with step.whole_model():` only. True shares out over all ranks,
+    a mesh of two dimensions (copies, rows) over those of its second one. In one process it changes nothing.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
@@ -124,13 +128,14 @@ def train_step(
             check_unwrapped(model)
             check_devices(model, (args, kwargs))
         if ranks is not None:
-            start_alike(ranks, model)
+            start_alike(ranks, model, is_sharded=bool(shard))
         link = link_of(ranks, next(model.parameters()).device) if ranks and shard else None
         with raising_together(ranks):
-            if shard:
+            sharded: ShardedParameters | None = None
+            if ranks is not None and link is not None:
                 check_shard_with(options, optimizer, compiler)
-            sharded = ShardedParameters(model, optimizer, ranks, link) if ranks and link else None
-            if sharded is not None:
+                placed = placement_of(shard, ranks, next(model.parameters()).device)
+                sharded = ShardedParameters(model, optimizer, placed, link)
                 give_state_as_dtensors(sharded, optimizer)
             view = OptimizerView(optimizer, model, masters=masters)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None

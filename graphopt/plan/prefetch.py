@@ -23,41 +23,49 @@ def prefetched(graph: CapturedGraph, schedule: Schedule, budget_bytes: int) -> S
     gathers = frozenset(i for i, op in enumerate(step.ops) if op.node is not None and op.node.target is ops.gather)
     if not gathers:
         return schedule
-    moved, live = list(schedule), simulate(problem, schedule).live_bytes.copy()
-    for place in range(len(moved)):
-        if moved[place] in gathers:
-            search = _Search(problem, moved, live, gathers, budget_bytes)
-            earliest = search.earliest(place)
-            if step.ops[moved[place]].backward:
-                earliest = max(earliest, min(moved.index(step.boundary) + 1, place))
-            search.move(place, earliest)
+    search = _Search(problem, list(schedule), gathers, budget_bytes, simulate(problem, schedule).live_bytes.copy())
+    for place in range(len(schedule)):
+        op_id = search.schedule[place]
+        if op_id in gathers:
+            behind_loss = search.schedule.index(step.boundary) + 1 if step.ops[op_id].backward else 0
+            search.advance(place, behind_loss)
+    moved = tuple(search.schedule)
     assert simulate(problem, moved).peak_bytes <= max(budget_bytes, simulate(problem, schedule).peak_bytes)
-    return tuple(moved)
+    return moved
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Search:
     """A schedule that is being changed, and the bytes alive at each of its steps."""
 
     problem: Problem
     schedule: list[int]
-    live_bytes: npt.NDArray[np.int64]
     gathers: frozenset[int]
     budget_bytes: int
+    live_bytes: npt.NDArray[np.int64]
 
-    def earliest(self, place: int) -> int:
-        """The place to which the gather at `place` may move: it then travels behind enough, or no byte is left.
+    def advance(self, place: int, least: int) -> None:
+        """Let the gather at `place`, with what feeds it right before it, run as early as helps, not before `least`."""
+        first = place
+        while first > least and self._feeds(self.schedule[first - 1], self.schedule[place]):
+            first -= 1
+        earliest = self._earliest(first, self.schedule[first : place + 1], least)
+        if earliest == first:
+            return
+        block = self.schedule[first : place + 1]
+        moved = [*self.schedule[:earliest], *block, *self.schedule[earliest:first], *self.schedule[place + 1 :]]
+        live = simulate(self.problem, moved).live_bytes
+        if live[earliest : place + 1].max() <= max(self.budget_bytes, self.live_bytes.max()):
+            self.schedule, self.live_bytes = moved, live
 
-        The link carries one after the other, so that what travels on the way has to be hidden too.
-        """
-        op_id = self.schedule[place]
-        op = self.problem.ops[op_id]
-        own_bytes = sum(self.problem.values[value].bytes for value in op.outputs)
-        own_bytes += op.workspace_bytes
-        to_hide, hidden, at = op.seconds, 0.0, place
-        while at > 0 and hidden < to_hide:
+    def _earliest(self, first: int, block: list[int], least: int) -> int:
+        """The place to which a block may move: it then travels behind enough, or bytes or order allow no more."""
+        ops = [self.problem.ops[op_id] for op_id in block]
+        own_bytes = sum(self.problem.values[value].bytes for op in ops for value in op.outputs)
+        to_hide, hidden, at = ops[-1].seconds, 0.0, first
+        while at > least and hidden < to_hide:
             before = self.schedule[at - 1]
-            if before in self.gathers or self._reads(before, op_id):
+            if before in self.gathers or any(self._is_bound(before, op_id) for op_id in block):
                 break
             if self.live_bytes[at - 1] + own_bytes > self.budget_bytes:
                 break
@@ -65,19 +73,13 @@ class _Search:
             at -= 1
         return at
 
-    def move(self, place: int, earlier: int) -> None:
-        """Let the op at `place` run at `earlier`; the steps between see what it made."""
-        if earlier == place:
-            return
-        op = self.problem.ops[self.schedule[place]]
-        made_bytes = sum(self.problem.values[value].bytes for value in op.outputs)
-        between = self.live_bytes[earlier:place].copy()
-        # while it runs there is what was alive before the first of them, which its own inputs, resident, add nothing to
-        begins = (self.live_bytes[earlier - 1] if earlier else 0) + made_bytes + op.workspace_bytes
-        self.live_bytes[earlier] = max(begins, int(between[0]) + made_bytes)
-        self.live_bytes[earlier + 1 : place + 1] = between + made_bytes
-        self.schedule.insert(earlier, self.schedule.pop(place))
+    def _feeds(self, op_id: int, gather: int) -> bool:
+        """Whether an op makes what the gather reads, of what is always there: a parameter's rows in another dtype."""
+        op, own = self.problem.ops[op_id], self.problem.ops[gather]
+        is_resident = all(self.problem.producer[value] < 0 for value in op.inputs)
+        return is_resident and not set(op.outputs).isdisjoint(own.inputs)
 
-    def _reads(self, op_id: int, gather: int) -> bool:
-        """Whether an op reads what an earlier run of the gather made: a second one would take its place."""
-        return bool(set(self.problem.ops[op_id].inputs) & set(self.problem.ops[gather].outputs))
+    def _is_bound(self, before: int, op_id: int) -> bool:
+        """Whether an op makes what another reads, or reads what an earlier run of that made, whose place it takes."""
+        op, own = self.problem.ops[before], self.problem.ops[op_id]
+        return not set(op.outputs).isdisjoint(own.inputs) or not set(op.inputs).isdisjoint(own.outputs)

@@ -127,6 +127,11 @@ def _bool(value: object) -> str:
     return "" if isinstance(value, bool) else "True or False"
 
 
+def _shard(value: object) -> str:
+    is_right = isinstance(value, bool) or type(value).__name__ == "DeviceMesh"
+    return "" if is_right else "True, False or a torch.distributed.device_mesh.DeviceMesh"
+
+
 def _lr_scheduler(value: object) -> str:
     if value is None:
         return ""
@@ -173,7 +178,7 @@ _CHECKS = {
     "compress": _compress,
     "autocast": _autocast,
     "masters": _bool,
-    "shard": _bool,
+    "shard": _shard,
     "update_in_backward": _bool,
     "lr_scheduler": _lr_scheduler,
     "planner": _name,

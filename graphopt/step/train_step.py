@@ -29,6 +29,7 @@ from graphopt.graph.roles import (
     returned_gradients,
 )
 from graphopt.kernels.choice import chosen
+from graphopt.kernels.sharding.ops import forget_what_is_on_the_way
 from graphopt.passes.joint.compress import sent_bytes
 from graphopt.passes.run_passes import run_passes
 from graphopt.passes.window import window_passes
@@ -126,6 +127,8 @@ class TrainStep:
         self, window: Callable[..., Any], calls: list[MicroCall], pieces: list[MicroBatch], groups: list[GroupUpdate]
     ) -> StepResult:
         feeds = self._feeds(self.graph_module, calls, pieces)
+        if self._sharded is not None:
+            forget_what_is_on_the_way()
         used_scale = self._scale.value.clone() if self._scale.value is not None else 1.0
         with torch.no_grad(), torch._C._DisableAutocast():
             loss, norm, found_inf, gradients = window(feeds)
@@ -182,7 +185,7 @@ class TrainStep:
             "autocast": repr(self._autocast),
             "weights": spelled_option(options.weights),
             "compress": repr(options.compress),
-            "shard": str(self._sharded is not None),
+            "shard": self._sharded.placed.spelled if self._sharded else "False",
             "kernels": chosen(),
             "on_excess": options.on_excess,
             "the state that the loss scale started from": repr(self._scale.started_from),

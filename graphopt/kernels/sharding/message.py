@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from graphopt.base.parts import part_of
-from graphopt.kernels.sharding.transport import wait_for
+from graphopt.kernels.sharding.transport import Travelling, holders_of
 
 
 def packed_elements(shapes: Sequence[Sequence[Any]]) -> int:
@@ -32,11 +32,14 @@ class Message:
         message = self._new()
         parts = self._parts(message)
         torch.cat([shard.reshape(-1) for shard in shards], out=parts[dist.get_rank(self.group)])
-        filled = self._filled(parts)
-        wait_for([dist.broadcast(part, group=self.group, group_src=r, async_op=True) for r, part in filled])
+        holders = holders_of(message)
+        sent = [(r, part[:]) for r, part in enumerate(parts) if part.numel()]
+        works = [dist.broadcast(part, group=self.group, group_src=r, async_op=True) for r, part in sent]
+        del sent  # only the backend holds these views now, which tells when it lets go
+        Travelling(works, holders).arrive(message)
         for rank, part in enumerate(parts):
-            for mine, sent in zip(self._rows(rank), self._split(part, rank), strict=True):
-                mine.copy_(sent.view_as(mine))
+            for rows, flat in zip(self._rows(rank), self._split(part, rank), strict=True):
+                rows.copy_(flat.view_as(rows))
 
     def scatter(self) -> list[Tensor]:
         """This rank's rows of the sums of the wholes over ranks."""
@@ -44,7 +47,11 @@ class Message:
         parts = self._parts(message)
         for rank, part in enumerate(parts):
             torch.cat([rows.reshape(-1) for rows in self._rows(rank)], out=part)
-        wait_for([dist.reduce(part, group=self.group, group_dst=r, async_op=True) for r, part in self._filled(parts)])
+        holders = holders_of(message)
+        sent = [(r, part[:]) for r, part in enumerate(parts) if part.numel()]
+        works = [dist.reduce(part, group=self.group, group_dst=r, async_op=True) for r, part in sent]
+        del sent
+        Travelling(works, holders).arrive(message)
         rank = dist.get_rank(self.group)
         sums = zip(self._split(parts[rank], rank), self._rows(rank), strict=True)
         return [flat.view(rows.shape).clone() for flat, rows in sums]
@@ -55,9 +62,6 @@ class Message:
     def _parts(self, message: Tensor) -> list[Tensor]:
         ranks = range(dist.get_world_size(self.group))
         return list(message.split([sum(rows.numel() for rows in self._rows(rank)) for rank in ranks]))
-
-    def _filled(self, parts: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-        return [(rank, part) for rank, part in enumerate(parts) if part.numel()]
 
     def _rows(self, rank: int) -> list[Tensor]:
         world = dist.get_world_size(self.group)

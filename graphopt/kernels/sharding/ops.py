@@ -3,7 +3,8 @@
     gather(shards, rows, group)       -> the whole parameters, which are on their way
     gathered(whole)                   -> one of them, there: a view, made where it is read
     begin_scatter_(gradients, group)  -> nothing: gradients are on their way, and are overwritten
-    end_scatter(gradients, group)     -> this rank's rows of their sums, once they are there
+    end_scatter(gradients, group, copies) -> this rank's rows of their sums, once they are there, summed over `copies`,
+                                         the group of ranks with the same rows ("": there is none)
     norm_of_ranks(norm, overflow, p, group) -> the norm over all ranks' rows, the highest of their flags
 
 Small tensors that are gathered or scattered together travel as one message, which is waited for at once.
@@ -20,7 +21,7 @@ from torch import Tensor
 from graphopt.base.parts import part_of
 from graphopt.kernels.define import define
 from graphopt.kernels.sharding.message import Message
-from graphopt.kernels.sharding.transport import Travelling, begin_gather, begin_scatter, group_of
+from graphopt.kernels.sharding.transport import Travelling, begin_gather, begin_scatter, group_of, wait_for
 
 #: What is on its way, by the address of the tensor that is sent or filled: a node has no other way to hand it on.
 _ON_THE_WAY: dict[int, Travelling] = {}
@@ -56,8 +57,14 @@ def _begin_scatter(gradients: list[Tensor], group_name: str) -> None:
         _ON_THE_WAY[gradients[0].data_ptr()] = begin_scatter(gradients[0], group_of(group_name))
 
 
-def _end_scatter(gradients: list[Tensor], group_name: str) -> list[Tensor]:
-    group = group_of(group_name)
+def _end_scatter(gradients: list[Tensor], group_name: str, copies: str) -> list[Tensor]:
+    rows = _scattered(gradients, group_of(group_name))
+    if copies:
+        wait_for([dist.all_reduce(each, group=group_of(copies), async_op=True) for each in rows if each.numel()])
+    return rows
+
+
+def _scattered(gradients: list[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
     if len(gradients) > 1:
         return Message(gradients, group).scatter()
     whole = _gathered(gradients[0])
@@ -65,7 +72,7 @@ def _end_scatter(gradients: list[Tensor], group_name: str) -> list[Tensor]:
     return [whole[mine].clone()]
 
 
-def _fake_end_scatter(gradients: list[Tensor], group_name: str) -> list[Tensor]:
+def _fake_end_scatter(gradients: list[Tensor], group_name: str, copies: str) -> list[Tensor]:  # noqa: ARG001
     """The first rank's rows, of which no rank has more: all ranks plan alike."""
     world = dist.get_world_size(group_of(group_name))
     return [g.new_empty((part_of(len(g), 0, world).stop, *g.shape[1:])) for g in gradients]
@@ -93,7 +100,9 @@ def _nothing(gradients: list[Tensor], group: str) -> None:  # noqa: ARG001
 gather = define("gather(Tensor[] shards, int[] rows, str group) -> Tensor[]", _gather, _fake_gather)
 gathered = define("gathered(Tensor(a) whole) -> Tensor(a)", _gathered, lambda whole: whole)
 begin_scatter_ = define("begin_scatter_(Tensor(a!)[] gradients, str group) -> ()", _begin_scatter, _nothing)
-end_scatter = define("end_scatter(Tensor[] gradients, str group) -> Tensor[]", _end_scatter, _fake_end_scatter)
+end_scatter = define(
+    "end_scatter(Tensor[] gradients, str group, str copies) -> Tensor[]", _end_scatter, _fake_end_scatter
+)
 norm_of_ranks = define(
     "norm_of_ranks(Tensor norm, Tensor overflow, float p, str group) -> (Tensor, Tensor)", _norm_of_ranks, _fake_norm
 )

@@ -20,7 +20,7 @@ from torch import Tensor
 from graphopt.base.parts import part_of
 
 #: A backend's thread lets go of a message within microseconds, or when it gets a core again.
-_RELEASE_SECONDS = 0.1
+_RELEASE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from graphopt.base.errors import RankError
 from graphopt.device.ranks import Ranks
 
-#: How gloo's errors, which are plain RuntimeErrors, start: with the place in its sources.
-_GLOO = ("gloo/transport", "gloo/context", "gloo::")
+#: What stands in gloo's errors, which are plain RuntimeErrors: as a rule the place in its sources.
+_GLOO = ("gloo/transport", "gloo/context", "gloo::", "Application timeout caused pair closure")
 
 
 @contextmanager

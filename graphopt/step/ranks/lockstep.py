@@ -176,7 +176,7 @@ class Lockstep:
         """What the last micro-batch sends: gradients of which parameters, in which messages."""
         lines: list[str] = []
         if self._is_sharded:  # every micro-batch gathers and scatters: all must do so alike
-            lines += [f"a micro-batch whose graph is {c.micro.graph.captured.step.graph_hash}" for c in prepared.calls]
+            lines += [_spelled_graph(call) for call in prepared.calls]
         for call in prepared.calls[-1:]:
             graph = call.micro.graph.captured.step.graph_module.graph
             lines += [self._gradient(call, node) for node in graph.find_nodes(op="placeholder")]
@@ -202,6 +202,13 @@ class Lockstep:
                     "same parameters with the same options in each step"
                 )
         raise AssertionError("ranks send the same after all")
+
+
+def _spelled_graph(call: MicroCall) -> str:
+    step = call.micro.graph.captured.step
+    given = [node for node in step.joint.primals if node.name not in step.static_inputs]
+    shapes = [list(map(int, tensor.shape)) for node in given for tensor in tensors_of(node)]
+    return f"a micro-batch of tensors of the shapes {shapes}, graph {step.graph_hash[:8]}"
 
 
 def _message(node: fx.Node) -> str:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from graphopt.base.errors import UsageError
 from graphopt.base.parts import part_of
 from graphopt.compression.link import Link
-from graphopt.device.ranks import Ranks
 from graphopt.kernels.sharding.transport import begin_gather
 from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.step.sharding.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,18 @@ class ShardedParameters:
     Raises UsageError, with nothing changed, where one cannot be.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, link: Link) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, placed: Placement, link: Link) -> None:
         named = dict(model.named_parameters())
         for name, parameter in named.items():
             _check(name, parameter)
-        self.model, self.ranks = model, ranks
+        self.model, self.placed, self.ranks = model, placed, placed.rows
         self.is_whole = False
-        self.how = Sharding(ranks.name, ranks.world, partial(_seconds, link, ranks.world))
+        self.how = Sharding(
+            self.ranks.name,
+            self.ranks.world,
+            partial(_seconds, link, self.ranks.world),
+            placed.copies.name if placed.copies else "",
+        )
         #: The first name of a parameter, and all that it has in the model: more than one where it is tied.
         self.names: dict[str, list[str]] = {name: [] for name in named}
         first = {id(parameter): name for name, parameter in named.items()}

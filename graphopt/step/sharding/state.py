@@ -19,11 +19,7 @@ from graphopt.step.sharding.parameters import Shard, ShardedParameters
 
 def give_state_as_dtensors(sharded: ShardedParameters, optimizer: torch.optim.Optimizer) -> None:
     """From now on the model's and the optimizer's state are given, and taken, as above."""
-    # here, as loading DTensor takes longer than many a small model's capture
-    from torch.distributed.device_mesh import DeviceMesh
-
-    first = next(iter(sharded.shards.values()))
-    mesh = DeviceMesh.from_group(sharded.ranks.group, first.parameter.device.type)
+    mesh = sharded.placed.mesh
 
     def of_model(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
         if not sharded.is_whole:
@@ -57,12 +53,13 @@ def _keys(sharded: ShardedParameters, name: str, prefix: str, state: Mapping[str
 
 
 def _as_dtensor(rows: Tensor, shard: Shard, mesh: Any) -> Tensor:
-    from torch.distributed.tensor import DTensor
+    # here, as loading DTensor takes longer than many a small model's capture
+    from torch.distributed.tensor import DTensor, Replicate
     from torch.distributed.tensor import Shard as Rows
 
     whole = torch.empty(shard.shape, device="meta")
-    local, where = rows.detach(), [Rows(0)]
-    return DTensor.from_local(local, mesh, where, run_check=False, shape=whole.shape, stride=whole.stride())
+    where = [Replicate()] * (mesh.ndim - 1) + [Rows(0)]
+    return DTensor.from_local(rows.detach(), mesh, where, run_check=False, shape=whole.shape, stride=whole.stride())
 
 
 def _as_rows(given: Tensor, shard: Shard, what: str) -> Tensor:
@@ -75,7 +72,8 @@ def _as_rows(given: Tensor, shard: Shard, what: str) -> Tensor:
     if not isinstance(given, DTensor):
         return given[shard.rows]
     local = given.to_local()
-    is_mine = given.placements == (Rows(0),) and local.shape[0] == shard.rows.stop - shard.rows.start
+    by_rows = given.placements[-1] == Rows(0) and all(each.is_replicate() for each in given.placements[:-1])
+    is_mine = by_rows and local.shape[0] == shard.rows.stop - shard.rows.start
     return local if is_mine else given.full_tensor()[shard.rows]
 
 

@@ -13,11 +13,15 @@ from graphopt.base.parts import part_of
 
 @dataclass(frozen=True)
 class Sharding:
-    """Rows of dimension 0 over the ranks of a group; `seconds` is how long a message of so many bytes in all takes."""
+    """Rows of dimension 0 over the ranks of a group; `seconds` is how long a message of so many bytes in all takes.
+
+    `copies` is the name of the group of ranks that hold the same rows, "" where no other does.
+    """
 
     group_name: str
     world: int
     seconds: Callable[[int], float]
+    copies: str = ""
 
     def rows_of(self, whole: torch.Tensor) -> torch.Tensor:
         """The (fake) rows of the first rank, of which no other has more: all ranks plan alike."""

@@ -64,9 +64,11 @@ def _end(
     whole = [node.meta["val"] for node in parcel]
     packed_bytes = packed_elements([tensor.shape for tensor in whole]) * whole[0].itemsize
     with graph.inserting_after(behind):
-        node = graph.call_function(ops.end_scatter, (list(parcel), how.group_name))
+        node = graph.call_function(ops.end_scatter, (list(parcel), how.group_name, how.copies))
     meta = _meta(parcel[-1])
-    node.meta = {**meta, "val": [how.rows_of(tensor) for tensor in whole], PRICE: (0.0, packed_bytes)}
+    rows_bytes = sum(map(bytes_of, parcel)) // how.world
+    seconds = how.seconds(rows_bytes) if how.copies else 0.0
+    node.meta = {**meta, "val": [how.rows_of(tensor) for tensor in whole], PRICE: (seconds, packed_bytes)}
     rows, last = {}, node
     for number, gradient in enumerate(parcel):
         with graph.inserting_after(last):
