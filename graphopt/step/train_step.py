@@ -287,7 +287,7 @@ class TrainStep:
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             with generators_kept():
                 window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
-                rows_over = self._sharded.how.group_name if self._sharded else None
+                rows_over = self._sharded.how.group if self._sharded else None
                 run_passes(window, window_passes(groups, options.clip, options.loss_scale, rows_over))
                 self._windows[key] = window, direct(window, self._watch.graphs_ran)
             if len(self._windows) > MOST_GRAPHS:

@@ -27,7 +27,7 @@ def window_passes(
 ) -> Passes:
     """From a window that returns its gradients to one that updates the parameters with them.
 
-    `rows_over` is the name of the group of ranks over which parameters are shared out, row by row; None: they are not.
+    `rows_over` is the label of the group of ranks over which parameters are shared out, row by row; None: they are not.
     """
     used, unscaled, unconditional = gradients_are_used, gradients_are_unscaled, updates_are_unconditional
     passes = (
@@ -37,6 +37,6 @@ def window_passes(
         if scale_by
         else None,
         NamedPass("heed_overflow", heed_overflow, requires=(used,)),
-        NamedPass("norms_of_ranks", partial(norms_of_ranks, group_name=rows_over)) if rows_over else None,
+        NamedPass("norms_of_ranks", partial(norms_of_ranks, group=rows_over)) if rows_over else None,
     )
     return tuple(each for each in passes if each is not None)

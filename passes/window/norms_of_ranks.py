@@ -10,7 +10,7 @@ from graphopt import kernels
 from graphopt.kernels.sharding import ops
 
 
-def norms_of_ranks(window: fx.GraphModule, group_name: str) -> bool:
+def norms_of_ranks(window: fx.GraphModule, group: str) -> bool:
     """Let every norm that is taken, and every finding of an overflow, be the ranks' together; True where there is one.
 
     Rows of parameters are each on one rank, so that no element counts twice.
@@ -21,7 +21,7 @@ def norms_of_ranks(window: fx.GraphModule, group_name: str) -> bool:
         items = list(read.users)
         with graph.inserting_before(read.next):
             mine = [graph.call_function(operator.getitem, (read, place)) for place in (0, 1)]
-            both = graph.call_function(ops.norm_of_ranks, (*mine, read.args[1], group_name))
+            both = graph.call_function(ops.norm_of_ranks, (*mine, read.args[1], group))
         for item in reversed(items):
             item.replace_input_with(read, both)
             both.append(item)

@@ -32,8 +32,8 @@ def forget_what_is_on_the_way() -> None:
     _ON_THE_WAY.clear()
 
 
-def _gather(shards: list[Tensor], rows: list[int], group_name: str) -> list[Tensor]:
-    group = group_of(group_name)
+def _gather(shards: list[Tensor], rows: list[int], label: str) -> list[Tensor]:
+    group = group_of(label)
     wholes = [shard.new_empty((n, *shard.shape[1:])) for shard, n in zip(shards, rows, strict=True)]
     if len(wholes) > 1:
         Message(wholes, group).gather(shards)
@@ -42,7 +42,7 @@ def _gather(shards: list[Tensor], rows: list[int], group_name: str) -> list[Tens
     return wholes
 
 
-def _fake_gather(shards: list[Tensor], rows: list[int], group_name: str) -> list[Tensor]:  # noqa: ARG001
+def _fake_gather(shards: list[Tensor], rows: list[int], label: str) -> list[Tensor]:  # noqa: ARG001
     return [shard.new_empty((n, *shard.shape[1:])) for shard, n in zip(shards, rows, strict=True)]
 
 
@@ -52,13 +52,13 @@ def _gathered(whole: Tensor) -> Tensor:
     return whole
 
 
-def _begin_scatter(gradients: list[Tensor], group_name: str) -> None:
+def _begin_scatter(gradients: list[Tensor], label: str) -> None:
     if len(gradients) == 1 and gradients[0].numel():
-        _ON_THE_WAY[gradients[0].data_ptr()] = begin_scatter(gradients[0], group_of(group_name))
+        _ON_THE_WAY[gradients[0].data_ptr()] = begin_scatter(gradients[0], group_of(label))
 
 
-def _end_scatter(gradients: list[Tensor], group_name: str, copies: str) -> list[Tensor]:
-    rows = _scattered(gradients, group_of(group_name))
+def _end_scatter(gradients: list[Tensor], label: str, copies: str) -> list[Tensor]:
+    rows = _scattered(gradients, group_of(label))
     if copies:
         wait_for([dist.all_reduce(each, group=group_of(copies), async_op=True) for each in rows if each.numel()])
     return rows
@@ -72,14 +72,14 @@ def _scattered(gradients: list[Tensor], group: dist.ProcessGroup) -> list[Tensor
     return [whole[mine].clone()]
 
 
-def _fake_end_scatter(gradients: list[Tensor], group_name: str, copies: str) -> list[Tensor]:  # noqa: ARG001
+def _fake_end_scatter(gradients: list[Tensor], label: str, copies: str) -> list[Tensor]:  # noqa: ARG001
     """The first rank's rows, of which no rank has more: all ranks plan alike."""
-    world = dist.get_world_size(group_of(group_name))
+    world = dist.get_world_size(group_of(label))
     return [g.new_empty((part_of(len(g), 0, world).stop, *g.shape[1:])) for g in gradients]
 
 
-def _norm_of_ranks(norm: Tensor, overflow: Tensor, p: float, group_name: str) -> tuple[Tensor, Tensor]:
-    group = group_of(group_name)
+def _norm_of_ranks(norm: Tensor, overflow: Tensor, p: float, label: str) -> tuple[Tensor, Tensor]:
+    group = group_of(label)
     # every rank adds up in the same order, in float64
     mine = torch.stack([norm.to(torch.float64), overflow.to(torch.float64)])
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from graphopt.base.parts import part_of
 
+#: By label; a graph holds labels, as it holds no groups.
+_GROUPS: dict[str, dist.ProcessGroup] = {}
 #: A backend's thread lets go of a message within microseconds, or when it gets a core again.
 _RELEASE_SECONDS = 2.0
 
@@ -68,9 +69,20 @@ def holders_of(tensor: Tensor) -> int:
     return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
 
 
-def group_of(name: str) -> dist.ProcessGroup:
-    """The group that functional collectives call by this name."""
-    return c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
+def label_of(group: dist.ProcessGroup, kind: str) -> str:
+    """What graphs call this process's group of a kind; groups of a kind have one label on all ranks.
+
+    Ranks run one graph, and those that hold other rows are in other groups, under names of their own.
+    """
+    found = next((each for each, known in _GROUPS.items() if known is group and each.startswith(f"{kind} ")), None)
+    label = found or f"{kind} {len(_GROUPS)}"
+    _GROUPS[label] = group
+    return label
+
+
+def group_of(label: str) -> dist.ProcessGroup:
+    """The group of a label."""
+    return _GROUPS[label]
 
 
 def _parts(whole: Tensor, world: int) -> list[tuple[int, Tensor]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from graphopt.base.errors import UsageError
 from graphopt.base.parts import part_of
 from graphopt.compression.link import Link
-from graphopt.kernels.sharding.transport import begin_gather
+from graphopt.kernels.sharding.transport import begin_gather, label_of
 from graphopt.passes.joint.sharding.how import Sharding
 from graphopt.step.sharding.placement import Placement
 
@@ -46,10 +46,10 @@ class ShardedParameters:
         self.model, self.placed, self.ranks = model, placed, placed.rows
         self.is_whole = False
         self.how = Sharding(
-            self.ranks.name,
+            label_of(self.ranks.group, "rows"),
             self.ranks.world,
             partial(_seconds, link, self.ranks.world),
-            placed.copies.name if placed.copies else "",
+            label_of(placed.copies.group, "copies") if placed.copies else "",
         )
         #: The first name of a parameter, and all that it has in the model: more than one where it is tied.
         self.names: dict[str, list[str]] = {name: [] for name in named}

@@ -43,7 +43,7 @@ def _gather(graph: fx.Graph, parcel: Sequence[fx.Node], reader: fx.Node, is_late
     readers = {node: list(node.users) for node in parcel}
     with graph.inserting_before(reader):
         rows = [tensor.shape[0] for tensor in whole]
-        made = graph.call_function(ops.gather, (list(parcel), rows, how.group_name))
+        made = graph.call_function(ops.gather, (list(parcel), rows, how.group))
         made.meta = {**meta, "val": whole, PRICE: (how.seconds(sum(map(bytes_of, parcel))), packed_bytes)}
         for place, node in enumerate(parcel):
             if node.op != "placeholder":  # a cast of one, which may stand further down

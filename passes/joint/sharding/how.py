@@ -15,10 +15,11 @@ from graphopt.base.parts import part_of
 class Sharding:
     """Rows of dimension 0 over the ranks of a group; `seconds` is how long a message of so many bytes in all takes.
 
-    `copies` is the name of the group of ranks that hold the same rows, "" where no other does.
+    `group` is a label (`graphopt.kernels.sharding.transport.label_of`), as is `copies`, of the ranks that hold the same
+    rows; "" where no other does.
     """
 
-    group_name: str
+    group: str
     world: int
     seconds: Callable[[int], float]
     copies: str = ""

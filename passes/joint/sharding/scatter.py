@@ -53,7 +53,7 @@ def scatter_gradients(joint: JointGraph, gradients: Mapping[int, fx.Node], how: 
 
 def _begin(graph: fx.Graph, parcel: Sequence[fx.Node], how: Sharding) -> fx.Node:
     with graph.inserting_after(parcel[-1]):
-        node = graph.call_function(ops.begin_scatter_, (list(parcel), how.group_name))
+        node = graph.call_function(ops.begin_scatter_, (list(parcel), how.group))
     node.meta = {**_meta(parcel[-1]), "val": None, PRICE: (how.seconds(sum(map(bytes_of, parcel))), 0)}
     return node
 
@@ -64,7 +64,7 @@ def _end(
     whole = [node.meta["val"] for node in parcel]
     packed_bytes = packed_elements([tensor.shape for tensor in whole]) * whole[0].itemsize
     with graph.inserting_after(behind):
-        node = graph.call_function(ops.end_scatter, (list(parcel), how.group_name, how.copies))
+        node = graph.call_function(ops.end_scatter, (list(parcel), how.group, how.copies))
     meta = _meta(parcel[-1])
     rows_bytes = sum(map(bytes_of, parcel)) // how.world
     seconds = how.seconds(rows_bytes) if how.copies else 0.0

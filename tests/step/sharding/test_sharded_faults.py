@@ -20,7 +20,7 @@ from tests.support.ranks import RankError as ProcessError
 from tests.support.ranks import run_ranks
 from tests.support.sharded import language_loss, part, seeded
 
-_TIMEOUT_SECONDS = 5.0
+_TIMEOUT_SECONDS = 2.0
 
 
 def _die() -> None:
