@@ -3,10 +3,11 @@
     gather(shards, rows, group)       -> the whole parameters, which are on their way
     gathered(whole)                   -> one of them, there: a view, made where it is read
     begin_scatter_(gradients, group)  -> nothing: gradients are on their way, and are overwritten
-    end_scatter(gradients, group, copies) -> this rank's rows of their sums, once they are there, summed over `copies`,
-                                         the group of ranks with the same rows ("": there is none)
+    end_scatter(gradients, group, copies, world) -> this rank's rows of their sums, once they are there
     norm_of_ranks(norm, overflow, p, group) -> the norm over all ranks' rows, the highest of their flags
 
+`group` is a label, of the ranks that share parameters out; `copies` that of the ranks with the same rows, over which
+sums go too, "" where there are none.
 Small tensors that are gathered or scattered together travel as one message, which is waited for at once.
 """
 
@@ -57,7 +58,7 @@ def _begin_scatter(gradients: list[Tensor], label: str) -> None:
         _ON_THE_WAY[gradients[0].data_ptr()] = begin_scatter(gradients[0], group_of(label))
 
 
-def _end_scatter(gradients: list[Tensor], label: str, copies: str) -> list[Tensor]:
+def _end_scatter(gradients: list[Tensor], label: str, copies: str, world: int) -> list[Tensor]:  # noqa: ARG001
     rows = _scattered(gradients, group_of(label))
     if copies:
         wait_for([dist.all_reduce(each, group=group_of(copies), async_op=True) for each in rows if each.numel()])
@@ -72,9 +73,13 @@ def _scattered(gradients: list[Tensor], group: dist.ProcessGroup) -> list[Tensor
     return [whole[mine].clone()]
 
 
-def _fake_end_scatter(gradients: list[Tensor], label: str, copies: str) -> list[Tensor]:  # noqa: ARG001
+def _fake_end_scatter(
+    gradients: list[Tensor],
+    label: str,  # noqa: ARG001
+    copies: str,  # noqa: ARG001
+    world: int,
+) -> list[Tensor]:
     """The first rank's rows, of which no rank has more: all ranks plan alike."""
-    world = dist.get_world_size(group_of(label))
     return [g.new_empty((part_of(len(g), 0, world).stop, *g.shape[1:])) for g in gradients]
 
 
@@ -101,7 +106,7 @@ gather = define("gather(Tensor[] shards, int[] rows, str group) -> Tensor[]", _g
 gathered = define("gathered(Tensor(a) whole) -> Tensor(a)", _gathered, lambda whole: whole)
 begin_scatter_ = define("begin_scatter_(Tensor(a!)[] gradients, str group) -> ()", _begin_scatter, _nothing)
 end_scatter = define(
-    "end_scatter(Tensor[] gradients, str group, str copies) -> Tensor[]", _end_scatter, _fake_end_scatter
+    "end_scatter(Tensor[] gradients, str group, str copies, int world) -> Tensor[]", _end_scatter, _fake_end_scatter
 )
 norm_of_ranks = define(
     "norm_of_ranks(Tensor norm, Tensor overflow, float p, str group) -> (Tensor, Tensor)", _norm_of_ranks, _fake_norm

@@ -64,7 +64,7 @@ def _end(
     whole = [node.meta["val"] for node in parcel]
     packed_bytes = packed_elements([tensor.shape for tensor in whole]) * whole[0].itemsize
     with graph.inserting_after(behind):
-        node = graph.call_function(ops.end_scatter, (list(parcel), how.group, how.copies))
+        node = graph.call_function(ops.end_scatter, (list(parcel), how.group, how.copies, how.world))
     meta = _meta(parcel[-1])
     rows_bytes = sum(map(bytes_of, parcel)) // how.world
     seconds = how.seconds(rows_bytes) if how.copies else 0.0
