@@ -30,7 +30,6 @@ from graphopt.graph.roles import (
 )
 from graphopt.kernels.choice import chosen
 from graphopt.kernels.sharding.ops import forget_what_is_on_the_way
-from graphopt.passes.joint.compress import sent_bytes
 from graphopt.passes.run_passes import run_passes
 from graphopt.passes.window import window_passes
 from graphopt.passes.window.update import GroupUpdate
@@ -50,6 +49,7 @@ from graphopt.step.plan_micros import plan_micros
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
+from graphopt.step.ranks.sent import sent
 from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_option
 from graphopt.step.ranks.start import raising_together
 from graphopt.step.scale_state import ScaleState
@@ -111,6 +111,8 @@ class TrainStep:
             return self._step(args, kwargs)
 
     def _step(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> StepResult:
+        if self._sharded is not None:
+            self._sharded.check_in_parts()
         pieces, calls = self._prepared(args, kwargs)
         if not pieces:
             return nothing_learned(self._memory.device, self.loss_scale)
@@ -199,6 +201,15 @@ class TrainStep:
         """
         return self._sharded.whole() if self._sharded else nullcontext(self.model)
 
+    def unshard(self) -> nn.Module:
+        """Make a model whose parameters are sharded whole again, and the optimizer's state; a collective call.
+
+        This step cannot be called any more.
+        """
+        if self._sharded is not None:
+            self._sharded.unshard(self.optimizer)
+        return self.model
+
     @property
     def micro_batch_size(self) -> int:
         """Rows of a micro-batch; 0 before the first batch is known."""
@@ -235,18 +246,12 @@ class TrainStep:
         report = build_report(self.plan, self.planned_graphs, self._memory.plan_seconds)
         seconds = sum(micro.planned.simulation.seconds for micro in self._last_micros)
         tail_bytes = self._memory.highest().tail_bytes
+        ways = self._exchange, self._sharded, self._options.compress
         figures = StepFigures(
-            len(self._last_micros), self.division.micro_rows, seconds, tail_bytes, *self._exchange_figures()
+            len(self._last_micros), self.division.micro_rows, seconds, tail_bytes, *sent(self._last_micros, *ways)
         )
         trained = trained_steps(self.history, self._memory.budget_bytes - self._memory.reserve_bytes)
         return replace(report, step=figures, trained=trained)
-
-    def _exchange_figures(self) -> tuple[int, int, tuple[str, ...]]:
-        exchange = self._exchange
-        if exchange is None:
-            return 1, 0, (f"{self._options.compress}: no effect in a single process",) * bool(self._options.compress)
-        graphs = [micro.graph.captured.step.graph_module.graph for micro in self._last_micros]
-        return exchange.ranks.world, sum(sent_bytes(graph, exchange.ranks.world) for graph in graphs), exchange.lines()
 
     @property
     def graph_module(self) -> fx.GraphModule:

@@ -13,6 +13,7 @@ from graphopt.base.errors import UsageError
 from graphopt.device.ranks import Ranks
 from graphopt.plan.agreement import raise_together
 from graphopt.step.ranks.settings import Settings, difference_error
+from graphopt.step.sharding.guard import is_guarded
 
 
 @contextmanager
@@ -55,7 +56,12 @@ def _spelled(model: nn.Module) -> Settings:
 
 
 def check_unwrapped(model: nn.Module) -> None:
-    """Raise UsageError for a model that DDP, or FSDP, hands to the other ranks already."""
+    """Raise UsageError for a model that DDP, FSDP or another step hands to the other ranks already."""
+    if is_guarded(model):
+        raise UsageError(
+            "the parameters of this model are shared out already by another train_step(shard=...): step.unshard() "
+            "makes them whole again"
+        )
     if not dist.is_available():
         return
     # here, as loading DTensor takes longer than many a small model's capture

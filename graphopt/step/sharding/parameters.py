@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from graphopt.base.errors import UsageError
 from graphopt.base.parts import part_of
 from graphopt.compression.link import Link
 from graphopt.kernels.sharding.transport import begin_gather, label_of
 from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.step.sharding.guard import Guard
 from graphopt.step.sharding.placement import Placement
 
 
@@ -45,6 +46,8 @@ class ShardedParameters:
             _check(name, parameter)
         self.model, self.placed, self.ranks = model, placed, placed.rows
         self.is_whole = False
+        #: Of hooks that give the state: see `graphopt.step.sharding.state`.
+        self.state_hooks: list[RemovableHandle] = []
         self.how = Sharding(
             label_of(self.ranks.group, "rows"),
             self.ranks.world,
@@ -58,12 +61,17 @@ class ShardedParameters:
             self.names[first[id(parameter)]].append(name)
         self.shards = {name: self._shard(name, parameter, optimizer) for name, parameter in named.items()}
         self._by_id = {id(shard.parameter): shard for shard in self.shards.values()}
-        self._guards = [_Guard(module, self) for module in model.modules() if module._parameters]
+        self._guards = [Guard(module, self) for module in model.modules() if module._parameters]
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """Of the wholes, by name."""
         return {name: shard.shape for name, shard in self.shards.items()}
+
+    @property
+    def whole_bytes(self) -> int:
+        """Of all of them, whole."""
+        return sum(shard.shape.numel() * shard.parameter.itemsize for shard in self.shards.values())
 
     def has(self, item: object) -> bool:
         """Whether it is one of the parameters."""
@@ -76,7 +84,8 @@ class ShardedParameters:
     @contextmanager
     def as_captured(self) -> Iterator[None]:
         """Inside, parameters have the shape of the whole, and no memory: to be traced, not to be read."""
-        self._take_guards_off()
+        for guard in self._guards:
+            guard.take_off()
         rows = [shard.parameter.data for shard in self.shards.values()]
         for shard in self.shards.values():
             shard.parameter.data = shard.stand_in
@@ -85,7 +94,8 @@ class ShardedParameters:
         finally:
             for shard, mine in zip(self.shards.values(), rows, strict=True):
                 shard.parameter.data = mine
-            self._put_guards_on()
+            for guard in self._guards:
+                guard.put_on()
 
     @contextmanager
     def whole(self) -> Iterator[nn.Module]:
@@ -106,6 +116,25 @@ class ShardedParameters:
                 rows[name].copy_(shard.parameter.data[shard.rows])
                 shard.parameter.data = rows[name]
 
+    def check_in_parts(self) -> None:
+        """Raise UsageError where the parameters are whole, for a while or for good."""
+        if self.is_whole:
+            raise UsageError("a step cannot be taken inside of `with step.whole_model():`, nor after step.unshard()")
+
+    def unshard(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the parameters, and the optimizer's state of them, whole again, for good; a collective call."""
+        for guard in self._guards:
+            guard.remove()
+        while self.state_hooks:
+            self.state_hooks.pop().remove()
+        for shard in self.shards.values():
+            rows = shard.parameter.data
+            for key, value in optimizer.state.get(shard.parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == rows.shape and value.ndim > 0:
+                    optimizer.state[shard.parameter][key] = self._gathered(shard, value)
+            shard.parameter.data = self._gathered(shard, rows)
+        self.is_whole = True
+
     def _gathered(self, shard: Shard, rows: Tensor) -> Tensor:
         whole = rows.new_empty(shard.shape)
         begin_gather(whole, rows, self.ranks.group).arrive(whole)
@@ -121,41 +150,6 @@ class ShardedParameters:
                 optimizer.state[parameter][key] = value[rows].clone()
         parameter.data = whole[rows].clone()
         return Shard(name, parameter, whole.shape, rows, stand_in)
-
-    def _take_guards_off(self) -> None:
-        for guard in self._guards:
-            guard.take_off()
-
-    def _put_guards_on(self) -> None:
-        for guard in self._guards:
-            guard.put_on()
-
-
-class _Guard:
-    """Lets no module compute with rows in place of its parameters: some operators would, and be wrong.
-
-    Off while the model is captured, so that it is no part of what is.
-    """
-
-    def __init__(self, module: nn.Module, sharded: ShardedParameters) -> None:
-        self._hooks: dict[int, Any] = module._forward_pre_hooks
-
-        def refuse(module: nn.Module, _args: Any) -> None:
-            if not sharded.is_whole:
-                raise UsageError(
-                    f"the parameters of this {type(module).__name__} are shared out over {sharded.ranks.world} ranks "
-                    "by train_step(shard=...), so that the model cannot be called by itself: call it inside of "
-                    "`with step.whole_model() as model:`, on all ranks"
-                )
-
-        self._refuse = refuse
-        self._id = module.register_forward_pre_hook(refuse).id
-
-    def take_off(self) -> None:
-        del self._hooks[self._id]
-
-    def put_on(self) -> None:
-        self._hooks[self._id] = self._refuse
 
 
 def _seconds(link: Link, world: int, whole_bytes: int) -> float:

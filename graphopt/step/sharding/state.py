@@ -41,10 +41,12 @@ def give_state_as_dtensors(sharded: ShardedParameters, optimizer: torch.optim.Op
     def into_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return _with_state(state, _shards_by_key(stepped, state, sharded), _as_rows)
 
-    sharded.model.register_state_dict_post_hook(of_model)
-    sharded.model.register_load_state_dict_pre_hook(into_model)
-    optimizer.register_state_dict_post_hook(of_optimizer)
-    optimizer.register_load_state_dict_pre_hook(into_optimizer)
+    sharded.state_hooks += [
+        sharded.model.register_state_dict_post_hook(of_model),
+        sharded.model.register_load_state_dict_pre_hook(into_model),
+        optimizer.register_state_dict_post_hook(of_optimizer),
+        optimizer.register_load_state_dict_pre_hook(into_optimizer),
+    ]
 
 
 def _keys(sharded: ShardedParameters, name: str, prefix: str, state: Mapping[str, Any]) -> list[str]:

@@ -219,7 +219,42 @@ def refusals() -> list[str]:
     with trained.whole_model():
         model(ids)
     attempt(lambda: model(ids))
+    attempt(lambda: step(model))
     return said
+
+
+def train_made_whole() -> list[bool]:
+    """Whether a model that is whole again, and its optimizer, go on as those that were never shared out."""
+    found = []
+    rank = dist.get_rank()
+    models, steps = [], []
+    for shard in (True, False):
+        model = seeded()
+        steps.append(
+            graphopt.train_step(
+                model, language_loss, adamw(list(model.parameters())), shard=shard, cost_model="roofline"
+            )
+        )
+        models.append(model)
+        steps[-1](*part(0, rank, 4))
+    assert steps[0].unshard() is models[0]
+    states = [step.optimizer.state_dict()["state"] for step in steps]
+    for number, held in states[0].items():
+        found += [torch.equal(value, states[1][number][key]) for key, value in held.items()]
+    found += [torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True)]
+    models[0](part(0, 0, 2)[0])
+    try:
+        steps[0](*part(1, rank, 4))
+    except graphopt.UsageError as error:
+        found.append("unshard" in str(error))
+    else:
+        found.append(False)
+    return found
+
+
+def test_what_is_made_whole_again_is_as_if_it_had_never_been_shared_out() -> None:
+    for found in run_ranks(2, train_made_whole):
+        assert all(found)
 
 
 def test_what_cannot_be_shared_out_is_refused() -> None:
@@ -232,6 +267,7 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
         "cannot be called by itself",
         "cannot be called by itself",
         "cannot be called by itself",
+        "shared out already",
     ]
     for said in run_ranks(2, refusals):
         assert len(said) == len(expected)
