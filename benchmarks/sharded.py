@@ -1,11 +1,12 @@
 """Models shared out over ranks: `train_step(shard=True)` against `fully_shard`, with and without checkpoints per block.
 
 python -m benchmarks.sharded [model ...] [--world 2] [--rate 1gbit] [--rounds 7] [--json out.json]
+torchrun --nproc-per-node 4 -m benchmarks.sharded [model ...] --device cuda [--json out.json]
 
 All ways train the same model with AdamW on the same batches, one thread a rank. Peaks are the allocator's over one
 whole step of the rank that takes the most, everything counted; seconds are of the slowest rank, the median over rounds
 in which the ways alternate, in one set of processes. With `--rate` ranks are in network namespaces, behind links of
-that rate (which needs root). graphopt gets as budgets what the other two take, the least that it can do, and points
+that rate (which needs root); with `--device cuda` each is a process of torchrun, with a GPU of its own and NCCL. graphopt gets as budgets what the other two take, the least that it can do, and points
 between.
 """
 
@@ -15,7 +16,6 @@ import argparse
 import copy
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,11 +33,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import graphopt
-from benchmarks.common import about, write_json
+from benchmarks.common import about, clock_of, write_json
 from benchmarks.compression.network import run_ranks_over_network
 from benchmarks.sharded_models import MODELS, Sharded
 from graphopt.base.units import format_bytes
 from graphopt.device.measure import peak_bytes
+from graphopt.device.storages import unique_storage_bytes
 from tests.support.ranks import run_ranks
 
 #: Budgets between the least and what `fully_shard` takes, as shares of the way.
@@ -75,7 +76,7 @@ class Way:
 def by_fsdp(case: Sharded, *, checkpoints: bool) -> Way:
     """`fully_shard` on each block, and on the model."""
     model = case.model()
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = init_device_mesh(case.device, (dist.get_world_size(),))
     for name, block in list(case.blocks(model)):
         wrapped = checkpoint_wrapper(block) if checkpoints else block
         if checkpoints:
@@ -139,16 +140,20 @@ def measured_peak(way: Way, case: Sharded) -> int:
     for i in range(3):
         batch = case.batch(i, dist.get_rank())
         held = [*way.held(), *batch]
-        peaks.append(peak_bytes(partial(way.step, batch), held, "cpu"))
-    most = torch.tensor(min(peaks))
+        # on a GPU all that is there counts, the other ways' models too
+        others = 0
+        if case.device == "cuda":
+            others = torch.cuda.memory_allocated() - unique_storage_bytes(held, torch.device(case.device))
+        peaks.append(peak_bytes(partial(way.step, batch), held, case.device) - others)
+    most = torch.tensor(min(peaks), device=case.device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     return int(most)
 
 
-def run_model(name: str, rounds: int) -> list[Cell]:
+def run_model(name: str, rounds: int, device: str = "cpu") -> list[Cell]:
     """All ways on one model, on this rank; the cells are those of all ranks together."""
     warnings.filterwarnings("ignore")
-    case = MODELS[name]
+    case = MODELS[name].on(device)
     ways = [by_fsdp(case, checkpoints=False), by_fsdp(case, checkpoints=True)]
     for way in ways:
         way.step(case.batch(0, dist.get_rank()))
@@ -187,9 +192,10 @@ def _seconds(ways: list[Way], case: Sharded, rounds: int) -> list[float]:
         for way, seconds in zip(ways, found, strict=True):
             batch = case.batch(number, dist.get_rank())
             dist.barrier()
-            start = time.perf_counter()
+            clock = clock_of(case.device, threads=2)
+            start = clock()
             way.step(batch)
-            taken = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+            taken = torch.tensor(clock() - start, dtype=torch.float64, device=case.device)
             dist.all_reduce(taken, dist.ReduceOp.MAX)
             if number >= WARM_UP_STEPS:
                 seconds.append(float(taken))
@@ -222,15 +228,27 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--world", type=int, default=2)
     parser.add_argument("--rate", default=None, help="1gbit or 100mbit: of each rank's link")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
     cells: list[Cell] = []
+    if options.device == "cuda":
+        dist.init_process_group("nccl")
+        torch.cuda.set_device(dist.get_rank() % torch.cuda.device_count())
     for name in options.models:
         work: Any = (options.world, options.rate) if options.rate else (options.world,)
         run = run_ranks_over_network if options.rate else run_ranks
-        cells += run(*work, run_model, name, options.rounds, timeout=1200)[0]
+        if options.device == "cuda":
+            cells += run_model(name, options.rounds, "cuda")
+            if dist.get_rank() != 0:
+                continue
+        else:
+            cells += run(*work, run_model, name, options.rounds, timeout=1200)[0]
         Console().print(table_of([cell for cell in cells if cell.model == name]))
-        write_json(options.json, {**about("cpu"), "rate": options.rate, "cells": [asdict(c) for c in copy.copy(cells)]})
+        write_json(
+            options.json,
+            {**about(options.device), "rate": options.rate, "cells": [asdict(c) for c in copy.copy(cells)]},
+        )
     return 0
 
 

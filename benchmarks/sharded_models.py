@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,16 @@ class Sharded:
     blocks_in: str
     batch: Callable[[int, int], tuple[Tensor, ...]]
     loss: Callable[[nn.Module, Sequence[Tensor]], Tensor]
+    device: str = "cpu"
+
+    def on(self, device: str) -> Sharded:
+        """The same on a device."""
+        model, batch = self.model, self.batch
+
+        def moved(i: int, rank: int) -> tuple[Tensor, ...]:
+            return tuple(tensor.to(device) for tensor in batch(i, rank))
+
+        return replace(self, model=lambda: model().to(device), batch=moved, device=device)
 
     def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """The modules that are shared out by themselves, by their paths."""
