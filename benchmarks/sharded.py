@@ -6,14 +6,13 @@ torchrun --nproc-per-node 4 -m benchmarks.sharded [model ...] --device cuda [--j
 All ways train the same model with AdamW on the same batches, one thread a rank. Peaks are the allocator's over one
 whole step of the rank that takes the most, everything counted; seconds are of the slowest rank, the median over rounds
 in which the ways alternate, in one set of processes. With `--rate` ranks are in network namespaces, behind links of
-that rate (which needs root); with `--device cuda` each is a process of torchrun, with a GPU of its own and NCCL. graphopt gets as budgets what the other two take, the least that it can do, and points
-between.
+that rate (which needs root); with `--device cuda` each is a process of torchrun, with a GPU of its own and NCCL.
+graphopt gets as budgets what the other two take, the least that it can do, and points between.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import sys
 import warnings

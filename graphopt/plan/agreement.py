@@ -21,6 +21,7 @@ from graphopt.plan.infeasible import budget_error
 from graphopt.plan.mismatch import mismatch_error
 from graphopt.plan.pipeline import plan_graph
 from graphopt.plan.planned_graph import PlannedGraph
+from graphopt.plan.prefetch import gathers_of
 from graphopt.plan.room import Room
 from graphopt.problem.plan import GraphPlan
 
@@ -126,9 +127,16 @@ def _follow(ranks: Ranks, studies: Sequence[GraphStudy], room: Room, choice: Cho
 
 
 def _taken_over(captured: CapturedGraph, plan: GraphPlan, room: Room, choice: Choice) -> PlannedGraph:
-    """The first rank's plan for this rank's graph; another point of its curve where kernels take other bytes here."""
+    """The first rank's plan for this rank's graph; another point of its curve where kernels take other bytes here.
+
+    Where parameters are gathered there is no other point: all ranks take part in every gathering, in one order.
+    """
     study = GraphStudy(captured, plan)
     try:
+        if gathers_of(captured):
+            own_bytes = study.peak_bytes(plan.schedule)
+            if own_bytes > plan.budget_bytes:
+                raise InfeasibleError(plan.budget_bytes, own_bytes)
         return plan_graph(study, plan.budget_bytes, choice)
     except InfeasibleError as error:
         least = error.minimum_bytes

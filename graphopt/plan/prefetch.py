@@ -20,7 +20,7 @@ def prefetched(graph: CapturedGraph, schedule: Schedule, budget_bytes: int) -> S
     backward reads stays behind the loss.
     """
     step, problem = graph.step, graph.problem
-    gathers = frozenset(i for i, op in enumerate(step.ops) if op.node is not None and op.node.target is ops.gather)
+    gathers = gathers_of(graph)
     if not gathers:
         return schedule
     search = _Search(problem, list(schedule), gathers, budget_bytes, simulate(problem, schedule).live_bytes.copy())
@@ -32,6 +32,12 @@ def prefetched(graph: CapturedGraph, schedule: Schedule, budget_bytes: int) -> S
     moved = tuple(search.schedule)
     assert simulate(problem, moved).peak_bytes <= max(budget_bytes, simulate(problem, schedule).peak_bytes)
     return moved
+
+
+def gathers_of(graph: CapturedGraph) -> frozenset[int]:
+    """The ops that gather parameters which ranks share out."""
+    nodes = enumerate(op.node for op in graph.step.ops)
+    return frozenset(i for i, node in nodes if node is not None and node.target is ops.gather)
 
 
 @dataclass
