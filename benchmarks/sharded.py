@@ -244,10 +244,8 @@ def main(arguments: list[str]) -> int:
         else:
             cells += run(*work, run_model, name, options.rounds, timeout=1200)[0]
         Console().print(table_of([cell for cell in cells if cell.model == name]))
-        write_json(
-            options.json,
-            {**about(options.device), "rate": options.rate, "cells": [asdict(c) for c in copy.copy(cells)]},
-        )
+        rows = [asdict(cell) for cell in cells]
+        write_json(options.json, {**about(options.device), "rate": options.rate, "cells": rows})
     return 0
 
 

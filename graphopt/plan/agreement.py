@@ -133,8 +133,8 @@ def _taken_over(captured: CapturedGraph, plan: GraphPlan, room: Room, choice: Ch
     """
     study = GraphStudy(captured, plan)
     try:
-        if gathers_of(captured):
-            own_bytes = study.peak_bytes(plan.schedule)
+        if gathers_of(captured) and study.kept_schedule is not None:
+            own_bytes = study.peak_bytes(study.kept_schedule)
             if own_bytes > plan.budget_bytes:
                 raise InfeasibleError(plan.budget_bytes, own_bytes)
         return plan_graph(study, plan.budget_bytes, choice)
