@@ -18,7 +18,7 @@ from graphopt.base.errors import UsageError
 from graphopt.base.parts import part_of
 from graphopt.compression.link import Link
 from graphopt.kernels.sharding.transport import begin_gather, label_of
-from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.passes.joint.sharding.how import RowsOver
 from graphopt.step.sharding.guard import Guard
 from graphopt.step.sharding.placement import Placement
 
@@ -48,7 +48,7 @@ class ShardedParameters:
         self.is_whole = False
         #: Of hooks that give the state: see `graphopt.step.sharding.state`.
         self.state_hooks: list[RemovableHandle] = []
-        self.how = Sharding(
+        self.how = RowsOver(
             label_of(self.ranks.group, "rows"),
             self.ranks.world,
             partial(_seconds, link, self.ranks.world),
@@ -61,7 +61,7 @@ class ShardedParameters:
             self.names[first[id(parameter)]].append(name)
         self.shards = {name: self._shard(name, parameter, optimizer) for name, parameter in named.items()}
         self._by_id = {id(shard.parameter): shard for shard in self.shards.values()}
-        self._guards = [Guard(module, self) for module in model.modules() if module._parameters]
+        self._refusing = [Guard(module, self) for module in model.modules() if module._parameters]
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -84,7 +84,7 @@ class ShardedParameters:
     @contextmanager
     def as_captured(self) -> Iterator[None]:
         """Inside, parameters have the shape of the whole, and no memory: to be traced, not to be read."""
-        for guard in self._guards:
+        for guard in self._refusing:
             guard.take_off()
         rows = [shard.parameter.data for shard in self.shards.values()]
         for shard in self.shards.values():
@@ -94,7 +94,7 @@ class ShardedParameters:
         finally:
             for shard, mine in zip(self.shards.values(), rows, strict=True):
                 shard.parameter.data = mine
-            for guard in self._guards:
+            for guard in self._refusing:
                 guard.put_on()
 
     @contextmanager
@@ -123,7 +123,7 @@ class ShardedParameters:
 
     def unshard(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the parameters, and the optimizer's state of them, whole again, for good; a collective call."""
-        for guard in self._guards:
+        for guard in self._refusing:
             guard.remove()
         while self.state_hooks:
             self.state_hooks.pop().remove()

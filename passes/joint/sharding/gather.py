@@ -15,14 +15,14 @@ from graphopt.graph.roles import PRICE
 from graphopt.kernels.sharding import ops
 from graphopt.kernels.sharding.message import packed_elements
 from graphopt.passes.joint.sharding.half_reads import as_it_is_read
-from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.passes.joint.sharding.how import RowsOver
 from graphopt.passes.joint.sharding.parcels import bytes_of, parcels
 
 #: Where a node came from.
 _ORIGIN = ("nn_module_stack", "stack_trace")
 
 
-def gather_parameters(joint: JointGraph, wholes: Collection[fx.Node], how: Sharding) -> None:
+def gather_parameters(joint: JointGraph, wholes: Collection[fx.Node], how: RowsOver) -> None:
     """Let these primals, whole parameters as they were traced, be this rank's rows, gathered for their readers."""
     read = [as_it_is_read(joint.graph, node) for node in wholes]
     late, position = joint.backward_nodes(), {node: i for i, node in enumerate(joint.graph.nodes)}
@@ -35,7 +35,7 @@ def gather_parameters(joint: JointGraph, wholes: Collection[fx.Node], how: Shard
         node.meta["val"] = how.rows_of(node.meta["val"])
 
 
-def _gather(graph: fx.Graph, parcel: Sequence[fx.Node], reader: fx.Node, is_late: bool, how: Sharding) -> None:
+def _gather(graph: fx.Graph, parcel: Sequence[fx.Node], reader: fx.Node, is_late: bool, how: RowsOver) -> None:
     whole = [node.meta["val"] for node in parcel]
     packed_bytes = packed_elements([tensor.shape for tensor in whole]) * whole[0].itemsize
     meta: dict[str, object] = {key: reader.meta[key] for key in _ORIGIN if key in reader.meta}

@@ -12,7 +12,7 @@ from graphopt.base.parts import part_of
 
 
 @dataclass(frozen=True)
-class Sharding:
+class RowsOver:
     """Rows of dimension 0 over the ranks of a group; `seconds` is how long a message of so many bytes in all takes.
 
     `group` is a label (`graphopt.kernels.sharding.transport.label_of`), as is `copies`, of the ranks that hold the same

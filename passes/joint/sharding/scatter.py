@@ -17,13 +17,13 @@ from graphopt.graph.roles import DESCRIPTOR, PRICE, RUN_ONCE
 from graphopt.graph.step_graph import tensors_of
 from graphopt.kernels.sharding import ops
 from graphopt.kernels.sharding.message import packed_elements
-from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.passes.joint.sharding.how import RowsOver
 from graphopt.passes.joint.sharding.parcels import bytes_of, parcels
 
 aten = torch.ops.aten
 
 
-def scatter_gradients(joint: JointGraph, gradients: Mapping[int, fx.Node], how: Sharding) -> dict[int, fx.Node]:
+def scatter_gradients(joint: JointGraph, gradients: Mapping[int, fx.Node], how: RowsOver) -> dict[int, fx.Node]:
     """The rows of the sums over ranks of these gradients, by the position of their primal.
 
     A gradient is waited for right behind the next one that is sent, so that it travels while that is computed, where
@@ -51,7 +51,7 @@ def scatter_gradients(joint: JointGraph, gradients: Mapping[int, fx.Node], how: 
     return rows
 
 
-def _begin(graph: fx.Graph, parcel: Sequence[fx.Node], how: Sharding) -> fx.Node:
+def _begin(graph: fx.Graph, parcel: Sequence[fx.Node], how: RowsOver) -> fx.Node:
     with graph.inserting_after(parcel[-1]):
         node = graph.call_function(ops.begin_scatter_, (list(parcel), how.group))
     node.meta = {**_meta(parcel[-1]), "val": None, PRICE: (how.seconds(sum(map(bytes_of, parcel))), 0)}
@@ -59,7 +59,7 @@ def _begin(graph: fx.Graph, parcel: Sequence[fx.Node], how: Sharding) -> fx.Node
 
 
 def _end(
-    graph: fx.Graph, parcel: Sequence[fx.Node], behind: fx.Node, place: Mapping[fx.Node, int], how: Sharding
+    graph: fx.Graph, parcel: Sequence[fx.Node], behind: fx.Node, place: Mapping[fx.Node, int], how: RowsOver
 ) -> dict[int, fx.Node]:
     whole = [node.meta["val"] for node in parcel]
     packed_bytes = packed_elements([tensor.shape for tensor in whole]) * whole[0].itemsize

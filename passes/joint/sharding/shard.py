@@ -14,11 +14,11 @@ from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import source_line, writes_input
 from graphopt.kernels.sharding import ops
 from graphopt.passes.joint.sharding.gather import gather_parameters
-from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.passes.joint.sharding.how import RowsOver
 from graphopt.passes.joint.sharding.scatter import scatter_gradients
 
 
-def shard(joint: JointGraph, positions: Collection[int], how: Sharding) -> bool:
+def shard(joint: JointGraph, positions: Collection[int], how: RowsOver) -> bool:
     """Shard the primals at these positions; True where there is one that was not sharded yet.
 
     Raises UsageError where the forward writes one.

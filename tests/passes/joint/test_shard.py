@@ -14,12 +14,12 @@ from graphopt.graph.roles import PRICE, RUN_ONCE
 from graphopt.kernels.sharding import ops
 from graphopt.passes.joint import CLEANING, shard_parameters
 from graphopt.passes.joint.contract import RULES
-from graphopt.passes.joint.sharding.how import Sharding
+from graphopt.passes.joint.sharding.how import RowsOver
 from graphopt.passes.joint.sharding.parcels import ALONE_BYTES, bytes_of
 from graphopt.passes.run_passes import run_passes
 from tests.support.joint import joint_graph, text_of
 
-HOW = Sharding("rows", 3, lambda whole_bytes: 1e-9 * whole_bytes)
+HOW = RowsOver("rows", 3, lambda whole_bytes: 1e-9 * whole_bytes)
 
 
 class Two(nn.Module):
@@ -33,7 +33,7 @@ class Two(nn.Module):
         return self.second(torch.tanh(self.first(x))).sum()
 
 
-def sharded(model: nn.Module, x: Tensor, how: Sharding = HOW) -> tuple[JointGraph, str]:
+def sharded(model: nn.Module, x: Tensor, how: RowsOver = HOW) -> tuple[JointGraph, str]:
     """The joint graph with all parameters sharded, and its text."""
     joint, static = joint_graph(model, x)
     run_passes(joint, CLEANING)
