@@ -34,19 +34,19 @@ class Guard:
 
         refuse.guards_rows = True  # type: ignore[attr-defined]
         self._refuse, self._hooks = refuse, module._forward_pre_hooks
-        self._handle = module.register_forward_pre_hook(refuse)
+        self._registered = module.register_forward_pre_hook(refuse)
 
     def take_off(self) -> None:
         """Until it is put on again."""
-        del self._hooks[self._handle.id]
+        del self._hooks[self._registered.id]
 
     def put_on(self) -> None:
         """As it was."""
-        self._hooks[self._handle.id] = self._refuse
+        self._hooks[self._registered.id] = self._refuse
 
     def remove(self) -> None:
         """For good."""
-        self._handle.remove()
+        self._registered.remove()
 
 
 def is_guarded(model: nn.Module) -> bool:
