@@ -36,9 +36,11 @@ from graphopt.step.options import (
 )
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
+from graphopt.step.ranks.settings import spelled_option
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.sharding.parameters import ShardedParameters
 from graphopt.step.sharding.placement import placement_of
+from graphopt.step.sharding.shared_state import SharedState
 from graphopt.step.sharding.state import give_state_as_dtensors
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import TrainStep
@@ -63,7 +65,7 @@ def train_step(
     weights: Weights = None,
     compress: Compression | Auto | Literal["auto"] | None = None,
     group: dist.ProcessGroup | None = None,
-    shard: bool | DeviceMesh = False,
+    shard: bool | Literal["gradients"] | DeviceMesh = False,
     autocast: torch.dtype | None = None,
     masters: bool = False,
     update_in_backward: bool = False,
@@ -105,7 +107,8 @@ def train_step(
     gradients travel: HalfCast, EightBit, QSGD, TopK, DGC, Threshold or PowerSGD; "auto", or Auto, lets measurements
     choose. With `shard` each rank keeps its rows of parameters, gradients and optimizer state, and what is gathered is
     planned like all else; the model is whole inside of `with step.whole_model():` only. True shares out over all ranks,
-    a mesh of two dimensions (copies, rows) over those of its second one. In one process it changes nothing.
+    a mesh of two dimensions (copies, rows) over those of its second one; "gradients" leaves parameters whole and shares
+    out the rest. In one process it changes nothing.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
@@ -128,16 +131,18 @@ def train_step(
             check_unwrapped(model)
             check_devices(model, (args, kwargs))
         if ranks is not None:
-            start_alike(ranks, model, is_sharded=bool(shard))
+            start_alike(ranks, model, shard=spelled_option(shard))
         link = link_of(ranks, next(model.parameters()).device) if ranks and shard else None
         with raising_together(ranks):
-            sharded: ShardedParameters | None = None
+            sharded: ShardedParameters | SharedState | None = None
             if ranks is not None and link is not None:
-                check_shard_with(options, optimizer, compiler)
+                check_shard_with(options, optimizer, compiler, masters=masters, parameters_too=shard != "gradients")
                 placed = placement_of(shard, ranks, next(model.parameters()).device)
-                sharded = ShardedParameters(model, optimizer, placed, link)
+                kind = SharedState if shard == "gradients" else ShardedParameters
+                sharded = kind(model, optimizer, placed, link)
                 give_state_as_dtensors(sharded, optimizer)
-            view = OptimizerView(optimizer, model, masters=masters)
+            rows = sharded.rows if isinstance(sharded, SharedState) else None
+            view = OptimizerView(optimizer, model, masters=masters, rows=rows)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
             check_compiler_with(options, compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)

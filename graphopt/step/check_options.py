@@ -128,8 +128,8 @@ def _bool(value: object) -> str:
 
 
 def _shard(value: object) -> str:
-    is_right = isinstance(value, bool) or type(value).__name__ == "DeviceMesh"
-    return "" if is_right else "True, False or a torch.distributed.device_mesh.DeviceMesh"
+    is_right = isinstance(value, bool) or value == "gradients" or type(value).__name__ == "DeviceMesh"
+    return "" if is_right else "True, False, 'gradients' or a torch.distributed.device_mesh.DeviceMesh"
 
 
 def _lr_scheduler(value: object) -> str:

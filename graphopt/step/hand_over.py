@@ -21,6 +21,7 @@ from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.options import StepOptions
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.sharding.parameters import ShardedParameters
+from graphopt.step.sharding.shared_state import SharedState
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class HandingOver:
     view: OptimizerView
     options: StepOptions
     exchange: Exchange | None
-    sharded: ShardedParameters | None
+    sharded: ShardedParameters | SharedState | None
 
     def of(self, *, is_last: bool, summed: bool) -> tuple[object, HandOver]:
         """For the last micro-batch of a window or another one: what tells its passes from others', and the passes."""

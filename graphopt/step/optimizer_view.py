@@ -31,11 +31,20 @@ class OptimizerView:
     the model's, and where masters come too late.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, *, masters: bool) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        *,
+        masters: bool,
+        rows: Mapping[str, nn.Parameter] | None = None,
+    ) -> None:
         self.optimizer, self._model, self._wants_masters = optimizer, model, masters
         self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.masters: dict[str, torch.Tensor] = {}
+        #: What the optimizer holds of parameters of which it updates this rank's rows alone.
+        self.rows = rows or {}
         self._pending: dict[str, dict[str, torch.Tensor]] = {}
         self._seen = _parameters_seen(model)
         if masters:
@@ -119,7 +128,7 @@ class OptimizerView:
 
     def stepped(self, name: str) -> torch.Tensor:
         """What the optimizer holds for a parameter: its master, or itself."""
-        return self.masters.get(name, self.parameters[name])
+        return self.masters[name] if name in self.masters else self.rows.get(name, self.parameters[name])
 
     @property
     def unpublished(self) -> bool:
@@ -214,7 +223,8 @@ class OptimizerView:
                     group["params"][position] = master
 
     def _names_of_stepped(self, names: Mapping[int, str]) -> dict[int, str]:
-        return {**names, **{id(master): name for name, master in self.masters.items()}}
+        instead = (*self.masters.items(), *self.rows.items())
+        return {**names, **{id(stepped): name for name, stepped in instead}}
 
     def _check_held(self) -> None:
         """Raise UsageError for what the optimizer holds and cannot be trained."""
@@ -261,7 +271,8 @@ class OptimizerView:
         """Raise UsageError where the optimizer still holds what is no longer the model's."""
         for stepped in (each for group in self.optimizer.param_groups for each in group["params"]):
             name = self._stepped_names.get(id(stepped))
-            held = self.parameters[name] if name in self.masters else stepped
+            instead = name is not None and (name in self.masters or name in self.rows)
+            held = self.parameters[str(name)] if instead else stepped
             if name is None or (id(held) in names and (held is stepped or now.get(name) is held)):
                 continue
             if name not in now:

@@ -87,12 +87,17 @@ def check_compiler_with(options: StepOptions, compiler: Compiler, *, has_ranks: 
 _BY_ELEMENT = ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
 
 
-def check_shard_with(options: StepOptions, optimizer: torch.optim.Optimizer, compiler: Compiler) -> None:
+def check_shard_with(
+    options: StepOptions, optimizer: torch.optim.Optimizer, compiler: Compiler, *, masters: bool, parameters_too: bool
+) -> None:
     """Raise UsageError for what parameters that are shared out over ranks do not go with."""
     if options.compress is not None:
         raise UsageError("shard= does not go with compress=: gradients are scattered as they are")
     if compiler == "inductor":
         raise UsageError("shard= does not go with compiler='inductor': use compiler='eager'")
+    if not parameters_too and (masters or options.update_in_backward):
+        what = "masters=True" if masters else "update_in_backward=True"
+        raise UsageError(f"shard='gradients' does not go with {what}: use shard=True")
     kind = type(optimizer)
     if kind not in [getattr(torch.optim, name) for name in _BY_ELEMENT]:
         raise UsageError(

@@ -54,7 +54,7 @@ def tail_bytes(
     """
     if not gradients:
         return {}
-    held = {name: nbytes(view.parameters[name], dtype) for name, dtype in gradients.items()}
+    held = {name: nbytes(view.stepped(name), dtype) for name, dtype in gradients.items()}
     norm_bytes = _norm_bytes(view, gradients) if options.scaled or options.normed else 0
     if view.kind == "step":
         update_bytes = _handed_bytes(view, gradients, held, summed) + _step_bytes(view, run_ops)

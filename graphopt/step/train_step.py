@@ -54,6 +54,7 @@ from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_op
 from graphopt.step.ranks.start import raising_together
 from graphopt.step.scale_state import ScaleState
 from graphopt.step.sharding.parameters import ShardedParameters
+from graphopt.step.sharding.shared_state import SharedState
 from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
 from graphopt.step.window_graph import build_window, given_tensors, window_key
@@ -71,7 +72,7 @@ class TrainStep:
         sizes: Sizes,
         scheduler: Any = None,
         exchange: Exchange | None = None,
-        sharded: ShardedParameters | None = None,
+        sharded: ShardedParameters | SharedState | None = None,
     ) -> None:
         self.model, self.optimizer = model, memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
@@ -129,8 +130,7 @@ class TrainStep:
         self, window: Callable[..., Any], calls: list[MicroCall], pieces: list[MicroBatch], groups: list[GroupUpdate]
     ) -> StepResult:
         feeds = self._feeds(self.graph_module, calls, pieces)
-        if self._sharded is not None:
-            forget_what_is_on_the_way()
+        forget_what_is_on_the_way()
         used_scale = self._scale.value.clone() if self._scale.value is not None else 1.0
         with torch.no_grad(), torch._C._DisableAutocast():
             loss, norm, found_inf, gradients = window(feeds)
@@ -202,10 +202,7 @@ class TrainStep:
         return self._sharded.whole() if self._sharded else nullcontext(self.model)
 
     def unshard(self) -> nn.Module:
-        """Make a model whose parameters are sharded whole again, and the optimizer's state; a collective call.
-
-        This step cannot be called any more.
-        """
+        """Make a sharded model and its optimizer's state whole, for good; a collective call. This step is over then."""
         if self._sharded is not None:
             self._sharded.unshard(self.optimizer)
         return self.model
@@ -292,8 +289,8 @@ class TrainStep:
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             with generators_kept():
                 window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
-                rows_over = self._sharded.how.group if self._sharded else None
-                run_passes(window, window_passes(groups, options.clip, options.loss_scale, rows_over))
+                rows = self._sharded.in_window if self._sharded else None
+                run_passes(window, window_passes(groups, options.clip, options.loss_scale, rows))
                 self._windows[key] = window, direct(window, self._watch.graphs_ran)
             if len(self._windows) > MOST_GRAPHS:
                 del self._windows[next(iter(self._windows))]
@@ -330,8 +327,8 @@ class TrainStep:
 
     def _accumulator(self, name: str, like: torch.Tensor) -> torch.Tensor:
         if name not in self._accumulators:
-            parameter = self._view.parameters[name]
-            self._accumulators[name] = torch.empty_like(parameter, dtype=like.dtype, requires_grad=False)
+            stepped = self._view.stepped(name)
+            self._accumulators[name] = torch.empty_like(stepped, dtype=like.dtype, requires_grad=False)
         return self._accumulators[name]
 
     def _finish(self, result: StepResult, groups: list[GroupUpdate], gradients: list[torch.Tensor]) -> None:
@@ -342,6 +339,8 @@ class TrainStep:
             return
         if by_optimizer:
             self._view.step(gradients, returned_gradients(self.graph_module.graph))
+            if self._sharded is not None:
+                self._sharded.share()
         self._view.publish()
         # what torch's schedulers look at to know that the optimizer stepped before they do
         self.optimizer._opt_called = True  # type: ignore[attr-defined]

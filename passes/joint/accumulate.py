@@ -39,15 +39,17 @@ def accumulate(joint: JointGraph, wanted: Iterable[int], *, fuse_products: bool 
     joint.set_gradients({})
     for position, gradient in found.items():
         if position in wanted:
-            accumulator = _add_accumulator(joint.graph, primals[position], position)
+            accumulator = _add_accumulator(joint.graph, primals[position], gradient, position)
             _insert_sum(joint.graph, gradient, accumulator, beta, fuse_products)
     joint.graph.eliminate_dead_code()
     joint.module.recompile()
     return True
 
 
-def _add_accumulator(graph: fx.Graph, primal: fx.Node, position: int) -> fx.Node:
+def _add_accumulator(graph: fx.Graph, primal: fx.Node, gradient: fx.Node, position: int) -> fx.Node:
     parameter = primal.meta["val"]
+    if parameter.shape != gradient.meta["val"].shape:  # it is this rank's rows of it
+        parameter = gradient.meta["val"]
     dtype = torch.float32 if parameter.dtype in HALF else parameter.dtype
     value = torch.empty_like(parameter, dtype=dtype)
     index = getattr(primal.meta.get(DESCRIPTOR), "idx", position)

@@ -17,17 +17,18 @@ from graphopt.passes.window.contract import gradients_are_unscaled, gradients_ar
 from graphopt.passes.window.heed_overflow import heed_overflow
 from graphopt.passes.window.loss_scale import LossScale, loss_scale
 from graphopt.passes.window.norms_of_ranks import norms_of_ranks
+from graphopt.passes.window.share_rows import RowsInWindow, share_rows
 from graphopt.passes.window.update import GroupUpdate, update
 
 Passes = tuple[NamedPass[fx.GraphModule], ...]
 
 
 def window_passes(
-    groups: Sequence[GroupUpdate], clip_by: Clip | None, scale_by: LossScale | None, rows_over: str | None = None
+    groups: Sequence[GroupUpdate], clip_by: Clip | None, scale_by: LossScale | None, rows: RowsInWindow | None = None
 ) -> Passes:
     """From a window that returns its gradients to one that updates the parameters with them.
 
-    `rows_over` is the label of the group of ranks over which parameters are shared out, row by row; None: they are not.
+    `rows` says what each rank updates where gradients are shared out over ranks, row by row; None: they are not.
     """
     used, unscaled, unconditional = gradients_are_used, gradients_are_unscaled, updates_are_unconditional
     passes = (
@@ -37,6 +38,7 @@ def window_passes(
         if scale_by
         else None,
         NamedPass("heed_overflow", heed_overflow, requires=(used,)),
-        NamedPass("norms_of_ranks", partial(norms_of_ranks, group=rows_over)) if rows_over else None,
+        NamedPass("norms_of_ranks", partial(norms_of_ranks, group=rows.group)) if rows else None,
+        NamedPass("share_rows", partial(share_rows, how=rows), requires=(used,)) if rows else None,
     )
     return tuple(each for each in passes if each is not None)

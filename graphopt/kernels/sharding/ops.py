@@ -4,6 +4,7 @@
     gathered(whole)                   -> one of them, there: a view, made where it is read
     begin_scatter_(gradients, group)  -> nothing: gradients are on their way, and are overwritten
     end_scatter(gradients, group, copies, world) -> this rank's rows of their sums, once they are there
+    share_(wholes, group)             -> nothing: every rank gives its rows of whole parameters to the others
     norm_of_ranks(norm, overflow, p, group) -> the norm over all ranks' rows, the highest of their flags
 
 `group` is a label, of the ranks that share parameters out; `copies` that of the ranks with the same rows, over which
@@ -22,7 +23,7 @@ from torch import Tensor
 from graphopt.base.parts import part_of
 from graphopt.kernels.define import define
 from graphopt.kernels.sharding.message import Message
-from graphopt.kernels.sharding.transport import Travelling, begin_gather, begin_scatter, group_of, wait_for
+from graphopt.kernels.sharding.transport import ALONE_BYTES, Travelling, begin_gather, begin_scatter, group_of, wait_for
 
 #: What is on its way, by the address of the tensor that is sent or filled: a node has no other way to hand it on.
 _ON_THE_WAY: dict[int, Travelling] = {}
@@ -83,6 +84,19 @@ def _fake_end_scatter(
     return [g.new_empty((part_of(len(g), 0, world).stop, *g.shape[1:])) for g in gradients]
 
 
+def _share(wholes: list[Tensor], label: str) -> None:
+    group = group_of(label)
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    small = [whole for whole in wholes if whole.nbytes < ALONE_BYTES]
+    for dtype in dict.fromkeys(whole.dtype for whole in small):
+        alike = [whole for whole in small if whole.dtype == dtype]
+        Message(alike, group).gather([whole[part_of(len(whole), rank, world)] for whole in alike])
+    large = [whole for whole in wholes if whole.nbytes >= ALONE_BYTES]
+    travelling = [begin_gather(whole, whole[part_of(len(whole), rank, world)], group) for whole in large]
+    for whole, each in zip(large, travelling, strict=True):
+        each.arrive(whole)
+
+
 def _norm_of_ranks(norm: Tensor, overflow: Tensor, p: float, label: str) -> tuple[Tensor, Tensor]:
     group = group_of(label)
     # every rank adds up in the same order, in float64
@@ -98,7 +112,7 @@ def _fake_norm(norm: Tensor, overflow: Tensor, p: float, group: str) -> tuple[Te
     return torch.empty_like(norm), torch.empty_like(overflow)
 
 
-def _nothing(gradients: list[Tensor], group: str) -> None:  # noqa: ARG001
+def _nothing(tensors: list[Tensor], group: str) -> None:  # noqa: ARG001
     return None
 
 
@@ -108,6 +122,7 @@ begin_scatter_ = define("begin_scatter_(Tensor(a!)[] gradients, str group) -> ()
 end_scatter = define(
     "end_scatter(Tensor[] gradients, str group, str copies, int world) -> Tensor[]", _end_scatter, _fake_end_scatter
 )
+share_ = define("share_(Tensor(a!)[] wholes, str group) -> ()", _share, _nothing)
 norm_of_ranks = define(
     "norm_of_ranks(Tensor norm, Tensor overflow, float p, str group) -> (Tensor, Tensor)", _norm_of_ranks, _fake_norm
 )

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from graphopt.base.parts import part_of
 
+#: A tensor of so many bytes travels alone; smaller ones are packed to about as many. A message of 64 KiB takes longer
+#: than one without content on any link below some 5 Gbit/s, at gloo's latency of 0.1 ms.
+ALONE_BYTES = 2**16
 #: By label; a graph holds labels, as it holds no groups.
 _GROUPS: dict[str, dist.ProcessGroup] = {}
 #: A backend's thread lets go of a message within microseconds, or when it gets a core again.

@@ -12,12 +12,13 @@ from graphopt.passes.joint.sharding.travelling import gathered_bytes, scattered_
 from graphopt.step.micro_graph import Micro
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.sharding.parameters import ShardedParameters
+from graphopt.step.sharding.shared_state import SharedState
 
 
 def sent(
     micros: Sequence[Micro],
     exchange: Exchange | None,
-    sharded: ShardedParameters | None,
+    sharded: ShardedParameters | SharedState | None,
     compress: Compression | Auto | None,
 ) -> tuple[int, int, tuple[str, ...]]:
     """How many ranks there are, the bytes that each sends in a step of these micro-batches, and lines that say how."""
@@ -28,6 +29,8 @@ def sent(
         graphs = [step.graph_module.graph for step in steps]
         return exchange.ranks.world, sum(sent_bytes(graph, exchange.ranks.world) for graph in graphs), exchange.lines()
     gathered = sum(gathered_bytes(micro.graph.captured.step, micro.planned.schedule) for micro in micros)
+    if not sharded.how.gathers:
+        gathered = sharded.whole_bytes
     scattered = sum(map(scattered_bytes, steps))
     others = (sharded.ranks.world - 1) / sharded.ranks.world
     lines = (

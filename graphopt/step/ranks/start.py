@@ -30,12 +30,12 @@ def raising_together(ranks: Ranks | None) -> Iterator[None]:
         raise error
 
 
-def start_alike(ranks: Ranks, model: nn.Module, *, is_sharded: bool) -> None:
+def start_alike(ranks: Ranks, model: nn.Module, *, shard: str) -> None:
     """Give all ranks the first one's parameters and buffers, in place; a collective call.
 
-    Raises UsageError where the ranks' models do not have the same ones, or some share them out and others do not.
+    Raises UsageError where the ranks' models do not have the same ones, or are to share out other things.
     """
-    difference = difference_error(ranks, {"shard": str(is_sharded), **_spelled(model)})
+    difference = difference_error(ranks, {"shard": shard, **_spelled(model)})
     if difference is not None:
         raise difference
     with torch.no_grad():

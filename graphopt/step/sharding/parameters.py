@@ -19,6 +19,7 @@ from graphopt.base.parts import part_of
 from graphopt.compression.link import Link
 from graphopt.kernels.sharding.transport import begin_gather, label_of
 from graphopt.passes.joint.sharding.how import RowsOver
+from graphopt.passes.window.share_rows import RowsInWindow
 from graphopt.step.sharding.guard import Guard
 from graphopt.step.sharding.placement import Placement
 
@@ -43,17 +44,12 @@ class ShardedParameters:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, placed: Placement, link: Link) -> None:
         named = dict(model.named_parameters())
         for name, parameter in named.items():
-            _check(name, parameter)
+            check_parameter(name, parameter)
         self.model, self.placed, self.ranks = model, placed, placed.rows
         self.is_whole = False
         #: Of hooks that give the state: see `graphopt.step.sharding.state`.
         self.state_hooks: list[RemovableHandle] = []
-        self.how = RowsOver(
-            label_of(self.ranks.group, "rows"),
-            self.ranks.world,
-            partial(_seconds, link, self.ranks.world),
-            label_of(placed.copies.group, "copies") if placed.copies else "",
-        )
+        self.how = rows_over(placed, link)
         #: The first name of a parameter, and all that it has in the model: more than one where it is tied.
         self.names: dict[str, list[str]] = {name: [] for name in named}
         first = {id(parameter): name for name, parameter in named.items()}
@@ -77,9 +73,17 @@ class ShardedParameters:
         """Whether it is one of the parameters."""
         return id(item) in self._by_id
 
-    def of(self, parameter: object) -> Shard:
-        """What is known of a parameter."""
-        return self._by_id[id(parameter)]
+    def of_stepped(self, stepped: object) -> Shard | None:
+        """What is known of what the optimizer holds."""
+        return self._by_id.get(id(stepped))
+
+    @property
+    def in_window(self) -> RowsInWindow:
+        """What a window does with rows: it has nothing else."""
+        return RowsInWindow(self.how.group)
+
+    def share(self) -> None:
+        """Rows are gathered where they are read."""
 
     @contextmanager
     def as_captured(self) -> Iterator[None]:
@@ -152,12 +156,20 @@ class ShardedParameters:
         return Shard(name, parameter, whole.shape, rows, stand_in)
 
 
+def rows_over(placed: Placement, link: Link) -> RowsOver:
+    """How a step's graph shares parameters out."""
+    copies = label_of(placed.copies.group, "copies") if placed.copies else ""
+    rows = placed.rows
+    return RowsOver(label_of(rows.group, "rows"), rows.world, partial(_seconds, link, rows.world), copies)
+
+
 def _seconds(link: Link, world: int, whole_bytes: int) -> float:
     """Of gathering, or scattering, so many bytes in all: each rank sends its own rows to all others."""
     return link.seconds(whole_bytes * (world - 1) // world, 1)
 
 
-def _check(name: str, parameter: nn.Parameter) -> None:
+def check_parameter(name: str, parameter: nn.Parameter) -> None:
+    """Raise UsageError for one whose rows cannot be shared out."""
     if parameter.ndim == 0:
         raise UsageError(
             f"shard=: the parameter {name} is a single number, which has no rows to share out: make it one of shape [1]"

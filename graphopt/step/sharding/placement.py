@@ -39,7 +39,7 @@ def placement_of(shard: object, ranks: Ranks, device: torch.device) -> Placement
     """
     from torch.distributed.device_mesh import DeviceMesh
 
-    if shard is True:
+    if shard is True or shard == "gradients":
         return Placement(ranks, ranks, None, DeviceMesh.from_group(ranks.group, device.type))
     if not isinstance(shard, DeviceMesh):
         raise UsageError(f"shard: expected True, False or a DeviceMesh, got {type(shard).__name__}")

@@ -15,10 +15,29 @@ from torch import Tensor, nn
 
 from graphopt.base.errors import UsageError
 from graphopt.step.sharding.parameters import Shard, ShardedParameters
+from graphopt.step.sharding.shared_state import SharedState
 
 
-def give_state_as_dtensors(sharded: ShardedParameters, optimizer: torch.optim.Optimizer) -> None:
-    """From now on the model's and the optimizer's state are given, and taken, as above."""
+def give_state_as_dtensors(sharded: ShardedParameters | SharedState, optimizer: torch.optim.Optimizer) -> None:
+    """From now on the state of what is shared out is given, and taken, as above."""
+    if isinstance(sharded, ShardedParameters):
+        _give_model_state(sharded)
+    mesh = sharded.placed.mesh
+
+    def of_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        shards = _shards_by_key(stepped, state, sharded)
+        return _with_state(state, shards, lambda rows, shard, _: _as_dtensor(rows, shard, mesh))
+
+    def into_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return _with_state(state, _shards_by_key(stepped, state, sharded), _as_rows)
+
+    sharded.state_hooks += [
+        optimizer.register_state_dict_post_hook(of_optimizer),
+        optimizer.register_load_state_dict_pre_hook(into_optimizer),
+    ]
+
+
+def _give_model_state(sharded: ShardedParameters) -> None:
     mesh = sharded.placed.mesh
 
     def of_model(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
@@ -33,19 +52,9 @@ def give_state_as_dtensors(sharded: ShardedParameters, optimizer: torch.optim.Op
                 for key in _keys(sharded, name, prefix, state):
                     state[key] = _as_rows(state[key], shard, key)
 
-    def of_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return _with_state(
-            state, _shards_by_key(stepped, state, sharded), lambda t, shard, _: _as_dtensor(t, shard, mesh)
-        )
-
-    def into_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return _with_state(state, _shards_by_key(stepped, state, sharded), _as_rows)
-
     sharded.state_hooks += [
         sharded.model.register_state_dict_post_hook(of_model),
         sharded.model.register_load_state_dict_pre_hook(into_model),
-        optimizer.register_state_dict_post_hook(of_optimizer),
-        optimizer.register_load_state_dict_pre_hook(into_optimizer),
     ]
 
 
@@ -80,12 +89,13 @@ def _as_rows(given: Tensor, shard: Shard, what: str) -> Tensor:
 
 
 def _shards_by_key(
-    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], sharded: ShardedParameters
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], sharded: ShardedParameters | SharedState
 ) -> dict[Any, Shard]:
     """By the key under which a parameter's state is saved: a number, or a name where it was given names."""
     stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     keys = [key for group in state["param_groups"] for key in group["params"]]
-    return {key: sharded.of(p) for key, p in zip(keys, stepped, strict=False) if sharded.has(p)}
+    found = ((key, sharded.of_stepped(p)) for key, p in zip(keys, stepped, strict=False))
+    return {key: shard for key, shard in found if shard is not None}
 
 
 def _with_state(state: dict[str, Any], shards: Mapping[Any, Shard], change: Any) -> dict[str, Any]:

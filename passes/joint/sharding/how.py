@@ -23,6 +23,8 @@ class RowsOver:
     world: int
     seconds: Callable[[int], float]
     copies: str = ""
+    #: Whether parameters are rows too, and not whole.
+    gathers: bool = True
 
     def rows_of(self, whole: torch.Tensor) -> torch.Tensor:
         """The (fake) rows of the first rank, of which no other has more: all ranks plan alike."""

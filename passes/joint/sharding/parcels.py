@@ -7,10 +7,7 @@ from collections.abc import Iterable
 from torch import fx
 
 from graphopt.graph.step_graph import tensors_of
-
-#: A tensor of so many bytes travels alone; smaller ones are packed to about as many. A message of 64 KiB takes longer
-#: than one without content on any link below some 5 Gbit/s, at gloo's latency of 0.1 ms.
-ALONE_BYTES = 2**16
+from graphopt.kernels.sharding.transport import ALONE_BYTES
 
 
 def parcels(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:

@@ -23,11 +23,11 @@ def shard(joint: JointGraph, positions: Collection[int], how: RowsOver) -> bool:
 
     Raises UsageError where the forward writes one.
     """
-    if not positions or any(node.target is ops.gather for node in joint.graph.nodes):
+    if not positions or any(node.target in (ops.gather, ops.begin_scatter_) for node in joint.graph.nodes):
         return False
     primals, found = joint.primals, joint.gradients
     wholes = [primals[position] for position in sorted(positions)]
-    for node in wholes:
+    for node in wholes if how.gathers else ():
         for user in node.users:
             if writes_input(user) and user.args[0] is node:
                 where = source_line(user)
@@ -35,7 +35,8 @@ def shard(joint: JointGraph, positions: Collection[int], how: RowsOver) -> bool:
                     f"the forward writes the parameter {node.name}{' at ' + where if where else ''}, which shard= "
                     "leaves in parts on all ranks: write it between steps, or make it a buffer"
                 )
-    gather_parameters(joint, wholes, how)
+    if how.gathers:
+        gather_parameters(joint, wholes, how)
     rows = scatter_gradients(joint, {at: node for at, node in found.items() if at in positions}, how)
     joint.set_gradients({**found, **rows})
     joint.graph.lint()

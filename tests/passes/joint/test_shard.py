@@ -12,10 +12,11 @@ from graphopt.base.errors import UsageError
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import PRICE, RUN_ONCE
 from graphopt.kernels.sharding import ops
+from graphopt.kernels.sharding.transport import ALONE_BYTES
 from graphopt.passes.joint import CLEANING, shard_parameters
 from graphopt.passes.joint.contract import RULES
 from graphopt.passes.joint.sharding.how import RowsOver
-from graphopt.passes.joint.sharding.parcels import ALONE_BYTES, bytes_of
+from graphopt.passes.joint.sharding.parcels import bytes_of
 from graphopt.passes.run_passes import run_passes
 from tests.support.joint import joint_graph, text_of
 

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
 }
 
 
-def train_both(names: list[str], copies: int = 1) -> dict[str, tuple[float, float, list[Any], list[Any]]]:
+def train_both(names: list[str], how: int | str = 1) -> dict[str, tuple[float, float, list[Any], list[Any]]]:
     """Ulps between the losses, and between the parameters, of this world's sharded steps and one process's."""
     rank, world, group, found = dist.get_rank(), dist.get_world_size(), alone(), {}
     for name in names:
@@ -76,7 +76,9 @@ def train_both(names: list[str], copies: int = 1) -> dict[str, tuple[float, floa
         expected, expected_norms = losses_of(single, [global_batch(i, world, 4) for i in range(4)])
         sharded = seeded()
         made = make(list(sharded.parameters()))
-        shard = True if copies == 1 else init_device_mesh("cpu", (copies, world // copies))
+        shard: Any = how if isinstance(how, str) else True
+        if isinstance(how, int) and how > 1:
+            shard = init_device_mesh("cpu", (how, world // how))
         step = graphopt.train_step(sharded, language_loss, made, shard=shard, **options)
         losses, norms = losses_of(step, [part(i, rank, 4) for i in range(4)])
         pairs = zip(whole_parameters(step).values(), model.parameters(), strict=True)
@@ -106,6 +108,36 @@ def test_two_ranks_train_as_one_process() -> None:
 
 def test_four_ranks_train_as_one_process() -> None:
     check(run_ranks(4, train_both, ["everything"])[0])
+
+
+def test_gradients_and_state_alone_may_be_shared_out() -> None:
+    check(run_ranks(2, train_both, ["largest", "everything", "the optimizer's own step", "adamw"], "gradients")[0])
+
+
+def state_goes_on() -> bool:
+    """An optimizer's state, shared out beside whole parameters, is saved, loaded and made whole."""
+    rank, found = dist.get_rank(), []
+    steps = []
+    for shard in ("gradients", False):
+        model = seeded()
+        made = adamw(list(model.parameters()))
+        steps.append(graphopt.train_step(model, language_loss, made, shard=shard, cost_model="roofline", accumulate=2))
+        steps[-1](*part(0, rank, 4))
+    shared, whole = steps
+    state = shared.optimizer.state_dict()
+    shared.optimizer.load_state_dict(state)
+    for step in steps:
+        step(*part(1, rank, 4))
+    assert shared.unshard() is shared.model
+    states = [step.optimizer.state_dict()["state"] for step in steps]
+    for number, held in states[1].items():
+        found += [ulps(states[0][number][key], value) < 256 for key, value in held.items()]
+    pairs = zip(shared.model.parameters(), whole.model.parameters(), strict=True)
+    return all(found) and all(ulps(a.detach(), b.detach()) < 64 for a, b in pairs)
+
+
+def test_shared_state_is_saved_loaded_and_made_whole() -> None:
+    assert all(run_ranks(2, state_goes_on))
 
 
 def test_rows_over_some_ranks_and_copies_over_others() -> None:
@@ -152,7 +184,7 @@ class Blocks(nn.Module):
         return x
 
 
-def peaks(shares: list[float]) -> list[tuple[int, int, int, int]]:
+def peaks(shares: list[float], shard: Any = True) -> list[tuple[int, int, int, int]]:
     """Of budgets from the least to that of no recomputation: budget, planned, measured, gathers that run again."""
     rank, found = dist.get_rank(), []
     made = torch.Generator().manual_seed(rank)
@@ -161,7 +193,7 @@ def peaks(shares: list[float]) -> list[tuple[int, int, int, int]]:
     def build(budget: int | None) -> graphopt.TrainStep:
         model = seeded(Blocks)
         return graphopt.train_step(
-            model, nn.functional.mse_loss, adamw(list(model.parameters())), budget, example_inputs=batch, shard=True
+            model, nn.functional.mse_loss, adamw(list(model.parameters())), budget, example_inputs=batch, shard=shard
         )
 
     loose = build(None)
@@ -182,6 +214,13 @@ def test_steps_stay_inside_their_budgets_and_predictions_hold() -> None:
             assert measured <= planned <= budget
             assert planned - measured < 0.02 * planned
         assert found[0][3] > 0  # near the least, parameters are gathered again
+
+
+def test_steps_with_whole_parameters_stay_inside_their_budgets_too() -> None:
+    for found in run_ranks(2, peaks, [0.02, 1.0], "gradients"):
+        for budget, planned, measured, _ in found:
+            assert measured <= planned <= budget
+            assert planned - measured < 0.02 * planned
 
 
 def refusals() -> list[str]:
