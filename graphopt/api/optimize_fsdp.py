@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,6 +54,8 @@ def optimize_fsdp(
     Returns the model. Raises UsageError for what are no blocks of it, and BudgetError, from the fourth call on, where
     the least does not fit.
     """
+    if isinstance(before := getattr(model, "graphopt", None), OptimizedBlocks):
+        before.restore()
     check_model(model)
     check_on_excess(on_excess)
     modules = _checked_blocks(restored(model), blocks)
@@ -75,16 +76,15 @@ def optimize_fsdp(
     for part, session in zip(parts, sessions, strict=True):
         in_front_of(part.module, session)
     whole = Whole(model, parts, points, Request(**asked), device, lambda number: sessions[number].forget_plans())
-    model._compiled_call_impl = whole  # type: ignore[assignment]
-    model.graphopt = OptimizedBlocks(model, whole, sessions)  # type: ignore[assignment]
+    model._compiled_call_impl = whole
+    model.graphopt = OptimizedBlocks(whole, sessions)  # type: ignore[assignment]
     return model
 
 
 class OptimizedBlocks:
     """What `optimize_fsdp()` leaves at `model.graphopt`."""
 
-    def __init__(self, model: nn.Module, whole: Whole, sessions: list[Session]) -> None:
-        self._model = weakref.ref(model)
+    def __init__(self, whole: Whole, sessions: list[Session]) -> None:
         self._whole = whole
         self.sessions = sessions
 

@@ -3,7 +3,6 @@
 # DDP looks at the hook's annotations as they are: no `from __future__ import annotations` here
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -17,6 +16,7 @@ from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.ddp.ddp_compression import DdpCompression
 from graphopt.ddp.ddp_step import Arrival
+from graphopt.device.after_backward import after_backward
 from graphopt.device.ranks import Ranks, ranks_of
 from graphopt.kernels.layout import is_dense
 from graphopt.step.ranks.failure import naming_absence
@@ -75,18 +75,10 @@ def _hook(
     gradients = [_laid_out(g, parameter) for g, parameter in zip(bucket.gradients(), parameters, strict=True)]
     arrival = Arrival(names, buffer, gradients, bucket.is_last(), time.monotonic())
     if arrival.is_last:
-        _after_ddp(compression.raise_failure)
+        # what a hook's future raises would arrive as a RuntimeError with the error in its text; DDP registers its own
+        # end behind this hook's call, so that what registers itself when these run comes after it
+        after_backward(partial(after_backward, compression.raise_failure))
     return compression.submit(arrival, scale)
-
-
-def _after_ddp(run: Callable[[], None]) -> None:
-    """Run it when DDP has finished this backward, which then raises what it raises, with its own type.
-
-    What a hook's future raises would arrive as a RuntimeError with the error in its text. DDP registers its own end
-    behind this hook's call, so that what registers itself when these run comes after it.
-    """
-    at_the_end = torch.autograd.Variable._execution_engine.queue_callback
-    at_the_end(partial(at_the_end, run))
 
 
 def _laid_out(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

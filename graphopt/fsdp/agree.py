@@ -9,7 +9,7 @@ from graphopt.base.errors import GraphoptError, InfeasibleError
 from graphopt.device.messages import broadcast, gather
 from graphopt.device.ranks import Ranks
 from graphopt.plan.agreement import raise_together
-from graphopt.plan.chain_shares import Beside, Curves, share_chain
+from graphopt.plan.chain_shares import NOTHING, Beside, Curves, share_chain
 from graphopt.problem.runs import runs_of, schedule_of
 from graphopt.problem.schedule import Schedule
 
@@ -24,7 +24,7 @@ class Chain:
     """
 
     graph_hashes: tuple[str, ...] = ()
-    beside: Beside = Beside((), (), ())
+    beside: Beside = NOTHING
     budget_bytes: int = 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphopt.device.after_backward import after_backward
 from graphopt.fsdp.step_meter import StepMeter
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.block_points import BlockPoint, block_point, block_points
@@ -113,10 +114,14 @@ class Block:
 
     def around_backward(self, run: Run, args: list[Any]) -> Any:
         """Run its backward graph."""
-        self._between()
+        meter = self.meter
+        if meter is None:
+            return run(args)
+        if meter.is_before_backward:
+            after_backward(meter.pauses)  # FSDP2 has called for its own end before
+        meter.between()
         result = run(args)
-        if self.meter is not None:
-            self.meter.backward_ends(self.number)
+        meter.backward_ends(self.number)
         return result
 
     def _between(self) -> None:

@@ -24,6 +24,7 @@ class StepMeter:
     peak_bytes: int = 0
     is_chain: bool = True
     ran: list[int] = field(default_factory=list)
+    _is_paused: bool = False
     _points: list[BlockPoint] = field(default_factory=list)
     _kept: int = 0
     _forward: dict[int, int] = field(default_factory=dict)
@@ -38,9 +39,24 @@ class StepMeter:
         """Whether every block that ran has had its backward, in the reverse order."""
         return self.is_chain and self._kept == 0 and len(self._backward) == len(self.ran)
 
+    @property
+    def is_before_backward(self) -> bool:
+        """Whether no block has had its backward."""
+        return not self._backward
+
     def between(self) -> None:
         """What was until now was no graph of a block."""
         self._note(self._between, self._kept, 0)
+
+    def pauses(self) -> None:
+        """The backward has ended, or an update: what comes now is no part of the step."""
+        self.between()
+        self._is_paused = True
+
+    def resumes(self) -> None:
+        """An update begins."""
+        self.between()
+        self._is_paused = False
 
     def forward_ends(self, block: int, point: BlockPoint) -> None:
         """The forward graph of a block has run."""
@@ -72,6 +88,8 @@ class StepMeter:
 
     def _note(self, where: dict[int, int], place: int, own_bytes: int) -> None:
         peak_bytes = self.window.take() + self.first_bytes
+        if self._is_paused:
+            return
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
         kept_bytes = sum(point.kept_bytes for point in self._points[: self._kept])
         beside_bytes = max(peak_bytes - kept_bytes - own_bytes, 0)

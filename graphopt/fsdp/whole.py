@@ -8,6 +8,7 @@ later step is measured against what was predicted.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,13 +24,14 @@ from graphopt.device.ranks import Ranks, ranks_of
 from graphopt.device.storages import tensors_in
 from graphopt.fsdp.agree import Chain, share_alone, share_together
 from graphopt.fsdp.block import Block, GraphKey, KnownPoints, key_of
-from graphopt.fsdp.held import known_bytes
 from graphopt.fsdp.step_meter import StepMeter
+from graphopt.fsdp.step_start import StepStart
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.block_points import BlockPoint, block_point
 from graphopt.plan.chain_shares import Beside, Curves, chain_peak_bytes, smallest
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import sharding_group
+from graphopt.run.watch.update_hook import heed_updates
 
 #: Steps that are measured with the least kept before the budget is divided: of a backend that frees a message late, one
 #: alone may not show it.
@@ -97,11 +99,14 @@ class Whole:
     _kinds: dict[Kind, _KnownKind] = field(default_factory=dict)
     _calls: int = 0
     _told: bool = False
-    _first_bytes: int | None = None
     _due: _KnownKind | None = None
 
     def __post_init__(self) -> None:
         self._window = peak_window(self.device)
+        self._start = StepStart(self.root, self.device)
+        if self.request.optimizer is not None:
+            self._start.optimizers.append(weakref.ref(self.request.optimizer))
+        heed_updates(self.root, self)
         self._meter: StepMeter | None = None
 
     @torch._dynamo.disable  # type: ignore[untyped-decorator]
@@ -112,6 +117,20 @@ class Whole:
             self._step_begins(args, kwargs)
         return self.root._call_impl(*args, **kwargs)
 
+    def updated_by(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer of the model is met: what it holds counts."""
+        self._start.optimizers.append(weakref.ref(optimizer))
+
+    def update_begins(self) -> None:
+        """It begins to step."""
+        if self._meter is not None:
+            self._meter.resumes()
+
+    def update_ends(self) -> None:
+        """It has stepped."""
+        if self._meter is not None:
+            self._meter.pauses()
+
     def _step_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._calls += 1
         if self._calls == _CALLS_BEFORE + 1:
@@ -120,10 +139,8 @@ class Whole:
             self._divide_alone(self._due)
         if self._window is None:
             return
-        if self._first_bytes is None:
-            held = known_bytes(self.root, tensors_in((args, kwargs)), self.request.optimizer, self.device)
-            self._first_bytes = 0 if self.device.type == "cuda" else held - self._window.live_bytes()
-        self._meter = StepMeter(self._window, self._first_bytes + self.request.reserve_bytes)
+        beside_bytes = self._start.beside_bytes(self._window.live_bytes(), tensors_in((args, kwargs)))
+        self._meter = StepMeter(self._window, beside_bytes + self.request.reserve_bytes)
         for block in self.blocks:
             block.meter, block.was_planned = self._meter, False
 

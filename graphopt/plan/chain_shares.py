@@ -45,6 +45,10 @@ class Beside:
         )
 
 
+#: Besides no graphs at all.
+NOTHING = Beside((), (), ())
+
+
 def _most(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     return tuple(max(pair) for pair in zip(one, other, strict=True))
 
@@ -62,7 +66,7 @@ def chain_peak_bytes(beside: Beside, chosen: Sequence[BlockPoint]) -> int:
 
 
 def least_points(curves: Curves) -> list[BlockPoint]:
-    """What a chain runs with before anything is known of what is there besides: little kept by each, and small peaks."""
+    """What a chain runs with before it is known what is there besides: little kept by each, and small peaks."""
     count = len(curves)
     return [
         min(curve, key=lambda p: (count * p.kept_bytes + max(p.forward_bytes, p.backward_bytes), p.seconds))
