@@ -17,7 +17,7 @@ from graphopt.capture.changing_sizes import Dynamic
 from graphopt.device.snapshot import generators_kept
 from graphopt.fsdp.block import Block, KnownPoints
 from graphopt.fsdp.report import whole_report
-from graphopt.fsdp.whole import Whole, WholePlan, WholeStep
+from graphopt.fsdp.whole import MeasuredWhole, Whole, WholePlan
 from graphopt.plan.choice import Choice
 from graphopt.plan.resident import device_total_bytes
 from graphopt.run.model.request import OnExcess, Request, check_on_excess
@@ -107,7 +107,7 @@ class OptimizedBlocks:
         return whole_report(type(self._whole.root).__name__, blocks, self.plan, self.history)
 
     @property
-    def history(self) -> tuple[WholeStep, ...]:
+    def history(self) -> tuple[MeasuredWhole, ...]:
         """The steps that were measured last, oldest first: those before the plan have 0 for what is predicted.
 
         Not measured are steps in which something is captured or planned, and those in which blocks run in other ways

@@ -17,7 +17,7 @@ _SCHEMA = "graphopt.fsdp/1"
 
 
 @dataclass(frozen=True)
-class Chain:
+class BlockChain:
     """What one rank has to plan: its graphs in order, by their hashes, what is there besides, and its budget.
 
     Without graphs it has nothing to plan yet, as where its batches had other shapes in each step.
@@ -29,7 +29,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _ChainAnswer:
     """Schedules as runs, for each graph the place of its own in them; or the least that would do."""
 
     schedules: tuple[str, ...] = ()
@@ -37,19 +37,19 @@ class _Answer:
     least_bytes: int = 0
 
 
-def share_alone(chain: Chain, curves: Curves) -> list[Schedule]:
+def share_alone(chain: BlockChain, curves: Curves) -> list[Schedule]:
     """A schedule for each graph; raises InfeasibleError."""
     return [point.schedule for point in share_chain(curves, chain.beside, chain.budget_bytes)]
 
 
-def share_together(ranks: Ranks, chain: Chain, curves: Curves) -> tuple[Chain, list[Schedule]]:
+def share_together(ranks: Ranks, chain: BlockChain, curves: Curves) -> tuple[BlockChain, list[Schedule]]:
     """The chain as all ranks plan it, and a schedule for each graph, on all ranks alike. A collective call.
 
     Ranks whose graphs differ, as their batches do, plan each for itself. Raises InfeasibleError or what else one of
     them raises on all of them.
     """
     raw = gather(ranks, records.to_text(_SCHEMA, "chain", chain).encode())
-    chains = [records.from_bytes(each, _SCHEMA, "chain", Chain) for each in raw]
+    chains = [records.from_bytes(each, _SCHEMA, "chain", BlockChain) for each in raw]
     if any(each.graph_hashes != chains[0].graph_hashes for each in chains):
         return chain, _each_alone(ranks, chain, curves)
     if not chain.graph_hashes:
@@ -59,23 +59,23 @@ def share_together(ranks: Ranks, chain: Chain, curves: Curves) -> tuple[Chain, l
         beside = beside.with_most(each.beside)
     whole = replace(chain, beside=beside, budget_bytes=min(each.budget_bytes for each in chains))
     mine = records.to_text(_SCHEMA, "answer", _led(whole, curves)).encode() if ranks.rank == 0 else b""
-    answer = records.from_bytes(broadcast(ranks, mine), _SCHEMA, "answer", _Answer)
+    answer = records.from_bytes(broadcast(ranks, mine), _SCHEMA, "answer", _ChainAnswer)
     if answer.least_bytes:
         raise InfeasibleError(whole.budget_bytes, answer.least_bytes)
     schedules = [schedule_of(runs) for runs in answer.schedules]
     return whole, [schedules[place] for place in answer.places]
 
 
-def _led(chain: Chain, curves: Curves) -> _Answer:
+def _led(chain: BlockChain, curves: Curves) -> _ChainAnswer:
     try:
         chosen = share_alone(chain, curves)
     except InfeasibleError as error:
-        return _Answer(least_bytes=error.minimum_bytes)
+        return _ChainAnswer(least_bytes=error.minimum_bytes)
     distinct = list(dict.fromkeys(chosen))
-    return _Answer(tuple(map(runs_of, distinct)), tuple(map(distinct.index, chosen)))
+    return _ChainAnswer(tuple(map(runs_of, distinct)), tuple(map(distinct.index, chosen)))
 
 
-def _each_alone(ranks: Ranks, chain: Chain, curves: Curves) -> list[Schedule]:
+def _each_alone(ranks: Ranks, chain: BlockChain, curves: Curves) -> list[Schedule]:
     error: GraphoptError | None = None
     schedules: list[Schedule] = []
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphopt.base.units import format_bytes
-from graphopt.fsdp.whole import WholePlan, WholeStep
+from graphopt.fsdp.whole import MeasuredWhole, WholePlan
 from graphopt.plan.block_points import BlockPoint
 from graphopt.plan.chain_shares import seconds_of
 
@@ -13,7 +13,7 @@ from graphopt.plan.chain_shares import seconds_of
 _MOST_ROWS = 24
 
 
-def whole_report(model: str, names: Sequence[str], plan: WholePlan, history: Sequence[WholeStep]) -> str:
+def whole_report(model: str, names: Sequence[str], plan: WholePlan, history: Sequence[MeasuredWhole]) -> str:
     """Lines for a terminal: the whole on one rank, then block by block in the order in which they run."""
     measured = [step.measured_bytes for step in history if step.predicted_bytes]
     more = seconds_of(plan.points) / max(seconds_of(plan.eager), 1e-12) - 1

@@ -22,7 +22,7 @@ from graphopt.base.units import format_bytes
 from graphopt.device.peak_window import peak_window
 from graphopt.device.ranks import Ranks, ranks_of
 from graphopt.device.storages import tensors_in
-from graphopt.fsdp.agree import Chain, share_alone, share_together
+from graphopt.fsdp.agree import BlockChain, share_alone, share_together
 from graphopt.fsdp.block import Block, GraphKey, KnownPoints, key_of
 from graphopt.fsdp.step_meter import StepMeter
 from graphopt.fsdp.step_start import StepStart
@@ -45,7 +45,7 @@ Kind = tuple[tuple[int, GraphKey], ...]
 
 
 @dataclass(frozen=True)
-class WholeStep:
+class MeasuredWhole:
     """A step's peak as planned (0: not planned yet) and as measured, in bytes of this rank."""
 
     predicted_bytes: int
@@ -94,7 +94,7 @@ class Whole:
     request: Request
     device: torch.device
     forget_plans: Callable[[int], None]
-    history: deque[WholeStep] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
+    history: deque[MeasuredWhole] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
     plan: WholePlan | None = None
     _kinds: dict[Kind, _KnownKind] = field(default_factory=dict)
     _calls: int = 0
@@ -166,7 +166,7 @@ class Whole:
         elif known.plan is None:
             known.beside, known.steps = known.beside.with_most(meter.beside()), known.steps + 1
         plan = known.plan
-        self.history.append(WholeStep(plan.peak_bytes if plan else 0, meter.peak_bytes))
+        self.history.append(MeasuredWhole(plan.peak_bytes if plan else 0, meter.peak_bytes))
         if plan is None:
             self._due = known if known.steps >= MEASURED_STEPS else self._due
         elif meter.peak_bytes > self.request.budget_bytes:
@@ -199,7 +199,7 @@ class Whole:
             if known is not None:
                 self._divide_alone(known)
             return
-        chain = Chain() if known is None else self._chain(known)
+        chain = BlockChain() if known is None else self._chain(known)
         curves = [] if known is None else self._curves(known)
         try:
             chain, schedules = share_together(ranks, chain, curves)
@@ -223,9 +223,9 @@ class Whole:
             return
         self._in_force(known, [block_point(*pair) for pair in zip(known.graphs, schedules, strict=True)])
 
-    def _chain(self, known: _KnownKind) -> Chain:
+    def _chain(self, known: _KnownKind) -> BlockChain:
         hashes = tuple(graph.step.graph_hash for graph in known.graphs)
-        return Chain(hashes, known.beside, self.request.budget_bytes)
+        return BlockChain(hashes, known.beside, self.request.budget_bytes)
 
     def _in_force(self, known: _KnownKind, points: Sequence[BlockPoint]) -> None:
         kind = next(kind for kind, each in self._kinds.items() if each is known)
