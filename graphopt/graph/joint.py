@@ -99,7 +99,9 @@ class JointGraph:
         What is no tensor stays: autograd puts a DTensor together from it.
         """
         returned = [
-            node if isinstance(node, fx.Node) and not _is_gradient(node) else gradients.get(place)
+            node
+            if isinstance(node, fx.Node) and not _is_gradient(node)
+            else gradients.get(place if place is not None else -1)
             for place, node in zip(self.places, self.backward_outputs, strict=True)
         ]
         outputs: Any = (*self.forward_outputs, *returned)
