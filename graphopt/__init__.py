@@ -21,6 +21,7 @@ from graphopt.problem.plan import Plan
 if TYPE_CHECKING:
     from graphopt.api.estimate import Estimate, estimate
     from graphopt.api.optimize import optimize
+    from graphopt.api.optimize_fsdp import optimize_fsdp
     from graphopt.api.to_networkx import to_networkx
     from graphopt.api.train_step import train_step
     from graphopt.compression.choose import Auto
@@ -61,6 +62,7 @@ __all__ = [
     "compress_ddp",
     "estimate",
     "optimize",
+    "optimize_fsdp",
     "to_networkx",
     "train_step",
 ]
@@ -68,6 +70,7 @@ __all__ = [
 # torch takes a second to import; `graphopt --help` must not
 _LAZY = {
     "optimize": "graphopt.api.optimize",
+    "optimize_fsdp": "graphopt.api.optimize_fsdp",
     "Auto": "graphopt.compression.choose",
     "DGC": "graphopt.compression.methods",
     "EightBit": "graphopt.compression.methods",

@@ -77,7 +77,7 @@ def optimize(
     Raises BudgetError below the minimum, CaptureError, PlanMismatchError for a plan of another
     graph, VerificationError, UsageError and BudgetParseError for arguments that cannot be used.
     """
-    _check_model(model)
+    check_model(model)
     kept = _load(plan)
     kept_graphs = {g.graph_hash: g for g in kept.graphs} if kept else None
     choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler)
@@ -89,15 +89,16 @@ def optimize(
     check_devices(model, (args, kwargs))
     if verify and not (args or kwargs):
         raise UsageError("verify=True needs example_inputs (or example_kwargs) to compare with eager on")
-    session = Session(_restored(model), request)
+    session = Session(restored(model), request)
     if args or kwargs:
         session.plan(args, kwargs)  # capture -> problem -> plan -> emit
     if verify:
         compare_with_eager(session, args, kwargs)
-    return _in_front_of(model, session)
+    return in_front_of(model, session)
 
 
-def _check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> None:
+    """Raise UsageError where the model cannot be optimized."""
     if not isinstance(model, nn.Module):
         raise UsageError(f"optimize() takes an nn.Module, got {type(model).__name__}")
     check_unwrapped(model)
@@ -106,13 +107,13 @@ def _check_model(model: nn.Module) -> None:
         raise UsageError(f"parameter {lazy!r} has no shape yet: call the model once, model(inputs), before optimize()")
 
 
-def _restored(model: nn.Module) -> nn.Module:
+def restored(model: nn.Module) -> nn.Module:
     """The model without what an earlier `optimize()` put in front of it."""
     before = getattr(model, "graphopt", None)
     return before.restore() if isinstance(before, Optimized) else model
 
 
-def _in_front_of(model: nn.Module, session: Session) -> nn.Module:
+def in_front_of(model: nn.Module, session: Session) -> nn.Module:
     """The model, whose calls go through the session from now on."""
     handle = Optimized(model, session)
     model._compiled_call_impl = session
@@ -148,7 +149,7 @@ def plan_model(
     `options` are those of `optimize()`. The last of several inputs is the loss function's target.
     """
     module = StepModule(model, loss_fn)
-    if _device(model).type == "meta":
+    if device_of(model).type == "meta":
         with operators_on_meta():
             optimize(module, mem_budget, example_inputs=example_inputs, **options)
         check_gradients_on_meta(module.graphopt.planned_graphs)  # type: ignore[union-attr,arg-type]
@@ -178,7 +179,7 @@ def _request(
         if kept is None:
             raise UsageError("name a budget: optimize(model, mem_budget='8GiB')")
         mem_budget = kept.budget_bytes
-    total = device_total_bytes(_device(model))
+    total = device_total_bytes(device_of(model))
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise UsageError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if optimizer is not None:
@@ -199,6 +200,7 @@ def _load(plan: Plan | str | Path | None) -> Plan | None:
     return Plan.load(plan)
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first tensor."""
     first = next(iter((*model.parameters(), *model.buffers())), None)
     return first.device if first is not None else torch.device("cpu")

@@ -77,7 +77,8 @@ def _known(node: fx.Node) -> OpCost | None:
 
 
 def _check_gradients(joint: JointGraph) -> None:
-    if len(joint.backward_outputs) != len(joint.primals):
+    pairs = zip(joint.places, joint.backward_outputs, strict=True)
+    if any(place is None and isinstance(returned, fx.Node) for place, returned in pairs):
         raise CaptureError(
             "the gradient of a plain tensor is a subclass of torch.Tensor that holds several, as an input is one: "
             "nothing says whose gradient each is; give the model plain tensors"

@@ -69,23 +69,31 @@ def step_seconds(
     return max(network, ready_seconds[-1] + behind) if ready_seconds else 0.0
 
 
-def choose(auto: Auto, prices: Sequence[MethodPrices], ready_seconds: Sequence[float]) -> ChosenMethods:
-    """The shortest step that the candidates' order of trust allows."""
+def choose(
+    auto: Auto, prices: Sequence[MethodPrices], ready_seconds: Sequence[float], whole_seconds: float = 0.0
+) -> ChosenMethods:
+    """The shortest step that the candidates' order of trust allows.
+
+    `whole_seconds` is what a step takes uncompressed, with all that is not in `step_seconds`, where that is known.
+    """
     chosen: list[Compression | None] = [None] * len(prices)
     uncompressed = step_seconds(chosen, prices, ready_seconds)
+    besides = max(whole_seconds - uncompressed, 0.0)
     reasons = [f"uncompressed: {_milliseconds(uncompressed)} from the backward's start to the last gradient's arrival"]
+    if besides:
+        reasons.append(f"the rest of a step: {_milliseconds(besides)}")
     for method in auto.candidates:
         before = step_seconds(chosen, prices, ready_seconds)
         tried = _improved(chosen, method, prices, ready_seconds)
         after = step_seconds(tried, prices, ready_seconds)
         everywhere = step_seconds([method] * len(prices), prices, ready_seconds)
-        if after < before * (1 - LEAST_GAIN):
+        if besides + after < (besides + before) * (1 - LEAST_GAIN):
             chosen = tried
             reasons.append(f"{method}: {tried.count(method)} of {len(tried)} buckets, {_milliseconds(after)}")
         else:
             reasons.append(
                 f"{method}: not taken: {_milliseconds(everywhere)} for all buckets, {_milliseconds(after)} at best, "
-                f"and less than {LEAST_GAIN:.0%} would be gained over {_milliseconds(before)}"
+                f"and less than {LEAST_GAIN:.0%} of the step would be gained over {_milliseconds(before)}"
             )
     return ChosenMethods(tuple(chosen), tuple(reasons))
 

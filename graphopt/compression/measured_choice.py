@@ -34,18 +34,25 @@ _measured: weakref.WeakKeyDictionary[dist.ProcessGroup, _Measured] = weakref.Wea
 
 
 def choose_methods(
-    ranks: Ranks, auto: Auto, buckets: Sequence[Sequence[Shape]], backward_seconds: float = 0.0
+    ranks: Ranks,
+    auto: Auto,
+    buckets: Sequence[Sequence[Shape]],
+    backward_seconds: float = 0.0,
+    *,
+    step_seconds: float = 0.0,
 ) -> ChosenMethods:
     """A method for each bucket of gradients of these shapes, in the order in which the backward completes them.
 
     A collective call, about a second long the first time: all ranks name the same buckets and get the same choice.
-    `backward_seconds` is an estimate of the backward that the buckets can overlap with.
+    `backward_seconds` is an estimate of the backward that the buckets can overlap with, `step_seconds` of a whole step
+    with uncompressed gradients: what is gained is judged by it, where it is longer than the backward and the messages.
     """
     device = device_of(ranks)
     with plain_execution(device):  # a capture may be under way, whose tensors are fake
         measured = _measure(ranks, auto, device)
-        (backward,) = highest(ranks, [backward_seconds], device)
-    choice = choose(auto, [_prices(ranks, auto, shapes, measured) for shapes in buckets], _ready(buckets, backward))
+        backward, step = highest(ranks, [backward_seconds, step_seconds], device)
+    prices = [_prices(ranks, auto, shapes, measured) for shapes in buckets]
+    choice = choose(auto, prices, _ready(buckets, backward), step)
     return replace(choice, reasons=(f"{ranks.world} ranks, {measured.link}", *choice.reasons))
 
 

@@ -70,15 +70,15 @@ def own_state(
     """What a rank goes on with: its own saved state's `"state"`, or its part of all ranks' of then, `reshard`ed.
 
     Each of `saved` says its `"rank"` and `"world"`. Raises UsageError where one rank's state is of another number
-    of ranks, where not all of them are given, and where what was kept is not what one of `methods_of(name)` keeps
-    for a parameter of `shapes[name]`.
+    of ranks and something was kept (all ranks keep alike), where not all of them are given, and where what was kept
+    is not what one of `methods_of(name)` keeps for a parameter of `shapes[name]`.
     """
     rank, world = (ranks.rank, ranks.world) if ranks is not None else (0, 1)
     every = sorted(of_each_rank(saved), key=lambda one: int(one["rank"]))
     for one in every:
         _check_shapes(one["state"], shapes, methods_of)
     if isinstance(saved, Mapping):
-        if saved["world"] != world:
+        if saved["world"] != world and any(saved["state"].values()):
             raise UsageError(
                 f"compression state of {saved['world']} ranks, and now there are {world}: "
                 "pass the list of all ranks' state_dict() of then"

@@ -6,8 +6,10 @@ wait for. One thread runs all buckets' stages one after the other instead, in th
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -18,23 +20,22 @@ import torch
 
 from graphopt.base.errors import UsageError
 from graphopt.compression.choose import Auto
-from graphopt.compression.measured_choice import choose_methods
 from graphopt.compression.methods import Compression
 from graphopt.compression.residuals import KeptState, of_each_rank, own_state
 from graphopt.compression.spelling import from_spelled, spelled
+from graphopt.ddp.auto_choice import AutoChoice
 from graphopt.ddp.ddp_step import Arrival, DdpStep
 from graphopt.device.ranks import Ranks
 from graphopt.step.ranks.failure import naming_failures
 
-#: What DDP waits for: a bucket's buffer, or what went wrong.
-Outcome = torch.futures.Future[Any]
+#: What DDP waits for: a bucket's buffer.
+Outcome = torch.futures.Future[torch.Tensor]
 
 
 class DdpCompression:
     """What `compress_ddp` keeps of a DDP model: the method, and by parameter name what was not sent yet.
 
     `steps` counts steps (backwards with communication); `sent_bytes` is what this rank sent in the last one.
-    With `Auto`, `reasons` are the lines that say what was chosen and why.
     """
 
     def __init__(
@@ -46,18 +47,23 @@ class DdpCompression:
         self.method = method
         self.steps = 0
         self.sent_bytes = 0
-        self.reasons: tuple[str, ...] = ()
         self._is_enabled = True
-        self._chosen: dict[tuple[str, ...], Compression | None] = {}
+        self._choice = AutoChoice(ranks, method) if isinstance(method, Auto) and ranks is not None else None
         self.names = names
         self._ranks = ranks
         self._state: KeptState = {}
         self._step: DdpStep | None = None
-        self._futures: list[Outcome] = []
+        self._waiting: list[tuple[Arrival, Outcome]] = []
+        self._error: BaseException | None = None
         self._jobs: queue.SimpleQueue[partial[None] | None] = queue.SimpleQueue()
         if ranks is not None:
             threading.Thread(target=_work, args=(self._jobs,), name="graphopt compression", daemon=True).start()
             weakref.finalize(self, self._jobs.put, None)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """With `Auto`, what was chosen and why, as lines; empty before, and with another method."""
+        return self._choice.reasons if self._choice is not None else ()
 
     def disable(self) -> None:
         """From the next backward on gradients travel whole; what was kept back stays here. All ranks call it."""
@@ -116,42 +122,51 @@ class DdpCompression:
         with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else nullcontext():
             self._arrived(arrival, scale, future)
 
+    def raise_failure(self) -> None:
+        """What went wrong in the step that has just ended, as it was raised; its gradients are NaN on this rank."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
     def _arrived(self, arrival: Arrival, scale: float, future: Outcome) -> None:
         assert self._ranks is not None
-        self._futures.append(future)
+        self._waiting.append((arrival, future))
         try:
-            if self._step is None:
-                self._step = DdpStep(self._ranks, self._method_of, self._state, scale, self.steps)
-            with naming_failures(self._ranks):
-                self._step.add(arrival)
-                if arrival.is_last:
-                    self._step.finish()
-                    self._choose(self._ranks, self._step)
-                    self._finish(self._step)
+            if self._error is None:
+                with naming_failures(self._ranks):
+                    self._take(self._ranks, arrival, scale)
         except BaseException as error:
-            for waiting in self._futures:
-                waiting.set_result(error)
-            self._step, self._futures = None, []
+            self._error, self._step = error, None
+        if self._error is not None or arrival.is_last:
+            self._answer()
+
+    def _take(self, ranks: Ranks, arrival: Arrival, scale: float) -> None:
+        if self._step is None:
+            gives_back = self._choice is not None and self._choice.is_settled
+            self._step = DdpStep(ranks, self._method_of, self._state, scale, self.steps, gives_back)
+        self._step.add(arrival)
+        if not arrival.is_last:
+            return
+        self._step.finish()
+        if self._choice is not None and self._is_enabled:
+            self._choice.finished(self._step, time.monotonic())
+        self.steps += 1
+        self.sent_bytes, self._step = self._step.sent_bytes, None
+
+    def _answer(self) -> None:
+        """An error in a future reaches the user as a RuntimeError of DDP: it gets NaN, and `raise_failure` is later."""
+        waiting, self._waiting = self._waiting, []
+        for arrival, future in waiting:
+            if self._error is not None:
+                arrival.buffer.fill_(math.nan)
+            future.set_result(arrival.buffer)
 
     def _method_of(self, names: tuple[str, ...]) -> Compression | None:
         if not self._is_enabled:
             return None
-        return self._chosen.get(names) if isinstance(self.method, Auto) else self.method
-
-    def _choose(self, ranks: Ranks, step: DdpStep) -> None:
-        """For buckets as DDP has them now: it makes them anew after its first step. Until then they travel whole."""
-        if not isinstance(self.method, Auto) or self._chosen.keys() == {one.names for one in step.arrivals}:
-            return
-        choice = choose_methods(ranks, self.method, [one.shapes for one in step.arrivals], step.backward_seconds())
-        self._chosen = {one.names: method for one, method in zip(step.arrivals, choice.methods, strict=True)}
-        self.reasons = choice.reasons
-
-    def _finish(self, step: DdpStep) -> None:
-        futures, self._step, self._futures = self._futures, None, []
-        self.steps += 1
-        self.sent_bytes = step.sent_bytes
-        for future, arrival in zip(futures, step.arrivals, strict=True):
-            future.set_result(arrival.buffer)
+        if isinstance(self.method, Auto):
+            return self._choice.method_of(names) if self._choice is not None else None
+        return self.method
 
 
 def _work(jobs: queue.SimpleQueue[partial[None] | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,7 +43,8 @@ class Arrival:
 class DdpStep:
     """One step: `add` each bucket in DDP's order, `finish` after the last.
 
-    `method_of` says how the bucket of these names travels, `scale` is the loss scale, `index` counts steps.
+    `method_of` says how the bucket of these names travels, `scale` is the loss scale, `index` counts steps. Where it
+    `gives_back`, gradients that travel whole take with them what was kept back of them.
     """
 
     ranks: Ranks
@@ -51,6 +52,7 @@ class DdpStep:
     state: KeptState
     scale: float
     index: int
+    gives_back: bool = False
     arrivals: list[Arrival] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -59,6 +61,7 @@ class DdpStep:
         self._computed: list[_Computed] = []
         self._unclipped: list[int] = []
         self._small: dict[Compression | None, dict[str, Tensor]] = {}
+        self._given_back: list[str] = []
 
     @property
     def sent_bytes(self) -> int:
@@ -100,6 +103,8 @@ class DdpStep:
                 arrival.buffer.fill_(math.nan)
             elif computed.flat is not arrival.buffer:
                 arrival.buffer.copy_(computed.flat)
+        for name in self._given_back if is_finite else ():
+            del self.state[name]
 
     def _method(self, arrival: Arrival) -> Compression | None:
         return at_step(self.method_of(arrival.names), self.index)
@@ -116,6 +121,8 @@ class DdpStep:
     def _start(self, index: int) -> None:
         arrival, computed = self.arrivals[index], self._computed[index]
         method = self._method(arrival)
+        if method is None and self.gives_back:
+            self._give_back(arrival.names, computed.gradients)
         if method is None or isinstance(method, HalfCast):
             self._start_as_is(protocol_of(method) if method else plain.whole, [computed.flat])
             return
@@ -127,6 +134,12 @@ class DdpStep:
             self._start_compressed(method, large)
         if sum(gradient.nbytes for some in self._small.values() for gradient in some.values()) >= _MESSAGE_BYTES:
             self._start_small()
+
+    def _give_back(self, names: Sequence[str], gradients: Sequence[Tensor]) -> None:
+        for name, gradient in zip(names, gradients, strict=True):
+            if "residual" in self.state.get(name, {}):
+                gradient.add_(self.state[name]["residual"], alpha=self.scale * self.ranks.world)
+                self._given_back.append(name)
 
     def _start_small(self) -> None:
         for how, gradients in self._small.items():

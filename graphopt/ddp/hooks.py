@@ -3,7 +3,8 @@
 # DDP looks at the hook's annotations as they are: no `from __future__ import annotations` here
 
 import time
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.ddp.ddp_compression import DdpCompression
 from graphopt.ddp.ddp_step import Arrival
+from graphopt.device.after_backward import after_backward
 from graphopt.device.ranks import Ranks, ranks_of
 from graphopt.kernels.layout import is_dense
 from graphopt.step.ranks.failure import naming_absence
@@ -35,7 +37,10 @@ def compress_ddp(
     back between steps is in true units and outlives changes of the scale. Where the gradient of any rank is not
     finite, all gradients of all ranks are NaN, so that every GradScaler skips the step, and nothing that is kept
     back changes. DGC takes the place of the optimizer's momentum, which must be 0. "auto" (`graphopt.Auto()`) sends
-    gradients whole until DDP has its final buckets, then measures the network and chooses.
+    gradients whole until DDP has its final buckets, then measures the network, chooses, and goes back to whole
+    gradients where steps became no shorter.
+
+    What goes wrong in a step is raised by `backward()` as it is: a RankError where another rank was lost.
 
     Works with `no_sync`, `find_unused_parameters`, `static_graph`, `gradient_as_bucket_view` and rebuilt buckets.
     With one process alone it does nothing. Raises UsageError where the model is not a DDP model, has a hook
@@ -69,20 +74,16 @@ def _hook(
     scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
     gradients = [_laid_out(g, parameter) for g, parameter in zip(bucket.gradients(), parameters, strict=True)]
     arrival = Arrival(names, buffer, gradients, bucket.is_last(), time.monotonic())
-    return compression.submit(arrival, scale).then(_value)
+    if arrival.is_last:
+        # what a hook's future raises would arrive as a RuntimeError with the error in its text; DDP registers its own
+        # end behind this hook's call, so that what registers itself when these run comes after it
+        after_backward(partial(after_backward, compression.raise_failure))
+    return compression.submit(arrival, scale)
 
 
 def _laid_out(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """As DDP writes it into its buffer, in the parameter's strides; what torch 2.13 hands to hooks ignores these."""
     return gradient.as_strided(parameter.shape, parameter.stride()) if is_dense(parameter) else gradient
-
-
-def _value(outcome: torch.futures.Future[Any]) -> torch.Tensor:
-    value = outcome.value()
-    if isinstance(value, BaseException):
-        raise value
-    assert isinstance(value, torch.Tensor)
-    return value
 
 
 def _own_group(ranks: Ranks, ddp_model: DistributedDataParallel) -> Ranks:

@@ -128,7 +128,7 @@ class Emitter:
 
     def _to_save(self, saved: fx.Node, saved_as: str | int) -> fx.Node:
         """Running statistics are written by the next forward, which may come before this one's backward."""
-        if is_number(saved):
+        if is_number(saved) or not tensors_of(saved):
             return saved
         made = {node.name: node for node in self.backward.graph.find_nodes(op="placeholder")}
         if saved.op != "placeholder" or not is_read_as_statistics(made[str(saved_as)]):

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import fx
-from torch._functorch._aot_autograd.descriptors import AOTInput
+from torch._functorch._aot_autograd.descriptors import (
+    AOTInput,
+    GradAOTOutput,
+    SubclassGetAttrAOTInput,
+    SubclassGetAttrAOTOutput,
+)
+from torch._library.fake_class_registry import FakeScriptObject
 
 from graphopt.graph.roles import DESCRIPTOR, UNDEFINED
 
@@ -65,17 +71,39 @@ class JointGraph:
 
     @property
     def backward_outputs(self) -> tuple[object, ...]:
-        """What the backward returns: a gradient or None for each primal, in their order."""
+        """What the backward returns: a gradient or None for each primal, in their order, which `places` says."""
         return self.outputs[self.num_forward_outputs :]
 
     @property
     def gradients(self) -> dict[int, fx.Node]:
-        """Position among the primals -> its gradient, where one is returned."""
-        return {i: node for i, node in enumerate(self.backward_outputs) if isinstance(node, fx.Node)}
+        """Position among the primals -> its gradient, where one is returned: a tensor, or a shard of one."""
+        pairs = zip(self.places, self.backward_outputs, strict=True)
+        return {place: node for place, node in pairs if place is not None and _is_gradient(node)}
+
+    @property
+    def places(self) -> tuple[int | None, ...]:
+        """For each thing that the backward returns the position of its primal; None where there is no such.
+
+        A DTensor is two primals, its shard and its mesh, and so is its gradient; one that gets none has a single None
+        in their place. So AOTAutograd's descriptors tell, and the order only where it describes nothing.
+        """
+        described = self.graph.output_node().meta.get("desc")
+        if described is None:
+            return tuple(range(len(self.backward_outputs)))
+        primals = {node.meta.get(DESCRIPTOR): position for position, node in enumerate(self.primals)}
+        return tuple(primals.get(_whose(each)) for each in described[self.num_forward_outputs :])
 
     def set_gradients(self, gradients: dict[int, fx.Node]) -> None:
-        """Let the backward return these gradients, by the position of their primal, and None for all others."""
-        returned = [gradients.get(i) for i in range(len(self.backward_outputs))]
+        """Let the backward return these gradients, by the position of their primal, and None for all others.
+
+        What is no tensor stays: autograd puts a DTensor together from it.
+        """
+        returned = [
+            node
+            if isinstance(node, fx.Node) and not _is_gradient(node)
+            else gradients.get(place if place is not None else -1)
+            for place, node in zip(self.places, self.backward_outputs, strict=True)
+        ]
         outputs: Any = (*self.forward_outputs, *returned)
         self.graph.output_node().args = (outputs,)
 
@@ -106,6 +134,20 @@ def copy_joint(joint: JointGraph) -> JointGraph:
     graph.output_node().meta = dict(joint.graph.output_node().meta)
     assert [node.name for node in graph.nodes] == [node.name for node in joint.graph.nodes], "a copy has other names"
     return JointGraph(fx.GraphModule(joint.module, graph), joint.num_forward_outputs)
+
+
+def _is_gradient(node: object) -> TypeGuard[fx.Node]:
+    return isinstance(node, fx.Node) and not isinstance(node.meta.get("val"), FakeScriptObject)
+
+
+def _whose(returned: object) -> AOTInput | None:
+    """Whose gradient it is that is described so; None where nothing is returned, or no gradient."""
+    match returned:
+        case GradAOTOutput(grad_of):
+            return grad_of
+        case SubclassGetAttrAOTOutput(GradAOTOutput(grad_of), str() as attribute):
+            return SubclassGetAttrAOTInput(grad_of, attribute)
+    return None
 
 
 def is_tangent(node: fx.Node) -> bool:

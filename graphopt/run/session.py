@@ -59,7 +59,7 @@ class Session:
     def __init__(self, model: nn.Module, request: Request) -> None:
         self.model, self.request = model, request
         self.graphs: list[DynamoGraph] = []
-        self.loop = Loop(model, request, self._forget_plans, lambda: all(graph.is_whole_model for graph in self.graphs))
+        self.loop = Loop(model, request, self.forget_plans, lambda: all(graph.is_whole_model for graph in self.graphs))
         self._plans = Plans(model, request, self.loop)
         session = weakref.ref(self)
         self._surroundings = self.loop.surroundings(lambda graph, args: _there(session()).on_call(graph, args))
@@ -170,7 +170,7 @@ class Session:
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
 
-    def _forget_plans(self) -> None:
+    def forget_plans(self) -> None:
         """There is less room than was thought: what was captured stays, and is planned anew."""
         self._plans.forget()
         loss_bytes = self.loop.watch.corrections.loss_bytes if self.loop.watch is not None else 0

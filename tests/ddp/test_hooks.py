@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphopt
 from graphopt import kernels
-from graphopt.base.errors import UsageError
+from graphopt.base.errors import RankError, UsageError
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import DGC, QSGD, Compression, EightBit, HalfCast, PowerSGD, Threshold, TopK
 from graphopt.compression.protocols import at_step, compressible, wire_bytes
 from graphopt.ddp import ddp_step
+from graphopt.ddp.auto_choice import TIMED_STEPS
 from graphopt.ddp.ddp_compression import DdpCompression
 from tests.support.lockstep import start, step
 from tests.support.ranks import run_ranks
@@ -382,9 +383,10 @@ def _misused() -> list[str]:
     with pytest.raises(UsageError) as bare:
         graphopt.compress_ddp(_model(), TopK(0.05))  # type: ignore[arg-type]
     ddp_step.protocol_of = None  # in this process alone
-    with pytest.raises(RuntimeError) as failing:
+    with pytest.raises(TypeError) as failing:
         _backward(model, dist.get_rank(), 0)
     assert compression.steps == 0
+    assert all(gradient.isnan().all() for gradient in _gradients(model).values())
     sparse = DistributedDataParallel(nn.Embedding(10, 200, sparse=True))
     graphopt.compress_ddp(sparse, TopK(0.05))
     with pytest.raises((UsageError, RuntimeError)) as with_sparse:
@@ -400,24 +402,26 @@ def test_mistakes_are_named_and_nothing_hangs() -> None:
         assert "sparse gradients are not compressed" in sparse
 
 
-def _left_alone() -> str:
-    model, compression = _hooked(TopK(0.05))
-    for index in range(2):  # in the second DDP itself exchanges what its buckets are
+def _left_alone(options: dict[str, Any]) -> str:
+    model, compression = _hooked(TopK(0.05), **options)
+    for index in range(3):  # until DDP itself has exchanged what its buckets are
         _backward(model, dist.get_rank(), index)
     if dist.get_rank() == 1:
         return ""  # and ends
     before = copy.deepcopy(compression.state_dict())
-    with pytest.raises(RuntimeError) as error:
-        _backward(model, dist.get_rank(), 2)
+    with pytest.raises(RankError) as error:
+        _backward(model, dist.get_rank(), 3)
     after = compression.state_dict()
     assert all(same_bits(list(before["state"][n].values()), list(kept.values())) for n, kept in after["state"].items())
     assert before["steps"] == after["steps"]
     return str(error.value)
 
 
-def test_a_rank_that_ends_is_an_error_for_the_others_and_no_hang() -> None:
-    message, _ = run_ranks(2, _left_alone, timeout=120.0)
-    assert "RankError: rank 0 lost the other 1 in the middle of a training step" in message
+@pytest.mark.parametrize("options", [{}, {"bucket_cap_mb": 25, "static_graph": True}])
+def test_a_rank_that_ends_is_an_error_for_the_others_and_no_hang(options: dict[str, Any]) -> None:
+    """A RankError that can be caught as one, with many buckets or one, and where DDP calls the hook at the end."""
+    message, _ = run_ranks(2, _left_alone, options, timeout=120.0)
+    assert "rank 0 lost the other 1 in the middle of a training step" in message
 
 
 def _threads_after() -> tuple[int, int]:
@@ -467,7 +471,7 @@ def _chosen() -> tuple[list[int], tuple[str, ...], dict[str, Tensor], bool]:
     everything = Auto(candidates=(WHOLE, TopK(0.01)))
     model, compression = _hooked(everything, bucket_cap_mb=0.5)
     sent_bytes = []
-    for index in range(4):
+    for index in range(2 * TIMED_STEPS + 4):
         gradients = _backward(model, dist.get_rank(), index)
         sent_bytes.append(compression.sent_bytes)
     state = compression.state_dict()

@@ -20,7 +20,7 @@ LAYERS = (
     ("capture", "report"),
     ("run",),
     ("step", "verify"),
-    ("ddp", "formats"),
+    ("ddp", "formats", "fsdp"),
     *(("api",), ("",), ("cli",), ("__main__",)),
 )
 #: The same inside of the folders that have folders; "" are a folder's own files, which stand above its tools.

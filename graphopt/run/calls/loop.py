@@ -18,6 +18,7 @@ from graphopt.run.calls.forwards import Forwards, Pattern
 from graphopt.run.graphs.call_key import Call, CallKey, KnownShapes, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
 from graphopt.run.graphs.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
+from graphopt.run.model.part import Part
 from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import Wrapping, bytes_of, holds_gradients, is_sharded
 from graphopt.run.watch.corrections import Corrections
@@ -42,6 +43,11 @@ class Loop:
     @contextmanager
     def gathering(self) -> Iterator[None]:
         """Inside, a model is called that FSDP2 shards: it gathers parameters before the call begins."""
+        if (part := self._request.part) is not None:
+            part.arrives()
+            yield
+            part.departs()
+            return
         if self.watch is None or self.watch.sharding is None:
             self.watch = watch_of(self._model, self._request, self._corrected, self._plans_loss)
         if self.watch is not None:
@@ -78,6 +84,8 @@ class Loop:
         """The call was run by its plan, or by none."""
         if plan is not None:
             self._forwards.has_run(plan.key, plan, result)
+        if plan is not None and self._request.part is not None:
+            self._request.part.ran(plan.planned[0].study, plan.planned[0].schedule)
         if self.watch is not None:
             self.watch.forward_ends(plan.peak_bytes if plan is not None else 0, result)
 
@@ -113,14 +121,16 @@ class Loop:
         loop = weakref.ref(self)
 
         def around_forward(runnable: Runnable, args: list[Any]) -> Any:
-            watch = this.watch if (this := loop()) is not None else None
-            return runnable.run(args) if watch is None else watch.around_forward(runnable.run, args)
+            this = loop()
+            around = this._around if this is not None else None
+            return runnable.run(args) if around is None else around.around_forward(runnable.run, args)
 
         def around_backward(run: Run, args: list[Any]) -> Any:
             this = loop()
             if this is None:  # its outputs outlived the model
                 return run(args)
-            result = run(args) if this.watch is None else this.watch.around_backward(run, args)
+            around = this._around
+            result = run(args) if around is None else around.around_backward(run, args)
             this._forwards.backward_runs()
             return result
 
@@ -157,6 +167,11 @@ class Loop:
             kinds["inputs of other forwards before the same backward"] = sum(map(input_bytes, others))
         return kinds | (self.watch.corrections.extra_bytes if self.watch is not None else {})
 
+    @property
+    def _around(self) -> Watch | Part | None:
+        """Who is told when graphs run."""
+        return self.watch if self._request.part is None else self._request.part
+
     def _gradients(self, wrapping: Wrapping | None) -> list[torch.Tensor]:
         """The gradients that are there, but those that are a part of what wraps the model."""
         return [] if holds_gradients(wrapping) else gradients_there(self._model)
@@ -166,9 +181,9 @@ class Loop:
 def watch_of(
     model: nn.Module, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]
 ) -> Watch | None:
-    """A watch over a model's steps; None where its device's memory cannot be measured."""
+    """A watch over a model's steps; None where its device's memory cannot be measured, or others watch over it."""
     first = next(iter((*model.parameters(), *model.buffers())), None)
     device = first.device if first is not None else torch.device("cpu")
-    window = peak_window(device)
+    window = peak_window(device) if request.part is None else None
     corrections = Corrections(request, corrected, plans_loss)
     return None if window is None else Watch(model, window, device, request, corrections)

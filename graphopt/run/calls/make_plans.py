@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from graphopt.base.errors import BudgetError, InfeasibleError
+from graphopt.base.errors import BudgetError, CaptureError, InfeasibleError
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import Candidate, GraphStudy
 from graphopt.plan.infeasible import budget_error
@@ -15,6 +15,7 @@ from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.room import Room
 from graphopt.plan.shares import joint_peak_bytes, peak_bytes_of_alike, share_budget
 from graphopt.planners.curves.curve import pareto
+from graphopt.run.model.part import Part
 
 #: Schedules of a graph that are priced for a pattern, each by a simulation.
 _MOST_PRICED = 256
@@ -71,6 +72,20 @@ def making_in_pattern(sequence: Sequence[GraphStudy], pattern: Sequence[GraphStu
             raise budget_error(pattern, least, room.budget_bytes, room.resident_bytes, choice.planner)
         studies = dict.fromkeys(sequence)
         return [plan_as(study, _below(curves[study], prices[at - 1]).schedule, choice) for study in studies]
+
+    return make
+
+
+def making_part(sequence: Sequence[GraphStudy], part: Part, choice: Choice) -> Make:
+    """Plans what others say of a module that shares their budget; raises CaptureError where it is several graphs."""
+
+    def make(_: Room) -> list[PlannedGraph]:
+        if len(sequence) > 1:
+            raise CaptureError(
+                f"a module that shares a budget with others must be one graph, and is {len(sequence)}: see why with "
+                "graphopt.optimize() of it alone, and leave it out of the blocks or take out what breaks it"
+            )
+        return [plan_as(study, part.schedule_of(study), choice) for study in sequence]
 
     return make
 

@@ -22,7 +22,14 @@ from graphopt.problem.schedule import Schedule
 from graphopt.run.calls.call_plan import CallPlan, in_the_place_of, log_plan, with_piece
 from graphopt.run.calls.kernel_bytes import KernelBytes, is_compiled
 from graphopt.run.calls.loop import Loop
-from graphopt.run.calls.make_plans import Make, at_least_the_smallest, making_in_pattern, making_one, making_several
+from graphopt.run.calls.make_plans import (
+    Make,
+    at_least_the_smallest,
+    making_in_pattern,
+    making_one,
+    making_part,
+    making_several,
+)
 from graphopt.run.graphs.call_key import Call, CallKey, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
 from graphopt.run.graphs.gradients import GradientSums
@@ -189,6 +196,8 @@ class Plans:
     def _make(self, sequence: Sequence[GraphStudy]) -> Make:
         """How the graphs of the call are planned inside of a room."""
         choice = self._request.choice
+        if self._request.part is not None:
+            return making_part(sequence, self._request.part, choice)
         if self.key.pattern:
             return making_in_pattern(sequence, self._studies_of_pattern(), choice)
         make = making_one(sequence[0], choice) if len(sequence) == 1 else making_several(sequence, choice)

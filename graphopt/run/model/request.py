@@ -12,6 +12,7 @@ from graphopt.base.errors import UsageError
 from graphopt.capture.changing_sizes import Dynamic, Sizes, sizes_of
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.plan.choice import Choice
+from graphopt.run.model.part import Part
 
 #: What becomes of a step that took more than its budget: it is told of and planned for, or raised.
 OnExcess = Literal["correct", "raise"]
@@ -19,7 +20,10 @@ OnExcess = Literal["correct", "raise"]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, in bytes; `group` are the processes that plan together, if others than it seems."""
+    """What the user asked for, in bytes; `group` are the processes that plan together, if others than it seems.
+
+    With a `part` the budget is that of several modules, and it says what is planned for this one.
+    """
 
     budget_bytes: int
     choice: Choice
@@ -29,6 +33,7 @@ class Request:
     on_excess: OnExcess = "correct"
     #: Which sizes of inputs are symbols of what is captured: see `sizes_of`.
     dynamic: Dynamic = None
+    part: Part | None = None
 
     def once_served(self, sizes: Sizes) -> Request:
         """A call was served: a kept plan of many sizes is this model's, and what it has not is planned from now on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,14 @@ def group_of(wrapping: Wrapping) -> dist.ProcessGroup:
         group: dist.ProcessGroup = wrapping.process_group
         return group
     return wrapping._get_fsdp_state()._fsdp_param_groups[0]._all_gather_process_group
+
+
+def sharding_group(modules: Iterable[nn.Module]) -> dist.ProcessGroup | None:
+    """The processes that the first of these that has shards is sharded over; None where none has."""
+    for module in modules:
+        if is_sharded(module) and module._get_fsdp_state()._fsdp_param_groups:  # type: ignore[operator]
+            return group_of(module)  # type: ignore[arg-type]
+    return None
 
 
 def bytes_of(wrapping: Wrapping, model: nn.Module) -> dict[str, int]:

@@ -20,7 +20,7 @@ from graphopt.compression.methods import Compression
 from graphopt.compression.protocols import at_step, protocol_of, travels_by
 from graphopt.compression.residuals import initial_state
 from graphopt.device.ranks import ranks_of
-from tests.support.ranks import run_ranks
+from tests.support.ranks import RankError, run_ranks
 from tests.support.tensors import same_bits
 from tests.support.train_together import resident, settled_peak_bytes
 
@@ -256,6 +256,25 @@ def test_another_number_of_ranks_shares_out_what_was_kept_back() -> None:
         before = sum(one["compression"]["state"][name][kind].double() for one in two)
         after = sum(each["kept"][key] for each in three)
         assert before.any() and torch.allclose(after, before, rtol=0, atol=1e-6 * float(before.abs().max()))
+
+
+def uncompressed(saved: dict[str, Any] | None) -> dict[str, Any] | tuple[int, float]:
+    """What a step without compression saves, or the steps and the sum that one goes on with that loads it."""
+    step = trained(net := model(), None, None)
+    if saved is not None:
+        step.load_state_dict(saved)
+    step(*batches(dist.get_rank())[0])
+    state = step.state_dict()
+    return state if saved is None else (state["compression"]["steps"], float(sum(p.sum() for p in net.parameters())))
+
+
+def test_where_nothing_is_kept_back_one_ranks_state_does_for_any_number() -> None:
+    saved = run_ranks(2, uncompressed, None)[1]
+    three = run_ranks(3, uncompressed, saved)
+    assert three == [three[0]] * 3 and three[0][0] == 2
+    one = run_ranks(2, saved_after_two_steps)[0]
+    with pytest.raises(RankError, match="compression state of 2 ranks, and now there are 3"):
+        run_ranks(3, resharded, one)
 
 
 def goes_on_as_chosen() -> tuple[list[str], str]:
