@@ -79,7 +79,8 @@ class CostsBySize:
 def costs_by_size(nodes: Sequence[fx.Node], costs: Sequence[OpCost]) -> CostsBySize:
     """Read the ops of a graph whose sizes are symbols, with their costs at the sizes of its capture."""
     kinds: dict[str, int] = {}
-    numbers = [kinds.setdefault(spelled_op(node), len(kinds)) for node in nodes]
+    by_node = {node: kinds.setdefault(spelled_op(node), len(kinds)) for node in dict.fromkeys(nodes)}
+    numbers = [by_node[node] for node in nodes]
     first = [numbers.index(kind) for kind in range(len(kinds))]
     examples = tuple(nodes[i] for i in first)
     runs = any(costs[i].storage_bytes is not None for i in first)
