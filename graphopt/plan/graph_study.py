@@ -189,7 +189,7 @@ class GraphStudy:
         problem = self.graph.problem
         kept = kept_curve(problem)
         if kept:
-            simulated = ((planner, schedule, simulate(problem, schedule)) for planner, schedule in kept)
+            simulated = ((planner, schedule, self.simulated(schedule)) for planner, schedule in kept)
             return [self._candidate(s.seconds, planner, schedule, s.peak_bytes) for planner, schedule, s in simulated]
         points = pareto_curve(self.planned)
         keep_curve(problem, ((point.planner, point.schedule) for point in points))
