@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import fx
 
 from graphopt.capture.repeated.eager_steps import eager_step
@@ -22,6 +23,10 @@ from graphopt.run.model.short_step import ShortStep
 
 logger = logging.getLogger("graphopt")
 
+#: Layers that stay of a run of alike ones: in two everything must be seen to be the same. What all of them read has a
+#: gradient that is added up from the second layer on, so that the first of the backward is another one.
+_KEPT = (3, 4)
+
 
 def shortened(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ShortStep | None:
     """A shorter step that stands for this one of a model on the meta device; None where no layers are alike.
@@ -29,13 +34,11 @@ def shortened(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     Raises NotAlike where layers that look alike are not: both steps are run on the meta device, and each op of the
     whole one must be that of the shorter one with its layers repeated.
     """
-    found = stand_in(step.users_own)
-    if found is None:
+    if stand_in(step.users_own, min(_KEPT)) is None:
         return None
-    short = ShortStep(found.model, step.loss_fn, step, partial(_extended, found.left))
-    with undone(step, (args, kwargs)), training_mode(step), training_mode(short):
+    with undone(step, (args, kwargs)), training_mode(step), torch.enable_grad():
         try:
-            _check_steps(step, short, found, args, kwargs)
+            found, short = _found(step, args, kwargs)
         except NotAlike:
             raise
         except Exception as error:
@@ -45,15 +48,26 @@ def shortened(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return short
 
 
-def _check_steps(
-    whole: StepModule, short: ShortStep, found: StandIn, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
-    few = eager_step(short, args, kwargs, places_of(found.model, found.left))
-    for name, left in found.left.items():
-        few = extend(few, name, left).sequence
-    all_layers = eager_step(whole, args, kwargs, ())
-    if list(spelled(few)) != list(spelled(all_layers)):
-        raise NotAlike("with some layers the model does not do what it does with all")
+def _found(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[StandIn, ShortStep]:
+    """The shortest step that does what the whole one does; raises NotAlike."""
+    whole, why = list(spelled(eager_step(step, args, kwargs, ()))), NotAlike("there are few of them")
+    for kept in _KEPT:
+        found = stand_in(step.users_own, kept)
+        if found is None:
+            break
+        short = ShortStep(found.model, step.loss_fn, step, partial(_extended, found.left))
+        with training_mode(short):
+            few = eager_step(short, args, kwargs, places_of(found.model, found.left))
+        try:
+            for name, left in found.left.items():
+                few = extend(few, name, left).sequence
+        except NotAlike as error:
+            why = error
+            continue
+        if list(spelled(few)) == whole:
+            return found, short
+        why = NotAlike("with some of its layers the model does not do what it does with all")
+    raise why
 
 
 def _extended(left: Mapping[str, Left], graph: CapturedGraph, module: fx.GraphModule) -> CapturedGraph:

@@ -58,7 +58,7 @@ def known_sums() -> Iterator[None]:
 
 
 def _looked_up(name: str, known: _Known) -> Callable[[SymNode, SymNode], SymNode]:
-    compute = getattr(SymNode, name)
+    compute: Callable[[SymNode, SymNode], SymNode] = getattr(SymNode, name)
 
     def operation(self: SymNode, other: SymNode) -> SymNode:
         env = self.shape_env
@@ -80,9 +80,7 @@ def _looked_up(name: str, known: _Known) -> Callable[[SymNode, SymNode], SymNode
                 known.of(env).results[key] = made
             return made
         # a node of its own for each result, as proxies belong to nodes
-        return SymNode(
-            found._expr, env, found.pytype, found._hint, optimized_summation=found._optimized_summation
-        )
+        return SymNode(found._expr, env, found.pytype, found._hint, optimized_summation=found._optimized_summation)
 
     return operation
 

@@ -1,4 +1,4 @@
-"""What a model's step does in eager mode on the meta device, op by op: nothing is computed, and nothing is allocated."""
+"""What a model's step does in eager mode on the meta device, op by op: nothing is computed or allocated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Recorded(TorchDispatchMode):
     """Records each op that reaches a device's kernels; values are storages."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.items: list[Item] = []
         self.values: dict[int, int] = {}
         self.backward = False

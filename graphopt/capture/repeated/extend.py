@@ -30,8 +30,17 @@ class Extended:
 
 def extend(sequence: Sequence, name: str, left: Left) -> Extended:
     """The sequence as it were with the layers that were left out of the list `name`; raises NotAlike."""
+    *others, last = find_layers(sequence, name)
+    for found in others:
+        try:
+            return _extended(sequence, name, left, found)
+        except NotAlike:
+            continue
+    return _extended(sequence, name, left, last)
+
+
+def _extended(sequence: Sequence, name: str, left: Left, found: Layers) -> Extended:
     more = left.count
-    found = find_layers(sequence, name)
     order = [*_forward(sequence, found.forward, more), *_backward(sequence, found.backward, more)]
     values = _Residents(sequence, name, left)
     origins = list(values.origins)

@@ -7,21 +7,21 @@ a period of the sequence is then looked at op by op, so that nothing is taken fo
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.base.errors import GraphoptError
 from graphopt.capture.repeated.sequence import Item, Sequence
 
 
 class NotAlike(GraphoptError):
-    """The layers of a list cannot be told to do the same; says why. It is for graphopt itself, which captures them all."""
+    """The layers of a list cannot be told to do the same; says why. No user sees it: all are captured then."""
 
 
 @dataclass(frozen=True)
 class Zone:
     """Ops of one half in which each does what the one a `period` before does: from `start` to `end`.
 
-    At `cut` further layers come in: behind the first layer of the forward, and before that of the backward.
+    At `cut` further layers come in, with a period on either side.
     """
 
     start: int
@@ -48,11 +48,14 @@ class Layers:
     fixed: frozenset[int]
 
 
-def find_layers(sequence: Sequence, name: str) -> Layers:
-    """Where the layers of the list `name` are; raises NotAlike."""
+def find_layers(sequence: Sequence, name: str) -> list[Layers]:
+    """Where the layers of the list `name` are, for each place of the backward for further ones; raises NotAlike.
+
+    In the forward they come in behind the first layer. Which place of the backward belongs to it is not known: as a
+    rule it is the last.
+    """
     periods = [_period(sequence, name, backward) for backward in (False, True)]
     zones = [_zone(sequence, backward, periods[0], periods[backward]) for backward in (False, True)]
-    found = Layers(name, zones[0], zones[1], frozenset())
     fixed = {
         value
         for zone in zones
@@ -60,7 +63,9 @@ def find_layers(sequence: Sequence, name: str) -> Layers:
         for value, later in zip(sequence.items[at].inputs, sequence.items[at + zone.period].inputs, strict=True)
         if value == later
     }
-    return Layers(found.name, found.forward, found.backward, frozenset(fixed))
+    forward, backward = zones
+    cuts = range(backward.cut, backward.start + backward.period - 1, -backward.period)
+    return [Layers(name, forward, replace(backward, cut=cut), frozenset(fixed)) for cut in cuts]
 
 
 def _period(sequence: Sequence, name: str, backward: bool) -> int:
@@ -72,7 +77,9 @@ def _period(sequence: Sequence, name: str, backward: bool) -> int:
             if of == name:
                 first.setdefault((layer, parameter), at)
     apart = Counter(
-        abs(first[layer + 1, parameter] - at) for (layer, parameter), at in first.items() if (layer + 1, parameter) in first
+        abs(first[layer + 1, parameter] - at)
+        for (layer, parameter), at in first.items()
+        if (layer + 1, parameter) in first
     )
     if not apart or not (period := apart.most_common(1)[0][0]):
         raise NotAlike(f"no parameter of {name} is read in one layer as in the next")
@@ -104,7 +111,7 @@ def _is_alike(sequence: Sequence, at: int, later: int, forward_period: int) -> b
 
 
 def _is_next(sequence: Sequence, item: Item, value: int, now: int, period: int, forward_period: int) -> bool:
-    """Whether `now` is for the next layer in the sequence what `value` is for the one before, or is the same for all."""
+    """Whether the next layer in the sequence reads `now` where the one before reads `value`."""
     if value == now:
         return True
     step = -1 if item.backward else 1

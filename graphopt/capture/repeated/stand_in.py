@@ -11,10 +11,8 @@ from torch import nn
 
 from graphopt.capture.repeated.sequence import Place
 
-#: Layers that stay of a run of alike ones: in two of them at least everything is seen to be the same.
-KEPT = 3
-#: Runs of fewer are captured as they are.
-_FEWEST = 5
+#: Fewer layers less are not worth it.
+_FEWEST_LEFT = 2
 
 
 @dataclass(frozen=True)
@@ -33,13 +31,13 @@ class StandIn:
     left: Mapping[str, Left]
 
 
-def stand_in(model: nn.Module) -> StandIn | None:
-    """The model with few of the layers of each list of alike ones; None where it has no such list.
+def stand_in(model: nn.Module, kept: int) -> StandIn | None:
+    """The model with `kept` layers of each run of alike ones in a list; None where it has no such list.
 
     They are alike where their parameters and buffers are. What they do is to be looked at.
     """
     left: dict[str, Left] = {}
-    made = _shortened(model, "", left)
+    made = _shortened(model, "", kept, left)
     return StandIn(made, left) if left else None
 
 
@@ -60,17 +58,18 @@ def place_of(name: str, lists: Iterable[str]) -> Place | None:
     return None
 
 
-def _shortened(module: nn.Module, name: str, left: dict[str, Left]) -> nn.Module:
+def _shortened(module: nn.Module, name: str, kept: int, left: dict[str, Left]) -> nn.Module:
     """The module itself where nothing in it is a list of alike layers, otherwise a copy that shares all the rest."""
     if isinstance(module, (nn.ModuleList, nn.Sequential)):
         layers = list(module)
         first, count = _longest_run([_spelled(layer) for layer in layers])
-        if count >= _FEWEST and len(set(map(id, layers))) == len(layers):
-            left[name] = Left(first, count - KEPT)
-            kept = [*layers[: first + KEPT], *layers[first + count :]]
-            return _copy(module, {str(number): layer for number, layer in enumerate(kept)})
+        if count >= kept + _FEWEST_LEFT and len(set(map(id, layers))) == len(layers):
+            left[name] = Left(first, count - kept)
+            stay = [*layers[: first + kept], *layers[first + count :]]
+            return _copy(module, {str(number): layer for number, layer in enumerate(stay)})
     children = {
-        key: child and _shortened(child, f"{name}.{key}".lstrip("."), left) for key, child in module._modules.items()
+        key: child and _shortened(child, f"{name}.{key}".lstrip("."), kept, left)
+        for key, child in module._modules.items()
     }
     is_same = all(children[key] is child for key, child in module._modules.items())
     return module if is_same else _copy(module, children)

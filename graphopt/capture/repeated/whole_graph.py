@@ -13,7 +13,6 @@ import sympy
 import torch
 from torch import fx
 
-from graphopt.capture.captures import in_users_words
 from graphopt.capture.repeated.extend import Extended, extend
 from graphopt.capture.repeated.sequence import Item, Place
 from graphopt.capture.repeated.sequence import Sequence as Steps
@@ -26,13 +25,11 @@ from graphopt.problem.problem import Problem
 
 
 def names_of_inputs(module: fx.GraphModule) -> list[str]:
-    """Inside of a backend: what each input of one of Dynamo's graphs is called in the model; "" where it is none of it."""
-    found = []
-    for node in module.graph.find_nodes(op="placeholder"):
-        given = node.meta.get("grapharg")
-        name = in_users_words(given.source.name) if given is not None and given.source is not None else ""
-        found.append(own_name(re.sub(r"^(L\['\w+'\]|model)\.(__self__\.)?", "", name)))
-    return found
+    """Inside of a backend: what each input of one of Dynamo's graphs is called in the model, as far as it is of it."""
+    given = [node.meta.get("grapharg") for node in module.graph.find_nodes(op="placeholder")]
+    names = [each.source.name if each is not None and each.source is not None else "" for each in given]
+    paths = [re.sub(r"\._(?:modules|parameters|buffers)\['([^']+)'\]", r".\1", name) for name in names]
+    return [own_name(re.sub(r"^L\['\w+'\]\.(__self__\.)?", "", path)) for path in paths]
 
 
 def whole_graph(graph: CapturedGraph, names: Sequence[str], left: Mapping[str, Left]) -> CapturedGraph:

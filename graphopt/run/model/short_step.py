@@ -20,9 +20,7 @@ class ShortStep(StepModule):
     It is never run.
     """
 
-    def __init__(
-        self, model: nn.Module, loss_fn: Callable[..., Any] | None, whole: nn.Module, extend: Extend
-    ) -> None:
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None, whole: nn.Module, extend: Extend) -> None:
         super().__init__(model, loss_fn)
         # no child: it is not captured
         self.stands_for = (whole,)
