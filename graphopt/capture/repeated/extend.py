@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from graphopt.capture.repeated.periods import Layers, NotAlike, Zone, find_layers
+from graphopt.capture.repeated.periods import FoundLayers, NotAlike, Zone, find_layers
 from graphopt.capture.repeated.sequence import Item, Place, Sequence
 from graphopt.capture.repeated.stand_in import Left
 
@@ -39,7 +39,8 @@ def extend(sequence: Sequence, name: str, left: Left) -> Extended:
     return _extended(sequence, name, left, last)
 
 
-def _extended(sequence: Sequence, name: str, left: Left, found: Layers) -> Extended:
+def _extended(sequence: Sequence, name: str, left: Left, found: FoundLayers) -> Extended:
+    """With the place of the backward that was found for further layers."""
     more = left.count
     order = [*_forward(sequence, found.forward, more), *_backward(sequence, found.backward, more)]
     values = _Residents(sequence, name, left)
@@ -79,7 +80,7 @@ def _backward(sequence: Sequence, zone: Zone, more: int) -> Iterator[tuple[int, 
     yield from ((at, 0) for at in range(zone.cut, len(sequence.items)))
 
 
-def _position(sequence: Sequence, found: Layers, more: int, reader: int, value: int, layer: int) -> int:
+def _position(sequence: Sequence, found: FoundLayers, more: int, reader: int, value: int, layer: int) -> int:
     """Where the op is, in the longer sequence, that makes what a copy of `reader` so many layers further reads."""
     maker = sequence.makers[value][0]
     in_backward = sequence.items[maker].backward

@@ -1,6 +1,6 @@
 """Where the layers of a list are in a sequence of ops: one behind the other, each doing what the one before does.
 
-Layers are found by their parameters: the op that is the first to read one in the next layer is a period behind. What is
+They are found by their parameters: the op that is the first to read one in the next layer is a period behind. What is
 a period of the sequence is then looked at op by op, so that nothing is taken for repeated that only looks so.
 """
 
@@ -36,7 +36,7 @@ class Zone:
 
 
 @dataclass(frozen=True)
-class Layers:
+class FoundLayers:
     """One list in a sequence: where its layers are in the forward, and in the backward.
 
     `fixed` are values that one layer reads as the next does, so that they are the same for all.
@@ -48,7 +48,7 @@ class Layers:
     fixed: frozenset[int]
 
 
-def find_layers(sequence: Sequence, name: str) -> list[Layers]:
+def find_layers(sequence: Sequence, name: str) -> list[FoundLayers]:
     """Where the layers of the list `name` are, for each place of the backward for further ones; raises NotAlike.
 
     In the forward they come in behind the first layer. Which place of the backward belongs to it is not known: as a
@@ -65,7 +65,7 @@ def find_layers(sequence: Sequence, name: str) -> list[Layers]:
     }
     forward, backward = zones
     cuts = range(backward.cut, backward.start + backward.period - 1, -backward.period)
-    return [Layers(name, forward, replace(backward, cut=cut), frozenset(fixed)) for cut in cuts]
+    return [FoundLayers(name, forward, replace(backward, cut=cut), frozenset(fixed)) for cut in cuts]
 
 
 def _period(sequence: Sequence, name: str, backward: bool) -> int:
