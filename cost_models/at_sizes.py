@@ -79,15 +79,16 @@ class CostsBySize:
 def costs_by_size(nodes: Sequence[fx.Node], costs: Sequence[OpCost]) -> CostsBySize:
     """Read the ops of a graph whose sizes are symbols, with their costs at the sizes of its capture."""
     kinds: dict[str, int] = {}
-    numbers = [kinds.setdefault(_spelled(node), len(kinds)) for node in nodes]
+    by_node = {node: kinds.setdefault(spelled_op(node), len(kinds)) for node in dict.fromkeys(nodes)}
+    numbers = [by_node[node] for node in nodes]
     first = [numbers.index(kind) for kind in range(len(kinds))]
     examples = tuple(nodes[i] for i in first)
     runs = any(costs[i].storage_bytes is not None for i in first)
     return CostsBySize(tuple(numbers), examples, tuple(costs[i] for i in first), tuple(roofline(examples)), runs)
 
 
-def _spelled(node: fx.Node) -> str:
-    """An op with the layouts of what it reads, in symbols."""
+def spelled_op(node: fx.Node) -> str:
+    """An op with the layouts of what it reads, in symbols: equal where ops do the same at all sizes."""
 
     def spell(item: Any) -> Any:
         value = item.meta.get("val") if isinstance(item, fx.Node) else item

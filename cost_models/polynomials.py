@@ -29,6 +29,9 @@ _PARTS = 4
 #: Mixtures are looked for among so many polynomials at the most.
 _MOST_MIXED = 32
 
+#: Sums below this are computed with machine integers.
+_EXACT = 2**63
+
 #: The least and the largest of each size, by name.
 Ranges = Mapping[str, tuple[int, int]]
 
@@ -144,13 +147,17 @@ class Family:
         self._terms = tuple(dict.fromkeys(term for form in forms for term in form.terms))
         rows = [_in_columns(form, self._terms) for form in forms]
         self._starts = np.cumsum([0, *(len(each) for each in rows)])[:-1]
-        # of Python's integers, which do not overflow where a search goes far
-        self._rows = np.concatenate(rows).astype(object)
+        self._rows = np.concatenate(rows)
+        self._largest = int(np.abs(self._rows).max(initial=0))
 
     def at(self, sizes: Mapping[str, int]) -> list[int]:
         """What each form is at these sizes."""
-        values = np.array([value_at(term, sizes) for term in self._terms], dtype=object)
-        found: list[int] = np.maximum.reduceat(self._rows @ values, self._starts).tolist()
+        values = [value_at(term, sizes) for term in self._terms]
+        # Python's integers do not overflow where a search goes far, and take a hundred times as long
+        exact = self._largest * sum(map(abs, values)) < _EXACT
+        rows = self._rows if exact else self._rows.astype(object)
+        sums = rows @ np.array(values, dtype=np.int64 if exact else object)
+        found: list[int] = np.maximum.reduceat(sums, self._starts).tolist()
         return found
 
 
@@ -166,15 +173,16 @@ def _largest_somewhere(bounds: npt.NDArray[Any]) -> list[int]:
     less than any mixture of them, so that the largest of all stays what it was.
     """
     kept: list[int] = []
-    for row in np.argsort(-(bounds / np.maximum(np.abs(bounds).max(axis=0), 1)).sum(axis=1), kind="stable"):
-        if not kept or not (bounds[kept] >= bounds[row]).all(axis=1).any():
-            kept.append(int(row))
-    left = list(kept)
+    left = np.argsort(-(bounds / np.maximum(np.abs(bounds).max(axis=0), 1)).sum(axis=1), kind="stable")
+    while len(left):  # the first of those that are left is nowhere less than most of them
+        kept.append(int(left[0]))
+        left = left[1:][(bounds[left[1:]] > bounds[left[0]]).any(axis=1)]
+    unmixed = list(kept)
     for row in reversed(kept if len(kept) <= _MOST_MIXED else []):
-        others = [each for each in left if each != row]
+        others = [each for each in unmixed if each != row]
         if any(_mixes(bounds[one], bounds[other], bounds[row]) for one, other in _pairs(others)):
-            left = others
-    return left
+            unmixed = others
+    return unmixed
 
 
 def _pairs(numbers: Sequence[int]) -> Iterable[tuple[int, int]]:

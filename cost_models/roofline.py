@@ -33,12 +33,13 @@ def roofline(nodes: Sequence[Node], at: At | None = None) -> list[OpCost]:
 
     `at` says what sizes are that are symbols; None: as they were captured.
     """
-    devices = [node_device(node) for node in nodes]
+    # a node may stand for many: of layers that are captured once
+    devices = {node: node_device(node) for node in dict.fromkeys(nodes)}
     # each is looked up by all that decides which kernels run
-    speeds = {device: device_speed(device) for device in dict.fromkeys(devices) if device is not None}
-    pairs = zip(nodes, devices, strict=True)
+    speeds = {device: device_speed(device) for device in dict.fromkeys(devices.values()) if device is not None}
     # without a device it is arithmetic on sizes
-    return [OpCost(0.0, 0) if device is None else _cost(node, speeds[device], at) for node, device in pairs]
+    costs = {n: OpCost(0.0, 0) if device is None else _cost(n, speeds[device], at) for n, device in devices.items()}
+    return [costs[node] for node in nodes]
 
 
 def _cost(node: Node, speed: DeviceSpeed, at: At | None) -> OpCost:

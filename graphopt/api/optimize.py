@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from graphopt.api.optimized import Optimized
+from graphopt.api.shortened import shortened
 from graphopt.base.errors import CaptureError, PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic
 from graphopt.capture.check_tensors import check_inputs
 from graphopt.capture.mends.operators_on_meta import operators_on_meta
+from graphopt.capture.repeated.periods import NotAlike
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.snapshot import generators_kept
 from graphopt.device.storages import tensors_in
@@ -32,6 +35,8 @@ from graphopt.run.model.request import OnExcess, Request, check_on_excess
 from graphopt.run.model.wrapping import check_unwrapped
 from graphopt.run.session import Session
 from graphopt.verify.compare import compare_with_eager
+
+logger = logging.getLogger("graphopt")
 
 
 @generators_kept()
@@ -149,13 +154,27 @@ def plan_model(
     `options` are those of `optimize()`. The last of several inputs is the loss function's target.
     """
     module = StepModule(model, loss_fn)
-    if device_of(model).type == "meta":
-        with operators_on_meta():
-            optimize(module, mem_budget, example_inputs=example_inputs, **options)
-        check_gradients_on_meta(module.graphopt.planned_graphs)  # type: ignore[union-attr,arg-type]
+    options |= {"mem_budget": mem_budget, "example_inputs": example_inputs}
+    if device_of(model).type != "meta":
+        optimize(module, **options)
     else:
-        optimize(module, mem_budget, example_inputs=example_inputs, **options)
+        with operators_on_meta():
+            module = _planned_on_meta(module, options)
+        check_gradients_on_meta(module.graphopt.planned_graphs)  # type: ignore[union-attr,arg-type]
     return module.graphopt  # type: ignore[return-value]
+
+
+def _planned_on_meta(module: StepModule, options: dict[str, Any]) -> StepModule:
+    """The module, planned, or a shorter one where its layers can be shown to be alike."""
+    try:
+        short = shortened(module, *as_call(options["example_inputs"], None)) if options.get("plan") is None else None
+        if short is not None:
+            optimize(short, **options)
+            return short
+    except NotAlike as error:
+        logger.info("all layers are captured: %s", error)
+    optimize(module, **options)
+    return module
 
 
 def check_gradients_on_meta(planned: Sequence[PlannedGraph]) -> None:

@@ -29,6 +29,7 @@ from graphopt.capture.changing_sizes import (
 from graphopt.capture.mends.autograd_function import plain_autograd_function
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
 from graphopt.capture.mends.effect_tokens import without_tokens
+from graphopt.capture.mends.known_sums import known_sums
 from graphopt.capture.mends.masked_writes import with_masked_writes
 from graphopt.capture.mends.regions import with_regions_inlined
 from graphopt.capture.mends.true_strides import true_strides
@@ -246,7 +247,7 @@ def _traced(request: CaptureRequest, compiler: Callable[..., Any], begin_anew: C
     """What the compiler makes of the graph; where it cannot be traced with numbers that change, with constants."""
     changes = (_dense_tangents, _draws_kept, true_strides, eagers_kernels, floats_stay_floats, plain_autograd_function)
     with compile_lock, ExitStack() as stack:  # one thread at a time: what is changed here is PyTorch's own
-        for each in changes:
+        for each in (*changes, known_sums):
             stack.enter_context(each())
         try:
             return compiler(request.module, request.example_inputs)

@@ -27,6 +27,7 @@ from graphopt.capture.captures import code_being_captured
 from graphopt.capture.changing_sizes import CONSTANT, Sizes, changing_sizes
 from graphopt.capture.mends.constant_numbers import captured_with_constants, flags_are_constants
 from graphopt.capture.mends.eagers_kernels import eagers_kernels
+from graphopt.capture.mends.known_sums import known_sums
 from graphopt.capture.mends.math_functions import math_functions
 from graphopt.capture.mends.numpy_functions import numpy_functions
 from graphopt.capture.mends.out_arguments import out_arguments
@@ -157,7 +158,7 @@ def settings(sizes: Sizes = CONSTANT) -> Iterator[None]:
             torch._dynamo.config.ignore_logging_functions | _FUNCTIONS_THAT_LOG | _methods_that_log()
         ),
     }
-    of_numbers = (flags_are_constants, math_functions)
+    of_numbers = (flags_are_constants, math_functions, known_sums)
     mends = (true_strides, eagers_kernels, few_fakes, packed_sequences, out_arguments, users_functions, numpy_functions)
     with torch._dynamo.config.patch(limits), ExitStack() as stack:
         for each in (*of_numbers, *mends):

@@ -30,7 +30,7 @@ INNER_LAYERS = {
         ("bounds", "orders", "retention"),
         *(("moves",), ("chains",), ("",)),
     ),
-    "capture": (("mends", "recurrent"), ("",)),
+    "capture": (("mends", "recurrent", "repeated"), ("",)),
     "run": (("model",), ("graphs",), ("watch",), ("calls",), ("",)),
 }
 SIBLINGS = {"cost_models", "passes"}

@@ -20,6 +20,7 @@ from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
 from graphopt.run.graphs.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
 from graphopt.run.model.part import Part
 from graphopt.run.model.request import Request
+from graphopt.run.model.short_step import extension_of
 from graphopt.run.model.wrapping import Wrapping, bytes_of, holds_gradients, is_sharded
 from graphopt.run.watch.corrections import Corrections
 from graphopt.run.watch.watch import Watch
@@ -143,7 +144,8 @@ class Loop:
             if this is not None and this.watch is not None:
                 this.watch.other_tangents_came()
 
-        return Surroundings(run, around_forward, around_backward, is_alone, other_tangents_came)
+        extend = extension_of(self._model)
+        return Surroundings(run, around_forward, around_backward, is_alone, other_tangents_came, extend)
 
     def held_bytes(
         self,

@@ -34,6 +34,7 @@ from graphopt.run.graphs.call_key import Call, CallKey, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
 from graphopt.run.graphs.gradients import GradientSums
 from graphopt.run.model.request import Request
+from graphopt.run.model.short_step import planned_model
 from graphopt.run.model.wrapping import Wrapping, bytes_of
 
 #: Kinds of calls whose plans are kept, the least recently used go: of a graph with a thousand ops each takes half a
@@ -231,7 +232,8 @@ class Plans:
     def _resident(self, device: torch.device, in_loop: bool) -> dict[str, int]:
         """What is there beside the graphs, by kind; what a loop holds counts in a loop alone, and not for examples."""
         request = self._request
-        kinds = resident_of_model(self._model, self.inputs, device)
+        model = planned_model(self._model)
+        kinds = resident_of_model(model, self.inputs, device)
         self._input_bytes[self.key.shapes] = kinds["inputs"]
         kinds["optimizer"] = request.optimizer_bytes
         kinds["reserve"] = request.reserve_bytes
@@ -240,5 +242,5 @@ class Plans:
         if in_loop:
             others = self._input_bytes
             kinds |= self._loop.held_bytes(self.key, lambda shapes: others.get(shapes, 0), device, self.wrapping)
-        kinds["other"] = other_bytes(self._model, self.inputs, request.optimizer, device)
+        kinds["other"] = other_bytes(model, self.inputs, request.optimizer, device)
         return kinds

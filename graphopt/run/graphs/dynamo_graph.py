@@ -35,6 +35,7 @@ from graphopt.run.graphs.input_symbols import InputSymbols
 from graphopt.run.graphs.meeting_graphs import saving_nothing, written_inputs
 from graphopt.run.graphs.studies import Studies
 from graphopt.run.graphs.tangents import Tangents
+from graphopt.run.model.short_step import Extend
 
 #: Decides on a schedule for what is planned.
 Plan = Callable[[GraphStudy], Schedule]
@@ -45,7 +46,8 @@ class Surroundings:
     """What a graph's owner has to say: what a call of it does, and what is around its forward and its backward.
 
     `is_alone` tells whether no other forward waits for its backward. `other_tangents_came` is called where a backward
-    begins that was not planned.
+    begins that was not planned. `extend` makes the graph that is planned of the captured one; what it is made of is not
+    run.
     """
 
     run: Callable[[DynamoGraph, tuple[Any, ...]], Any]
@@ -53,6 +55,7 @@ class Surroundings:
     around_backward: Callable[[Callable[[list[Any]], Any], list[Any]], Any]
     is_alone: Callable[[], bool]
     other_tangents_came: Callable[[], None]
+    extend: Extend | None = None
 
 
 @dataclass(eq=False)
@@ -151,7 +154,9 @@ class DynamoGraph:
             self.studies.serves(key.adds, chosen[-1], self.symbols.named_in(key.shapes))
             return chosen[-1]
 
-        if key.adds in self._serving:
+        if self.around.extend is not None:
+            self._plan_extended(key, self.around.extend, choice, decide)
+        elif key.adds in self._serving:
             decide(None)
         else:
             self._compile(key, choice, decide)
@@ -195,6 +200,18 @@ class DynamoGraph:
             self._serving[key.adds] = compiled
         emitted = compiled.emitted
         self.may_round = emitted is not None and has_full_precision_products(emitted.whole_backward or emitted.backward)
+
+    def _plan_extended(self, key: CallKey, extend: Extend, choice: Choice, decide: Decide) -> None:
+        """Capture it to plan what it stands for."""
+
+        def refuse(*_args: Any) -> Any:
+            raise AssertionError("a graph that stands for a larger one is not run")
+
+        with self._as_met():
+            captured = capture_only(self._request(choice, key.adds))
+        if captured is not None:
+            decide(extend(captured, self.module))
+            self.compiled[key] = CompiledGraph(refuse, None, [])
 
     def _forgets_studies(self) -> None:
         self.studies.clear()

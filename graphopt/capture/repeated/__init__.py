@@ -1,0 +1,1 @@
+"""Layers that come many times in a model, captured a few times."""
