@@ -127,7 +127,7 @@ def _follow(ranks: Ranks, studies: Sequence[GraphStudy], room: Room, choice: Cho
 
 def _taken_over(captured: CapturedGraph, plan: GraphPlan, room: Room, choice: Choice) -> PlannedGraph:
     """The first rank's plan for this rank's graph; another point of its curve where kernels take other bytes here."""
-    study = GraphStudy(captured, plan)
+    study = GraphStudy(captured, plan)  # in the pieces of the plan
     try:
         return plan_graph(study, plan.budget_bytes, choice)
     except InfeasibleError as error:

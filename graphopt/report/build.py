@@ -77,7 +77,7 @@ def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
     except InfeasibleError:
         by_segments = Comparison("sqrt_n", None, None)
     return (
-        row("eager", study.eager.peak_bytes, study.eager.seconds),
+        row("eager", study.origin.eager.peak_bytes, study.origin.eager.seconds),
         by_segments,
         row("chosen", chosen.peak_bytes, chosen.seconds),
         row("minimum", least.peak_bytes, least.seconds),
@@ -86,4 +86,4 @@ def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
 
 def _overhead(planned: PlannedGraph, seconds: float) -> float:
     """Extra time over the captured graph as it is, a fraction."""
-    return seconds / (planned.study.eager.seconds or 1.0) - 1
+    return seconds / (planned.study.origin.eager.seconds or 1.0) - 1

@@ -1,0 +1,34 @@
+"""Pass: what is independent row by row, up to a sum, is run in pieces of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphopt.graph.joint import JointGraph
+from graphopt.graph.numbers import is_symbol
+from graphopt.graph.step_graph import tensors_of
+from graphopt.passes.joint.chunks.find import find_regions
+from graphopt.passes.joint.chunks.rewrite import rewrite
+from graphopt.problem.pieces import Pieces
+
+#: In how many pieces a graph is tried, where it has as many rows: beyond, a step has hundreds of ops more.
+COUNTS = (2, 4, 8, 16, 32, 64)
+
+
+def chunk(joint: JointGraph, pieces: Pieces) -> bool:
+    """Run the regions of a joint graph in so many pieces each; True where there is one."""
+    regions = find_regions(joint)
+    for region in regions:
+        rewrite(joint, region, pieces.count)
+    if regions:
+        joint.module.recompile()
+    return bool(regions)
+
+
+def possible_pieces(joint: JointGraph) -> Sequence[Pieces]:
+    """The pieces in which a joint graph can be run, fewest first; none where nothing in it is independent by row."""
+    if any(is_symbol(size) for node in joint.graph.nodes for held in tensors_of(node) for size in held.shape):
+        return ()  # how many rows there are is known at each call, and pieces of them are not
+    regions = find_regions(joint)
+    most = max((region.total for region in regions), default=0)
+    return tuple(Pieces(count) for count in COUNTS if count <= most)

@@ -1,0 +1,64 @@
+"""The regions of a joint graph that are worth running in pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import fx
+
+from graphopt.graph.joint import JointGraph
+from graphopt.graph.nodes import is_view
+from graphopt.passes.joint.chunks.ops import is_tensor, shape_of
+from graphopt.passes.joint.chunks.region import Region, find_region
+from graphopt.passes.joint.chunks.rows import Rows
+
+#: Values of fewer elements are not worth an op more.
+LEAST_NUMEL = 4096
+#: A region besides the one with the largest values has values of at least this share of theirs.
+NEXT = 0.5
+#: Large values of a forward with which a region may begin, that are looked at.
+MOST_STARTS = 8
+
+
+def find_regions(joint: JointGraph) -> list[Region]:
+    """Regions of the largest values of the forward, none of which has a node of another."""
+    late = joint.backward_nodes()
+    starts = [n for n in joint.graph.nodes if n.op == "call_function" and n not in late and _may_begin(n)]
+    starts.sort(key=_numel, reverse=True)
+    found: list[Region] = []
+    for start in starts[:MOST_STARTS]:
+        is_taken = any(start in region.nodes for region in found)
+        if is_taken or (found and _numel(start) < NEXT * _numel(found[0].large[0])):
+            continue
+        region = _best(joint, start)
+        if region is not None and not any(set(region.nodes) & set(other.nodes) for other in found):
+            found.append(region)
+    return found
+
+
+def _may_begin(node: fx.Node) -> bool:
+    return is_tensor(node) and not is_view(node) and len(shape_of(node)) > 1 and _numel(node) >= LEAST_NUMEL
+
+
+def _best(joint: JointGraph, start: fx.Node) -> Region | None:
+    """The region with the most elements in large values, of those with rows of other sizes the one of more rows."""
+    regions = [find_region(joint, start, rows, total) for rows, total in _ways(joint, start)]
+    worth = [region for region in regions if region is not None and len(region.large) > 1]
+    return max(worth, key=lambda region: (sum(map(_numel, region.large)), region.total), default=None)
+
+
+def _ways(joint: JointGraph, start: fx.Node) -> Iterator[tuple[Rows, int]]:
+    """What may be a row: all but the last dimension, or an element of the first, or as many as some batch has."""
+    shape = shape_of(start)
+    flat = math.prod(shape[:-1])
+    if flat > 1:
+        yield Rows(0, len(shape) - 1), flat
+    first = {shape_of(node)[0] for node in joint.graph.nodes if is_tensor(node) and len(shape_of(node)) > 2}
+    for total in sorted({shape[0], *first}):
+        if 1 < total < flat and shape[0] % total == 0:
+            yield Rows(0, 1, shape[0] // total), total
+
+
+def _numel(node: fx.Node) -> int:
+    return math.prod(shape_of(node))
