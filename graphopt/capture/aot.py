@@ -104,6 +104,8 @@ class CaptureRequest:
     #: The schedules of this graph for which there is code, where it serves several sizes.
     at_hand: dict[Schedule, None] = field(default_factory=dict)
     sizes: Sizes = CONSTANT
+    #: Whether what the backward starts from is there when the forward begins.
+    tangent_is_known: bool = False
 
 
 class _Captured(Exception):
@@ -231,7 +233,7 @@ def _captured(
     if request.compiler == "inductor":
         graph, virtual = as_inductor_partitions(graph, inputs, static), virtual_nodes
     options = (request.cost_model, request.name, break_reason, request.hand_over, request.tangents, virtual)
-    captured = capture_graph(graph, static, *options)
+    captured = capture_graph(graph, static, *options, tangent_is_known=request.tangent_is_known)
 
     def write(decision: Decision) -> Emitted:
         form, schedule = captured.form(decision.pieces), decision.schedule

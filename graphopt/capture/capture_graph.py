@@ -51,27 +51,29 @@ def capture_graph(
     hand_over: HandOver = return_all,
     tangents: ChooseTangents | None = None,
     virtual: FindVirtual = none_is_virtual,
+    *,
+    tangent_is_known: bool = False,
 ) -> CapturedGraph:
     """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced.
 
     `hand_over` gives the passes that decide what becomes of the gradients; they run behind the cleaning ones.
     `tangents` chooses those that the backward is made for; None: all. `virtual` finds the ops whose results are never
-    stored.
+    stored. With `tangent_is_known` a form of the graph may read its tangent in the forward.
     """
     _check_gradients(joint)
     run_passes(joint, CLEANING)
     making = _Making(static_inputs, cost_model, hand_over, tangents, virtual)
-    every = possible_pieces(joint) if virtual is none_is_virtual else ()
-    clean = copy_joint(joint) if every else joint
+    clean = copy_joint(joint)
     step, problem, whole = making.priced(joint, ())
     captured = CapturedGraph(name, break_reason, step, problem, whole)
+    planned = frozenset(i for i, node in enumerate(step.joint.tangents) if node in step.joint.defined_tangents)
+    every = _possible_pieces(clean, planned, tangent_is_known) if virtual is none_is_virtual else ()
     if not every:
         return captured
-    planned = frozenset(i for i, node in enumerate(step.joint.tangents) if node in step.joint.defined_tangents)
     alike = replace(making, tangents=None if tangents is None else lambda _step: planned)
 
     def form(pieces: Pieces) -> CapturedGraph:
-        divided, problem, whole = alike.priced(copy_joint(clean), in_pieces(pieces))
+        divided, problem, whole = alike.priced(copy_joint(clean), in_pieces(pieces, tangent_is_known=tangent_is_known))
         divided = replace(divided, graph_hash=step.graph_hash)
         return CapturedGraph(name, break_reason, divided, problem, whole, pieces, forms)
 
@@ -102,6 +104,14 @@ class _Making:
         step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
         problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
         return step, problem, whole
+
+
+def _possible_pieces(clean: JointGraph, planned: frozenset[int], tangent_is_known: bool) -> Sequence[Pieces]:
+    """The pieces of a graph whose backward is made for the tangents that are planned for."""
+    if len(planned) < len(clean.tangents):
+        clean = copy_joint(clean)
+        run_passes(clean, (with_tangents(planned),))
+    return possible_pieces(clean, tangent_is_known=tangent_is_known)
 
 
 def _check_gradients(joint: JointGraph) -> None:

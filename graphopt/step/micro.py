@@ -183,7 +183,8 @@ class Micros:
         examples = examples_of(module)
         choice = self._choice
         options = choice.cost_model, "micro-batch", hand_over
-        request = CaptureRequest(module, examples, *options, compiler=choice.compiler, sizes=self._sizes)
+        known = {"compiler": choice.compiler, "sizes": self._sizes, "tangent_is_known": True}
+        request = CaptureRequest(module, examples, *options, **known)
         captured = capture_only(request)
         if captured is None:
             raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")

@@ -35,7 +35,7 @@ class Learning:
 class MicroGraph:
     """A captured micro-batch graph, for inputs of one size or of many; `symbols` are those of its inputs.
 
-    Its inputs are described by `input_roles`: Dynamo's flat inputs, and ours. `guards` is what has been asked of
+    Its inputs are Dynamo's flat inputs, and ours. `guards` is what has been asked of
     symbols, `num_guards` of which Dynamo knows: it looks at them while it captures, and never again.
     """
 
@@ -70,11 +70,6 @@ class MicroGraph:
         with generators_kept():
             emitted = emit_whole(self.captured.form(decision.pieces).step, decision.schedule)
             return emitted if self.compiler == "eager" else LoweredWhole(emitted)
-
-    @cached_property
-    def input_roles(self) -> tuple[object, ...]:
-        """The descriptor of each input, in order: AOTAutograd's, or one of graphopt.graph.roles."""
-        return tuple(node.meta[DESCRIPTOR] for node in self._placeholders)
 
     @cached_property
     def accumulators(self) -> dict[int, torch.Tensor]:
@@ -128,6 +123,12 @@ class Micro:
     def module(self) -> fx.GraphModule | LoweredWhole:
         """The graph to run, that of other sizes too with the same schedule."""
         return self.graph.module(self.planned.decision)
+
+    @property
+    def input_roles(self) -> tuple[object, ...]:
+        """The descriptor of each input of what is run, in order: AOTAutograd's, or one of graphopt.graph.roles."""
+        graph = self.planned.captured.step.graph_module.graph
+        return tuple(node.meta[DESCRIPTOR] for node in graph.find_nodes(op="placeholder"))
 
     @property
     def is_planned(self) -> bool:

@@ -68,9 +68,9 @@ def with_tangents(defined: frozenset[int]) -> NamedPass[JointGraph]:
     return NamedPass("undefined_tangents", run, requires=(no_symbol_is_constant, gradients_are_unused))
 
 
-def in_pieces(pieces: Pieces) -> Passes:
-    """What is independent row by row is run in so many pieces."""
-    run = partial(chunk, pieces=pieces)
+def in_pieces(pieces: Pieces, *, tangent_is_known: bool) -> Passes:
+    """What is independent row by row is run in so many pieces; the forward may read the tangent, where it is known."""
+    run = partial(chunk, pieces=pieces, tangent_is_known=tangent_is_known)
     return (NamedPass("chunk", run, requires=(no_symbol_is_constant, gradients_are_unused)),)
 
 

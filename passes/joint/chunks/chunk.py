@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.numbers import is_symbol
 from graphopt.graph.step_graph import tensors_of
+from graphopt.passes.joint.chunks.at_once import at_once
 from graphopt.passes.joint.chunks.find import find_regions
 from graphopt.passes.joint.chunks.rewrite import rewrite
 from graphopt.problem.pieces import Pieces
@@ -15,20 +16,27 @@ from graphopt.problem.pieces import Pieces
 COUNTS = (2, 4, 8, 16, 32, 64)
 
 
-def chunk(joint: JointGraph, pieces: Pieces) -> bool:
-    """Run the regions of a joint graph in so many pieces each; True where there is one."""
+def chunk(joint: JointGraph, pieces: Pieces, *, tangent_is_known: bool = False) -> bool:
+    """Run the regions of a joint graph in so many pieces each; True where there is one.
+
+    `tangent_is_known` says that the forward may read what the backward starts from.
+    """
     regions = find_regions(joint)
     for region in regions:
-        rewrite(joint, region, pieces.count)
+        found = at_once(joint, region, tangent_is_known=tangent_is_known) if pieces.at_once else None
+        rewrite(joint, region, pieces.count, found, tangent_is_known=tangent_is_known)
     if regions:
         joint.module.recompile()
     return bool(regions)
 
 
-def possible_pieces(joint: JointGraph) -> Sequence[Pieces]:
+def possible_pieces(joint: JointGraph, *, tangent_is_known: bool = False) -> Sequence[Pieces]:
     """The pieces in which a joint graph can be run, fewest first; none where nothing in it is independent by row."""
     if any(is_symbol(size) for node in joint.graph.nodes for held in tensors_of(node) for size in held.shape):
         return ()  # how many rows there are is known at each call, and pieces of them are not
     regions = find_regions(joint)
     most = max((region.total for region in regions), default=0)
-    return tuple(Pieces(count) for count in COUNTS if count <= most)
+    some = any(at_once(joint, region, tangent_is_known=tangent_is_known) for region in regions)
+    return tuple(
+        Pieces(count, way) for count in COUNTS if count <= most for way in ((True, False) if some else (False,))
+    )

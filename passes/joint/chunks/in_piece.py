@@ -19,7 +19,8 @@ def arguments_in_piece(node: fx.Node, rows: Rows, needs: Sources, count: int) ->
 
     Its result has rows at `rows`, its inputs at `needs`.
     """
-    name, args = name_of(node), list(node.args)
+    name = name_of(node)
+    args: list[Any] = list(node.args)
     if not name:
         return node.args, dict(node.kwargs)
     source = node.args[0] if node.args else None

@@ -13,6 +13,7 @@ from torch import fx
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import RUN_ONCE
 from graphopt.passes.joint.chunks.added_up import AddedUp
+from graphopt.passes.joint.chunks.at_once import AtOnce, move_into_forward
 from graphopt.passes.joint.chunks.in_piece import arguments_in_piece
 from graphopt.passes.joint.chunks.levels import levels
 from graphopt.passes.joint.chunks.losses import loss_of_rows, weight_of_rows
@@ -28,17 +29,23 @@ from graphopt.passes.joint.skip_clones import look_again
 aten = torch.ops.aten
 
 
-def rewrite(joint: JointGraph, region: Region, pieces: int) -> None:
+def rewrite(
+    joint: JointGraph, region: Region, pieces: int, early: AtOnce | None = None, *, tangent_is_known: bool = False
+) -> None:
     """Run `region` in so many pieces of its rows, or one for each row where there are fewer.
 
-    Each pass over the pieces makes all of one before the next. Rows that come out are put together: in the backward
-    they are written to one buffer. Sums are added up.
+    Each pass over the pieces makes all of one before the next; with `early` there is one pass for forward and backward.
+    Rows that come out are put together: those of the backward are written to one buffer. Sums are added up.
     """
     late = joint.backward_nodes()
-    number = levels(joint.graph, region, late)
+    number = levels(joint.graph, region, late if early is None else frozenset())
+    if early is not None:
+        region = move_into_forward(joint, region, early, tangent_is_known=tangent_is_known)
     rewriting = _Rewriting(region, Writer(joint.graph), bounds(region.total, pieces), late)
     for level in sorted(set(number.values())):
         rewriting.run_pass([node for node in region.nodes if number[node] == level])
+    if early is not None and not tangent_is_known:
+        rewriting.multiply_by(early.tangent)
     rewriting.finish()
 
 
@@ -171,6 +178,14 @@ class _Rewriting:
             self.whole[loss] = weight_of_rows(self.writer, loss)
         return self.whole[loss]
 
+    def multiply_by(self, tangent: fx.Node) -> None:
+        """What was made for a tangent of 1 is multiplied where the backward begins."""
+        for node, whole in list(self.whole.items()):
+            if node in self.late:
+                self.writer.begins_at(node)
+                self.whole[node] = self.writer.call(aten.mul.Tensor, (whole, tangent), node)
+                self.whole[node].meta["partitioner_tag"] = "is_backward"
+
     def is_read_outside(self, node: fx.Node) -> bool:
         return bool(users_outside(node, self.region.nodes))
 
@@ -184,9 +199,9 @@ class _Rewriting:
             if node.users:
                 self.whole[node] = self.weight(loss)
         for node, whole in self.whole.items():
-            users = [user for user in node.users if user not in self.region.nodes and user is not whole]
+            users = users_outside(node, {*self.region.nodes, whole})
             if name_of(node) != "nll_loss_forward":
-                node.replace_all_uses_with(whole, delete_user_cb=lambda user, users=users: user in users)
+                node.replace_all_uses_with(whole, delete_user_cb=set(users).__contains__)
             look_again(users)
         members = set(self.region.nodes)
         for node in list(reversed(graph.nodes)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from torch import fx
 
@@ -116,11 +117,11 @@ def _permuted(node: fx.Node, rows: Rows) -> Sources | None:
 
 def order_of(node: fx.Node) -> list[int]:
     """Of `t`, `transpose` and `permute`: which of its input's dimensions each dimension is."""
-    of = len(shape_of(node))
+    of, args = len(shape_of(node)), cast(Any, node.args)
     order = list(range(of))
     if name_of(node) == "permute":
-        return [d % of for d in node.args[1]]  # type: ignore[union-attr]
-    one, other = (0, of - 1) if name_of(node) == "t" else (node.args[1] % of, node.args[2] % of)  # type: ignore
+        return [d % of for d in args[1]]
+    one, other = (0, of - 1) if name_of(node) == "t" else (args[1] % of, args[2] % of)
     order[one], order[other] = order[other], order[one]
     return order
 

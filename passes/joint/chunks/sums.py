@@ -35,7 +35,7 @@ def summands(node: fx.Node, source: fx.Node, rows: Rows) -> Sources | None:
 
 def is_reduced_loss(node: fx.Node) -> bool:
     """Whether it is a loss of classes, summed up or averaged."""
-    return name_of(node) == "nll_loss_forward" and given(node)["reduction"] != NO_REDUCTION
+    return name_of(node) == "nll_loss_forward" and bool(given(node)["reduction"] != NO_REDUCTION)
 
 
 def is_weight_of_loss(node: fx.Node) -> bool:

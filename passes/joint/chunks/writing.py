@@ -37,9 +37,8 @@ class Writer:
         with self.graph.inserting_before(self.graph.output_node()):
             name = like.name if target is like.target else f"{like.name}_{getattr(target, '_opname', 'part')}"
             node = self.graph.create_node("call_function", target, args, kwargs, name=name)
-        held = fx.node.map_arg((args, kwargs), lambda source: source.meta["val"])
         kept = {key: item for key, item in like.meta.items() if key not in ("val", "tensor_meta", DESCRIPTOR, RUN_ONCE)}
-        node.meta = {**kept, "val": target(*held[0], **held[1])}
+        node.meta = {**kept, "val": result_of(node)}
         self._written += 1
         self._place[node] = (self._behind, self._written)
         return node
@@ -75,6 +74,12 @@ class Writer:
                 placed.append(node)
         for node in placed:
             output.prepend(node)
+
+
+def result_of(node: fx.Node) -> Any:
+    """What a node holds, from what its inputs hold."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def that_keep_order(graph: fx.Graph) -> list[str]:
