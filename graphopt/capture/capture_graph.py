@@ -77,7 +77,10 @@ def capture_graph(
         divided = replace(divided, graph_hash=step.graph_hash)
         return CapturedGraph(name, break_reason, divided, problem, whole, pieces, forms)
 
-    forms = Forms(every, lambda pieces: form(pieces) if pieces != WHOLE else replace(captured, forms=forms))
+    largest_bytes = max(value.bytes for value in step.values if value.kind == "activations")
+    forms = Forms(
+        every, largest_bytes, lambda pieces: form(pieces) if pieces != WHOLE else replace(captured, forms=forms)
+    )
     return replace(captured, forms=forms)
 
 

@@ -32,9 +32,13 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Forms:
-    """A captured graph in pieces, each form made when it is first asked for; `every` are those that there are."""
+    """A captured graph in pieces, each form made when it is first asked for; `every` are those that there are.
+
+    `largest_bytes` are those of the largest value that is divided.
+    """
 
     every: Sequence[Pieces]
+    largest_bytes: int
     make: Callable[[Pieces], CapturedGraph]
     _made: dict[Pieces, CapturedGraph] = field(default_factory=dict)
 
@@ -46,7 +50,7 @@ class Forms:
 
 
 #: A graph that nothing divides, or that serves several sizes.
-NO_FORMS = Forms((), lambda _pieces: _never())
+NO_FORMS = Forms((), 0, lambda _pieces: _never())
 
 
 @dataclass(frozen=True)

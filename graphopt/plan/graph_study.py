@@ -62,6 +62,10 @@ class GraphStudy:
         self.is_reordered = is_reordered
         self._forms: dict[Pieces, GraphStudy] = {}
 
+    def reordered(self) -> GraphStudy:
+        """The same graph, were sums added up in another order."""
+        return GraphStudy(self.graph, is_reordered=True)
+
     @property
     def forms(self) -> Sequence[Pieces]:
         """In which pieces it may be planned, beside as it is."""

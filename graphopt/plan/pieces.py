@@ -8,7 +8,7 @@ order needs none, and one whose own values do not fit is not planned.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from graphopt.base.errors import BudgetError
 from graphopt.plan.graph_study import GraphStudy
@@ -31,23 +31,24 @@ def in_fewest_pieces(studies: Sequence[GraphStudy], make_for: Callable[[Sequence
 
     The plan raises the BudgetError of the smallest form where none fits.
     """
-    every = sorted({pieces for study in studies for pieces in study.forms}, key=_by_count)
+    every = {pieces for study in studies for pieces in study.forms}
     if not every:
         return make_for(studies)
 
     def make(room: Room) -> list[PlannedGraph]:
+        eager_seconds = math.fsum(study.eager.seconds for study in dict.fromkeys(studies))
         best: list[PlannedGraph] | None = None
-        for forms in _worth_planning(studies, every, room.own_bytes):
-            try:
-                planned = make_for(forms)(room)
-            except BudgetError:
-                continue
-            if best is not None and _seconds(planned) > (1 - LEAST_GAIN) * _seconds(best):
-                break
-            best = planned
-            if _seconds(best) <= (1 + LEAST_GAIN) * sum(study.eager.seconds for study in dict.fromkeys(studies)):
-                break
-        return best if best is not None else make_for(smallest_forms(studies))(room)
+        for ways in _by_count(every):
+            before = best
+            for forms in _worth_planning(studies, ways, room.own_bytes):
+                found = _planned(make_for(forms), room)
+                if found and (best is None or _seconds(found) < (1 - LEAST_GAIN) * _seconds(best)):
+                    best = found
+                if best and _seconds(best) <= (1 + LEAST_GAIN) * eager_seconds:
+                    return best
+            if best and best is before:
+                return best
+        return best or make_for(smallest_forms(studies))(room)
 
     return make
 
@@ -58,24 +59,46 @@ def smallest_forms(studies: Sequence[GraphStudy]) -> list[GraphStudy]:
 
 
 def _smallest(study: GraphStudy) -> GraphStudy:
-    forms = [study.form(pieces) for pieces in (WHOLE, *study.forms)]
-    floors = [practical_floor(form.planned) for form in forms]
-    return next(form for form, floor in zip(forms, floors, strict=True) if floor <= NEAR_LEAST * min(floors))
+    best, least = study, math.inf
+    for ways in reversed(_by_count(study.forms)):
+        forms = [study.form(pieces) for pieces in ways]
+        form = min(forms, key=_floor)
+        if _floor(form) > NEAR_LEAST * least:
+            return best
+        best, least = form, min(least, _floor(form))
+    return best
+
+
+def _floor(study: GraphStudy) -> int:
+    return practical_floor(study.planned)
+
+
+def _planned(make: Make, room: Room) -> list[PlannedGraph] | None:
+    try:
+        return make(room)
+    except BudgetError:
+        return None
+
+
+def _by_count(every: Collection[Pieces]) -> list[list[Pieces]]:
+    """Whole, then in more and more pieces, each with gradients made with the loss first: those are faster."""
+    counts = sorted({pieces.count for pieces in every})
+    ways = ([pieces for pieces in every if pieces.count == count] for count in counts)
+    return [[WHOLE], *(sorted(each, key=lambda pieces: not pieces.at_once) for each in ways)]
 
 
 def _worth_planning(
-    studies: Sequence[GraphStudy], every: Sequence[Pieces], own_bytes: int
+    studies: Sequence[GraphStudy], ways: Sequence[Pieces], own_bytes: int
 ) -> Iterator[Sequence[GraphStudy]]:
-    """The graphs whole, then in more and more pieces: those of which each may fit."""
-    for pieces in (WHOLE, *every):
+    """The graphs in these pieces, where each of them may fit."""
+    for pieces in ways:
+        # a form is made only where one of its pieces could fit: its ops are many
+        if any(study.graph.forms.largest_bytes > pieces.count * max(own_bytes, 0) for study in studies):
+            continue
         forms = [study.form(pieces) for study in studies]
-        if all(practical_floor(form.planned) <= own_bytes for form in forms):
+        if all(_floor(form) <= own_bytes for form in forms):
             yield forms
 
 
 def _seconds(planned: Sequence[PlannedGraph]) -> float:
     return math.fsum(each.simulation.seconds for each in planned)
-
-
-def _by_count(pieces: Pieces) -> tuple[int, bool]:
-    return pieces.count, pieces.at_once

@@ -17,6 +17,7 @@ from torch import fx
 
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, KnownTangent, add_input
+from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.levels import levels
 from graphopt.passes.joint.chunks.linear import is_linear
 from graphopt.passes.joint.chunks.ops import is_tensor, tensor
@@ -46,7 +47,7 @@ def at_once(joint: JointGraph, region: Region, *, tangent_is_known: bool) -> AtO
     reached = _reached(joint, members)
     between = tuple(n for n in joint.graph.nodes if n in late and n in reached and n not in members)
     found = AtOnce(tangents[0], between)
-    if not members & late or any(not may_be_in_pieces(node) or members & set(node.all_input_nodes) for node in between):
+    if not members & late or not all(_may_be_copied(node, region) for node in between):
         return None
     if set(levels(joint.graph, region, frozenset()).values()) != {0}:
         return None
@@ -60,7 +61,7 @@ def move_into_forward(joint: JointGraph, region: Region, found: AtOnce, *, tange
     for node in found.between:
         with joint.graph.inserting_before(anchor):
             copies[node] = joint.graph.node_copy(node, lambda source: copies.get(source, source))
-        copies[node].meta = {**node.meta, "val": result_of(copies[node]), "partitioner_tag": "is_forward"}
+        copies[node].meta = {**node.meta, "val": result_of(copies[node], node), "partitioner_tag": "is_forward"}
     for node in region.nodes:
         node.meta["partitioner_tag"] = "is_forward"
         for source, copy in copies.items():
@@ -70,6 +71,12 @@ def move_into_forward(joint: JointGraph, region: Region, found: AtOnce, *, tange
         for node, needs in region.sums.items()
     }
     return replace(region, sums=sums)
+
+
+def _may_be_copied(node: fx.Node, region: Region) -> bool:
+    """Whether what leads to the region is small, and reads nothing of it that is not whole yet."""
+    is_small = all(2 * each.numel() < tensor(region.large[0]).numel() for each in tensors_of(node))
+    return is_small and may_be_in_pieces(node) and not set(node.all_input_nodes).intersection(region.nodes)
 
 
 def _reached(joint: JointGraph, members: Set[fx.Node]) -> set[fx.Node]:

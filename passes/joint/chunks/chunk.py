@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from graphopt.graph.joint import JointGraph
@@ -9,11 +10,14 @@ from graphopt.graph.numbers import is_symbol
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.at_once import at_once
 from graphopt.passes.joint.chunks.find import find_regions
+from graphopt.passes.joint.chunks.ops import shape_of
 from graphopt.passes.joint.chunks.rewrite import rewrite
 from graphopt.problem.pieces import Pieces
 
 #: In how many pieces a graph is tried, where it has as many rows: beyond, a step has hundreds of ops more.
 COUNTS = (2, 4, 8, 16, 32, 64)
+#: A graph with no larger value stays whole: an op costs some microseconds, and what it saves is less than a MiB.
+LEAST_NUMEL = 2**18
 
 
 def chunk(joint: JointGraph, pieces: Pieces, *, tangent_is_known: bool = False) -> bool:
@@ -34,7 +38,7 @@ def possible_pieces(joint: JointGraph, *, tangent_is_known: bool = False) -> Seq
     """The pieces in which a joint graph can be run, fewest first; none where nothing in it is independent by row."""
     if any(is_symbol(size) for node in joint.graph.nodes for held in tensors_of(node) for size in held.shape):
         return ()  # how many rows there are is known at each call, and pieces of them are not
-    regions = find_regions(joint)
+    regions = [r for r in find_regions(joint) if math.prod(shape_of(r.large[0])) >= LEAST_NUMEL]
     most = max((region.total for region in regions), default=0)
     some = any(at_once(joint, region, tangent_is_known=tangent_is_known) for region in regions)
     return tuple(

@@ -13,8 +13,6 @@ from graphopt.passes.joint.chunks.ops import is_tensor, shape_of
 from graphopt.passes.joint.chunks.region import Region, find_region
 from graphopt.passes.joint.chunks.rows import Rows
 
-#: Values of fewer elements are not worth an op more.
-LEAST_NUMEL = 4096
 #: A region besides the one with the largest values has values of at least this share of theirs.
 NEXT = 0.5
 #: Large values of a forward with which a region may begin, that are looked at.
@@ -38,7 +36,7 @@ def find_regions(joint: JointGraph) -> list[Region]:
 
 
 def _may_begin(node: fx.Node) -> bool:
-    return is_tensor(node) and not is_view(node) and len(shape_of(node)) > 1 and _numel(node) >= LEAST_NUMEL
+    return is_tensor(node) and not is_view(node) and len(shape_of(node)) > 1
 
 
 def _best(joint: JointGraph, start: fx.Node) -> Region | None:

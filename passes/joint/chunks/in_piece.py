@@ -11,7 +11,7 @@ from graphopt.passes.joint.chunks.rows import Rows
 from graphopt.passes.joint.chunks.rules import Sources, order_of
 
 #: The position of an argument that names a dimension of the first input.
-_DIMENSION = {"gather": 1, "scatter": 1, "slice": 1, "select": 1, **ALONG}
+_DIMENSION = {"gather": 1, "scatter": 1, "scatter_add": 1, "slice": 1, "select": 1, **ALONG}
 
 
 def arguments_in_piece(node: fx.Node, rows: Rows, needs: Sources, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

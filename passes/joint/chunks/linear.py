@@ -50,7 +50,7 @@ def is_linear(node: fx.Node, dependent: Set[fx.Node]) -> bool:
     if name == "where":
         others = [item for item in args[1:] if not (isinstance(item, fx.Node) and item in dependent)]
         return 0 not in read and all(_is_zero(item) for item in others)
-    if name == "scatter":
+    if name in ("scatter", "scatter_add"):
         source = given(node).get("src", given(node).get("value"))
         return (read == [0] and source == 0) or (read == [3] and _is_zero(args[0]))
     return False

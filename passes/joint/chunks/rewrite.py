@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import fx
@@ -57,6 +58,14 @@ def bounds(total: int, pieces: int) -> list[tuple[int, int]]:
     return list(pairwise(starts))
 
 
+def _looks_alike(node: fx.Node, args: Sequence[Any]) -> bool:
+    """Whether it is a view that shows of a piece what is there: dimensions that it divides are one in a piece."""
+    name = name_of(node)
+    if name in ("view", "_unsafe_view", "reshape"):
+        return list(shape_of(args[0])) == list(args[1])
+    return name in ("detach", "alias")
+
+
 @dataclass
 class _Rewriting:
     """What is written so far: of each piece the nodes of the region, and of its results those that are whole."""
@@ -100,7 +109,8 @@ class _Rewriting:
         start, stop = self.bounds[piece]
         args, kwargs = arguments_in_piece(node, rows, needs, stop - start)
         args, kwargs = fx.node.map_arg((args, kwargs), lambda source: self.argument(source, needs, piece, node))
-        made = self.made[node, piece] = self.writer.call(node.target, tuple(args), node, **kwargs)
+        made = args[0] if _looks_alike(node, args) else self.writer.call(node.target, tuple(args), node, **kwargs)
+        self.made[node, piece] = made
         if node in self.late and is_tensor(node) and self.is_read_outside(node):
             self.write(node, rows, piece, made)
 

@@ -159,7 +159,7 @@ def _made(_node: fx.Node, _rows: Rows) -> Sources | None:
 
 
 def _indexed(node: fx.Node, rows: Rows) -> Sources | None:
-    """`gather` and `scatter`: along one dimension elements are taken from where an index says."""
+    """`gather` and its kin: along one dimension elements are taken from where an index says."""
     dimension = node.args[1]
     assert isinstance(dimension, int)
     if rows.has(dimension, len(shape_of(node))):
@@ -210,7 +210,7 @@ _RULES: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset(("expand",)), _expand),
     (frozenset(("slice", "select", "slice_backward", "select_backward")), _cut),
     (frozenset(MADE), _made),
-    (frozenset(("gather", "scatter")), _indexed),
+    (frozenset(("gather", "scatter", "scatter_add")), _indexed),
     (frozenset(("mm", "addmm")), _product),
     (frozenset(("nll_loss_forward", "nll_loss_backward")), _loss),
     (frozenset(("",)), _part),

@@ -12,6 +12,7 @@ from graphopt.passes.joint.chunks.rules import Sources
 
 #: Of `nll_loss_forward`: a loss for each row.
 NO_REDUCTION = 0
+_OVER_ALL = (1, 2)
 
 
 def summands(node: fx.Node, source: fx.Node, rows: Rows) -> Sources | None:
@@ -35,10 +36,10 @@ def summands(node: fx.Node, source: fx.Node, rows: Rows) -> Sources | None:
 
 def is_reduced_loss(node: fx.Node) -> bool:
     """Whether it is a loss of classes, summed up or averaged."""
-    return name_of(node) == "nll_loss_forward" and bool(given(node)["reduction"] != NO_REDUCTION)
+    return name_of(node) == "nll_loss_forward" and bool(given(node)["reduction"] in _OVER_ALL)
 
 
 def is_weight_of_loss(node: fx.Node) -> bool:
     """Whether it is the weight of all rows of a loss together, which does not depend on scores."""
     source = node.args[0] if node.target is operator.getitem else None
-    return isinstance(source, fx.Node) and name_of(source) == "nll_loss_forward" and node.args[1] == 1
+    return isinstance(source, fx.Node) and name_of(source) == "nll_loss_forward" and bool(node.args[1] == 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import detect_fake_mode
 
 from graphopt.graph.nodes import has_effect, is_random
 from graphopt.graph.roles import DESCRIPTOR, RUN_ONCE
+from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.ops import tensor
 from graphopt.passes.joint.chunks.rows import Rows
 
@@ -38,7 +41,7 @@ class Writer:
             name = like.name if target is like.target else f"{like.name}_{getattr(target, '_opname', 'part')}"
             node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         kept = {key: item for key, item in like.meta.items() if key not in ("val", "tensor_meta", DESCRIPTOR, RUN_ONCE)}
-        node.meta = {**kept, "val": result_of(node)}
+        node.meta = {**kept, "val": result_of(node, like)}
         self._written += 1
         self._place[node] = (self._behind, self._written)
         return node
@@ -76,10 +79,11 @@ class Writer:
             output.prepend(node)
 
 
-def result_of(node: fx.Node) -> Any:
-    """What a node holds, from what its inputs hold."""
+def result_of(node: fx.Node, like: fx.Node) -> Any:
+    """What a node holds, from what its inputs hold; traced as `like` was, where it has none."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    with detect_fake_mode(tensors_of(like)) or nullcontext():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def that_keep_order(graph: fx.Graph) -> list[str]:
