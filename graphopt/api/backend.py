@@ -18,9 +18,12 @@ from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.lower.halves import MOST_ROUNDS
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import studied
-from graphopt.plan.pipeline import plan_as, plan_within
+from graphopt.plan.pieces import in_fewest_pieces
+from graphopt.plan.pipeline import plan_as
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import device_total_bytes, resident_of_graph
+from graphopt.plan.room import Room
+from graphopt.run.calls.make_plans import making_one
 
 _OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "compiler", "numerics")
 
@@ -73,8 +76,9 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Any], given: Mapping[str,
         budget_bytes = parse_bytes(given["mem_budget"], total)
         room_bytes = budget_bytes - sum(resident.values())
         study = studied(captured, choice)
+        in_pieces = in_fewest_pieces([study], lambda forms: making_one(forms[0], choice))
         try:
-            planned.append(plan_within(study, budget_bytes - beside_bytes, resident, choice))
+            planned.extend(in_pieces(Room(budget_bytes - beside_bytes, resident)))
         except BudgetError:
             if choice.compiler == "eager":
                 raise

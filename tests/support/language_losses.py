@@ -57,7 +57,7 @@ def shifted(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def transformers_shift(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     targets = F.pad(targets, (0, 1), value=IGNORED)[:, 1:].contiguous()
-    return cross_entropy(logits.float(), targets)
+    return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
 
 
 def picked_by_hand(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

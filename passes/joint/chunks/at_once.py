@@ -16,12 +16,13 @@ import torch
 from torch import fx
 
 from graphopt.graph.joint import JointGraph
+from graphopt.graph.nodes import is_view
 from graphopt.graph.roles import DESCRIPTOR, KnownTangent, add_input
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.levels import levels
 from graphopt.passes.joint.chunks.linear import is_linear
 from graphopt.passes.joint.chunks.ops import is_tensor, tensor
-from graphopt.passes.joint.chunks.region import Region, may_be_in_pieces
+from graphopt.passes.joint.chunks.region import LARGE, Region, may_be_in_pieces
 from graphopt.passes.joint.chunks.writing import result_of
 
 aten = torch.ops.aten
@@ -75,7 +76,8 @@ def move_into_forward(joint: JointGraph, region: Region, found: AtOnce, *, tange
 
 def _may_be_copied(node: fx.Node, region: Region) -> bool:
     """Whether what leads to the region is small, and reads nothing of it that is not whole yet."""
-    is_small = all(2 * each.numel() < tensor(region.large[0]).numel() for each in tensors_of(node))
+    most = LARGE * tensor(region.large[0]).numel()
+    is_small = is_view(node) or all(each.numel() < most for each in tensors_of(node))
     return is_small and may_be_in_pieces(node) and not set(node.all_input_nodes).intersection(region.nodes)
 
 
