@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from graphopt.graph.joint import JointGraph
+from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.numbers import is_symbol
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.at_once import at_once
 from graphopt.passes.joint.chunks.find import find_regions
+from graphopt.passes.joint.chunks.hoist_cuts import hoist_cuts
 from graphopt.passes.joint.chunks.ops import shape_of
 from graphopt.passes.joint.chunks.rewrite import rewrite
 from graphopt.problem.pieces import Pieces
@@ -25,6 +26,7 @@ def chunk(joint: JointGraph, pieces: Pieces, *, tangent_is_known: bool = False) 
 
     `tangent_is_known` says that the forward may read what the backward starts from.
     """
+    hoist_cuts(joint)
     regions = find_regions(joint)
     for region in regions:
         found = at_once(joint, region, tangent_is_known=tangent_is_known) if pieces.at_once else None
@@ -38,6 +40,8 @@ def possible_pieces(joint: JointGraph, *, tangent_is_known: bool = False) -> Seq
     """The pieces in which a joint graph can be run, fewest first; none where nothing in it is independent by row."""
     if any(is_symbol(size) for node in joint.graph.nodes for held in tensors_of(node) for size in held.shape):
         return ()  # how many rows there are is known at each call, and pieces of them are not
+    joint = copy_joint(joint)
+    hoist_cuts(joint)
     regions = [r for r in find_regions(joint) if math.prod(shape_of(r.large[0])) >= LEAST_NUMEL]
     most = max((region.total for region in regions), default=0)
     some = any(at_once(joint, region, tangent_is_known=tangent_is_known) for region in regions)
