@@ -8,21 +8,24 @@ from collections.abc import Iterator
 from torch import fx
 
 from graphopt.graph.joint import JointGraph
-from graphopt.graph.nodes import is_view
-from graphopt.passes.joint.chunks.ops import is_tensor, shape_of
+from graphopt.passes.joint.chunks.ops import is_tensor, name_of, shape_of
 from graphopt.passes.joint.chunks.region import Region, find_region
 from graphopt.passes.joint.chunks.rows import Rows
 
 #: A region besides the one with the largest values has values of at least this share of theirs.
 NEXT = 0.5
-#: Large values of a forward with which a region may begin, that are looked at.
-MOST_STARTS = 8
+#: A region begins with a product of at least this share of the elements of the largest value.
+LEAST_SHARE = 0.25
+#: Products with which a region may begin, that are looked at, the largest first.
+MOST_STARTS = 4
 
 
 def find_regions(joint: JointGraph) -> list[Region]:
-    """Regions of the largest values of the forward, none of which has a node of another."""
+    """Regions around the largest products of the forward, none of which has a node of another."""
     late = joint.backward_nodes()
-    starts = [n for n in joint.graph.nodes if n.op == "call_function" and n not in late and _may_begin(n)]
+    made = [n for n in joint.graph.nodes if n.op == "call_function" and n not in late and is_tensor(n)]
+    least_numel = LEAST_SHARE * max(map(_numel, made), default=0)
+    starts = [n for n in made if name_of(n) in ("mm", "addmm") and _numel(n) >= least_numel]
     starts.sort(key=_numel, reverse=True)
     found: list[Region] = []
     for start in starts[:MOST_STARTS]:
@@ -33,10 +36,6 @@ def find_regions(joint: JointGraph) -> list[Region]:
         if region is not None and not any(set(region.nodes) & set(other.nodes) for other in found):
             found.append(region)
     return found
-
-
-def _may_begin(node: fx.Node) -> bool:
-    return is_tensor(node) and not is_view(node) and len(shape_of(node)) > 1
 
 
 def _best(joint: JointGraph, start: fx.Node) -> Region | None:

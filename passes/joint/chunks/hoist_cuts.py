@@ -8,6 +8,7 @@ rows of zeros need no products.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -58,13 +59,13 @@ def _cut_behind(joint: JointGraph, product: fx.Node, late: set[fx.Node]) -> _Cut
         return None
     for node in joint.graph.find_nodes(op="call_function", target=aten.mm.default):
         turned = node.args[0]
-        if node not in late or node.args[1] is not hidden or name_of(turned) != "t":  # type: ignore[arg-type]
+        if node not in late or node.args[1] is not hidden or name_of(turned) != "t":
             continue
-        gradient = turned.args[0]  # type: ignore[union-attr]
-        backward = _chain_to(gradient, shape_of(product)[-1])  # type: ignore[arg-type]
+        gradient = turned.args[0]
+        backward = _chain_to(gradient, shape_of(product)[-1])
         same = [n.args[2:5] for n in backward if name_of(n) == "slice_backward"]
         cuts = [n.args[1:4] for n in forward if name_of(n) == "slice"]
-        if same == cuts[::-1] and _may_go(gradient):  # type: ignore[arg-type]
+        if same == cuts[::-1] and _may_go(gradient):
             return _Cut(product, forward, backward, hidden)
     return None
 
@@ -98,10 +99,10 @@ def _chain_to(gradient: fx.Node, classes: int) -> tuple[fx.Node, ...]:
 
 def _leaves_last(node: fx.Node) -> bool:
     """Whether a cut is along another dimension than the last, one row after the other."""
-    name, of = name_of(node), len(shape_of(node))
+    name, of, args = name_of(node), len(shape_of(node)), cast(Any, node.args)
     if name == "slice":
-        return len(node.args) == 4 and node.args[1] % of != of - 1  # type: ignore[operator,no-any-return]
-    return name != "slice_backward" or (node.args[2] % of != of - 1 and node.args[5] == 1)  # type: ignore[operator]
+        return len(args) == 4 and bool(args[1] % of != of - 1)
+    return name != "slice_backward" or bool(args[2] % of != of - 1 and args[5] == 1)
 
 
 def _may_go(gradient: fx.Node) -> bool:

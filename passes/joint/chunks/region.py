@@ -21,6 +21,8 @@ from graphopt.passes.joint.chunks.rows import Rows
 from graphopt.passes.joint.chunks.rules import Sources, sources
 from graphopt.passes.joint.chunks.sums import is_weight_of_loss, summands
 
+#: So many values may turn out to be needed whole; each time the region is looked for from the start.
+MOST_WHOLE = 12
 #: A value is large with at least this share of the elements of the one that a region begins with: what was cut off it
 #: (the last token of each sequence) is large too.
 LARGE = 0.5
@@ -137,6 +139,8 @@ def find_region(joint: JointGraph, start: fx.Node, rows: Rows, total: int) -> Re
         except _NeededWhole as found:
             assert found.node not in whole, f"{found.node} is made whole, and asked for once more"
             whole.add(found.node)
+            if len(whole) > MOST_WHOLE:
+                return None
             continue
         break
     members = {*growth.rows, *growth.sums}
