@@ -22,7 +22,7 @@ from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.levels import levels
 from graphopt.passes.joint.chunks.linear import is_linear
 from graphopt.passes.joint.chunks.ops import is_tensor, tensor
-from graphopt.passes.joint.chunks.region import LARGE, Region, may_be_in_pieces
+from graphopt.passes.joint.chunks.region import LARGE, RowRegion, may_be_in_pieces
 from graphopt.passes.joint.chunks.writing import result_of
 
 aten = torch.ops.aten
@@ -39,7 +39,7 @@ class AtOnce:
     between: tuple[fx.Node, ...]
 
 
-def at_once(joint: JointGraph, region: Region, *, tangent_is_known: bool) -> AtOnce | None:
+def at_once(joint: JointGraph, region: RowRegion, *, tangent_is_known: bool) -> AtOnce | None:
     """How the backward of `region` can run in the same pass as its forward; None where it cannot."""
     tangents = joint.defined_tangents
     if len(tangents) != 1 or not is_tensor(tangents[0]) or tensor(tangents[0]).numel() != 1:
@@ -55,7 +55,7 @@ def at_once(joint: JointGraph, region: Region, *, tangent_is_known: bool) -> AtO
     return found if tangent_is_known or _may_be_scaled(found, region, late) else None
 
 
-def move_into_forward(joint: JointGraph, region: Region, found: AtOnce, *, tangent_is_known: bool) -> Region:
+def move_into_forward(joint: JointGraph, region: RowRegion, found: AtOnce, *, tangent_is_known: bool) -> RowRegion:
     """Let the backward of a region start from a tangent that is known in the forward."""
     copies: dict[fx.Node, fx.Node] = {found.tangent: _early_tangent(joint, found, tangent_is_known)}
     anchor = region.nodes[0]
@@ -74,7 +74,7 @@ def move_into_forward(joint: JointGraph, region: Region, found: AtOnce, *, tange
     return replace(region, sums=sums)
 
 
-def _may_be_copied(node: fx.Node, region: Region) -> bool:
+def _may_be_copied(node: fx.Node, region: RowRegion) -> bool:
     """Whether what leads to the region is small, and reads nothing of it that is not whole yet."""
     most = LARGE * tensor(region.large[0]).numel()
     is_small = is_view(node) or all(each.numel() < most for each in tensors_of(node))
@@ -90,7 +90,7 @@ def _reached(joint: JointGraph, members: Set[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _may_be_scaled(found: AtOnce, region: Region, late: Set[fx.Node]) -> bool:
+def _may_be_scaled(found: AtOnce, region: RowRegion, late: Set[fx.Node]) -> bool:
     """Whether all that comes out of the region's backward is linear in the tangent, in a dtype with room for it."""
     dependent = {found.tangent}
     in_backward = [*found.between, *(node for node in region.nodes if node in late)]

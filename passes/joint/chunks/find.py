@@ -9,7 +9,7 @@ from torch import fx
 
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint.chunks.ops import is_tensor, name_of, shape_of
-from graphopt.passes.joint.chunks.region import Region, find_region
+from graphopt.passes.joint.chunks.region import RowRegion, find_region
 from graphopt.passes.joint.chunks.rows import Rows
 
 #: A region besides the one with the largest values has values of at least this share of theirs.
@@ -20,14 +20,14 @@ LEAST_SHARE = 0.25
 MOST_STARTS = 4
 
 
-def find_regions(joint: JointGraph) -> list[Region]:
+def find_regions(joint: JointGraph) -> list[RowRegion]:
     """Regions around the largest products of the forward, none of which has a node of another."""
     late = joint.backward_nodes()
     made = [n for n in joint.graph.nodes if n.op == "call_function" and n not in late and is_tensor(n)]
     least_numel = LEAST_SHARE * max(map(_numel, made), default=0)
     starts = [n for n in made if name_of(n) in ("mm", "addmm") and _numel(n) >= least_numel]
     starts.sort(key=_numel, reverse=True)
-    found: list[Region] = []
+    found: list[RowRegion] = []
     for start in starts[:MOST_STARTS]:
         is_taken = any(start in region.nodes for region in found)
         if is_taken or (found and _numel(start) < NEXT * _numel(found[0].large[0])):
@@ -38,7 +38,7 @@ def find_regions(joint: JointGraph) -> list[Region]:
     return found
 
 
-def _best(joint: JointGraph, start: fx.Node) -> Region | None:
+def _best(joint: JointGraph, start: fx.Node) -> RowRegion | None:
     """The region with the most elements in large values, of those with rows of other sizes the one of more rows."""
     regions = [find_region(joint, start, rows, total) for rows, total in _ways(joint, start)]
     worth = [region for region in regions if region is not None and len(region.large) > 1]

@@ -6,11 +6,11 @@ from collections.abc import Set
 
 from torch import fx
 
-from graphopt.passes.joint.chunks.region import Region
+from graphopt.passes.joint.chunks.region import RowRegion
 from graphopt.passes.joint.chunks.sums import is_weight_of_loss
 
 
-def levels(graph: fx.Graph, region: Region, late: Set[fx.Node]) -> dict[fx.Node, int]:
+def levels(graph: fx.Graph, region: RowRegion, late: Set[fx.Node]) -> dict[fx.Node, int]:
     """Node of the region -> the number of its pass, from 0; those that are `late` come in later ones than others.
 
     What stands outside and reads the region's results is behind a pass, and what reads that in the region is in the
@@ -20,7 +20,7 @@ def levels(graph: fx.Graph, region: Region, late: Set[fx.Node]) -> dict[fx.Node,
     return _levels(graph, region, late, max((early[node] for node in region.nodes if node not in late), default=-1) + 1)
 
 
-def _levels(graph: fx.Graph, region: Region, late: Set[fx.Node], first_late: int) -> dict[fx.Node, int]:
+def _levels(graph: fx.Graph, region: RowRegion, late: Set[fx.Node], first_late: int) -> dict[fx.Node, int]:
     members = set(region.nodes)
     level: dict[fx.Node, int] = {}
     for node in graph.nodes:

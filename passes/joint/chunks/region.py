@@ -29,7 +29,7 @@ LARGE = 0.5
 
 
 @dataclass(frozen=True)
-class Region:
+class RowRegion:
     """Nodes that are run piece by piece, in order, and how many rows they have.
 
     `rows` says where each has its rows, `sums` are those that are added up over all, with where their inputs have
@@ -127,7 +127,7 @@ class _Growth:
             raise _NeededWhole(source)
 
 
-def find_region(joint: JointGraph, start: fx.Node, rows: Rows, total: int) -> Region | None:
+def find_region(joint: JointGraph, start: fx.Node, rows: Rows, total: int) -> RowRegion | None:
     """The region that begins with `start`, whose `total` rows are at `rows`; None where there is none."""
     whole: set[fx.Node] = set()
     large_numel = LARGE * _numel(start)
@@ -145,7 +145,7 @@ def find_region(joint: JointGraph, start: fx.Node, rows: Rows, total: int) -> Re
         break
     members = {*growth.rows, *growth.sums}
     nodes = tuple(node for node in joint.graph.nodes if node in members)
-    return Region(total, nodes, growth.rows, growth.sums) if growth.rows else None
+    return RowRegion(total, nodes, growth.rows, growth.sums) if growth.rows else None
 
 
 def may_be_in_pieces(node: fx.Node) -> bool:

@@ -19,7 +19,7 @@ from graphopt.passes.joint.chunks.in_piece import arguments_in_piece
 from graphopt.passes.joint.chunks.levels import levels
 from graphopt.passes.joint.chunks.losses import loss_of_rows, weight_of_rows
 from graphopt.passes.joint.chunks.ops import given, is_tensor, name_of, shape_of
-from graphopt.passes.joint.chunks.region import Region
+from graphopt.passes.joint.chunks.region import RowRegion
 from graphopt.passes.joint.chunks.rows import Rows
 from graphopt.passes.joint.chunks.rules import Sources, sources
 from graphopt.passes.joint.chunks.sums import NO_REDUCTION, is_reduced_loss, is_weight_of_loss
@@ -31,7 +31,7 @@ aten = torch.ops.aten
 
 
 def rewrite(
-    joint: JointGraph, region: Region, pieces: int, early: AtOnce | None = None, *, tangent_is_known: bool = False
+    joint: JointGraph, region: RowRegion, pieces: int, early: AtOnce | None = None, *, tangent_is_known: bool = False
 ) -> None:
     """Run `region` in so many pieces of its rows, or one for each row where there are fewer.
 
@@ -70,7 +70,7 @@ def _looks_alike(node: fx.Node, args: Sequence[Any]) -> bool:
 class _Rewriting:
     """What is written so far: of each piece the nodes of the region, and of its results those that are whole."""
 
-    region: Region
+    region: RowRegion
     writer: Writer
     bounds: list[tuple[int, int]]
     late: Set[fx.Node]
