@@ -123,6 +123,10 @@ class _Growth:
                 if needs is not None and needs.get(source) == rows:
                     self.joins(user, candidate, needs)
                     return
+        if user in self.whole and source in self.given:
+            for candidate in _possible_rows(user, self.total):
+                if (sources(user, candidate, self.total) or {}).get(source) == rows:
+                    self.asks_for(user, candidate)  # what reads it may still be in pieces
         if source not in self.given:
             raise _NeededWhole(source)
 
