@@ -14,16 +14,18 @@ from graphopt.capture.captures import warn_of_limit
 from graphopt.capture.changing_sizes import fix_sizes
 from graphopt.capture.tangents import loss_alone
 from graphopt.device.snapshot import generators_kept
-from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.lower.halves import MOST_ROUNDS
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import studied
-from graphopt.plan.pipeline import plan_as, plan_within
+from graphopt.plan.pieces import in_fewest_pieces
+from graphopt.plan.pipeline import plan_as
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import device_total_bytes, resident_of_graph
-from graphopt.problem.schedule import Schedule
+from graphopt.plan.room import Room
+from graphopt.run.calls.make_plans import making_one
 
-_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "compiler")
+_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "compiler", "numerics")
 
 
 @generators_kept()
@@ -32,7 +34,8 @@ def graphopt_backend(
 ) -> Callable[..., Any]:
     """`torch.compile(model, backend="graphopt", options={"mem_budget": "8GiB"})`.
 
-    Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`. What is resident
+    Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`,
+    `numerics`. What is resident
     is read from the graph's inputs. Raises UsageError for options that are unknown or missing, CaptureError where
     the model breaks into several graphs (`graphopt.optimize` divides a budget over them), BudgetError
     where it does not fit. torch.compile wraps each in its own BackendCompilerFailed.
@@ -54,6 +57,7 @@ def graphopt_backend(
         given.get("cost_model", "auto"),
         plan_seconds=given.get("plan_seconds", 0.0),
         compiler=given.get("compiler", "eager"),
+        numerics=given.get("numerics", "bitwise"),
     )
     return _compiled(module, example_inputs, given, choice).call
 
@@ -63,7 +67,7 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Any], given: Mapping[str,
     planned: list[PlannedGraph] = []
     room_bytes, beside_bytes = 0, 0
 
-    def decide(captured: CapturedGraph) -> Schedule:
+    def decide(captured: CapturedGraph) -> Decision:
         nonlocal room_bytes
         total = device_total_bytes(captured.step.device)
         resident = resident_of_graph(captured.step)
@@ -72,13 +76,14 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Any], given: Mapping[str,
         budget_bytes = parse_bytes(given["mem_budget"], total)
         room_bytes = budget_bytes - sum(resident.values())
         study = studied(captured, choice)
+        in_pieces = in_fewest_pieces([study], lambda forms: making_one(forms[0], choice))
         try:
-            planned.append(plan_within(study, budget_bytes - beside_bytes, resident, choice))
+            planned.extend(in_pieces(Room(budget_bytes - beside_bytes, resident)))
         except BudgetError:
             if choice.compiler == "eager":
                 raise
             planned.append(plan_as(study, study.curve[0].schedule, choice))  # what it takes is measured
-        return planned[-1].schedule
+        return planned[-1].decision
 
     while True:
         request = CaptureRequest(

@@ -172,7 +172,7 @@ def estimate(
     call = plan_model(model, example_inputs, loss_fn, mem_budget=UNLIMITED_BYTES, dynamic=dynamic, **options).in_force
     studies = [planned.study for planned in call.planned]
     resident = sum(call.resident_bytes.values())
-    eager_seconds = sum(study.eager.seconds for study in studies) or 1.0
+    eager_seconds = sum(study.origin.eager.seconds for study in studies) or 1.0
     points = [
         (resident + peak_bytes, max(seconds / eager_seconds - 1, 0.0), planner)
         for peak_bytes, seconds, planner in _curve(studies)

@@ -27,6 +27,7 @@ from graphopt.device.snapshot import generators_kept
 from graphopt.device.storages import tensors_in
 from graphopt.lower.compiler import Compiler
 from graphopt.plan.choice import Choice
+from graphopt.plan.numerics import Numerics
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
@@ -56,24 +57,24 @@ def optimize(
     group: dist.ProcessGroup | None = None,
     on_excess: OnExcess = "correct",
     compiler: Compiler = "eager",
+    numerics: Numerics = "bitwise",
     dynamic: Dynamic = None,
 ) -> nn.Module:
     """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
 
-    Returns the same object; class, parameters and state_dict stay, the training loop does not
-    change. `mem_budget` is "8GiB", "8GB", "80%" of the device or a number of bytes, and counts
-    everything on the device during a step: parameters, buffers, inputs, gradients, activations, op
-    workspace, the state of `optimizer` if one is given, and `reserve` for what else is there. With
-    `example_inputs` (a tensor, tuple or dict of keyword inputs) it captures and plans at once;
-    without, at the first training call. From the second shape on one capture serves all: with
-    `dynamic=True` from the first, `{"batch": 0, "length": 1}` for these alone, False never. `plan_seconds` is
-    time to look for a faster plan than the planner's, each time that one is made. The peak of real
-    steps is measured: where one is over the budget, a warning says by how much and why, and the next
-    call is planned with that much less room; with `on_excess="raise"` it is a BudgetError. `compiler`
-    says whose kernels run the plan: eager's, with eager's bits, or "inductor": those are faster, round
-    otherwise, are measured before they are used, and take a compilation. `plan` is a kept
-    plan (or its file) to use instead of planning: at its own budget, or at another one. `verify`
-    compares with eager, at once where inputs are given.
+    Returns the same object; class, parameters and state_dict stay, the training loop does not change. `mem_budget`
+    is "8GiB", "8GB", "80%" of the device or a number of bytes, and counts everything on the device during a step:
+    parameters, buffers, inputs, gradients, activations, op workspace, the state of `optimizer` if one is given, and
+    `reserve` for what else is there. With `example_inputs` (a tensor, tuple or dict of keyword inputs) it captures
+    and plans at once; without, at the first training call. From the second shape on one capture serves all: with
+    `dynamic=True` from the first, `{"batch": 0, "length": 1}` for these alone, False never. `plan_seconds` is time
+    to look for a faster plan than the planner's, each time that one is made. The peak of real steps is measured:
+    where one is over the budget, a warning says by how much and why, and the next call is planned with that much
+    less room; with `on_excess="raise"` it is a BudgetError. `compiler` says whose kernels run the plan: eager's,
+    with eager's bits, or "inductor": those are faster, round otherwise, are measured before they are used, and take
+    a compilation. With `numerics="reordered"` sums over rows may be added up piece by piece, so that the largest
+    values (a model's logits) never exist whole. `plan` is a kept plan (or its file) to use instead of planning: at
+    its own budget, or at another one. `verify` compares with eager, at once where inputs are given.
 
     Several processes (torch.distributed) agree on one plan: those of `group`, by default those that
     DDP or FSDP2 joins at the first training call inside of it, and all of them when `example_inputs`
@@ -85,7 +86,7 @@ def optimize(
     check_model(model)
     kept = _load(plan)
     kept_graphs = {g.graph_hash: g for g in kept.graphs} if kept else None
-    choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler)
+    choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler, numerics)
     check_on_excess(on_excess)
     options: dict[str, Any] = {"group": group, "on_excess": on_excess, "dynamic": dynamic}
     request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept), **options)

@@ -20,6 +20,7 @@ from graphopt.lower.compiler import Compiler
 from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.plan.choice import Choice
+from graphopt.plan.numerics import Numerics
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.run.model.loss_module import LossModule, as_call
 from graphopt.run.model.request import OnExcess, check_on_excess
@@ -76,6 +77,7 @@ def train_step(
     plan_seconds: float = 0.0,
     on_excess: OnExcess = "correct",
     compiler: Compiler = "eager",
+    numerics: Numerics = "bitwise",
     dynamic: Dynamic = None,
 ) -> TrainStep:
     """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
@@ -91,8 +93,9 @@ def train_step(
     and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
     stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
     its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
-    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`, `dynamic` and `example_inputs`
-    are those of `optimize()`; several processes capture each set of shapes by itself, and take no `dynamic=`.
+    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`, `numerics`, `dynamic` and
+    `example_inputs` are those of `optimize()`; several processes capture each set of shapes by itself, and take no
+    `dynamic=`.
 
     Each step is measured. What one took above its plan is told of, once for each cause, and is counted from the next
     call on; with `on_excess="raise"` it is a BudgetError, raised when the step is done and the parameters are updated.
@@ -126,7 +129,7 @@ def train_step(
             check_on_excess(on_excess)
             compress = Auto() if compress == "auto" else compress
             options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress, on_excess)
-            choice = Choice(planner, cost_model, plan_seconds=plan_seconds, compiler=compiler)
+            choice = Choice(planner, cost_model, plan_seconds=plan_seconds, compiler=compiler, numerics=numerics)
             args, kwargs = as_call(example_inputs, example_kwargs)
             check_unwrapped(model)
             check_devices(model, (args, kwargs))

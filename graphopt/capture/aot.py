@@ -42,7 +42,7 @@ from graphopt.emit.emit import Emitted, emit
 from graphopt.emit.many_schedules import BoxedCall, ManySchedules, with_saved_unknown
 from graphopt.emit.runnable import Around, Runnable
 from graphopt.emit.whole_backward import emit_beside_whole
-from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.nodes import is_own_file
 from graphopt.lower.before_planning import as_inductor_partitions, decompositions
 from graphopt.lower.compiler import Compiler
@@ -52,8 +52,8 @@ from graphopt.problem.schedule import Schedule
 
 logger = logging.getLogger("graphopt")
 
-#: The schedule with which a captured graph is to run.
-Decide = Callable[[CapturedGraph], Schedule]
+#: How a captured graph is to run.
+Decide = Callable[[CapturedGraph], Decision]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +105,8 @@ class CaptureRequest:
     #: The schedules of this graph for which there is code, where it serves several sizes.
     at_hand: dict[Schedule, None] = field(default_factory=dict)
     sizes: Sizes = CONSTANT
+    #: Whether what the backward starts from is there when the forward begins.
+    tangent_is_known: bool = False
 
 
 class _Captured(Exception):
@@ -118,7 +120,7 @@ class _Captured(Exception):
 def capture_only(request: CaptureRequest) -> CapturedGraph | None:
     """The captured joint graph; None where the graph needs no gradient."""
 
-    def stop(graph: CapturedGraph) -> Schedule:
+    def stop(graph: CapturedGraph) -> Decision:
         # AOTAutograd has no other way out between tracing and compiling
         raise _Captured(graph)
 
@@ -130,7 +132,7 @@ def capture_only(request: CaptureRequest) -> CapturedGraph | None:
 
 
 def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
-    """Capture one of Dynamo's graphs, and run it with the schedule that `decide` gives.
+    """Capture one of Dynamo's graphs, and run it as `decide` says.
 
     A graph that needs no gradient is run as it is.
     """
@@ -174,17 +176,17 @@ class _Compilation:
         self.emitted = self.lowered = self.many = None
 
     def halves_of(
-        self, captured: CapturedGraph, write: Callable[[Schedule], Emitted], schedule: Schedule, num_outputs: int
+        self, captured: CapturedGraph, write: Callable[[Decision], Emitted], decision: Decision, num_outputs: int
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """A forward and a backward: AOTAutograd takes from them what is saved, and which inputs have a gradient."""
         request = self.request
         if captured.step.has_changing_sizes:
             around = (request.around_forward, request.around_backward)
-            self.many = ManySchedules(write, request.name, *around, request.at_hand)
-            self.emitted = self.many.of(schedule).emitted
+            self.many = ManySchedules(lambda each: write(Decision(each)), request.name, *around, request.at_hand)
+            self.emitted = self.many.of(decision.schedule).emitted
             forward = with_saved_unknown(self.emitted.forward, num_outputs)
         else:
-            self.emitted = write(schedule)
+            self.emitted = write(decision)
             forward = self.emitted.forward
         if request.compiler == "inductor":
             self.lowered = lower_halves(self.emitted)
@@ -224,19 +226,20 @@ def _captured(
     num_outputs: int,
     static_inputs: Sequence[int],
     break_reason: str,
-) -> tuple[CapturedGraph, Callable[[Schedule], Emitted]]:
-    """The joint graph ready to plan, and what writes a schedule of it in two halves."""
+) -> tuple[CapturedGraph, Callable[[Decision], Emitted]]:
+    """The joint graph ready to plan, and what writes it in two halves as it is decided."""
     graph, tokens = without_tokens(joint, num_outputs)
     static = [i - tokens.forward for i in static_inputs]
     virtual: FindVirtual = none_is_virtual
     if request.compiler == "inductor":
         graph, virtual = as_inductor_partitions(graph, inputs, static), virtual_nodes
     options = (request.cost_model, request.name, break_reason, request.hand_over, request.tangents, virtual)
-    captured = capture_graph(graph, static, *options)
-    whole = captured.whole
+    captured = capture_graph(graph, static, *options, tangent_is_known=request.tangent_is_known)
 
-    def write(schedule: Schedule) -> Emitted:
-        emitted = emit_beside_whole(captured.step, schedule, whole) if whole else emit(captured.step, schedule)
+    def write(decision: Decision) -> Emitted:
+        form, schedule = captured.form(decision.pieces), decision.schedule
+        whole = form.whole
+        emitted = emit_beside_whole(form.step, schedule, whole) if whole else emit(form.step, schedule)
         tokens.put_back(emitted.forward, emitted.backward, emitted.whole_backward)
         return emitted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -13,14 +13,17 @@ from graphopt.capture.read_joint import build_step_graph
 from graphopt.capture.tangents import ChooseTangents, all_tangents
 from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.emit.whole_backward import kept_for_whole
-from graphopt.graph.captured_graph import CapturedGraph, WholeBackward
+from graphopt.graph.captured_graph import CapturedGraph, Forms, WholeBackward
 from graphopt.graph.fingerprint import hash_with_tangents
 from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.nodes import is_collective
 from graphopt.graph.roles import PRICE
 from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
-from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes, with_tangents
+from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes, in_pieces, with_tangents
+from graphopt.passes.joint.chunks.chunk import possible_pieces
 from graphopt.passes.run_passes import run_passes
+from graphopt.problem.pieces import WHOLE, Pieces
+from graphopt.problem.problem import Problem
 
 #: The passes that decide what becomes of a joint graph's gradients; given are the positions of parameters and buffers.
 HandOver = Callable[[JointGraph, Sequence[int]], Passes]
@@ -49,26 +52,71 @@ def capture_graph(
     hand_over: HandOver = return_all,
     tangents: ChooseTangents | None = None,
     virtual: FindVirtual = none_is_virtual,
+    *,
+    tangent_is_known: bool = False,
 ) -> CapturedGraph:
     """Make AOTAutograd's joint graph ready to plan: cleaned, read as ops and values, priced.
 
     `hand_over` gives the passes that decide what becomes of the gradients; they run behind the cleaning ones.
     `tangents` chooses those that the backward is made for; None: all. `virtual` finds the ops whose results are never
-    stored.
+    stored. With `tangent_is_known` a form of the graph may read its tangent in the forward.
     """
     _check_gradients(joint)
     run_passes(joint, CLEANING)
-    if tangents is None or len(joint.tangents) < 2:
-        run_passes(joint, hand_over(joint, static_inputs))
-        step, whole = build_step_graph(joint, static_inputs, virtual(joint)), None
-    else:
-        step, whole = _chosen(joint, static_inputs, hand_over, tangents, virtual)
-    estimated = COST_MODELS[cost_model](step.compute_nodes)
-    costs = [_known(node) or cost for node, cost in zip(step.compute_nodes, estimated, strict=True)]
-    _warn_of_unmeasured(step, costs, cost_model)
-    step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
-    problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
-    return CapturedGraph(name, break_reason, step, problem, whole)
+    making = _Making(static_inputs, cost_model, hand_over, tangents, virtual)
+    clean = copy_joint(joint)
+    step, problem, whole = making.priced(joint, ())
+    captured = CapturedGraph(name, break_reason, step, problem, whole)
+    planned = frozenset(i for i, node in enumerate(step.joint.tangents) if node in step.joint.defined_tangents)
+    every = _possible_pieces(clean, planned, tangent_is_known) if virtual is none_is_virtual else ()
+    if not every:
+        return captured
+    alike = replace(making, tangents=None if tangents is None else lambda _step: planned)
+
+    def form(pieces: Pieces) -> CapturedGraph:
+        divided, problem, whole = alike.priced(copy_joint(clean), in_pieces(pieces, tangent_is_known=tangent_is_known))
+        divided = replace(divided, graph_hash=step.graph_hash)
+        return CapturedGraph(name, break_reason, divided, problem, whole, pieces, forms)
+
+    largest_bytes = max(value.bytes for value in step.values if value.kind == "activations")
+    forms = Forms(
+        every, largest_bytes, lambda pieces: form(pieces) if pieces != WHOLE else replace(captured, forms=forms)
+    )
+    return replace(captured, forms=forms)
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What becomes of a cleaned joint graph, whichever its form."""
+
+    static_inputs: list[int]
+    cost_model: str
+    hand_over: HandOver
+    tangents: ChooseTangents | None
+    virtual: FindVirtual
+
+    def priced(self, joint: JointGraph, rewriting: Passes) -> tuple[StepGraph, Problem, WholeBackward | None]:
+        """The graph as ops and values with their prices, and with all tangents where it has fewer."""
+        static_inputs, virtual = self.static_inputs, self.virtual
+        if self.tangents is None or len(joint.tangents) < 2:
+            run_passes(joint, (*rewriting, *self.hand_over(joint, static_inputs)))
+            step, whole = build_step_graph(joint, static_inputs, virtual(joint)), None
+        else:
+            step, whole = _chosen(joint, static_inputs, self.hand_over, self.tangents, virtual, rewriting)
+        estimated = COST_MODELS[self.cost_model](step.compute_nodes)
+        costs = [_known(node) or cost for node, cost in zip(step.compute_nodes, estimated, strict=True)]
+        _warn_of_unmeasured(step, costs, self.cost_model)
+        step = with_storage_bytes(step, [cost.storage_bytes for cost in costs])
+        problem = to_problem(step, [cost.seconds for cost in costs], [cost.workspace_bytes for cost in costs])
+        return step, problem, whole
+
+
+def _possible_pieces(clean: JointGraph, planned: frozenset[int], tangent_is_known: bool) -> Sequence[Pieces]:
+    """The pieces of a graph whose backward is made for the tangents that are planned for."""
+    if len(planned) < len(clean.tangents):
+        clean = copy_joint(clean)
+        run_passes(clean, (with_tangents(planned),))
+    return possible_pieces(clean, tangent_is_known=tangent_is_known)
 
 
 def _known(node: fx.Node) -> OpCost | None:
@@ -86,7 +134,12 @@ def _check_gradients(joint: JointGraph) -> None:
 
 
 def _chosen(
-    joint: JointGraph, static_inputs: list[int], hand_over: HandOver, choose: ChooseTangents, virtual: FindVirtual
+    joint: JointGraph,
+    static_inputs: list[int],
+    hand_over: HandOver,
+    choose: ChooseTangents,
+    virtual: FindVirtual,
+    rewriting: Passes,
 ) -> tuple[StepGraph, WholeBackward | None]:
     """The step with the tangents that are chosen, beside it with all of them, which returns its gradients."""
     own = copy_joint(joint)
@@ -96,9 +149,9 @@ def _chosen(
     has_all = defined == all_tangents(joint)
     if not has_all:
         run_passes(own, (with_tangents(defined),))
-    run_passes(own, hand_over(own, static_inputs))
+    run_passes(own, (*rewriting, *hand_over(own, static_inputs)))
     if has_all and not own.added:
-        return step, None
+        return (build_step_graph(own, static_inputs, virtual(own)) if rewriting else step), None
     kept = kept_for_whole(step, own)
     fewer = build_step_graph(own, static_inputs, virtual(own))
     values = [fewer.home[node] for node in own.graph.nodes if node.name in kept]

@@ -18,6 +18,7 @@ from graphopt.graph.nodes import (
     copied_bytes,
     has_effect,
     is_gather,
+    is_mutating,
     is_random,
     is_view,
     is_wait,
@@ -43,6 +44,8 @@ class _StepReader:
     home: dict[fx.Node, int] = field(default_factory=dict)
     ops: list[OpInfo] = field(default_factory=list)
     received: dict[fx.Node, int] = field(default_factory=dict)
+    #: What reads a tensor of the step behind a write to it reads this too, which the write gives: a value of no bytes.
+    written: dict[fx.Node, int] = field(default_factory=dict)
     lingering: list[int] = field(default_factory=list)
     virtual: frozenset[fx.Node] = frozenset()
     #: What is read where a virtual node is read, by its storage.
@@ -136,6 +139,7 @@ def _add_node(reader: _StepReader, node: fx.Node, *, backward: bool, mutated: fr
     outputs += _room_to_receive(reader, node)
     if len(held) == 1:
         reader.home[node] = reader.by_storage[storage_key(held[0])]
+    outputs += _write(reader, node)
     if is_view(node) or (not held and not has_effect(node)):
         return
     recomputable = may_run_again(node, set(inputs) & mutated, reader.home)
@@ -186,6 +190,20 @@ def _room_to_receive(reader: _StepReader, node: fx.Node) -> tuple[int, ...]:
     return (reader.received[node],)
 
 
+def _write(reader: _StepReader, node: fx.Node) -> tuple[int, ...]:
+    """What a write to a tensor that the step makes gives to those that read it then: without it no value says so."""
+    behind = [reader.written[source] for source in node.all_input_nodes if source in reader.written]
+    if is_mutating(node) and len(tensors_of(node)) == 1:
+        (to, *_) = written_arguments(node) or (None,)
+        if to in reader.home and reader.values[reader.home[to]].kind == "activations":
+            reader.written[node] = len(reader.values)
+            reader.values.append(ValueInfo(f"{node.name}_written", node, "activations", 0, (), "uint8"))
+            return (reader.written[node],)
+    elif behind and is_view(node):
+        reader.written[node] = behind[0]
+    return ()
+
+
 def _add_boundary(reader: _StepReader, joint: JointGraph) -> None:
     made = {value for op in reader.ops for value in op.outputs}
     inputs = [reader.home[node] for node in joint.forward_outputs if isinstance(node, fx.Node) and node in reader.home]
@@ -232,6 +250,8 @@ def _label_values(reader: _StepReader, joint: JointGraph) -> tuple[ValueInfo, ..
 def _input_values(reader: _StepReader, node: fx.Node) -> list[int]:
     values = []
     for source in node.all_input_nodes:
+        if source in reader.written:
+            values.append(reader.written[source])
         if source in reader.home:
             values.append(reader.home[source])
         else:

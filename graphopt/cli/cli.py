@@ -70,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
             "--compiler", choices=("eager", "inductor"), default="eager",
             help="whose kernels run the plan: eager's own, bit by bit (default), or Inductor's",
         )  # fmt: skip
+        _numerics(command)
         command.add_argument("--plan", metavar="PATH", help="use this saved plan instead of planning")
         command.add_argument("--save-plan", metavar="PATH", help="write the plan as JSON")
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
@@ -92,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     _target(fit)
     fit.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 8GiB")
     _planner(fit)
+    _numerics(fit)
     fit.add_argument(
         "--optimizer",
         choices=("adamw", "adam", "sgd", "none"),
@@ -115,6 +117,13 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     command.add_argument("--traceback", action="store_true", help="show where an error comes from")
     command.add_argument("--json", action="store_true", help="print JSON on standard output, errors too")
     return command
+
+
+def _numerics(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--numerics", choices=("bitwise", "reordered"), default="bitwise",
+        help="eager's bits (default), or sums in another order: the largest values are then made in pieces",
+    )  # fmt: skip
 
 
 def _target(command: argparse.ArgumentParser) -> None:

@@ -135,15 +135,17 @@ class Emitter:
             return saved
         return self.forward.call(unwatched, (saved,), {}, f"{saved.name}_unwatched", dict(saved.meta))
 
-    def write_backward(self, schedule: Schedule, saved: Sequence[str | int]) -> fx.Graph:
-        """The backward alone: it takes what is `saved` (as in `saved_as`), in that order, then what else it reads."""
+    def write_backward(self, schedule: Schedule, saved: Sequence[str | int | fx.Node]) -> fx.Graph:
+        """The backward alone: it takes what is `saved` (as in `saved_as`, or another form's node), then the rest."""
         nodes = {node.name: node for node in self.step.graph_module.graph.nodes}
         for item in saved:
             if isinstance(item, int):
                 name = f"{self.step.ops[item].name}_state"
                 self.backward.states[item] = self.input(name, {"val": fake_generator_state(self.step)})
             elif item == WHICH_SCHEDULE:
-                self.input(item, self.some_size().meta)
+                self.input(WHICH_SCHEDULE, self.some_size().meta)
+            elif isinstance(item, fx.Node):
+                self.input(item.name, item.meta)
             else:
                 self.backward.made[nodes[item]] = self.input(item, nodes[item].meta)
         boundary = schedule.index(self.step.boundary)

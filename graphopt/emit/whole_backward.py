@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import fx
 
 from graphopt.device.storages import storage_key
-from graphopt.emit.emit import Emitted, Emitter, boxed, check_order
+from graphopt.emit.emit import WHICH_SCHEDULE, Emitted, Emitter, boxed, check_order
 from graphopt.graph.captured_graph import WholeBackward
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
@@ -62,7 +62,13 @@ def emit_beside_whole(step: StepGraph, schedule: Schedule, whole: WholeBackward)
     for name in sorted(whole.kept):
         emitter.node(emitter.backward, nodes[name])
     forward = [step.ops[op].name for op in schedule[: schedule.index(step.boundary)]]
-    saved_as = [item if isinstance(item, str) else step.ops[item] for item in emitter.saved_as]
+    saved_as: list[str | OpInfo | fx.Node] = [
+        item if isinstance(item, str) else step.ops[item] for item in emitter.saved_as
+    ]
+    there = {node.name for node in whole.step.graph_module.graph.nodes} | {WHICH_SCHEDULE}
+    for position, (item, saved) in enumerate(zip(saved_as, emitter.saved, strict=True)):
+        if isinstance(item, str) and item not in there:
+            saved_as[position] = saved  # of a piece, which the whole backward has not: it makes that again
     backward, inputs = _write_whole(whole.step, forward, saved_as)
     for name in inputs:
         emitter.node(emitter.backward, nodes[name])
@@ -70,17 +76,18 @@ def emit_beside_whole(step: StepGraph, schedule: Schedule, whole: WholeBackward)
 
 
 def _write_whole(
-    step: StepGraph, forward: Sequence[str], saved_as: Sequence[str | OpInfo]
+    step: StepGraph, forward: Sequence[str], saved_as: Sequence[str | OpInfo | fx.Node]
 ) -> tuple[fx.GraphModule, list[str]]:
     """The whole backward, and which inputs of the step it takes behind what is saved for the other one."""
     number = {op.name: i for i, op in enumerate(step.ops)}
     nodes = {node.name: node for node in step.graph_module.graph.nodes}
     held = _holder(step)
     there = {value for item in saved_as if isinstance(item, str) and item in nodes for value in held(nodes[item])}
-    schedule = (*(number[name] for name in forward), step.boundary, *_with_recomputation(step, there))
+    ran = (number[name] for name in forward if name in number)
+    schedule = (*ran, step.boundary, *_with_recomputation(step, there))
     check_order(step, schedule)
     emitter = Emitter(step, schedule, saves_numbers=False)
-    saved = [item if isinstance(item, str) else number[item.name] for item in saved_as]
+    saved = [number[item.name] if isinstance(item, OpInfo) else item for item in saved_as]
     graph = emitter.write_backward(schedule, saved)
     assert all(node.op == "placeholder" for node in emitter.saved), f"nobody saves all of {emitter.saved}"
     return boxed(step.graph_module, graph), [node.name for node in emitter.saved]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from graphopt.graph.step_graph import StepGraph
+from graphopt.problem.pieces import WHOLE, Pieces
 from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import Schedule
 
@@ -21,11 +23,43 @@ class WholeBackward:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """How a captured graph is to run: in which form, and its ops in which order."""
+
+    schedule: Schedule
+    pieces: Pieces = WHOLE
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """A captured graph in pieces, each form made when it is first asked for; `every` are those that there are.
+
+    `largest_bytes` are those of the largest value that is divided.
+    """
+
+    every: Sequence[Pieces]
+    largest_bytes: int
+    make: Callable[[Pieces], CapturedGraph]
+    _made: dict[Pieces, CapturedGraph] = field(default_factory=dict)
+
+    def of(self, pieces: Pieces) -> CapturedGraph:
+        """The graph in these pieces."""
+        if pieces not in self._made:
+            self._made[pieces] = self.make(pieces)
+        return self._made[pieces]
+
+
+#: A graph that nothing divides, or that serves several sizes.
+NO_FORMS = Forms((), 0, lambda _pieces: _never())
+
+
+@dataclass(frozen=True)
 class CapturedGraph:
     """A step graph and its problem: all that is needed to plan it.
 
     `break_reason` says why and where the capture ended, "" where it is the whole model. `whole` is None where the
-    step has all tangents.
+    step has all tangents. `pieces` says in how many it runs, `forms` has it in others, all under one `graph_hash`.
+    `loss_bytes` are those of a loss outside of it.
     """
 
     name: str
@@ -33,11 +67,21 @@ class CapturedGraph:
     step: StepGraph
     problem: Problem
     whole: WholeBackward | None = None
+    pieces: Pieces = WHOLE
+    forms: Forms = NO_FORMS
+    loss_bytes: int = 0
 
     @property
     def captured_schedule(self) -> Schedule:
         """Every op once, in the captured order."""
         return tuple(range(len(self.problem.ops)))
+
+    def form(self, pieces: Pieces) -> CapturedGraph:
+        """The graph in these pieces, with the same loss outside of it."""
+        if pieces == self.pieces:
+            return self
+        form = self.forms.of(pieces)
+        return with_loss_bytes(form, self.loss_bytes) if self.loss_bytes else form
 
 
 def with_loss_bytes(graph: CapturedGraph, loss_bytes: int) -> CapturedGraph:
@@ -50,4 +94,8 @@ def with_loss_bytes(graph: CapturedGraph, loss_bytes: int) -> CapturedGraph:
     tangent_bytes = sum(graph.problem.values[value].bytes for value in boundary.outputs)
     boundary = replace(boundary, workspace_bytes=max(loss_bytes - tangent_bytes, 0))
     ops = (*graph.problem.ops[:at], boundary, *graph.problem.ops[at + 1 :])
-    return replace(graph, problem=replace(graph.problem, ops=ops))
+    return replace(graph, problem=replace(graph.problem, ops=ops), loss_bytes=loss_bytes)
+
+
+def _never() -> CapturedGraph:
+    raise AssertionError("a graph has no form in pieces")

@@ -42,6 +42,11 @@ class MicroOption:
 
 
 @dataclass(frozen=True)
+class KnownTangent:
+    """Of a micro-batch: its tangent once more, for the forward, which may read it as soon as it begins."""
+
+
+@dataclass(frozen=True)
 class MicroFirst:
     """Of a micro-batch that updates in the backward: whether flat input `index` has no momentum yet."""
 

@@ -131,9 +131,9 @@ def _taken_over(captured: CapturedGraph, plan: GraphPlan, room: Room, choice: Ch
 
     Where parameters are gathered there is no other point: all ranks take part in every gathering, in one order.
     """
-    study = GraphStudy(captured, plan)
+    study = GraphStudy(captured, plan)  # in the pieces of the plan
     try:
-        if gathers_of(captured) and study.kept_schedule is not None:
+        if gathers_of(study.graph) and study.kept_schedule is not None:
             own_bytes = study.peak_bytes(study.kept_schedule)
             if own_bytes > plan.budget_bytes:
                 raise InfeasibleError(plan.budget_bytes, own_bytes)

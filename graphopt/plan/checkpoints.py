@@ -11,13 +11,15 @@ from graphopt.problem.schedule import Schedule
 def find_checkpoints(step: StepGraph, problem: Problem, schedule: Schedule) -> tuple[Checkpoint, ...]:
     """Values alive at the end of the forward and read by the backward before they are made again.
 
-    A recomputed op is charged to the latest checkpoint among its ancestors in the recomputation.
+    A recomputed op is charged to the latest checkpoint among its ancestors in the recomputation. What takes no bytes
+    is none.
     """
     boundary = schedule.index(step.boundary)
     in_forward = {value for op in schedule[:boundary] for value in problem.ops[op].outputs}
     first_read = _read_from_forward(problem, schedule[boundary + 1 :], in_forward)
     charged = _charge(problem, schedule, first_read)
-    return tuple(_checkpoint(step, problem, value, charged.get(value, [])) for value in sorted(first_read))
+    kept = (value for value in sorted(first_read) if step.values[value].bytes)
+    return tuple(_checkpoint(step, problem, value, charged.get(value, [])) for value in kept)
 
 
 def recomputed_names(step: StepGraph, schedule: Schedule) -> tuple[str, ...]:

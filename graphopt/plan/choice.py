@@ -10,25 +10,29 @@ from graphopt.base.errors import PlanMismatchError, UsageError
 from graphopt.cost_models import COST_MODELS
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.lower.compiler import Compiler, check_compiler
+from graphopt.plan.numerics import Numerics, check_numerics
 from graphopt.planners import PLANNERS
+from graphopt.problem.pieces import WHOLE
 from graphopt.problem.plan import GraphPlan
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How to plan: names of planner and cost model, seconds to search for better, kept plans by graph hash, kernels."""
+    """How to plan: planner and cost model by name, seconds to search for better, kept plans by hash, kernels, bits."""
 
     planner: str = "auto"
     cost_model: str = "auto"
     kept: Mapping[str, GraphPlan] | None = None
     plan_seconds: float = 0.0
     compiler: Compiler = "eager"
+    numerics: Numerics = "bitwise"
 
     def __post_init__(self) -> None:
         for kind, name, known in (("planner", self.planner, PLANNERS), ("cost model", self.cost_model, COST_MODELS)):
             if name not in known:
                 raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
         check_compiler(self.compiler)
+        check_numerics(self.numerics, self.compiler)
         if not 0 <= self.plan_seconds < math.inf:
             raise UsageError(f"plan_seconds: expected a number of seconds, 0 or more, got {self.plan_seconds!r}")
 
@@ -41,5 +45,12 @@ class Choice:
             raise PlanMismatchError(
                 f"the plan was made for another graph: {graph.name!r} has hash {graph.step.graph_hash}, the plan "
                 f"knows {', '.join(self.kept)}; plan again with the model, shapes and torch version of this run"
+            )
+        if kept.pieces not in (WHOLE, *graph.forms.every):
+            raise PlanMismatchError(f"the plan runs {graph.name!r} in {kept.pieces}, and this graph has no such form")
+        if kept.pieces != WHOLE and self.numerics != "reordered":
+            raise PlanMismatchError(
+                f"the plan runs {graph.name!r} in {kept.pieces}, which adds up in another order than eager: "
+                "numerics='reordered' allows that"
             )
         return kept

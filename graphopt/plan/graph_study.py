@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from graphopt.plan.schedule_pool import MOST_ADDED, SchedulePool
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
 from graphopt.planners.native.arrays import Ints
+from graphopt.problem.pieces import WHOLE, Pieces
 from graphopt.problem.plan import GraphPlan
 from graphopt.problem.problem import Value
 from graphopt.problem.runs import schedule_of, thinned
@@ -42,13 +43,44 @@ class GraphStudy:
     """A captured graph and all that is derived from it, each thing made once, when it is first asked for.
 
     With a `kept` plan the graph is planned already: its curve is the plan's. A `pool` has what is planned for the
-    graph at other sizes.
+    graph at other sizes. Of a form in pieces `origin` is the study of the whole. With `is_reordered` sums may be added
+    up in another order.
     """
 
-    def __init__(self, graph: CapturedGraph, kept: GraphPlan | None = None, pool: SchedulePool | None = None) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: CapturedGraph,
+        kept: GraphPlan | None = None,
+        pool: SchedulePool | None = None,
+        origin: GraphStudy | None = None,
+        *,
+        is_reordered: bool = False,
+    ) -> None:
+        self.graph = graph if kept is None else graph.form(kept.pieces)
         self.kept = kept
         self.pool = pool
+        self.origin = origin or self
+        self.is_reordered = is_reordered
+        self._forms: dict[Pieces, GraphStudy] = {}
+
+    def reordered(self) -> GraphStudy:
+        """The same graph, were sums added up in another order."""
+        return GraphStudy(self.graph, is_reordered=True)
+
+    @property
+    def forms(self) -> Sequence[Pieces]:
+        """In which pieces it may be planned, beside as it is."""
+        return self.graph.forms.every if self.is_reordered and self.kept is None else ()
+
+    def form(self, pieces: Pieces) -> GraphStudy:
+        """The graph in these pieces; as it is where it cannot be divided into so many."""
+        if pieces == WHOLE or pieces not in self.graph.forms.every or self.kept is not None:
+            return self.origin
+        if self.origin is not self:
+            return self.origin.form(pieces)
+        if pieces not in self._forms:
+            self._forms[pieces] = GraphStudy(self.graph.form(pieces), origin=self, is_reordered=self.is_reordered)
+        return self._forms[pieces]
 
     @cached_property
     def planned(self) -> Study:
@@ -114,6 +146,7 @@ class GraphStudy:
         """Let go of all that can be made again: much more than the graph itself."""
         for name in ("planned", "curve", "frugal", "eager"):
             self.__dict__.pop(name, None)
+        self._forms.clear()
 
     def _simulated(self, schedule: Schedule, steps: Ints) -> Simulation:
         live_bytes, _, seconds = self.planned.loops.profile(steps)
@@ -227,4 +260,4 @@ class GraphStudy:
 
 def studied(graph: CapturedGraph, choice: Choice) -> GraphStudy:
     """A graph to be planned as `choice` says; raises PlanMismatchError where kept plans are given and none is its."""
-    return GraphStudy(graph, choice.kept_plan_of(graph))
+    return GraphStudy(graph, choice.kept_plan_of(graph), is_reordered=choice.numerics == "reordered")

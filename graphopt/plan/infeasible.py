@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.pieces import smallest_forms
 from graphopt.problem.schedule import lifetimes, simulate
 
 _SHOWN = 3
@@ -38,7 +39,7 @@ def tail_error(
 ) -> BudgetError:
     """The error for a training step whose update alone does not fit, whatever the plan of its micro-batches."""
     resident, tail = sum(resident_bytes.values()), sum(tail_bytes.values())
-    minimum_bytes = resident + max(tail, study.minimum_bytes)
+    minimum_bytes = resident + max(tail, smallest_forms([study])[0].minimum_bytes)
     drivers = (*_resident_drivers({**resident_bytes, **tail_bytes}), "all alive while the optimizer updates")
     lines = [
         f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: the update of the parameters alone takes "
@@ -82,6 +83,13 @@ def _advice(study: GraphStudy, own_minimum_bytes: int, own_budget_bytes: int, pl
         fits = int(batch * (own_budget_bytes - fixed) / growing)
         if 1 <= fits < batch:
             tips.append(f"a micro-batch of about {fits} instead of {batch} (if activations grow with the batch)")
+    if not study.is_reordered and study.graph.forms.every:
+        least = smallest_forms([study.reordered()])[0].minimum_bytes
+        saved = study.minimum_bytes - least
+        if saved > 0:
+            tips.append(
+                f"numerics='reordered', which needs {format_bytes(saved)} less as it makes the largest values in pieces"
+            )
     if own_budget_bytes <= fixed:
         tips.append("fewer or frozen parameters, or lower precision: parameters and gradients alone fill the budget")
     return [*tips, "a larger budget"]

@@ -23,6 +23,7 @@ def build_plan(
     `kernels_beside_bytes` is what compiled kernels were measured to take beside them, below 0 where they take less.
     """
     studies = [graph.study for graph in planned]
+    whole = [study.origin for study in studies]
     resident = sum(resident_bytes.values())
     return Plan(
         model=model,
@@ -30,7 +31,7 @@ def build_plan(
         torch_version=torch.__version__,
         budget_bytes=budget_bytes,
         peak_bytes=resident + joint_peak_bytes(studies, [graph.schedule for graph in planned]) + kernels_beside_bytes,
-        eager_peak_bytes=resident + joint_peak_bytes(studies, [study.graph.captured_schedule for study in studies]),
+        eager_peak_bytes=resident + joint_peak_bytes(whole, [study.graph.captured_schedule for study in whole]),
         minimum_bytes=resident + smallest_peak_bytes(studies),
         resident_bytes=dict(resident_bytes),
         graphs=tuple(graph.plan for graph in planned),

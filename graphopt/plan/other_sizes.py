@@ -39,7 +39,8 @@ class GraphAtSizes:
         as_captured = self.pool is None or dict(sizes) == self._captured_sizes
         graph = self.graph if as_captured else self._at(AtSizes(sizes))
         graph = with_loss_bytes(graph, loss_bytes) if loss_bytes else graph
-        return GraphStudy(graph, self._choice.kept_plan_of(graph), self.pool)
+        is_reordered = self._choice.numerics == "reordered"
+        return GraphStudy(graph, self._choice.kept_plan_of(graph), self.pool, is_reordered=is_reordered)
 
     def _at(self, at: AtSizes) -> CapturedGraph:
         costs = self._costs.at(at)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.plan.checkpoints import find_checkpoints, recomputed_names
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import Candidate, GraphStudy
@@ -35,6 +35,11 @@ class PlannedGraph:
         return self.study.graph
 
     @property
+    def decision(self) -> Decision:
+        """How it is to run."""
+        return Decision(self.schedule, self.captured.pieces)
+
+    @property
     def peak_bytes(self) -> int:
         """Predicted peak of the graph's own values, generator states counted."""
         return self.study.peak_bytes(self.schedule)
@@ -49,13 +54,15 @@ class PlannedGraph:
             planner=study.kept.planner if study.kept else self.choice.planner,
             cost_model=self.choice.cost_model,
             compiler=self.choice.compiler,
+            numerics=self.choice.numerics,
+            pieces=self.captured.pieces,
             schedule=self.schedule,
             budget_bytes=self.budget_bytes,
             peak_bytes=self.peak_bytes,
-            eager_peak_bytes=study.eager.peak_bytes,
+            eager_peak_bytes=study.origin.eager.peak_bytes,
             minimum_bytes=study.minimum_bytes,
             seconds=self.simulation.seconds,
-            eager_seconds=study.eager.seconds,
+            eager_seconds=study.origin.eager.seconds,
             # two sums of the same seconds may differ by rounding
             bound_seconds=min(lower_bound_seconds(study.planned, self.budget_bytes), self.simulation.seconds),
             checkpoints=find_checkpoints(step, problem, self.schedule),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphopt.base import records
+from graphopt.problem.pieces import Pieces
 
-SCHEMA = "graphopt.plan/4"
+SCHEMA = "graphopt.plan/5"
 
 
 #: Nearer to the lower bound than this share of it, a plan is proven to be optimal.
@@ -47,6 +48,8 @@ class KeptPoint:
 class GraphPlan:
     """The plan of one captured graph. Bytes are the graph's own values; nothing resident is in them.
 
+    The graph runs in `pieces`; its ops are those of that form, its hash is that of the whole. `numerics` is what was
+    asked for.
     No schedule of the graph inside `budget_bytes` takes less than `bound_seconds`. `curve` is what
     the plan knows of other budgets: peaks increase, seconds strictly decrease. `sizes` are those of the inputs that the
     graph serves others of, by name ("args[0].size(1)"), with the least and the largest that its schedule was chosen
@@ -58,6 +61,8 @@ class GraphPlan:
     planner: str
     cost_model: str
     compiler: str
+    numerics: str
+    pieces: Pieces
     schedule: tuple[int, ...]
     budget_bytes: int
     peak_bytes: int
@@ -118,6 +123,16 @@ class Plan:
     def compiler(self) -> str:
         """Whose kernels run the plan: "eager" or "inductor"."""
         return ", ".join(dict.fromkeys(graph.compiler for graph in self.graphs)) or "eager"
+
+    @property
+    def numerics(self) -> str:
+        """Whose bits were asked for: "bitwise" eager's, or with sums "reordered"."""
+        return ", ".join(dict.fromkeys(graph.numerics for graph in self.graphs)) or "bitwise"
+
+    @property
+    def pieces(self) -> tuple[Pieces, ...]:
+        """In how many pieces the largest values of each graph are made."""
+        return tuple(graph.pieces for graph in self.graphs)
 
     @property
     def sizes(self) -> Mapping[str, tuple[int, int]]:

@@ -27,9 +27,9 @@ def _graph_report(planned: PlannedGraph) -> GraphReport:
         plan=planned.plan,
         break_reason=captured.break_reason,
         live_bytes=tuple(planned.simulation.live_bytes.tolist()),
-        eager_live_bytes=tuple(study.eager.live_bytes.tolist()),
+        eager_live_bytes=tuple(study.origin.eager.live_bytes.tolist()),
         boundary_step=schedule.index(boundary),
-        eager_boundary_step=boundary,
+        eager_boundary_step=study.origin.graph.step.boundary,
         peak_step=planned.simulation.peak_step,
         peak_op=peak_op.name,
         peak_source=peak_op.source,
@@ -77,7 +77,7 @@ def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
     except InfeasibleError:
         by_segments = Comparison("sqrt_n", None, None)
     return (
-        row("eager", study.eager.peak_bytes, study.eager.seconds),
+        row("eager", study.origin.eager.peak_bytes, study.origin.eager.seconds),
         by_segments,
         row("chosen", chosen.peak_bytes, chosen.seconds),
         row("minimum", least.peak_bytes, least.seconds),
@@ -86,4 +86,4 @@ def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
 
 def _overhead(planned: PlannedGraph, seconds: float) -> float:
     """Extra time over the captured graph as it is, a fraction."""
-    return seconds / (planned.study.eager.seconds or 1.0) - 1
+    return seconds / (planned.study.origin.eager.seconds or 1.0) - 1

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from graphopt.base.units import format_bytes
 from graphopt.problem.graph_break import GraphBreak
-from graphopt.problem.plan import Checkpoint
+from graphopt.problem.pieces import WHOLE
+from graphopt.problem.plan import Checkpoint, Plan
 from graphopt.report.data import CompiledKernels, GraphReport, Measured, OutsideShare, Report, TrainedSteps
 
 
@@ -32,6 +33,14 @@ def verdict(report: Report) -> str:
     in_pieces = is_in_pieces(report)
     is_measured = report.measured is not None or report.trained is not None
     return "FITS AS FAR AS IT IS CAPTURED" if in_pieces and not is_measured else "FITS"
+
+
+def in_pieces(plan: Plan) -> str:
+    """In how many pieces the largest values are made, which is another order of sums than eager's; "" where whole."""
+    if plan.numerics == "bitwise":
+        return ""
+    divided = [str(graph.pieces) for graph in plan.graphs if graph.pieces != WHOLE]
+    return f"  ·  numerics {plan.numerics}: largest values {', '.join(dict.fromkeys(divided)) or 'whole'}"
 
 
 def is_in_pieces(report: Report) -> bool:

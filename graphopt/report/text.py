@@ -81,7 +81,7 @@ def _header(report: Report) -> list[RenderableType]:
     first = [row for row in rows if row[0] in ("budget", "predicted peak", "measured peak", "measured in training")]
     second = [row for row in rows if row not in first]
     models = plain(", ".join(dict.fromkeys(graph.cost_model for graph in plan.graphs)))
-    made = f"planned in {report.plan_seconds:.1f} s by {plain(plan.planner)} on {models} costs"
+    made = f"planned in {report.plan_seconds:.1f} s by {plain(plan.planner)} on {models} costs{figures.in_pieces(plan)}"
     return [
         *(name, Text.assemble(state, "  ", _row(first)), _row(second)),
         *(Text(made, style="dim"), Text(figures.optimum(report), style="dim")),

@@ -27,10 +27,10 @@ from graphopt.device.ranks import ranks_of
 from graphopt.device.snapshot import State, generators_kept, restore, training_mode, undone
 from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
+from graphopt.graph.captured_graph import Decision
 from graphopt.plan.agreement import give_up
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.graph_break import GraphBreak
-from graphopt.problem.schedule import Schedule
 from graphopt.report.data import OutsideShare
 from graphopt.run.beginning import Beginning
 from graphopt.run.calls.call_plan import CallPlan
@@ -295,7 +295,7 @@ class Session:
     def _plan_whole(self, graph: DynamoGraph) -> None:
         """Plan a graph that is the whole model, where it is met."""
 
-        def plan(study: GraphStudy) -> Schedule:
+        def plan(study: GraphStudy) -> Decision:
             return self._agreed([(graph, study)], study.graph.step.device)[graph]
 
         for _ in self._plans.rounds():
@@ -333,13 +333,13 @@ class Session:
             return
         sequence = [(graph, studies[graph]) for graph in met if graph in studies]
         for _ in self._plans.rounds():
-            for graph, schedule in self._agreed(sequence, sequence[0][1].graph.step.device).items():
-                graph.compile(key, choice, lambda _study, schedule=schedule: schedule)  # type: ignore[misc]
+            for graph, decision in self._agreed(sequence, sequence[0][1].graph.step.device).items():
+                graph.compile(key, choice, lambda _study, decision=decision: decision)  # type: ignore[misc]
         self.loop.look_away(planned=True)
 
     def _agreed(
         self, sequence: Sequence[tuple[DynamoGraph, GraphStudy]], device: torch.device
-    ) -> dict[DynamoGraph, Schedule]:
+    ) -> dict[DynamoGraph, Decision]:
         """What is planned for the distinct graphs of a sequence, together with other processes where that is due."""
         ranks, self._ranks = self._ranks, None
         return self._plans.plan(sequence, device, ranks, in_loop=isinstance(self._phase, Running))

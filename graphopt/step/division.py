@@ -57,7 +57,7 @@ class Trial:
     @property
     def eager_seconds(self) -> float:
         """The same with nothing recomputed."""
-        return self._of_batch(self.micro.planned.study.eager.seconds) if self.micro else float("inf")
+        return self._of_batch(self.micro.planned.study.origin.eager.seconds) if self.micro else float("inf")
 
     def _of_batch(self, micro_seconds: float) -> float:
         return micro_seconds * self.rows / self.micro_rows

@@ -185,7 +185,9 @@ class Micros:
         examples = examples_of(module)
         choice = self._choice
         options = choice.cost_model, "micro-batch", hand_over
-        request = CaptureRequest(module, examples, *options, compiler=choice.compiler, sizes=self._sizes)
+        request = CaptureRequest(
+            *(module, examples, *options), compiler=choice.compiler, sizes=self._sizes, tangent_is_known=True
+        )
         captured = capture_only(request)
         if captured is None:
             raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")

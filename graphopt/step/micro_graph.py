@@ -13,14 +13,13 @@ from torch import fx
 from graphopt.device.snapshot import generators_kept
 from graphopt.emit.emit import emit_whole
 from graphopt.emit.many_schedules import MOST_SCHEDULES
-from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.roles import DESCRIPTOR, Accumulator
 from graphopt.lower.compiler import Compiler
 from graphopt.lower.halves import LoweredWhole
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.other_sizes import GraphAtSizes
 from graphopt.plan.planned_graph import PlannedGraph
-from graphopt.problem.schedule import Schedule
 from graphopt.run.graphs.input_symbols import InputSymbols, Sizes
 
 
@@ -36,7 +35,7 @@ class Learning:
 class MicroGraph:
     """A captured micro-batch graph, for inputs of one size or of many; `symbols` are those of its inputs.
 
-    Its inputs are described by `input_roles`: Dynamo's flat inputs, and ours. `guards` is what has been asked of
+    Its inputs are Dynamo's flat inputs, and ours. `guards` is what has been asked of
     symbols, `num_guards` of which Dynamo knows: it looks at them while it captures, and never again.
     """
 
@@ -47,35 +46,30 @@ class MicroGraph:
     num_guards: int
     compiler: Compiler = "eager"
     #: The graphs to run, the least recently used first.
-    _code: dict[Schedule, fx.GraphModule | LoweredWhole] = field(default_factory=dict)
+    _code: dict[Decision, fx.GraphModule | LoweredWhole] = field(default_factory=dict)
 
     @property
     def captured(self) -> CapturedGraph:
         """The graph at the sizes of its capture."""
         return self.at_sizes.graph
 
-    def module(self, schedule: Schedule) -> fx.GraphModule | LoweredWhole:
+    def module(self, decision: Decision) -> fx.GraphModule | LoweredWhole:
         """The graph to run, boxed: (loss, a gradient or None for each of the joint graph's inputs)."""
-        found = self._code.pop(schedule, None) or self._emitted(schedule)
-        self._code[schedule] = found
+        found = self._code.pop(decision, None) or self._emitted(decision)
+        self._code[decision] = found
         at_hand = self.at_sizes.pool.at_hand if self.at_sizes.pool else {}
-        at_hand[schedule] = None
+        at_hand[decision.schedule] = None
         # of one size no other schedule comes back
         while len(self._code) > (MOST_SCHEDULES if self.at_sizes.pool else 1):
             oldest = next(iter(self._code))
             del self._code[oldest]
-            at_hand.pop(oldest, None)
+            at_hand.pop(oldest.schedule, None)
         return found
 
-    def _emitted(self, schedule: Schedule) -> fx.GraphModule | LoweredWhole:
+    def _emitted(self, decision: Decision) -> fx.GraphModule | LoweredWhole:
         with generators_kept():
-            emitted = emit_whole(self.captured.step, schedule)
+            emitted = emit_whole(self.captured.form(decision.pieces).step, decision.schedule)
             return emitted if self.compiler == "eager" else LoweredWhole(emitted)
-
-    @cached_property
-    def input_roles(self) -> tuple[object, ...]:
-        """The descriptor of each input, in order: AOTAutograd's, or one of graphopt.graph.roles."""
-        return tuple(node.meta[DESCRIPTOR] for node in self._placeholders)
 
     @cached_property
     def accumulators(self) -> dict[int, torch.Tensor]:
@@ -128,7 +122,13 @@ class Micro:
     @cached_property
     def module(self) -> fx.GraphModule | LoweredWhole:
         """The graph to run, that of other sizes too with the same schedule."""
-        return self.graph.module(self.planned.schedule)
+        return self.graph.module(self.planned.decision)
+
+    @property
+    def input_roles(self) -> tuple[object, ...]:
+        """The descriptor of each input of what is run, in order: AOTAutograd's, or one of graphopt.graph.roles."""
+        graph = self.planned.captured.step.graph_module.graph
+        return tuple(node.meta[DESCRIPTOR] for node in graph.find_nodes(op="placeholder"))
 
     @property
     def is_planned(self) -> bool:

@@ -23,6 +23,7 @@ from graphopt.graph.roles import (
     First,
     Given,
     Kept,
+    KnownTangent,
     MicroFirst,
     MicroKept,
     MicroOption,
@@ -135,7 +136,7 @@ class _WindowWriter:
             aten.scalar_tensor.default, (weight,), {"dtype": loss.dtype, "device": loss.device}
         )
         tangent.meta[ROLE] = Tangent(number)
-        arguments: list[Any] = [self.argument(role, call, number, tangent) for role in call.micro.graph.input_roles]
+        arguments: list[Any] = [self.argument(role, call, number, tangent) for role in call.micro.input_roles]
         made = self.graph.call_module(self.module_name(call.micro.module), (arguments,))
         for index, position in call.micro.graph.gradients.items():
             name = self.parameters[id(call.flat[index])]
@@ -152,7 +153,7 @@ class _WindowWriter:
     def argument(self, role: object, call: MicroCall, number: int, tangent: fx.Node) -> object:
         if isinstance(role, PlainAOTInput):
             return self.given[_identity(call.flat[role.idx], number, role.idx)]
-        if isinstance(role, TangentAOTInput):
+        if isinstance(role, (TangentAOTInput, KnownTangent)):
             return tangent
         if isinstance(role, Accumulator):
             return self.accumulators[self.parameters[id(call.flat[role.index])]]

@@ -16,6 +16,7 @@ from graphopt.passes.joint.accumulate import accumulate
 from graphopt.passes.joint.add_in_place import add_in_place
 from graphopt.passes.joint.add_to_gradients import add_to_gradients
 from graphopt.passes.joint.causal_masks import causal_masks
+from graphopt.passes.joint.chunks.chunk import chunk
 from graphopt.passes.joint.compress import compress
 from graphopt.passes.joint.contract import gradients_are_unused, no_gradient_is_returned, no_symbol_is_constant
 from graphopt.passes.joint.free_shapes import free_shapes
@@ -34,6 +35,7 @@ from graphopt.passes.joint.unread_statistics import unread_statistics
 from graphopt.passes.joint.update_in_backward import update_in_backward
 from graphopt.passes.run_passes import NamedPass
 from graphopt.passes.window.update import GroupUpdate
+from graphopt.problem.pieces import Pieces
 
 Passes = tuple[NamedPass[JointGraph], ...]
 
@@ -66,6 +68,12 @@ def with_tangents(defined: frozenset[int]) -> NamedPass[JointGraph]:
     """Only the tangents at positions `defined` are defined."""
     run = partial(undefined_tangents, defined=defined)
     return NamedPass("undefined_tangents", run, requires=(no_symbol_is_constant, gradients_are_unused))
+
+
+def in_pieces(pieces: Pieces, *, tangent_is_known: bool) -> Passes:
+    """What is independent row by row is run in so many pieces; the forward may read the tangent, where it is known."""
+    run = partial(chunk, pieces=pieces, tangent_is_known=tangent_is_known)
+    return (NamedPass("chunk", run, requires=(no_symbol_is_constant, gradients_are_unused)),)
 
 
 def return_gradients(wanted: Iterable[int]) -> Passes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from graphopt.problem.pieces import Pieces
 from graphopt.problem.plan import Checkpoint, GraphPlan, KeptPoint, Plan
 from graphopt.report.data import Comparison, GraphReport, Measured, Report
 
@@ -20,6 +21,8 @@ def make_graph_plan(name: str = "graph 1", blocks: int = 6) -> GraphPlan:
         planner="search",
         cost_model="profiled",
         compiler="eager",
+        numerics="reordered",
+        pieces=Pieces(8, at_once=True),
         schedule=(*range(steps), *range(4, 12), *range(steps, 2 * steps)),
         budget_bytes=80 * MIB,
         peak_bytes=78 * MIB,

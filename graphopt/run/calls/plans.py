@@ -11,14 +11,15 @@ from torch import nn
 
 from graphopt.base.errors import BudgetError
 from graphopt.device.ranks import Ranks
+from graphopt.graph.captured_graph import Decision
 from graphopt.plan.agreement import plan_as_one
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.pieces import in_fewest_pieces
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import other_bytes, resident_of_model
 from graphopt.plan.room import Room
 from graphopt.plan.shares import joint_peak_bytes
 from graphopt.plan.workspaces import take_workspaces
-from graphopt.problem.schedule import Schedule
 from graphopt.run.calls.call_plan import CallPlan, in_the_place_of, log_plan, with_piece
 from graphopt.run.calls.kernel_bytes import KernelBytes, is_compiled
 from graphopt.run.calls.loop import Loop
@@ -130,7 +131,7 @@ class Plans:
         device: torch.device,
         ranks: Ranks | None,
         in_loop: bool,
-    ) -> dict[DynamoGraph, Schedule]:
+    ) -> dict[DynamoGraph, Decision]:
         """Plan the distinct graphs of the call, in the order in which they run, together with other ranks where given.
 
         In a loop each rank has data of its own; examples are the same for all. Raises BudgetError, PlanMismatchError.
@@ -158,9 +159,9 @@ class Plans:
             in_order = tuple(by_graph[graph] for graph in graphs)
             resident |= self._others_in_pattern(in_order)
             self._now(CallPlan(self.key, graphs, in_order, resident, time.perf_counter() - started))
-        return {graph: plan.schedule for graph, plan in by_graph.items()}
+        return {graph: plan.decision for graph, plan in by_graph.items()}
 
-    def plan_piece(self, graph: DynamoGraph, position: int, study: GraphStudy) -> Schedule:
+    def plan_piece(self, graph: DynamoGraph, position: int, study: GraphStudy) -> Decision:
         """Plan a graph that was captured anew in a call of several, in the place of the one at that position."""
         call = self.of_call
         assert call is not None
@@ -168,7 +169,7 @@ class Plans:
         call = with_piece(call, position, graph, planned)
         self._sequences[self.key.shapes] = call.graphs
         self._now(call)
-        return planned.schedule
+        return planned.decision
 
     def rounds(self) -> Iterator[None]:
         """For each the call is planned and compiled: once, and again where its kernels take other bytes."""
@@ -200,8 +201,13 @@ class Plans:
         if self._request.part is not None:
             return making_part(sequence, self._request.part, choice)
         if self.key.pattern:
-            return making_in_pattern(sequence, self._studies_of_pattern(), choice)
-        make = making_one(sequence[0], choice) if len(sequence) == 1 else making_several(sequence, choice)
+            pattern, count = self._studies_of_pattern(), len(sequence)
+            return in_fewest_pieces(
+                [*sequence, *pattern], lambda forms: making_in_pattern(forms[:count], forms[count:], choice)
+            )
+        make = in_fewest_pieces(
+            sequence, lambda forms: making_one(forms[0], choice) if len(forms) == 1 else making_several(forms, choice)
+        )
         # of kernels that are compiled a measurement decides, not the plan
         return at_least_the_smallest(make) if self.key.behind or choice.compiler != "eager" else make
 
@@ -219,13 +225,13 @@ class Plans:
         """What the other forwards that wait for the same backward add to this one's peak, by kind."""
         if not self.key.pattern:
             return {}
-        schedules: dict[GraphStudy, Schedule] = {}
+        chosen: dict[GraphStudy, PlannedGraph] = {}
         for shapes in self.key.pattern:
             known = self._calls.get(replace(self.key, shapes=shapes))
-            schedules |= {each.study: each.schedule for each in known.planned} if known else {}
-        schedules |= {each.study: each.schedule for each in planned}
-        whole = [study for study in self._studies_of_pattern() if study in schedules]
-        peak_bytes = joint_peak_bytes(whole, [schedules[study] for study in whole])
+            chosen |= {each.study.origin: each for each in known.planned} if known else {}
+        chosen |= {each.study.origin: each for each in planned}
+        whole = [chosen[study] for study in self._studies_of_pattern() if study in chosen]
+        peak_bytes = joint_peak_bytes([each.study for each in whole], [each.schedule for each in whole])
         own_peak_bytes = joint_peak_bytes([each.study for each in planned], [each.schedule for each in planned])
         return {"other forwards before the same backward": peak_bytes - own_peak_bytes}
 

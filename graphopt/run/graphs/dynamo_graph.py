@@ -17,12 +17,11 @@ from graphopt.capture.captures import Capture
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.device.snapshot import generators_kept
 from graphopt.emit.runnable import Around, Runnable
-from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint import RETURN_GRADIENTS, Passes, add_gradients
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy
-from graphopt.problem.schedule import Schedule
 from graphopt.run.graphs.autocast_backward import (
     has_full_precision_products,
     say_if_backward_is_inside,
@@ -37,8 +36,8 @@ from graphopt.run.graphs.studies import Studies
 from graphopt.run.graphs.tangents import Tangents
 from graphopt.run.model.short_step import Extend
 
-#: Decides on a schedule for what is planned.
-Plan = Callable[[GraphStudy], Schedule]
+#: Decides how what is planned is to run.
+Plan = Callable[[GraphStudy], Decision]
 
 
 @dataclass(frozen=True)
@@ -141,17 +140,17 @@ class DynamoGraph:
         self._forgets_studies()
 
     def compile(self, key: CallKey, choice: Choice, plan: Plan) -> None:
-        """Capture it (again), to run with the schedule that `plan` gives in calls like `key`."""
+        """Capture it (again), to run as `plan` says in calls like `key`."""
 
-        chosen: list[Schedule] = []
+        chosen: list[Decision] = []
 
-        def decide(captured: CapturedGraph | None) -> Schedule:
+        def decide(captured: CapturedGraph | None) -> Decision:
             if captured is not None:
                 self.studies.captured(key.adds, captured, choice)
             study = self.studies.at(key.adds, self.symbols.sizes_in(key.shapes))
             assert study is not None
             chosen.append(plan(study))
-            self.studies.serves(key.adds, chosen[-1], self.symbols.named_in(key.shapes))
+            self.studies.serves(key.adds, chosen[-1].schedule, self.symbols.named_in(key.shapes))
             return chosen[-1]
 
         if self.around.extend is not None:
@@ -161,12 +160,12 @@ class DynamoGraph:
         else:
             self._compile(key, choice, decide)
         if key.adds in self._serving:
-            self.compiled[key] = self._serving[key.adds].with_schedule(chosen[-1])
+            self.compiled[key] = self._serving[key.adds].with_schedule(chosen[-1].schedule)
 
     def compile_without_gradients(self, key: CallKey, choice: Choice) -> None:
         """Compile a graph that needs no gradient, to run as it is."""
 
-        def decide(_graph: CapturedGraph) -> Schedule:
+        def decide(_graph: CapturedGraph) -> Decision:
             raise AssertionError("a graph that was captured without gradients has some now")
 
         self._compile(key, choice, decide)

@@ -1,0 +1,1 @@
+"""Regions of a joint graph that run in pieces of their rows: found, rewritten, one idea a file."""
