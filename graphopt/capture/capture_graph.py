@@ -67,10 +67,9 @@ def capture_graph(
     clean = copy_joint(joint)
     step, problem, whole = making.priced(joint, ())
     captured = CapturedGraph(name, break_reason, step, problem, whole)
-    planned = frozenset(i for i, node in enumerate(step.joint.tangents) if node in step.joint.defined_tangents)
-    every = _possible_pieces(clean, planned, tangent_is_known) if virtual is none_is_virtual else ()
-    if not every:
+    if virtual is not none_is_virtual:
         return captured
+    planned = frozenset(i for i, node in enumerate(step.joint.tangents) if node in step.joint.defined_tangents)
     alike = replace(making, tangents=None if tangents is None else lambda _step: planned)
 
     def form(pieces: Pieces) -> CapturedGraph:
@@ -78,9 +77,10 @@ def capture_graph(
         divided = replace(divided, graph_hash=step.graph_hash)
         return CapturedGraph(name, break_reason, divided, problem, whole, pieces, forms)
 
-    largest_bytes = max(value.bytes for value in step.values if value.kind == "activations")
     forms = Forms(
-        every, largest_bytes, lambda pieces: form(pieces) if pieces != WHOLE else replace(captured, forms=forms)
+        lambda: _possible_pieces(clean, planned, tangent_is_known),
+        max((value.bytes for value in step.values if value.kind == "activations"), default=0),
+        lambda pieces: form(pieces) if pieces != WHOLE else replace(captured, forms=forms),
     )
     return replace(captured, forms=forms)
 

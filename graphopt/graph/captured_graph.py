@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from graphopt.graph.step_graph import StepGraph
 from graphopt.problem.pieces import WHOLE, Pieces
@@ -32,15 +33,20 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Forms:
-    """A captured graph in pieces, each form made when it is first asked for; `every` are those that there are.
+    """A captured graph in pieces, each form made when it is first asked for; `find` looks for those that there are.
 
-    `largest_bytes` are those of the largest value that is divided.
+    `largest_bytes` are those of the largest value that may be divided.
     """
 
-    every: Sequence[Pieces]
+    find: Callable[[], Sequence[Pieces]]
     largest_bytes: int
     make: Callable[[Pieces], CapturedGraph]
     _made: dict[Pieces, CapturedGraph] = field(default_factory=dict)
+
+    @cached_property
+    def every(self) -> Sequence[Pieces]:
+        """In which pieces there is a form; most graphs are never asked, and looking takes some tenths of a second."""
+        return self.find()
 
     def of(self, pieces: Pieces) -> CapturedGraph:
         """The graph in these pieces."""
@@ -50,7 +56,7 @@ class Forms:
 
 
 #: A graph that nothing divides, or that serves several sizes.
-NO_FORMS = Forms((), 0, lambda _pieces: _never())
+NO_FORMS = Forms(tuple, 0, lambda _pieces: _never())
 
 
 @dataclass(frozen=True)

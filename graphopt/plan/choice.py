@@ -46,7 +46,7 @@ class Choice:
                 f"the plan was made for another graph: {graph.name!r} has hash {graph.step.graph_hash}, the plan "
                 f"knows {', '.join(self.kept)}; plan again with the model, shapes and torch version of this run"
             )
-        if kept.pieces not in (WHOLE, *graph.forms.every):
+        if kept.pieces != WHOLE and kept.pieces not in graph.forms.every:
             raise PlanMismatchError(f"the plan runs {graph.name!r} in {kept.pieces}, and this graph has no such form")
         if kept.pieces != WHOLE and self.numerics != "reordered":
             raise PlanMismatchError(

@@ -176,11 +176,14 @@ class Micros:
 
     def _capture(self, module: fx.GraphModule, inputs: Sequence[Any], symbols: InputSymbols) -> str:
         """Capture a graph; its key among those that are known."""
+        # a graph that may take other forms later keeps this: it must not keep the batch, nor all other graphs
+        parameters = {index: item for index, item in enumerate(inputs) if isinstance(item, torch.nn.Parameter)}
+        passes_of = self._hand_over
 
         def hand_over(joint: JointGraph, _static_inputs: Sequence[int]) -> Passes:
             _check_roles(joint)
-            given = {position: inputs[node.meta[DESCRIPTOR].idx] for position, node in enumerate(joint.primals)}
-            return self._hand_over(joint, given)
+            indices = [node.meta[DESCRIPTOR].idx for node in joint.primals]
+            return passes_of(joint, {at: parameters[i] for at, i in enumerate(indices) if i in parameters})
 
         examples = examples_of(module)
         choice = self._choice

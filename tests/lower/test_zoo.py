@@ -16,9 +16,11 @@ from tests.support.zoo import ZOO
 #: writes in place, and an unrolled recurrence with the gradients of one weight from every step.
 #: Shares of eager's peak: kernels of the checkpointed one take most of it, whatever is recomputed.
 SHARES = {"mixture_of_experts": 0.75, "autocast": 0.75, "by_hand": 0.95, "in_place": 0.75, "gru": 0.75}
+#: Its unrolled steps take two minutes to compile.
+SLOW = ("gru",)
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SHARES])
 def test_a_model_of_the_zoo(name: str) -> None:
     torch._dynamo.reset()
     case = ZOO[name]()
