@@ -107,10 +107,14 @@ class ShardedParameters:
 
         What is written to them counts: at the end each rank keeps its rows.
         """
-        assert not self.is_whole
+        if self.is_whole:
+            yield self.model
+            return
         rows = {name: shard.parameter.data for name, shard in self.shards.items()}
+        # all are there before one is changed: another rank may be lost meanwhile
+        gathered = {name: self._gathered(shard, rows[name]) for name, shard in self.shards.items()}
         for name, shard in self.shards.items():
-            shard.parameter.data = self._gathered(shard, rows[name])
+            shard.parameter.data = gathered.pop(name)
         self.is_whole = True
         try:
             yield self.model
@@ -127,6 +131,8 @@ class ShardedParameters:
 
     def unshard(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the parameters, and the optimizer's state of them, whole again, for good; a collective call."""
+        if self.is_whole:
+            raise UsageError("step.unshard() inside of `with step.whole_model():`, or a second time")
         for guard in self._refusing:
             guard.remove()
         while self.state_hooks:
