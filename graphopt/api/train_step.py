@@ -146,6 +146,8 @@ def train_step(
                 give_state_as_dtensors(sharded, optimizer)
             rows = sharded.rows if isinstance(sharded, SharedState) else None
             view = OptimizerView(optimizer, model, masters=masters, rows=rows)
+            if isinstance(sharded, ShardedParameters):
+                sharded.has_masters(view.masters)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
             check_compiler_with(options, compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)

@@ -120,7 +120,13 @@ class OptimizerView:
             if key not in pending:
                 pending[key] = _new_state(stepped, key)
             return pending[key]
-        return held[key]  # type: ignore[no-any-return]
+        found: torch.Tensor = held[key]
+        if found.ndim and found.shape != stepped.shape:
+            raise UsageError(
+                f"the optimizer's {key} of {name} has the shape {list(found.shape)}, and what it updates has "
+                f"{list(stepped.shape)}: a state of another model, or of other ranks, was loaded"
+            )
+        return found
 
     def is_first(self, name: str) -> bool:
         """Whether SGD has no momentum for a parameter yet: its first step takes the gradient as it is."""

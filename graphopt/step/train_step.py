@@ -12,7 +12,6 @@ from torch import fx, nn
 
 from graphopt.base.errors import UsageError
 from graphopt.capture.changing_sizes import Sizes
-from graphopt.compression.residuals import of_each_rank
 from graphopt.device.snapshot import generators_kept, undone
 from graphopt.device.storages import tensors_in
 from graphopt.emit.direct import direct
@@ -55,6 +54,7 @@ from graphopt.step.ranks.start import raising_together
 from graphopt.step.scale_state import ScaleState
 from graphopt.step.sharding.parameters import ShardedParameters
 from graphopt.step.sharding.shared_state import SharedState
+from graphopt.step.step_state import StepState
 from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
 from graphopt.step.window_graph import build_window, given_tensors, window_key
@@ -78,6 +78,7 @@ class TrainStep:
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange, self._autocast = exchange, module.autocast
+        self._state = StepState(self._scale, self._view, exchange, sharded)
         self._sharded = sharded
         handing_over = HandingOver(memory.view, options, exchange, sharded)
         self.division = Division(
@@ -262,25 +263,14 @@ class TrainStep:
 
         The loss scale, float32 masters, and what compression keeps: that is each rank's own.
         """
-        state = {"loss_scale": self._scale.state_dict(), "masters": {**self._view.masters}}
-        return {**state, "compression": self._exchange.state_dict()} if self._exchange else state
+        return self._state.given()
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on from `state_dict()`, or, with another number of processes, from the list of all ranks' of then.
 
         Raises UsageError where it is another step's.
         """
-        every = of_each_rank(state)
-        masters = every[0]["masters"]
-        if set(masters) != set(self._view.masters):
-            raise UsageError("the saved state has masters for other parameters than this step")
-        if self._exchange and all("compression" in one for one in every):
-            compression = [one["compression"] for one in every]
-            self._exchange.load_state_dict(compression[0] if isinstance(state, Mapping) else compression)
-        self._scale.load_state_dict(every[0]["loss_scale"])
-        with torch.no_grad():
-            for name, master in self._view.masters.items():
-                master.copy_(masters[name])
+        self._state.taken(state)
 
     def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> Callable[..., Any]:
         key = (*window_key(calls), tuple(groups))

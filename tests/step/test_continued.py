@@ -194,3 +194,18 @@ def test_a_copy_of_the_model_is_a_model_of_its_own() -> None:
     second = graphopt.train_step(average, None, OPTIMIZERS["sgd"](average.parameters()), accumulate=2)
     second(*batches[2][0])
     assert differences(state_of(average, second.optimizer), before) != {}
+
+
+def test_optimizer_state_of_another_shape_is_refused_before_anything_reads_it() -> None:
+    model = nn.Linear(8, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    step = graphopt.train_step(model, nn.functional.mse_loss, optimizer, cost_model="roofline")
+    step(torch.randn(4, 8), torch.randn(4, 4))
+    state = optimizer.state_dict()
+    for number, held in state["state"].items():
+        state["state"][number] = {key: value[:2] if value.ndim else value for key, value in held.items()}
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.load_state_dict(state)
+    with pytest.raises(graphopt.UsageError, match=r"exp_avg of weight has the shape \[2, 8\]"):
+        step(torch.randn(4, 8), torch.randn(4, 4))
+    assert all(map(torch.equal, before, model.parameters()))

@@ -72,15 +72,19 @@ def holders_of(tensor: Tensor) -> int:
     return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
 
 
-def label_of(group: dist.ProcessGroup, kind: str) -> str:
-    """What graphs call this process's group of a kind; groups of a kind have one label on all ranks.
+def label_of(group: dist.ProcessGroup, kind: str, among: dist.ProcessGroup) -> str:
+    """What graphs call this process's group of a kind, among all ranks that train together.
 
-    Ranks run one graph, and those that hold other rows are in other groups, under names of their own.
+    Ranks run one graph, and those that hold other rows are in other groups, under names of their own: a label is the
+    same on all ranks that train together, whatever else a process took part in.
     """
-    found = next((each for each, known in _GROUPS.items() if known is group and each.startswith(f"{kind} ")), None)
-    label = found or f"{kind} {len(_GROUPS)}"
-    _GROUPS[label] = group
-    return label
+    members = dist.get_process_group_ranks(among)
+    stem = f"{kind} {dist.get_world_size(group)} of {','.join(map(str, members))}"
+    number = 0
+    while _GROUPS.get(f"{stem} {number}", group) is not group:
+        number += 1
+    _GROUPS[f"{stem} {number}"] = group
+    return f"{stem} {number}"
 
 
 def group_of(label: str) -> dist.ProcessGroup:

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import nn
 
 from graphopt.base.errors import UsageError
-from graphopt.device.ranks import Ranks
-
-
-class MayBeWhole(Protocol):
-    """Parameters that are shared out over ranks, and at times whole."""
-
-    is_whole: bool
-    ranks: Ranks
 
 
 class Guard:
-    """Refuses calls of one module while its parameters are rows.
+    """Refuses calls of one module, and of copies of it, while its parameters are rows: `wholes` are their true shapes.
 
     Off while the model is captured, so that it is no part of what is.
     """
 
-    def __init__(self, module: nn.Module, sharded: MayBeWhole) -> None:
+    def __init__(self, module: nn.Module, wholes: Mapping[str, torch.Size]) -> None:
         def refuse(module: nn.Module, _args: Any) -> None:
-            if not sharded.is_whole:
+            now = module._parameters
+            if any((held := now.get(name)) is not None and held.shape != shape for name, shape in wholes.items()):
                 raise UsageError(
-                    f"the parameters of this {type(module).__name__} are shared out over {sharded.ranks.world} ranks "
-                    "by train_step(shard=...), so that the model cannot be called by itself: call it inside of "
+                    f"the parameters of this {type(module).__name__} are shared out over ranks by "
+                    "train_step(shard=...), so that the model cannot be called by itself: call it inside of "
                     "`with step.whole_model() as model:`, on all ranks, or make it whole for good: step.unshard()"
                 )
 

@@ -5,7 +5,7 @@ Parameters stay the same objects, under the same names; what they hold are rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +57,9 @@ class ShardedParameters:
             self.names[first[id(parameter)]].append(name)
         self.shards = {name: self._shard(name, parameter, optimizer) for name, parameter in named.items()}
         self._by_id = {id(shard.parameter): shard for shard in self.shards.values()}
-        self._refusing = [Guard(module, self) for module in model.modules() if module._parameters]
+        self._by_master: dict[int, Shard] = {}
+        self._masters: Mapping[str, Tensor] = {}
+        self._refusing = [Guard(module, self._wholes_in(module)) for module in model.modules() if module._parameters]
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -75,7 +77,12 @@ class ShardedParameters:
 
     def of_stepped(self, stepped: object) -> Shard | None:
         """What is known of what the optimizer holds."""
-        return self._by_id.get(id(stepped))
+        return self._by_id.get(id(stepped)) or self._by_master.get(id(stepped))
+
+    def has_masters(self, masters: Mapping[str, Tensor]) -> None:
+        """The optimizer holds these, by the names of the parameters whose masters they are."""
+        self._by_master = {id(master): self.shards[name] for name, master in masters.items()}
+        self._masters = masters
 
     @property
     def in_window(self) -> RowsInWindow:
@@ -138,12 +145,19 @@ class ShardedParameters:
         while self.state_hooks:
             self.state_hooks.pop().remove()
         for shard in self.shards.values():
-            rows = shard.parameter.data
-            for key, value in optimizer.state.get(shard.parameter, {}).items():
+            rows, stepped = shard.parameter.data, self._masters.get(shard.name, shard.parameter)
+            for key, value in optimizer.state.get(stepped, {}).items():
                 if isinstance(value, Tensor) and value.shape == rows.shape and value.ndim > 0:
-                    optimizer.state[shard.parameter][key] = self._gathered(shard, value)
+                    optimizer.state[stepped][key] = self._gathered(shard, value)
+            if stepped is not shard.parameter:
+                stepped.data = self._gathered(shard, stepped.data)
             shard.parameter.data = self._gathered(shard, rows)
         self.is_whole = True
+
+    def _wholes_in(self, module: nn.Module) -> dict[str, torch.Size]:
+        """The shapes of a module's own parameters, whole."""
+        own = ((name, self._by_id[id(p)].shape) for name, p in module._parameters.items() if p is not None)
+        return dict(own)
 
     def _gathered(self, shard: Shard, rows: Tensor) -> Tensor:
         whole = rows.new_empty(shard.shape)
@@ -164,9 +178,11 @@ class ShardedParameters:
 
 def rows_over(placed: Placement, link: Link) -> RowsOver:
     """How a step's graph shares parameters out."""
-    copies = label_of(placed.copies.group, "copies") if placed.copies else ""
+    copies = label_of(placed.copies.group, "copies", placed.ranks.group) if placed.copies else ""
     rows = placed.rows
-    return RowsOver(label_of(rows.group, "rows"), rows.world, partial(_seconds, link, rows.world), copies)
+    return RowsOver(
+        label_of(rows.group, "rows", placed.ranks.group), rows.world, partial(_seconds, link, rows.world), copies
+    )
 
 
 def _seconds(link: Link, world: int, whole_bytes: int) -> float:

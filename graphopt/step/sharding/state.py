@@ -58,6 +58,16 @@ def _give_model_state(sharded: ShardedParameters) -> None:
     ]
 
 
+def masters_given(masters: Mapping[str, Tensor], sharded: ShardedParameters) -> dict[str, Tensor]:
+    """Masters as they are saved."""
+    return {name: _as_dtensor(master, sharded.shards[name], sharded.placed.mesh) for name, master in masters.items()}
+
+
+def masters_taken(saved: Mapping[str, Tensor], sharded: ShardedParameters) -> dict[str, Tensor]:
+    """This rank's rows of masters as they were saved."""
+    return {name: _as_rows(each, sharded.shards[name], f"the master of {name}") for name, each in saved.items()}
+
+
 def _keys(sharded: ShardedParameters, name: str, prefix: str, state: Mapping[str, Any]) -> list[str]:
     """The keys of a parameter, which stands under each of its names where it is tied."""
     return [prefix + each for each in sharded.names[name] if isinstance(state.get(prefix + each), Tensor)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,80 @@ def test_it_goes_on_in_fully_shard_and_comes_back(saved: tuple[Path, list[float]
 
 def test_whole_tensors_are_loaded_into_rows(saved: tuple[Path, list[float]]) -> None:
     assert all(run_ranks(2, load_whole, saved[0]))
+
+
+def masters_go_on() -> list[str]:
+    """Half parameters with masters: state as DTensors, whole again, and what does not fit is refused."""
+    found = []
+    model = seeded(Awkward).bfloat16()
+    optimizer = optim.AdamW(model.parameters(), lr=1e-3)
+    step = graphopt.train_step(model, language_loss, optimizer, shard=True, masters=True, cost_model="roofline")
+    step(*mine(0))
+    saved, state = step.state_dict(), optimizer.state_dict()
+    assert all(isinstance(master, DTensor) for master in saved["masters"].values())
+    assert all(isinstance(each["exp_avg"], DTensor) for each in state["state"].values())
+    masters = {name: master.full_tensor() for name, master in saved["masters"].items()}
+    whole = {number: {key: full(value) for key, value in each.items()} for number, each in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": whole})
+    step.load_state_dict({**saved, "masters": masters})
+    step(*mine(1))
+    short = {n: {key: value[:2] if value.ndim else value for key, value in each.items()} for n, each in whole.items()}
+    attempts: list[Callable[[], object]] = [
+        lambda: optimizer.load_state_dict({**state, "state": short}),
+        lambda: step.load_state_dict({**saved, "masters": {name: master[:1] for name, master in masters.items()}}),
+    ]
+    for attempt in attempts:
+        try:
+            attempt()
+        except graphopt.UsageError as error:
+            found.append(str(error))
+    step.unshard()
+    shapes = sorted(tuple(parameter.shape) for parameter in model.parameters())
+    held = sorted(tuple(each.shape) for group in optimizer.param_groups for each in group["params"])
+    assert held == shapes
+    assert all(optimizer.state[each]["exp_avg"].shape == each.shape for each in optimizer.state)
+    return found
+
+
+def full(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def test_masters_are_saved_loaded_and_made_whole() -> None:
+    for found in run_ranks(2, masters_go_on):
+        assert len(found) == 2 and all("expected the shape" in said for said in found)
+
+
+def copies() -> list[bool]:
+    """A copy made where the model is whole is whole; one of rows refuses."""
+    model, _, step = sharded()
+    ids, _ = mine(0)
+    with step.whole_model(), step.whole_model():
+        whole = copy.deepcopy(model)
+    found = [bool(torch.isfinite(whole(ids)).all())]
+    for each in (model, copy.deepcopy(model)):
+        try:
+            each(ids)
+        except graphopt.UsageError:
+            found.append(True)
+    return found
+
+
+def test_copies_of_a_whole_model_are_whole() -> None:
+    assert run_ranks(2, copies) == [[True] * 3] * 2
+
+
+def other_trainings_before() -> float:
+    """Ranks of which some shared parameters out by themselves before share out together."""
+    some = dist.new_group([0, 1])
+    if dist.get_rank() < 2:
+        model = seeded(Awkward)
+        alone = optim.AdamW(model.parameters(), lr=1e-3)
+        graphopt.train_step(model, language_loss, alone, shard=True, group=some, cost_model="roofline")
+    _, _, step = sharded()
+    ids, _ = global_batch(0, 1, 2)
+    return float(step(ids, ids.roll(1, 1)).loss)
+
+
+def test_what_some_ranks_did_before_does_not_matter() -> None:
+    assert len(set(run_ranks(3, other_trainings_before))) == 1
