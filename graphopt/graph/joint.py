@@ -87,10 +87,11 @@ class JointGraph:
         A DTensor is two primals, its shard and its mesh, and so is its gradient; one that gets none has a single None
         in their place. So AOTAutograd's descriptors tell, and the order only where it describes nothing.
         """
-        described = self.graph.output_node().meta.get("desc")
-        if described is None:
-            return tuple(range(len(self.backward_outputs)))
+        described, count = self.graph.output_node().meta.get("desc"), len(self.backward_outputs)
         primals = {node.meta.get(DESCRIPTOR): position for position, node in enumerate(self.primals)}
+        has_parts = any(isinstance(each, SubclassGetAttrAOTInput) for each in primals)
+        if described is None or (not has_parts and count == len(self.primals)):
+            return tuple(range(count))
         return tuple(primals.get(_whose(each)) for each in described[self.num_forward_outputs :])
 
     def set_gradients(self, gradients: dict[int, fx.Node]) -> None:
