@@ -64,11 +64,11 @@ def capture_graph(
     _check_gradients(joint)
     run_passes(joint, CLEANING)
     making = _Making(static_inputs, cost_model, hand_over, tangents, virtual)
+    if virtual is not none_is_virtual:
+        return CapturedGraph(name, break_reason, *making.priced(joint, ()))
     clean = copy_joint(joint)
     step, problem, whole = making.priced(joint, ())
     captured = CapturedGraph(name, break_reason, step, problem, whole)
-    if virtual is not none_is_virtual:
-        return captured
     planned = frozenset(i for i, node in enumerate(step.joint.tangents) if node in step.joint.defined_tangents)
     alike = replace(making, tangents=None if tangents is None else lambda _step: planned)
 

@@ -10,7 +10,7 @@ from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.infeasible import budget_error
 from graphopt.plan.planned_graph import PlannedGraph
-from graphopt.plan.prefetch import prefetched
+from graphopt.plan.prefetch import gathers_of, prefetched
 from graphopt.planners.moves import anneal
 from graphopt.problem.schedule import Schedule, simulate
 
@@ -25,10 +25,11 @@ def plan_graph(study: GraphStudy, budget_bytes: int, choice: Choice) -> PlannedG
     peak_bytes = study.peak_bytes(schedule)
     if peak_bytes > budget_bytes:
         raise InfeasibleError(budget_bytes, peak_bytes)
-    if not study.kept:
-        state_bytes = peak_bytes - simulate(study.graph.problem, schedule).peak_bytes
-        schedule = prefetched(study.graph, schedule, budget_bytes - state_bytes)
-    return PlannedGraph(study, choice, budget_bytes, schedule, simulate(study.graph.problem, schedule))
+    simulation = simulate(study.graph.problem, schedule)
+    if not study.kept and (gathers := gathers_of(study.graph)):
+        state_bytes = peak_bytes - simulation.peak_bytes
+        schedule, simulation = prefetched(study.graph, schedule, simulation, gathers, budget_bytes - state_bytes)
+    return PlannedGraph(study, choice, budget_bytes, schedule, simulation)
 
 
 def plan_within(

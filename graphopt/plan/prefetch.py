@@ -4,34 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.kernels.sharding import ops
 from graphopt.problem.problem import Problem
-from graphopt.problem.schedule import Schedule, simulate
+from graphopt.problem.schedule import Schedule, Simulation, simulate
 
 
-def prefetched(graph: CapturedGraph, schedule: Schedule, budget_bytes: int) -> Schedule:
-    """The schedule with each gather so early that it travels behind what runs meanwhile, or as bytes allow.
+def prefetched(
+    graph: CapturedGraph, schedule: Schedule, simulation: Simulation, gathers: frozenset[int], budget_bytes: int
+) -> tuple[Schedule, Simulation]:
+    """The schedule with each of its `gathers` so early that it travels behind what runs meanwhile, or as bytes allow.
 
     Gathers keep their order, as all ranks' must be one; nothing is computed more often. The first run of what only the
-    backward reads stays behind the loss.
+    backward reads stays behind the loss. `simulation` is the schedule's; the new one's is given too.
     """
-    step, problem = graph.step, graph.problem
-    gathers = gathers_of(graph)
-    if not gathers:
-        return schedule
-    search = _Search(problem, list(schedule), gathers, budget_bytes, simulate(problem, schedule).live_bytes.copy())
+    step = graph.step
+    search = _Search(graph.problem, list(schedule), gathers, budget_bytes, simulation)
     for place in range(len(schedule)):
         op_id = search.schedule[place]
         if op_id in gathers:
             behind_loss = search.schedule.index(step.boundary) + 1 if step.ops[op_id].backward else 0
             search.advance(place, behind_loss)
-    moved = tuple(search.schedule)
-    assert simulate(problem, moved).peak_bytes <= max(budget_bytes, simulate(problem, schedule).peak_bytes)
-    return moved
+    assert search.simulation.peak_bytes <= max(budget_bytes, simulation.peak_bytes)
+    return tuple(search.schedule), search.simulation
 
 
 def gathers_of(graph: CapturedGraph) -> frozenset[int]:
@@ -42,13 +37,13 @@ def gathers_of(graph: CapturedGraph) -> frozenset[int]:
 
 @dataclass
 class _Search:
-    """A schedule that is being changed, and the bytes alive at each of its steps."""
+    """A schedule that is being changed, and what it costs."""
 
     problem: Problem
     schedule: list[int]
     gathers: frozenset[int]
     budget_bytes: int
-    live_bytes: npt.NDArray[np.int64]
+    simulation: Simulation
 
     def advance(self, place: int, least: int) -> None:
         """Let the gather at `place`, with what feeds it right before it, run as early as helps, not before `least`."""
@@ -60,9 +55,9 @@ class _Search:
             return
         block = self.schedule[first : place + 1]
         moved = [*self.schedule[:earliest], *block, *self.schedule[earliest:first], *self.schedule[place + 1 :]]
-        live = simulate(self.problem, moved).live_bytes
-        if live[earliest : place + 1].max() <= max(self.budget_bytes, self.live_bytes.max()):
-            self.schedule, self.live_bytes = moved, live
+        after = simulate(self.problem, moved)
+        if after.live_bytes[earliest : place + 1].max() <= max(self.budget_bytes, self.simulation.peak_bytes):
+            self.schedule, self.simulation = moved, after
 
     def _earliest(self, first: int, block: list[int], least: int) -> int:
         """The place to which a block may move: it then travels behind enough, or bytes or order allow no more."""
@@ -73,7 +68,7 @@ class _Search:
             before = self.schedule[at - 1]
             if before in self.gathers or any(self._is_bound(before, op_id) for op_id in block):
                 break
-            if self.live_bytes[at - 1] + own_bytes > self.budget_bytes:
+            if self.simulation.live_bytes[at - 1] + own_bytes > self.budget_bytes:
                 break
             hidden += self.problem.ops[before].seconds
             at -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from graphopt.base.parts import part_of
-from graphopt.kernels.sharding.transport import Travelling, holders_of
+from graphopt.kernels.sharding.transport import begin_broadcasts, begin_sums
 
 
 def packed_elements(shapes: Sequence[Sequence[Any]]) -> int:
@@ -29,39 +30,31 @@ class Message:
 
     def gather(self, shards: Sequence[Tensor]) -> None:
         """Fill the wholes with all ranks' rows, of which this one's are `shards`."""
-        message = self._new()
-        parts = self._parts(message)
-        torch.cat([shard.reshape(-1) for shard in shards], out=parts[dist.get_rank(self.group)])
-        holders = holders_of(message)
-        sent = [(r, part[:]) for r, part in enumerate(parts) if part.numel()]
-        works = [dist.broadcast(part, group=self.group, group_src=r, async_op=True) for r, part in sent]
-        del sent  # only the backend holds these views now, which tells when it lets go
-        Travelling(works, holders).arrive(message)
+        message, parts = self._new(), self._parts()
+        torch.cat([shard.reshape(-1) for shard in shards], out=message[parts[dist.get_rank(self.group)]])
+        begin_broadcasts(message, parts, self.group).arrive(message)
         for rank, part in enumerate(parts):
-            for rows, flat in zip(self._rows(rank), self._split(part, rank), strict=True):
+            for rows, flat in zip(self._rows(rank), self._split(message[part], rank), strict=True):
                 rows.copy_(flat.view_as(rows))
 
     def scatter(self) -> list[Tensor]:
         """This rank's rows of the sums of the wholes over ranks."""
-        message = self._new()
-        parts = self._parts(message)
+        message, parts = self._new(), self._parts()
         for rank, part in enumerate(parts):
-            torch.cat([rows.reshape(-1) for rows in self._rows(rank)], out=part)
-        holders = holders_of(message)
-        sent = [(r, part[:]) for r, part in enumerate(parts) if part.numel()]
-        works = [dist.reduce(part, group=self.group, group_dst=r, async_op=True) for r, part in sent]
-        del sent
-        Travelling(works, holders).arrive(message)
+            torch.cat([rows.reshape(-1) for rows in self._rows(rank)], out=message[part])
+        begin_sums(message, parts, self.group).arrive(message)
         rank = dist.get_rank(self.group)
-        sums = zip(self._split(parts[rank], rank), self._rows(rank), strict=True)
+        sums = zip(self._split(message[parts[rank]], rank), self._rows(rank), strict=True)
         return [flat.view(rows.shape).clone() for flat, rows in sums]
 
     def _new(self) -> Tensor:
         return self.wholes[0].new_empty(packed_elements([whole.shape for whole in self.wholes]))
 
-    def _parts(self, message: Tensor) -> list[Tensor]:
-        ranks = range(dist.get_world_size(self.group))
-        return list(message.split([sum(rows.numel() for rows in self._rows(rank)) for rank in ranks]))
+    def _parts(self) -> list[slice]:
+        """Of the message, each rank's."""
+        sizes = [sum(rows.numel() for rows in self._rows(rank)) for rank in range(dist.get_world_size(self.group))]
+        ends = list(accumulate(sizes))
+        return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
     def _rows(self, rank: int) -> list[Tensor]:
         world = dist.get_world_size(self.group)

@@ -36,7 +36,7 @@ def forget_what_is_on_the_way() -> None:
 
 def _gather(shards: list[Tensor], rows: list[int], label: str) -> list[Tensor]:
     group = group_of(label)
-    wholes = [shard.new_empty((n, *shard.shape[1:])) for shard, n in zip(shards, rows, strict=True)]
+    wholes = _empty_wholes(shards, rows, label)
     if len(wholes) > 1:
         Message(wholes, group).gather(shards)
     elif wholes[0].numel():
@@ -44,7 +44,8 @@ def _gather(shards: list[Tensor], rows: list[int], label: str) -> list[Tensor]:
     return wholes
 
 
-def _fake_gather(shards: list[Tensor], rows: list[int], label: str) -> list[Tensor]:  # noqa: ARG001
+def _empty_wholes(shards: list[Tensor], rows: list[int], label: str) -> list[Tensor]:  # noqa: ARG001
+    """Memory for the wholes."""
     return [shard.new_empty((n, *shard.shape[1:])) for shard, n in zip(shards, rows, strict=True)]
 
 
@@ -116,7 +117,7 @@ def _nothing(tensors: list[Tensor], group: str) -> None:  # noqa: ARG001
     return None
 
 
-gather = define("gather(Tensor[] shards, int[] rows, str group) -> Tensor[]", _gather, _fake_gather)
+gather = define("gather(Tensor[] shards, int[] rows, str group) -> Tensor[]", _gather, _empty_wholes)
 gathered = define("gathered(Tensor(a) whole) -> Tensor(a)", _gathered, lambda whole: whole)
 begin_scatter_ = define("begin_scatter_(Tensor(a!)[] gradients, str group) -> ()", _begin_scatter, _nothing)
 end_scatter = define(

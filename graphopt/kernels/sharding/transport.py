@@ -45,19 +45,30 @@ class Travelling:
 
 def begin_gather(whole: Tensor, mine: Tensor, group: dist.ProcessGroup) -> Travelling:
     """Begin to fill `whole` [rows, ...] with all ranks' rows, of which this one's are `mine`."""
-    rank, world, holders = dist.get_rank(group), dist.get_world_size(group), holders_of(whole)
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
     if _takes_whole(whole, group, world):
+        holders = holders_of(whole)
         return Travelling([dist.all_gather_into_tensor(whole, mine, group=group, async_op=True)], holders)
     whole[part_of(len(whole), rank, world)].copy_(mine)
-    parts = _parts(whole, world)
-    works = [dist.broadcast(part, group=group, group_src=owner, async_op=True) for owner, part in parts]
-    return Travelling(works, holders)
+    return begin_broadcasts(whole, _rows_of_ranks(whole, world), group)
 
 
 def begin_scatter(whole: Tensor, group: dist.ProcessGroup) -> Travelling:
     """Begin to sum `whole` [rows, ...] over ranks, each rank's rows where they are on that rank; the rest is lost."""
-    holders, parts = holders_of(whole), _parts(whole, dist.get_world_size(group))
-    works = [dist.reduce(part, group=group, group_dst=owner, async_op=True) for owner, part in parts]
+    return begin_sums(whole, _rows_of_ranks(whole, dist.get_world_size(group)), group)
+
+
+def begin_broadcasts(whole: Tensor, parts: Sequence[slice], group: dist.ProcessGroup) -> Travelling:
+    """Begin to give each rank's part of `whole`, in rank order, to all others."""
+    holders, filled = holders_of(whole), _filled(whole, parts)
+    works = [dist.broadcast(whole[part], group=group, group_src=owner, async_op=True) for owner, part in filled]
+    return Travelling(works, holders)
+
+
+def begin_sums(whole: Tensor, parts: Sequence[slice], group: dist.ProcessGroup) -> Travelling:
+    """Begin to sum each part of `whole`, in rank order, over ranks, to its own rank; other parts are lost."""
+    holders, filled = holders_of(whole), _filled(whole, parts)
+    works = [dist.reduce(whole[part], group=group, group_dst=owner, async_op=True) for owner, part in filled]
     return Travelling(works, holders)
 
 
@@ -92,10 +103,13 @@ def group_of(label: str) -> dist.ProcessGroup:
     return _GROUPS[label]
 
 
-def _parts(whole: Tensor, world: int) -> list[tuple[int, Tensor]]:
-    """Each rank's rows, where it has any."""
-    parts = [(owner, whole[part_of(len(whole), owner, world)]) for owner in range(world)]
-    return [(owner, part) for owner, part in parts if part.numel()]
+def _rows_of_ranks(whole: Tensor, world: int) -> list[slice]:
+    return [part_of(len(whole), owner, world) for owner in range(world)]
+
+
+def _filled(whole: Tensor, parts: Sequence[slice]) -> list[tuple[int, slice]]:
+    """The ranks that have something, and what."""
+    return [(owner, part) for owner, part in enumerate(parts) if part.stop > part.start and whole.numel()]
 
 
 def _takes_whole(whole: Tensor, group: dist.ProcessGroup, world: int) -> bool:

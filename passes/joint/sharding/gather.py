@@ -24,8 +24,9 @@ _ORIGIN = ("nn_module_stack", "stack_trace")
 
 def gather_parameters(joint: JointGraph, wholes: Collection[fx.Node], how: RowsOver) -> None:
     """Let these primals, whole parameters as they were traced, be this rank's rows, gathered for their readers."""
-    read = [as_it_is_read(joint.graph, node) for node in wholes]
-    late, position = joint.backward_nodes(), {node: i for i, node in enumerate(joint.graph.nodes)}
+    position = {node: i for i, node in enumerate(joint.graph.nodes)}
+    read = [as_it_is_read(joint.graph, node, position) for node in wholes]
+    late = joint.backward_nodes()
     first = {node: min(node.users, key=position.__getitem__) for node in read if node.users}
     for is_late in (False, True):
         here = [node for node in first if (first[node] in late) is is_late]

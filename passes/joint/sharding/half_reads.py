@@ -5,14 +5,19 @@ That is so under autocast. Rounding goes element by element, so that it may come
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import fx
 
 aten = torch.ops.aten
 
 
-def as_it_is_read(graph: fx.Graph, whole: fx.Node) -> fx.Node:
-    """What is to be gathered: the parameter, or one copy in the dtype in which all of its readers want it."""
+def as_it_is_read(graph: fx.Graph, whole: fx.Node, position: Mapping[fx.Node, int]) -> fx.Node:
+    """What is to be gathered: the parameter, or one copy in the dtype in which all of its readers want it.
+
+    `position` is that of each node in the graph.
+    """
     copies = list(whole.users)
     dtypes = {copy.meta["val"].dtype for copy in copies if _is_cast(copy)}
     if not copies or len(dtypes) != 1 or not all(map(_is_cast, copies)):
@@ -20,8 +25,7 @@ def as_it_is_read(graph: fx.Graph, whole: fx.Node) -> fx.Node:
     (dtype,) = dtypes
     if dtype.itemsize >= whole.meta["val"].dtype.itemsize:
         return whole
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    first = min(copies, key=order.__getitem__)
+    first = min(copies, key=position.__getitem__)
     for copy in copies:
         if copy is not first:
             copy.replace_all_uses_with(first)

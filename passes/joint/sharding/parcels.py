@@ -27,6 +27,5 @@ def parcels(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
 
 
 def bytes_of(node: fx.Node) -> int:
-    """Bytes of the tensor that a node holds."""
-    (tensor,) = tensors_of(node)
-    return tensor.numel() * tensor.itemsize
+    """Bytes of the tensors that a node holds."""
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors_of(node))
