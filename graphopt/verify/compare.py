@@ -88,7 +88,9 @@ def _judged_by_float64(
     settled = settle(model, args, kwargs, eager, optimized, gaps, REORDERED_ULPS)
     if settled.wrong:
         raise _error(
-            "another order of sums changes the model's results by more than rounding", settled.wrong, "unknown"
+            "another order of sums, or another kernel, changes the model's results by more than rounding",
+            settled.wrong,
+            "unknown",
         )
     same = len(eager.tensors) - len(gaps)
     return EagerComparison(False, (f"{same} tensors equal eager's bit by bit", *settled.lines))

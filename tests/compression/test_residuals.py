@@ -60,7 +60,7 @@ SHAPES = {"large": (40, 50), "small": (3,)}
         (_saved(small={"residual": torch.zeros(3)}), "of 'small' has the shapes"),
         ([_saved(large={"residual": torch.zeros(1)})], "of 'large' has the shapes"),
         ([{**_saved(), "world": 2}], "of 2 ranks was saved, but what is given is of ranks [0]"),
-        ({**_saved(), "world": 2}, "of 2 ranks, and now there are 1"),
+        ({**_saved(large={"residual": torch.zeros(40, 50)}), "world": 2}, "of 2 ranks, and now there are 1"),
     ],
 )
 def test_what_is_not_this_models_is_refused(saved: Any, what: str) -> None:

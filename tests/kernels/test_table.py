@@ -19,7 +19,8 @@ from graphopt.kernels import define
 from graphopt.kernels.define import Implementations, implementation_for
 
 FOLDER = Path(define.__file__).parent
-FAMILIES = sorted(path.parent.name for path in FOLDER.glob("*/ops.py"))
+#: The ops of sharding send what others hold: they have one implementation each, and no table.
+FAMILIES = sorted({path.parent.name for path in FOLDER.glob("*/ops.py")} - {"sharding"})
 TABLES: dict[str, dict[str, Implementations]] = {
     family: import_module(f"graphopt.kernels.{family}.ops").TABLE for family in FAMILIES
 }

@@ -56,7 +56,8 @@ def _of_first_input(node: fx.Node, source: fx.Node, theirs: Rows, args: list[Any
         if len(args) > at:
             args[at] = theirs.in_piece(args[at], of)
     elif name == "squeeze":
-        args[1] = [theirs.in_piece(d, of) for d in ([args[1]] if isinstance(args[1], int) else args[1])]
+        dim = args[1]
+        args[1] = theirs.in_piece(dim, of) if isinstance(dim, int) else [theirs.in_piece(d, of) for d in dim]
     elif name == "transpose":
         args[1:] = [theirs.first if theirs.has(d, of) else theirs.in_piece(d, of) for d in args[1:]]
     elif name == "permute":
