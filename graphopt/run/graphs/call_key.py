@@ -53,6 +53,8 @@ class KnownShapes:
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[object, Shapes] = WeakValueDictionary()
+        #: The same, of calls with nothing but tensors, by these: a tree's hash takes longer than all else.
+        self._of_tensors: WeakValueDictionary[object, Shapes] = WeakValueDictionary()
 
     def of(self, call: Call) -> Shapes:
         """Those of a call. Raises CaptureError for a nested tensor of the kind that has no shape."""
@@ -60,6 +62,16 @@ class KnownShapes:
 
     def and_tensors_of(self, call: Call) -> tuple[Shapes, list[torch.Tensor]]:
         """The same, and the tensors in it."""
+        args, kwargs = call
+        if kwargs or not all(type(each) is torch.Tensor and not each.is_nested for each in args):
+            return self._of_any(call)
+        kinds = tuple((each.shape, each.dtype, each.device, each.requires_grad) for each in args)
+        known = self._of_tensors.get(kinds)
+        if known is None:
+            known = self._of_tensors[kinds] = self._of_any(call)[0]
+        return known, list(args)
+
+    def _of_any(self, call: Call) -> tuple[Shapes, list[torch.Tensor]]:
         leaves, tree = pytree.tree_flatten(call)
         if any(isinstance(leaf, torch.Tensor) and leaf.is_nested for leaf in leaves):
             check_inputs([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
