@@ -14,18 +14,19 @@ from graphopt.capture.captures import warn_of_limit
 from graphopt.capture.changing_sizes import fix_sizes
 from graphopt.capture.tangents import loss_alone
 from graphopt.device.snapshot import generators_kept
+from graphopt.device.storages import tensors_in
 from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.lower.halves import MOST_ROUNDS
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import studied
-from graphopt.plan.pieces import in_fewest_pieces
+from graphopt.plan.offload.where import offload_to
 from graphopt.plan.pipeline import plan_as
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import device_total_bytes, resident_of_graph
 from graphopt.plan.room import Room
-from graphopt.run.calls.make_plans import making_one
+from graphopt.run.calls.make_plans import making_best
 
-_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "compiler", "numerics")
+_OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "compiler", "numerics", "offload")
 
 
 @generators_kept()
@@ -35,7 +36,7 @@ def graphopt_backend(
     """`torch.compile(model, backend="graphopt", options={"mem_budget": "8GiB"})`.
 
     Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`,
-    `numerics`. What is resident
+    `numerics`, `offload`. What is resident
     is read from the graph's inputs. Raises UsageError for options that are unknown or missing, CaptureError where
     the model breaks into several graphs (`graphopt.optimize` divides a budget over them), BudgetError
     where it does not fit. torch.compile wraps each in its own BackendCompilerFailed.
@@ -58,6 +59,7 @@ def graphopt_backend(
         plan_seconds=given.get("plan_seconds", 0.0),
         compiler=given.get("compiler", "eager"),
         numerics=given.get("numerics", "bitwise"),
+        offload=offload_to(given.get("offload"), next(t.device for t in tensors_in(example_inputs))),
     )
     return _compiled(module, example_inputs, given, choice).call
 
@@ -76,9 +78,8 @@ def _compiled(module: fx.GraphModule, inputs: Sequence[Any], given: Mapping[str,
         budget_bytes = parse_bytes(given["mem_budget"], total)
         room_bytes = budget_bytes - sum(resident.values())
         study = studied(captured, choice)
-        in_pieces = in_fewest_pieces([study], lambda forms: making_one(forms[0], choice))
         try:
-            planned.extend(in_pieces(Room(budget_bytes - beside_bytes, resident)))
+            planned.extend(making_best(study, choice)(Room(budget_bytes - beside_bytes, resident)))
         except BudgetError:
             if choice.compiler == "eager":
                 raise

@@ -18,7 +18,7 @@ from graphopt.api.optimized import Optimized
 from graphopt.api.shortened import shortened
 from graphopt.base.errors import CaptureError, PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
-from graphopt.capture.changing_sizes import Dynamic
+from graphopt.capture.changing_sizes import Dynamic, dynamic_with
 from graphopt.capture.check_tensors import check_inputs
 from graphopt.capture.mends.operators_on_meta import operators_on_meta
 from graphopt.capture.repeated.periods import NotAlike
@@ -28,6 +28,7 @@ from graphopt.device.storages import tensors_in
 from graphopt.lower.compiler import Compiler
 from graphopt.plan.choice import Choice
 from graphopt.plan.numerics import Numerics
+from graphopt.plan.offload.where import offload_to
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.problem.plan import Plan
@@ -59,6 +60,7 @@ def optimize(
     compiler: Compiler = "eager",
     numerics: Numerics = "bitwise",
     dynamic: Dynamic = None,
+    offload: str | Path | None = None,
 ) -> nn.Module:
     """Make `model`'s training steps run inside `mem_budget` bytes of its device's memory.
 
@@ -73,8 +75,9 @@ def optimize(
     less room; with `on_excess="raise"` it is a BudgetError. `compiler` says whose kernels run the plan: eager's,
     with eager's bits, or "inductor": those are faster, round otherwise, are measured before they are used, and take
     a compilation. With `numerics="reordered"` sums over rows may be added up piece by piece, so that the largest
-    values (a model's logits) never exist whole. `plan` is a kept plan (or its file) to use instead of planning: at
-    its own budget, or at another one. `verify` compares with eager, at once where inputs are given.
+    values (a model's logits) never exist whole. `offload` names a folder, or "file": values may then be written to a
+    file there and read back, where that is faster than computing them again; sizes are then constant. `plan` is a kept
+    plan (or its file) to use instead of planning, at any budget. `verify` compares with eager where inputs are given.
 
     Several processes (torch.distributed) agree on one plan: those of `group`, by default those that
     DDP or FSDP2 joins at the first training call inside of it, and all of them when `example_inputs`
@@ -86,21 +89,29 @@ def optimize(
     check_model(model)
     kept = _load(plan)
     kept_graphs = {g.graph_hash: g for g in kept.graphs} if kept else None
-    choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler, numerics)
+    where = offload_to(offload, device_of(model))
+    choice = Choice(planner, cost_model, kept_graphs, plan_seconds, compiler, numerics, where)
     check_on_excess(on_excess)
-    options: dict[str, Any] = {"group": group, "on_excess": on_excess, "dynamic": dynamic}
+    options: dict[str, Any] = {"group": group, "on_excess": on_excess, "dynamic": dynamic_with(offload, dynamic)}
     request = replace(_request(model, mem_budget, choice, reserve, optimizer, kept), **options)
-    args, kwargs = as_call(example_inputs, example_kwargs)
-    check_inputs(tensors_in((args, kwargs)))
-    check_devices(model, (args, kwargs))
-    if verify and not (args or kwargs):
-        raise UsageError("verify=True needs example_inputs (or example_kwargs) to compare with eager on")
+    args, kwargs = _checked_call(model, example_inputs, example_kwargs, verify=verify)
     session = Session(restored(model), request)
     if args or kwargs:
         session.plan(args, kwargs)  # capture -> problem -> plan -> emit
     if verify:
         compare_with_eager(session, args, kwargs)
     return in_front_of(model, session)
+
+
+def _checked_call(
+    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None, *, verify: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = as_call(example_inputs, example_kwargs)
+    check_inputs(tensors_in((args, kwargs)))
+    check_devices(model, (args, kwargs))
+    if verify and not (args or kwargs):
+        raise UsageError("verify=True needs example_inputs (or example_kwargs) to compare with eager on")
+    return args, kwargs
 
 
 def check_model(model: nn.Module) -> None:

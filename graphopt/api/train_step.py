@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from graphopt.base.units import UNLIMITED_BYTES, parse_bytes
-from graphopt.capture.changing_sizes import Dynamic, sizes_of
+from graphopt.capture.changing_sizes import Dynamic, dynamic_with, sizes_of
 from graphopt.compression.choose import Auto
 from graphopt.compression.link import link_of
 from graphopt.compression.methods import Compression
@@ -21,6 +22,7 @@ from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.plan.choice import Choice
 from graphopt.plan.numerics import Numerics
+from graphopt.plan.offload.where import offload_to
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.run.model.loss_module import LossModule, as_call
 from graphopt.run.model.request import OnExcess, check_on_excess
@@ -79,6 +81,7 @@ def train_step(
     compiler: Compiler = "eager",
     numerics: Numerics = "bitwise",
     dynamic: Dynamic = None,
+    offload: str | Path | None = None,
 ) -> TrainStep:
     """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
 
@@ -93,9 +96,9 @@ def train_step(
     and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
     stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
     its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
-    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`, `numerics`, `dynamic` and
-    `example_inputs` are those of `optimize()`; several processes capture each set of shapes by itself, and take no
-    `dynamic=`.
+    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`, `numerics`, `dynamic`,
+    `offload` and `example_inputs` are those of `optimize()`; several processes capture each set of shapes by
+    itself, and take no `dynamic=`.
 
     Each step is measured. What one took above its plan is told of, once for each cause, and is counted from the next
     call on; with `on_excess="raise"` it is a BudgetError, raised when the step is done and the parameters are updated.
@@ -129,7 +132,9 @@ def train_step(
             check_on_excess(on_excess)
             compress = Auto() if compress == "auto" else compress
             options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress, on_excess)
-            choice = Choice(planner, cost_model, plan_seconds=plan_seconds, compiler=compiler, numerics=numerics)
+            dynamic = dynamic_with(offload, dynamic)
+            to = offload_to(offload, next(model.parameters()).device)
+            choice = Choice(planner, cost_model, None, plan_seconds, compiler, numerics, to)
             args, kwargs = as_call(example_inputs, example_kwargs)
             check_unwrapped(model)
             check_devices(model, (args, kwargs))
@@ -139,7 +144,7 @@ def train_step(
         with raising_together(ranks):
             sharded: ShardedParameters | SharedState | None = None
             if ranks is not None and link is not None:
-                check_shard_with(options, optimizer, compiler, masters=masters, parameters_too=shard != "gradients")
+                check_shard_with(options, optimizer, choice, masters=masters, parameters_too=shard != "gradients")
                 placed = placement_of(shard, ranks, next(model.parameters()).device)
                 kind = SharedState if shard == "gradients" else ShardedParameters
                 sharded = kind(model, optimizer, placed, link)

@@ -92,5 +92,9 @@ class CompileError(GraphoptError):
     """Machine code that cannot be compiled or loaded here; the message's first line is the reason."""
 
 
+class OffloadError(GraphoptError, RuntimeError):
+    """A value that was moved out of memory could not be written or read back; no gradient or parameter was changed."""
+
+
 class RankError(GraphoptError, RuntimeError):
     """One of several processes failed, or did not come where the others waited for it."""

@@ -44,6 +44,7 @@ from graphopt.emit.runnable import Around, Runnable
 from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.nodes import is_own_file
+from graphopt.graph.transfers import decided_step
 from graphopt.lower.before_planning import as_inductor_partitions, decompositions
 from graphopt.lower.compiler import Compiler
 from graphopt.lower.halves import LoweredHalves, lower_halves
@@ -237,9 +238,13 @@ def _captured(
     captured = capture_graph(graph, static, *options, tangent_is_known=request.tangent_is_known)
 
     def write(decision: Decision) -> Emitted:
-        form, schedule = captured.form(decision.pieces), decision.schedule
-        whole = form.whole
-        emitted = emit_beside_whole(form.step, schedule, whole) if whole else emit(form.step, schedule)
+        whole, step, schedule = (
+            captured.form(decision.pieces).whole,
+            decided_step(captured, decision),
+            decision.schedule,
+        )
+        depot = decision.depot
+        emitted = emit_beside_whole(step, schedule, whole, depot) if whole else emit(step, schedule, depot)
         tokens.put_back(emitted.forward, emitted.backward, emitted.whole_backward)
         return emitted
 

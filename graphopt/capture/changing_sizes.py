@@ -257,3 +257,15 @@ def _is_of_tensors(size: torch.SymInt) -> bool:
     sources = size.node.shape_env.var_to_sources
     symbols = size.node.expr.free_symbols
     return all(any(isinstance(s, TensorPropertySource) for s in sources.get(symbol, ())) for symbol in symbols)
+
+
+def dynamic_with(offload: object, dynamic: Dynamic) -> Dynamic:
+    """Which sizes may change: with `offload` none, as a plan then knows the bytes that it moves.
+
+    Raises UsageError where some are asked for.
+    """
+    if offload is None:
+        return dynamic
+    if dynamic:
+        raise UsageError("offload= does not go with dynamic= yet: with it each set of shapes is captured by itself")
+    return False

@@ -19,9 +19,10 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 from torch.fx.graph import _BoxedCodeGen
 
 from graphopt.base.errors import PlanMismatchError
-from graphopt.device.storages import storage_key
 from graphopt.emit.generator_state import fake_generator_state
 from graphopt.emit.late_writers import check_settled
+from graphopt.emit.moved_values import MovedValues, arrive
+from graphopt.emit.value_nodes import nodes_of_values, virtual_and_their_views
 from graphopt.graph.joint import is_tangent
 from graphopt.graph.nodes import is_read_as_statistics
 from graphopt.graph.numbers import SYMBOLS, is_number, is_symbol
@@ -46,16 +47,21 @@ class Emitted:
 
 
 @dataclass
-class _Half:
-    """One of the two graphs while it is being written; `made` maps joint nodes to its own."""
+class Half:
+    """One of the two graphs while it is being written; `made` maps joint nodes to its own.
+
+    `arriving` are those that are fetched and were not yet read, with their tokens.
+    """
 
     graph: fx.Graph
     made: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    arriving: dict[fx.Node, tuple[fx.Node, fx.Node]] = field(default_factory=dict)
     states: dict[int, fx.Node] = field(default_factory=dict)
 
     def call(
         self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]
     ) -> fx.Node:
+        """Write a call; `meta` is the new node's."""
         made = self.graph.create_node("call_function", target, args, kwargs, name)
         made.meta = meta
         return made
@@ -67,19 +73,22 @@ class Emitter:
     The two halves may be one graph; then nothing has to be handed over.
     """
 
-    def __init__(self, step: StepGraph, schedule: Schedule, *, halves: int = 2, saves_numbers: bool = True) -> None:
+    def __init__(
+        self, step: StepGraph, schedule: Schedule, *, halves: int = 2, saves_numbers: bool = True, depot: str = ""
+    ) -> None:
         self.step = step
+        self.moved = MovedValues.of(step, schedule, depot)
         times = Counter(schedule)
         self.replayed = {op for op, count in times.items() if count > 1 and step.ops[op].random}
         self.seen: set[int] = set()
         self.op_nodes = {op.node for op in step.ops}
-        self.forward = _Half(fx.Graph())
-        self.backward = _Half(fx.Graph()) if halves == 2 else self.forward
+        self.forward = Half(fx.Graph())
+        self.backward = Half(fx.Graph()) if halves == 2 else self.forward
         self.saved: list[fx.Node] = []
         #: What each of them is: the name of the joint graph's node, or the random op whose generator state it is.
         self.saved_as: list[str | int] = []
-        self.value_nodes = _nodes_of_values(step)
-        self.made_where_read = _virtual_and_their_views(step)
+        self.value_nodes = nodes_of_values(step)
+        self.made_where_read = virtual_and_their_views(step)
         #: Of these, what was made for the op that is being written.
         self.made_for_this: list[fx.Node] = []
         added = set(step.joint.added)
@@ -172,9 +181,11 @@ class Emitter:
             self.write_op(self.backward, op)
         return outputs, [self.argument(self.backward, item) for item in self.step.joint.backward_outputs]
 
-    def write_op(self, half: _Half, op_id: int) -> None:
+    def write_op(self, half: Half, op_id: int) -> None:
         """Write one op, and the parts of its result."""
         op = self.step.ops[op_id]
+        if self.moved.write(self, half, op_id):
+            return
         assert op.node is not None
         again = op_id in self.seen
         self.seen.add(op_id)
@@ -192,9 +203,10 @@ class Emitter:
             if item.target is operator.getitem:
                 meta = _meta(item, op, again)
                 half.made[item] = half.call(item.target, (made, item.args[1]), {}, _name(item, again), meta)
+        self.moved.made(self, half, op_id, again)
 
     def write_random(
-        self, half: _Half, op_id: int, args: tuple[Any, ...], kwargs: dict[str, Any], again: bool
+        self, half: Half, op_id: int, args: tuple[Any, ...], kwargs: dict[str, Any], again: bool
     ) -> fx.Node:
         """A random op that runs twice: the first run saves the generator's state, later ones replay it."""
         op = self.step.ops[op_id]
@@ -209,31 +221,34 @@ class Emitter:
         half.states[op_id] = half.call(operator.getitem, (pair, 0), {}, f"{node.name}_state", {**meta, "val": fake})
         return half.call(operator.getitem, (pair, 1), {}, node.name, meta)
 
-    def state(self, half: _Half, op_id: int) -> fx.Node:
+    def state(self, half: Half, op_id: int) -> fx.Node:
         """The generator's state before the first run of a random op."""
         if op_id not in half.states:
             node = self.forward.states[op_id]
             half.states[op_id] = self.placeholder(node.name, node, op_id)
         return half.states[op_id]
 
-    def forget(self, half: _Half, op: OpInfo) -> None:
+    def forget(self, half: Half, op: OpInfo) -> None:
         """Nodes of an earlier copy of the op's values must not be read again: they would keep it alive."""
         for value in op.outputs:
             for node in self.value_nodes.get(value, ()):
                 half.made.pop(node, None)
+                half.arriving.pop(node, None)
 
-    def argument(self, half: _Half, item: Any) -> Any:
+    def argument(self, half: Half, item: Any) -> Any:
         """An argument of the joint graph's in terms of a half's own nodes."""
         return fx.node.map_arg(item, lambda node: self.node(half, node))
 
-    def node(self, half: _Half, node: fx.Node) -> fx.Node:
+    def node(self, half: Half, node: fx.Node) -> fx.Node:
         """A half's own node for one of the joint graph; handed over, or a view made anew, where it has none."""
         if node in half.made:
             return half.made[node]
-        if node.op == "get_attr":
+        if node in half.arriving:
+            half.made[node] = arrive(half, node)
+        elif node.op == "get_attr":
             half.made[node] = half.graph.node_copy(node)
         elif half is self.backward and self.is_whole(node):
-            half.made[node] = self.placeholder(node.name, self.forward.made[node], node.name)
+            half.made[node] = self.placeholder(node.name, self.node(self.forward, node), node.name)
         else:
             # a view or a number, made here because it is read here
             half.made[node] = half.graph.node_copy(node, lambda source: self.node(half, source))
@@ -272,23 +287,23 @@ def unwatched(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.data
 
 
-def emit(step: StepGraph, schedule: Schedule) -> Emitted:
-    """Write `schedule` out as a forward and a backward GraphModule.
+def emit(step: StepGraph, schedule: Schedule, depot: str = "") -> Emitted:
+    """Write `schedule` out as a forward and a backward GraphModule; values that it moves out go to `depot`.
 
     Raises PlanMismatchError where the schedule would run a random or writing op out of order or in
     the wrong half: such a schedule changes results, whoever made it.
     """
     check_order(step, schedule)
-    return Emitter(step, schedule).emit(schedule)
+    return Emitter(step, schedule, depot=depot).emit(schedule)
 
 
-def emit_whole(step: StepGraph, schedule: Schedule) -> fx.GraphModule:
+def emit_whole(step: StepGraph, schedule: Schedule, depot: str = "") -> fx.GraphModule:
     """Write `schedule` out as one GraphModule: all of the joint graph's inputs, tangents too, to all of its outputs.
 
     Raises PlanMismatchError as `emit`.
     """
     check_order(step, schedule)
-    return Emitter(step, schedule, halves=1).emit_whole(schedule)
+    return Emitter(step, schedule, halves=1, depot=depot).emit_whole(schedule)
 
 
 def check_order(step: StepGraph, schedule: Schedule) -> None:
@@ -313,25 +328,6 @@ def check_order(step: StepGraph, schedule: Schedule) -> None:
     early = next((op for op in schedule[:boundary] if step.ops[op].backward), None)
     if early is not None:
         raise PlanMismatchError(f"the schedule runs the backward's {step.ops[early].name!r} in the forward")
-
-
-def _nodes_of_values(step: StepGraph) -> dict[int, list[fx.Node]]:
-    """Every node that holds a value, views that are tuples of tensors (`split`) included."""
-    by_storage = {storage_key(t): value for node, value in step.home.items() for t in tensors_of(node)}
-    found: dict[int, list[fx.Node]] = {}
-    for node in step.graph_module.graph.nodes:
-        held = {by_storage[storage_key(t)] for t in tensors_of(node) if storage_key(t) in by_storage}
-        for value in held if node not in step.home else {step.home[node]}:
-            found.setdefault(value, []).append(node)
-    return found
-
-
-def _virtual_and_their_views(step: StepGraph) -> set[fx.Node]:
-    """What is made anew for every op that reads it."""
-    storages = {storage_key(tensor) for node in step.virtual for tensor in tensors_of(node)}
-    if not storages:
-        return set()
-    return {n for n in step.graph_module.graph.nodes if any(storage_key(t) in storages for t in tensors_of(n))}
 
 
 def boxed(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:

@@ -49,7 +49,7 @@ def kept_for_whole(step: StepGraph, fewer: JointGraph) -> frozenset[str]:
     return frozenset(node.name for value in kept for node in _whole_nodes(step, value))
 
 
-def emit_beside_whole(step: StepGraph, schedule: Schedule, whole: WholeBackward) -> Emitted:
+def emit_beside_whole(step: StepGraph, schedule: Schedule, whole: WholeBackward, depot: str = "") -> Emitted:
     """Write `schedule` out, and from what its forward saves the backward for all tangents.
 
     Inputs of the step that only the latter reads are saved too: they are there anyway. Raises PlanMismatchError as
@@ -57,7 +57,7 @@ def emit_beside_whole(step: StepGraph, schedule: Schedule, whole: WholeBackward)
     """
     check_order(step, schedule)
     nodes = {node.name: node for node in step.graph_module.graph.nodes}
-    emitter = Emitter(step, schedule)
+    emitter = Emitter(step, schedule, depot=depot)
     outputs, gradients = emitter.write(schedule)
     for name in sorted(whole.kept):
         emitter.node(emitter.backward, nodes[name])

@@ -25,10 +25,12 @@ class WholeBackward:
 
 @dataclass(frozen=True)
 class Decision:
-    """How a captured graph is to run: in which form, and its ops in which order."""
+    """How a captured graph is to run: in which form, with what of which ops moved where, and its ops in which order."""
 
     schedule: Schedule
     pieces: Pieces = WHOLE
+    moved: tuple[int, ...] = ()
+    depot: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,8 @@ class CapturedGraph:
 
     `break_reason` says why and where the capture ended, "" where it is the whole model. `whole` is None where the
     step has all tangents. `pieces` says in how many it runs, `forms` has it in others, all under one `graph_hash`.
-    `loss_bytes` are those of a loss outside of it.
+    `loss_bytes` are those of a loss outside of it. What the ops `moved` make may be moved out of memory; they are
+    counted as in the form without transfers (`graph/transfers.py`).
     """
 
     name: str
@@ -76,6 +79,7 @@ class CapturedGraph:
     pieces: Pieces = WHOLE
     forms: Forms = NO_FORMS
     loss_bytes: int = 0
+    moved: tuple[int, ...] = ()
 
     @property
     def captured_schedule(self) -> Schedule:

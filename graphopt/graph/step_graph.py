@@ -21,8 +21,18 @@ BOUNDARY = "loss_boundary"
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """What an op without a node does with what op `of` made: it hands that on, or fetches it; or waits until it is
+    written (not `is_fetch`).
+    """
+
+    of: int
+    is_fetch: bool
+
+
+@dataclass(frozen=True)
 class OpInfo:
-    """An op: its node (None for the boundary between forward and backward) and where it came from.
+    """An op: its node (None for the boundary between forward and backward, and for transfers) and where it came from.
 
     `writes` are resident values that an op of the backward writes in place, for the next step to read.
     """
@@ -37,6 +47,7 @@ class OpInfo:
     module_path: str
     source: str
     writes: tuple[int, ...] = ()
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def recomputed_names(step: StepGraph, schedule: Schedule) -> tuple[str, ...]:
     seen: set[int] = set()
     again = []
     for op in schedule:
-        if op in seen:
+        if op in seen and step.ops[op].transfer is None:
             again.append(step.ops[op].name)
         seen.add(op)
     return tuple(again)
@@ -69,6 +69,6 @@ def _checkpoint(step: StepGraph, problem: Problem, value: int, again: list[int])
         dtype=info.dtype,
         module_path=op.module_path,
         source=op.source,
-        recomputes=tuple(step.ops[i].name for i in again),
-        recompute_seconds=sum(problem.ops[i].seconds for i in again),
+        recomputes=tuple(step.ops[i].name for i in again if step.ops[i].transfer is None),
+        recompute_seconds=sum(problem.ops[i].seconds for i in again if step.ops[i].transfer is None),
     )

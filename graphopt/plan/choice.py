@@ -11,6 +11,7 @@ from graphopt.cost_models import COST_MODELS
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.lower.compiler import Compiler, check_compiler
 from graphopt.plan.numerics import Numerics, check_numerics
+from graphopt.plan.offload.where import Offload
 from graphopt.planners import PLANNERS
 from graphopt.problem.pieces import WHOLE
 from graphopt.problem.plan import GraphPlan
@@ -18,7 +19,10 @@ from graphopt.problem.plan import GraphPlan
 
 @dataclass(frozen=True)
 class Choice:
-    """How to plan: planner and cost model by name, seconds to search for better, kept plans by hash, kernels, bits."""
+    """How to plan: planner and cost model by name, seconds to search for better, kept plans by hash, kernels, bits.
+
+    `offload` is where values may be moved to.
+    """
 
     planner: str = "auto"
     cost_model: str = "auto"
@@ -26,6 +30,7 @@ class Choice:
     plan_seconds: float = 0.0
     compiler: Compiler = "eager"
     numerics: Numerics = "bitwise"
+    offload: Offload | None = None
 
     def __post_init__(self) -> None:
         for kind, name, known in (("planner", self.planner, PLANNERS), ("cost model", self.cost_model, COST_MODELS)):
@@ -33,6 +38,8 @@ class Choice:
                 raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
         check_compiler(self.compiler)
         check_numerics(self.numerics, self.compiler)
+        if self.offload is not None and self.compiler != "eager":
+            raise UsageError(f"offload= does not go with compiler={self.compiler!r} yet")
         if not 0 <= self.plan_seconds < math.inf:
             raise UsageError(f"plan_seconds: expected a number of seconds, 0 or more, got {self.plan_seconds!r}")
 
@@ -48,6 +55,12 @@ class Choice:
             )
         if kept.pieces != WHOLE and kept.pieces not in graph.forms.every:
             raise PlanMismatchError(f"the plan runs {graph.name!r} in {kept.pieces}, and this graph has no such form")
+        if kept.moved and self.offload is None:
+            raise PlanMismatchError(
+                f"the plan moves values of {graph.name!r} out of memory: give offload= as it was given when it was made"
+            )
+        if kept.moved and max(kept.moved) >= graph.form(kept.pieces).step.boundary:
+            raise PlanMismatchError(f"the plan moves values that {graph.name!r} does not have")
         if kept.pieces != WHOLE and self.numerics != "reordered":
             raise PlanMismatchError(
                 f"the plan runs {graph.name!r} in {kept.pieces}, which adds up in another order than eager: "

@@ -12,9 +12,12 @@ import numpy as np
 from graphopt.base.errors import InfeasibleError, PlanMismatchError, ScheduleError
 from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.transfers import graph_with_transfers, placed
+from graphopt.kernels.offload.link import DepotLink
 from graphopt.plan.choice import Choice
 from graphopt.plan.generator_states import most_generator_state_bytes, with_generator_states
 from graphopt.plan.kept_curves import keep_curve, kept_curve
+from graphopt.plan.offload.candidates import fetch_seconds
 from graphopt.plan.schedule_pool import MOST_ADDED, SchedulePool
 from graphopt.planners import PLANNERS, Study, pareto_curve
 from graphopt.planners.curves.curve import pareto
@@ -56,12 +59,13 @@ class GraphStudy:
         *,
         is_reordered: bool = False,
     ) -> None:
-        self.graph = graph if kept is None else graph.form(kept.pieces)
+        self.graph = graph if kept is None else _as_kept(graph, kept)
         self.kept = kept
         self.pool = pool
         self.origin = origin or self
         self.is_reordered = is_reordered
         self._forms: dict[Pieces, GraphStudy] = {}
+        self._moving: dict[tuple[DepotLink, float], GraphStudy | None] = {}
 
     def reordered(self) -> GraphStudy:
         """The same graph, were sums added up in another order."""
@@ -82,6 +86,31 @@ class GraphStudy:
             self._forms[pieces] = GraphStudy(self.graph.form(pieces), origin=self, is_reordered=self.is_reordered)
         return self._forms[pieces]
 
+    def as_in(self, other: GraphStudy, choice: Choice) -> GraphStudy:
+        """The graph in the form that another one is in."""
+        form = self.form(other.graph.pieces)
+        if choice.offload is None or not other.graph.moved:
+            return form
+        return form.moving(choice.offload.link, 1.0) or form
+
+    def moving(self, link: DepotLink, share: float) -> GraphStudy | None:
+        """The same form, where values may be moved over a link; `share` of a transfer's time is counted.
+
+        None where nothing of it is worth moving, or where it serves several sizes.
+        """
+        if (link, share) not in self._moving:
+            seconds = {} if self.graph.step.has_changing_sizes else fetch_seconds(self.graph, link, share)
+            graph = graph_with_transfers(self.graph, sorted(seconds), seconds) if seconds else None
+            found = GraphStudy(graph, origin=self.origin, is_reordered=self.is_reordered) if graph else None
+            self._moving[link, share] = found
+        return self._moving[link, share]
+
+    @cached_property
+    def free_seconds(self) -> float:
+        """What the problem counts for values that are handed on, which takes no time."""
+        places = placed(len(self.graph.step.ops) - 2 * len(self.graph.moved), self.graph.moved)
+        return math.fsum(self.graph.problem.ops[places.fetch(op)].seconds for op in self.graph.moved)
+
     @cached_property
     def planned(self) -> Study:
         """The graph's problem and what planners find out about it, whichever are asked and for however many budgets."""
@@ -90,7 +119,8 @@ class GraphStudy:
     @cached_property
     def eager(self) -> Simulation:
         """Every op once, in the captured order."""
-        return simulate(self.graph.problem, self.graph.captured_schedule)
+        found = simulate(self.graph.problem, self.graph.captured_schedule)
+        return replace(found, seconds=found.seconds - self.free_seconds) if self.graph.moved else found
 
     @cached_property
     def curve(self) -> tuple[Candidate, ...]:
@@ -101,7 +131,9 @@ class GraphStudy:
             found = self._new_candidates()
         else:
             found = self._pooled_candidates(self.pool)
-        none = self._candidate(self.eager.seconds, "none", self.graph.captured_schedule, self.eager.peak_bytes)
+        none = self._candidate(
+            self.eager.seconds + self.free_seconds, "none", self.graph.captured_schedule, self.eager.peak_bytes
+        )
         return pareto([*found, none])
 
     @cached_property
@@ -147,10 +179,11 @@ class GraphStudy:
         for name in ("planned", "curve", "frugal", "eager"):
             self.__dict__.pop(name, None)
         self._forms.clear()
+        self._moving.clear()
 
     def _simulated(self, schedule: Schedule, steps: Ints) -> Simulation:
         live_bytes, _, seconds = self.planned.loops.profile(steps)
-        return Simulation(with_generator_states(self.graph, schedule, live_bytes), seconds)
+        return Simulation(with_generator_states(self.graph, schedule, live_bytes), seconds - self.free_seconds)
 
     def fastest(self, budget_bytes: int) -> Candidate:
         """The fastest of the curve that fits; raises InfeasibleError where none does."""
@@ -255,7 +288,15 @@ class GraphStudy:
             schedule = settle(step, schedule)
         if step.late_writers or self.most_state_bytes:
             peak_bytes = self.peak_bytes(schedule)
-        return Candidate(peak_bytes, seconds, planner, schedule)
+        return Candidate(peak_bytes, seconds - self.free_seconds, planner, schedule)
+
+
+def _as_kept(graph: CapturedGraph, kept: GraphPlan) -> CapturedGraph:
+    """The form of a graph that a kept plan is of."""
+    form = graph.form(kept.pieces)
+    if not kept.moved:
+        return form
+    return graph_with_transfers(form, kept.moved, dict(zip(kept.moved, kept.fetch_seconds, strict=True)))
 
 
 def studied(graph: CapturedGraph, choice: Choice) -> GraphStudy:

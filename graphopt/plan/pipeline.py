@@ -9,6 +9,7 @@ from graphopt.emit.late_writers import settle
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.infeasible import budget_error
+from graphopt.plan.offload.placing import placed_transfers
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.prefetch import gathers_of, prefetched
 from graphopt.planners.moves import anneal
@@ -29,6 +30,8 @@ def plan_graph(study: GraphStudy, budget_bytes: int, choice: Choice) -> PlannedG
     if not study.kept and (gathers := gathers_of(study.graph)):
         state_bytes = peak_bytes - simulation.peak_bytes
         schedule, simulation = prefetched(study.graph, schedule, simulation, gathers, budget_bytes - state_bytes)
+    if study.graph.moved and choice.offload is not None:
+        schedule, simulation = placed_transfers(study.graph, schedule, choice.offload.link, budget_bytes)
     return PlannedGraph(study, choice, budget_bytes, schedule, simulation)
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from graphopt.graph.captured_graph import CapturedGraph, Decision
+from graphopt.graph.transfers import placed
 from graphopt.plan.checkpoints import find_checkpoints, recomputed_names
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import Candidate, GraphStudy
+from graphopt.plan.offload.lanes import fetches, moved_bytes
 from graphopt.planners.bounds.lower_bound import lower_bound_seconds
 from graphopt.problem.plan import GraphPlan, KeptPoint
 from graphopt.problem.runs import runs_of, thinned
@@ -37,7 +39,8 @@ class PlannedGraph:
     @property
     def decision(self) -> Decision:
         """How it is to run."""
-        return Decision(self.schedule, self.captured.pieces)
+        depot = self.choice.offload.depot if self.choice.offload is not None else ""
+        return Decision(self.schedule, self.captured.pieces, self.captured.moved, depot)
 
     @property
     def peak_bytes(self) -> int:
@@ -48,6 +51,7 @@ class PlannedGraph:
     def plan(self) -> GraphPlan:
         """What is kept and shown of it. It is made when it is asked for: running a step needs none of it."""
         study, step, problem = self.study, self.captured.step, self.captured.problem
+        places = placed(len(step.ops) - 2 * len(self.captured.moved), self.captured.moved)
         return GraphPlan(
             name=self.captured.name,
             graph_hash=step.graph_hash,
@@ -64,12 +68,22 @@ class PlannedGraph:
             seconds=self.simulation.seconds,
             eager_seconds=study.origin.eager.seconds,
             # two sums of the same seconds may differ by rounding
-            bound_seconds=min(lower_bound_seconds(study.planned, self.budget_bytes), self.simulation.seconds),
+            bound_seconds=min(self._bound_seconds(), self.simulation.seconds),
             checkpoints=find_checkpoints(step, problem, self.schedule),
             recomputed=recomputed_names(step, self.schedule),
+            moved=self.captured.moved,
+            fetch_seconds=tuple(problem.ops[places.fetch(op)].seconds for op in self.captured.moved),
+            fetched=tuple(step.ops[self.schedule[place]].name for place in fetches(step, self.schedule)),
+            moved_bytes=moved_bytes(step, problem, self.schedule),
             curve=_kept_points(study.curve),
             sizes=study.pool.served.get(self.schedule, {}) if study.pool is not None else {},
         )
+
+    def _bound_seconds(self) -> float:
+        """No schedule is faster; where values may be moved, what computes alone is all that is known."""
+        if self.captured.moved:
+            return self.study.origin.eager.seconds
+        return lower_bound_seconds(self.study.planned, self.budget_bytes)
 
 
 def _kept_points(curve: Sequence[Candidate]) -> tuple[KeptPoint, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from graphopt.base import records
 from graphopt.problem.pieces import Pieces
 
-SCHEMA = "graphopt.plan/5"
+SCHEMA = "graphopt.plan/6"
 
 
 #: Nearer to the lower bound than this share of it, a plan is proven to be optimal.
@@ -54,6 +54,8 @@ class GraphPlan:
     the plan knows of other budgets: peaks increase, seconds strictly decrease. `sizes` are those of the inputs that the
     graph serves others of, by name ("args[0].size(1)"), with the least and the largest that its schedule was chosen
     for; empty where it serves one set of shapes.
+    What the ops `moved` (in the form without transfers) make may be moved out of memory, and `fetch_seconds` is what
+    planners took fetching it for; `fetched` names what is fetched, once for each time, and `moved_bytes` go either way.
     """
 
     name: str
@@ -73,6 +75,10 @@ class GraphPlan:
     bound_seconds: float
     checkpoints: tuple[Checkpoint, ...]
     recomputed: tuple[str, ...]
+    moved: tuple[int, ...]
+    fetch_seconds: tuple[float, ...]
+    fetched: tuple[str, ...]
+    moved_bytes: int
     curve: tuple[KeptPoint, ...]
     sizes: Mapping[str, tuple[int, int]]
 
@@ -148,6 +154,16 @@ class Plan:
     def recomputed(self) -> tuple[str, ...]:
         """Names of the recomputed ops of every graph, once for each time they run again."""
         return tuple(name for graph in self.graphs for name in graph.recomputed)
+
+    @property
+    def fetched(self) -> tuple[str, ...]:
+        """Names of the ops whose results are fetched back from where they were moved, once for each time."""
+        return tuple(name for graph in self.graphs for name in graph.fetched)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that a step moves out of memory and back, together."""
+        return sum(graph.moved_bytes for graph in self.graphs)
 
     @property
     def planner(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from graphopt.base.units import format_bytes
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.pieces import WHOLE
-from graphopt.problem.plan import Checkpoint, Plan
+from graphopt.problem.plan import Checkpoint, GraphPlan, Plan
 from graphopt.report.data import CompiledKernels, GraphReport, Measured, OutsideShare, Report, TrainedSteps
 
 
@@ -41,6 +41,15 @@ def in_pieces(plan: Plan) -> str:
         return ""
     divided = [str(graph.pieces) for graph in plan.graphs if graph.pieces != WHOLE]
     return f"  ·  numerics {plan.numerics}: largest values {', '.join(dict.fromkeys(divided)) or 'whole'}"
+
+
+def made_again(plan: GraphPlan) -> str:
+    """How much is computed or fetched again, in words."""
+    again = f"{len(plan.recomputed)} ops run again" if plan.recomputed else "nothing is recomputed"
+    if not plan.fetched:
+        return again
+    values = "value is" if len(plan.fetched) == 1 else "values are"
+    return f"{again}, {len(plan.fetched)} {values} fetched ({format_bytes(plan.moved_bytes)} moved out and back)"
 
 
 def is_in_pieces(report: Report) -> bool:

@@ -127,7 +127,7 @@ def _graph(report: Report, graph: GraphReport) -> str:
 
 def _checkpoint_title(plan: GraphPlan, suffix: str) -> str:
     size = format_bytes(sum(c.bytes for c in plan.checkpoints))
-    again = f"{len(plan.recomputed)} ops run again" if plan.recomputed else "nothing is recomputed"
+    again = figures.made_again(plan)
     return f"Checkpoints{suffix}: {len(plan.checkpoints)}, {size}; {again}"
 
 

@@ -138,7 +138,7 @@ def _timeline(report: Report, graph: GraphReport, width: int) -> Text:
 
 
 def _checkpoints(plan: GraphPlan) -> list[RenderableType]:
-    again = f"{len(plan.recomputed)} ops run again" if plan.recomputed else "nothing is recomputed"
+    again = figures.made_again(plan)
     size = sum(c.bytes for c in plan.checkpoints)
     values = "1 value" if len(plan.checkpoints) == 1 else f"{len(plan.checkpoints)} values"
     title = f"Checkpoints of {plain(plan.name)}: {values}, {format_bytes(size)}; {again}"

@@ -21,13 +21,12 @@ from graphopt.device.storages import tensors_in, unique_storage_bytes
 from graphopt.plan.agreement import plan_as_one
 from graphopt.plan.choice import Choice
 from graphopt.plan.infeasible import tail_error
-from graphopt.plan.pieces import in_fewest_pieces
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import other_bytes, resident_of_model
 from graphopt.plan.room import Room
 from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.plan import Plan
-from graphopt.run.calls.make_plans import at_least_the_smallest, making_one
+from graphopt.run.calls.make_plans import at_least_the_smallest, making_best
 from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
 from graphopt.run.watch.causes import above_plan
 from graphopt.run.watch.measured_step import Place
@@ -146,13 +145,13 @@ class StepMemory:
         resident |= {IN_GRAPHS: self.above_bytes} if self.above_bytes else {}
         self.fixed_bytes = sum(resident.values()) + sum(tail.values())
 
-        in_pieces = in_fewest_pieces([graph], lambda forms: making_one(forms[0], self.choice))
+        in_best_form = making_best(graph, self.choice)
 
         def make(room: Room) -> list[PlannedGraph]:
             behind = {kind: size for kind, size in room.resident_bytes.items() if kind != IN_GRAPHS}
             if sum(behind.values()) + sum(tail.values()) > room.budget_bytes:
                 raise tail_error(graph, room.budget_bytes, behind, tail)
-            return in_pieces(room)
+            return in_best_form(room)
 
         def make_smallest(room: Room) -> list[PlannedGraph]:
             return at_least_the_smallest(make)(replace(room, budget_bytes=0))

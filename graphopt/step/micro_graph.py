@@ -15,6 +15,7 @@ from graphopt.emit.emit import emit_whole
 from graphopt.emit.many_schedules import MOST_SCHEDULES
 from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.roles import DESCRIPTOR, Accumulator
+from graphopt.graph.transfers import decided_step
 from graphopt.lower.compiler import Compiler
 from graphopt.lower.halves import LoweredWhole
 from graphopt.plan.graph_study import GraphStudy
@@ -68,7 +69,7 @@ class MicroGraph:
 
     def _emitted(self, decision: Decision) -> fx.GraphModule | LoweredWhole:
         with generators_kept():
-            emitted = emit_whole(self.captured.form(decision.pieces).step, decision.schedule)
+            emitted = emit_whole(decided_step(self.captured, decision), decision.schedule, decision.depot)
             return emitted if self.compiler == "eager" else LoweredWhole(emitted)
 
     @cached_property

@@ -13,6 +13,7 @@ from graphopt.compression.methods import Compression
 from graphopt.lower.compiler import Compiler
 from graphopt.passes.window.clip import Clip, ClipNorm
 from graphopt.passes.window.loss_scale import LossScale
+from graphopt.plan.choice import Choice
 from graphopt.run.model.request import OnExcess
 from graphopt.step.division import Accumulate
 from graphopt.step.optimizer_view import OptimizerView
@@ -88,13 +89,15 @@ _BY_ELEMENT = ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam",
 
 
 def check_shard_with(
-    options: StepOptions, optimizer: torch.optim.Optimizer, compiler: Compiler, *, masters: bool, parameters_too: bool
+    options: StepOptions, optimizer: torch.optim.Optimizer, choice: Choice, *, masters: bool, parameters_too: bool
 ) -> None:
     """Raise UsageError for what parameters that are shared out over ranks do not go with."""
     if options.compress is not None:
         raise UsageError("shard= does not go with compress=: gradients are scattered as they are")
-    if compiler == "inductor":
+    if choice.compiler == "inductor":
         raise UsageError("shard= does not go with compiler='inductor': use compiler='eager'")
+    if choice.offload is not None:
+        raise UsageError("shard= does not go with offload= yet: ranks move parameters, and nothing else")
     if not parameters_too and (masters or options.update_in_backward):
         what = "masters=True" if masters else "update_in_backward=True"
         raise UsageError(f"shard='gradients' does not go with {what}: use shard=True")

@@ -19,8 +19,8 @@ from graphopt.kernels import define
 from graphopt.kernels.define import Implementations, implementation_for
 
 FOLDER = Path(define.__file__).parent
-#: The ops of sharding send what others hold: they have one implementation each, and no table.
-FAMILIES = sorted({path.parent.name for path in FOLDER.glob("*/ops.py")} - {"sharding"})
+#: The ops that send, or move, what others made have one implementation each, and no table.
+FAMILIES = sorted({path.parent.name for path in FOLDER.glob("*/ops.py")} - {"sharding", "offload"})
 TABLES: dict[str, dict[str, Implementations]] = {
     family: import_module(f"graphopt.kernels.{family}.ops").TABLE for family in FAMILIES
 }

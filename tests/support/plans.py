@@ -33,6 +33,10 @@ def make_graph_plan(name: str = "graph 1", blocks: int = 6) -> GraphPlan:
         bound_seconds=0.119,
         checkpoints=tuple(make_checkpoint(i) for i in range(blocks)),
         recomputed=("gelu", "gelu", "layer_norm", "mm"),
+        moved=(3, 7),
+        fetch_seconds=(1e-3, 0.25),
+        fetched=("mm_1_fetched", "gelu_fetched"),
+        moved_bytes=4 * MIB,
         curve=(
             KeptPoint(52 * MIB, 0.161, "search", f"0-{steps - 1} 0-{steps - 1} {steps}-{2 * steps - 1}"),
             KeptPoint(240 * MIB, 0.1, "none", f"0-{2 * steps - 1}"),

@@ -66,7 +66,7 @@ def in_the_place_of(
     Raises BudgetError where it has no schedule that fits beside theirs.
     """
     room = Room(budget_bytes, call.resident_bytes)
-    study = study.form(call.planned[position].captured.pieces) if position < len(call.planned) else study
+    study = study.as_in(call.planned[position].study, choice) if position < len(call.planned) else study
     studies = [graph.study for graph in call.planned]
     schedules = [graph.schedule for graph in call.planned]
     studies[position : position + 1] = [study]

@@ -78,7 +78,9 @@ class Loop:
         there = bool(gradients) and not sharded
         if waiting or pattern:
             return CallKey(shapes, pattern=pattern, behind=not pattern, keeps=there)
-        adds = there and wrapping is None and all_add(self._model, sums_of(shapes))
+        # a transfer that fails must not leave gradients that are added to in part
+        may_add = there and wrapping is None and self._request.choice.offload is None
+        adds = may_add and all_add(self._model, sums_of(shapes))
         return CallKey(shapes, adds=adds, keeps=there and not adds)
 
     def ends(self, plan: CallPlan | None, result: Any) -> None:

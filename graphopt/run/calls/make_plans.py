@@ -10,6 +10,8 @@ from graphopt.base.errors import BudgetError, CaptureError, InfeasibleError
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import Candidate, GraphStudy
 from graphopt.plan.infeasible import budget_error
+from graphopt.plan.offload.worth import moving_where_faster
+from graphopt.plan.pieces import in_fewest_pieces
 from graphopt.plan.pipeline import plan_as, plan_graph, plan_within
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.room import Room
@@ -27,6 +29,15 @@ Make = Callable[[Room], list[PlannedGraph]]
 def making_one(study: GraphStudy, choice: Choice) -> Make:
     """Plans the graph that is the whole model."""
     return lambda room: [plan_within(study, room.budget_bytes, room.resident_bytes, choice)]
+
+
+def making_best(study: GraphStudy, choice: Choice) -> Make:
+    """The same in whichever form is fastest: in pieces, with values moved, or as it is."""
+
+    def make_for(forms: Sequence[GraphStudy]) -> Make:
+        return moving_where_faster(forms, lambda moving: making_one(moving[0], choice), choice)
+
+    return in_fewest_pieces([study], make_for)
 
 
 def making_several(sequence: Sequence[GraphStudy], choice: Choice) -> Make:

@@ -14,6 +14,7 @@ from graphopt.device.ranks import Ranks
 from graphopt.graph.captured_graph import Decision
 from graphopt.plan.agreement import plan_as_one
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.offload.worth import moving_where_faster
 from graphopt.plan.pieces import in_fewest_pieces
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.resident import other_bytes, resident_of_model
@@ -205,9 +206,11 @@ class Plans:
             return in_fewest_pieces(
                 [*sequence, *pattern], lambda forms: making_in_pattern(forms[:count], forms[count:], choice)
             )
-        make = in_fewest_pieces(
-            sequence, lambda forms: making_one(forms[0], choice) if len(forms) == 1 else making_several(forms, choice)
-        )
+
+        def make_for(forms: Sequence[GraphStudy]) -> Make:
+            return making_one(forms[0], choice) if len(forms) == 1 else making_several(forms, choice)
+
+        make = in_fewest_pieces(sequence, lambda forms: moving_where_faster(forms, make_for, choice))
         # of kernels that are compiled a measurement decides, not the plan
         return at_least_the_smallest(make) if self.key.behind or choice.compiler != "eager" else make
 

@@ -1,0 +1,81 @@
+"""The simulator's second lane: transfers run in the order in which they begin, beside what computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphopt.graph.step_graph import StepGraph
+from graphopt.kernels.offload.link import DepotLink
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """What a schedule takes on both lanes: `begins[place]` is when its op begins, `ends[op]` when it is written.
+
+    `waited_seconds` are those in which nothing computes.
+    """
+
+    seconds: float
+    waited_seconds: float
+    begins: tuple[float, ...]
+    written: dict[int, float]
+    #: When each of the schedule's fetches has ended, by its place.
+    fetched: dict[int, float]
+
+
+def fetches(step: StepGraph, schedule: Schedule) -> list[int]:
+    """The places at which a schedule fetches; right behind the op itself nothing is fetched."""
+    found = []
+    for place, op in enumerate(schedule):
+        transfer = step.ops[op].transfer
+        if transfer is not None and transfer.is_fetch and schedule[place - 1] != transfer.of:
+            found.append(place)
+    return found
+
+
+def moved_bytes(step: StepGraph, problem: Problem, schedule: Schedule) -> int:
+    """What goes out of memory and comes back."""
+    back = [schedule[place] for place in fetches(step, schedule)]
+    return sum(_bytes_of(problem, problem.ops[op].outputs) for op in [*back, *dict.fromkeys(back)])
+
+
+def run_lanes(step: StepGraph, problem: Problem, schedule: Schedule, link: DepotLink, *, waits: bool = True) -> Lanes:
+    """Run a schedule on both lanes; not `waits`: as if nothing had to wait for a transfer."""
+    at_fetch = set(fetches(step, schedule))
+    moved = {step.ops[schedule[place]].transfer.of for place in at_fetch}  # type: ignore[union-attr]
+    now = free = waited = 0.0
+    begins: list[float] = []
+    written: dict[int, float] = {}
+    fetched: dict[int, float] = {}
+    arriving: dict[int, float] = {}
+
+    def wait_until(then: float) -> None:
+        nonlocal now, waited
+        if waits and then > now:
+            waited, now = waited + then - now, then
+
+    for place, number in enumerate(schedule):
+        op, transfer = problem.ops[number], step.ops[number].transfer
+        for value in op.inputs:
+            wait_until(arriving.pop(value, 0.0))
+        begins.append(now)
+        if transfer is None:
+            now += op.seconds
+            if number in moved and number not in written:
+                size_bytes = _bytes_of(problem, problem.ops[number + 1].outputs)
+                written[number] = free = max(free, now) + link.write_seconds(size_bytes)
+                if place + 1 == len(schedule) or schedule[place + 1] != number + 1:
+                    wait_until(free)
+        elif place in at_fetch:
+            size_bytes = _bytes_of(problem, op.outputs)
+            fetched[place] = free = max(free, now) + link.read_seconds(size_bytes)
+            arriving |= dict.fromkeys(op.outputs, free)
+        elif not transfer.is_fetch and transfer.of in moved:
+            wait_until(written[transfer.of])
+    return Lanes(now, waited, tuple(begins), written, fetched)
+
+
+def _bytes_of(problem: Problem, values: tuple[int, ...]) -> int:
+    return sum(problem.values[value].bytes for value in values)

@@ -1,0 +1,64 @@
+"""Where values may be moved to, as the user names it, and how fast that is."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from graphopt.base.errors import UsageError
+from graphopt.kernels.offload.link import DepotLink, measure_link
+from graphopt.kernels.offload.ops import file_depot, host_depot
+
+logger = logging.getLogger("graphopt")
+
+#: File systems whose files are in memory.
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+
+@dataclass(frozen=True)
+class Offload:
+    """A depot by its label, and its link, which is measured once."""
+
+    depot: str
+    link: DepotLink
+
+
+def offload_to(where: object, device: torch.device) -> Offload | None:
+    """What `offload=` says for a model on a device.
+
+    None; on a GPU "host", its pinned memory; on a CPU "file", among the temporary ones, or the folder that is to have
+    the file. Raises UsageError for anything else, and where no file can be made there.
+    """
+    if where is None or device.type == "meta":
+        return None
+    if not isinstance(where, (str, Path)):
+        raise UsageError(f"offload: expected 'host', 'file' or a folder, got {where!r}")
+    if (where == "host") != (device.type == "cuda"):
+        what = "moves values of a GPU" if where == "host" else "moves values in host memory"
+        raise UsageError(f"offload={str(where)!r} {what}, and the model is on {device}")
+    label, depot = host_depot(device) if where == "host" else file_depot(_folder(where))
+    return Offload(label, measure_link(depot, device))
+
+
+def _folder(where: str | Path) -> Path:
+    folder = Path(tempfile.gettempdir()) if where == "file" else Path(where)
+    if not folder.is_dir():
+        raise UsageError(f"offload: {str(where)!r} is no folder; 'file' takes the temporary one")
+    if (kind := _kind_of_file_system(folder)) in _IN_MEMORY:
+        logger.warning("offload: %s is a %s: what is moved there stays in memory", folder, kind)
+    return folder
+
+
+def _kind_of_file_system(folder: Path) -> str:
+    """As the kernel names it; "" where it does not say."""
+    mounts = Path("/proc/mounts")
+    if not mounts.exists():
+        return ""
+    lines = (line.split() for line in mounts.read_text(encoding="utf-8").splitlines())
+    own = str(folder.resolve())
+    found = [(point, kind) for _, point, kind, *_ in lines if own == point or own.startswith(point.rstrip("/") + "/")]
+    return max(found, default=("", ""), key=lambda each: len(each[0]))[1]
