@@ -71,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
             help="whose kernels run the plan: eager's own, bit by bit (default), or Inductor's",
         )  # fmt: skip
         _numerics(command)
+        _offload(command)
         command.add_argument("--plan", metavar="PATH", help="use this saved plan instead of planning")
         command.add_argument("--save-plan", metavar="PATH", help="write the plan as JSON")
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
@@ -94,6 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     fit.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 8GiB")
     _planner(fit)
     _numerics(fit)
+    _offload(fit)
     fit.add_argument(
         "--optimizer",
         choices=("adamw", "adam", "sgd", "none"),
@@ -123,6 +125,13 @@ def _numerics(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--numerics", choices=("bitwise", "reordered"), default="bitwise",
         help="eager's bits (default), or sums in another order: the largest values are then made in pieces",
+    )  # fmt: skip
+
+
+def _offload(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--offload", metavar="WHERE",
+        help="values may be moved there and fetched back: host (on a GPU), file, or a folder on a fast disk",
     )  # fmt: skip
 
 

@@ -122,6 +122,7 @@ def fit(options: argparse.Namespace) -> CommandResult:
         optimizer=options.optimizer or target.optimizer or "adamw",
         planner=options.planner,
         numerics=options.numerics,
+        offload=options.offload,
         tell=options.tell,
         **_costs(options),
     )
@@ -201,6 +202,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     is_meta = getattr(options, "meta", False)
     keywords = {"mem_budget": options.mem_budget, "planner": options.planner, **_costs(options)}
     keywords |= {"plan_seconds": options.plan_seconds, "compiler": options.compiler, "numerics": options.numerics}
+    keywords["offload"] = options.offload
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
     target = load_target(options.target, "meta" if is_meta else options.device)
     if target.optimizer is not None:

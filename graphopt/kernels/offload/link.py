@@ -12,8 +12,10 @@ import torch
 from graphopt.device.timing import synchronize
 from graphopt.kernels.offload.depot import Depot
 
-#: Large enough that a call's own time is nothing, small enough for a slow link.
-_LARGE_BYTES, _SMALL_BYTES = 2**22, 2**12
+#: A transfer of the first tells what a call takes by itself; one of the last, or of one before it that takes so long
+#: that the call is nothing beside it, how fast the link is.
+_SIZES_BYTES = (2**12, 2**16, 2**19, 2**22)
+_LONG_SECONDS = 0.01
 _ROUNDS = 3
 
 
@@ -36,14 +38,17 @@ class DepotLink:
 
 def measure_link(depot: Depot, device: torch.device) -> DepotLink:
     """The link of a depot: medians of a few transfers, of which the first of each kind is not looked at."""
-    small = torch.zeros(_SMALL_BYTES, dtype=torch.uint8, device=device)
-    large = torch.zeros(_LARGE_BYTES, dtype=torch.uint8, device=device)
+    small, *larger = (torch.zeros(size, dtype=torch.uint8, device=device) for size in _SIZES_BYTES)
     call_seconds = _median_seconds(device, lambda: depot.settle(depot.stow(small)))
-    write_seconds = _median_seconds(device, lambda: depot.settle(depot.stow(large)))
+    write_seconds, large = 0.0, small
+    for large in larger:
+        write_seconds = _median_seconds(device, lambda: depot.settle(depot.stow(large)))  # noqa: B023
+        if write_seconds > _LONG_SECONDS:
+            break
     token = depot.stow(large)
     depot.settle(token)
     read_seconds = _median_seconds(device, lambda: _read(depot, token))
-    return DepotLink(_LARGE_BYTES / write_seconds, _LARGE_BYTES / read_seconds, call_seconds)
+    return DepotLink(large.nbytes / write_seconds, large.nbytes / read_seconds, call_seconds)
 
 
 def _read(depot: Depot, token: torch.Tensor) -> torch.Tensor:
