@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
+from graphopt.plan.floor import FloorChange, floor_changes
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.pieces import smallest_forms
 from graphopt.problem.schedule import lifetimes, simulate
 
-_SHOWN = 3
+_SHOWN, _MOST_CHANGES = 3, 5
+_MEANT_SHARE = 0.1
 
 
 def budget_error(
@@ -31,6 +33,10 @@ def budget_error(
         "What fills it: " + "; ".join(drivers) + ".",
         "What to try: " + "; ".join(_advice(hungriest, own_minimum_bytes, budget_bytes - resident, planner)) + ".",
     ]
+    if changes := floor_changes(hungriest, resident_bytes):
+        lines.append(
+            "What would lower the least, by so much or more: " + "; ".join(map(_shown, changes[:_MOST_CHANGES])) + "."
+        )
     return BudgetError("\n".join(lines), minimum_bytes, drivers)
 
 
@@ -83,16 +89,13 @@ def _advice(study: GraphStudy, own_minimum_bytes: int, own_budget_bytes: int, pl
         fits = int(batch * (own_budget_bytes - fixed) / growing)
         if 1 <= fits < batch:
             tips.append(f"a micro-batch of about {fits} instead of {batch} (if activations grow with the batch)")
-    if not study.is_reordered and study.graph.forms.every:
-        least = smallest_forms([study.reordered()])[0].minimum_bytes
-        saved = study.minimum_bytes - least
-        if saved > 0:
-            tips.append(
-                f"numerics='reordered', which needs {format_bytes(saved)} less as it makes the largest values in pieces"
-            )
     if own_budget_bytes <= fixed:
         tips.append("fewer or frozen parameters, or lower precision: parameters and gradients alone fill the budget")
     return [*tips, "a larger budget"]
+
+
+def _shown(change: FloorChange) -> str:
+    return f"{change.what} {format_bytes(change.saved_bytes)}"
 
 
 def _batch_size(study: GraphStudy) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from graphopt.base.errors import InfeasibleError
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.plan.floor import floor_changes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.planners import PLANNERS
 from graphopt.problem.plan import Plan
@@ -13,13 +14,16 @@ from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import Schedule, Simulation, lifetimes, simulate
 from graphopt.report.data import Comparison, GraphReport, Report
 
+#: Of what would lower the least budget.
+_MOST_CHANGES = 4
+
 
 def build_report(plan: Plan, planned: Sequence[PlannedGraph], plan_seconds: float) -> Report:
     """Everything that is shown of a plan; runs sqrt_n for its comparison row."""
-    return Report(plan, tuple(map(_graph_report, planned)), plan_seconds)
+    return Report(plan, tuple(_graph_report(each, plan.resident_bytes) for each in planned), plan_seconds)
 
 
-def _graph_report(planned: PlannedGraph) -> GraphReport:
+def _graph_report(planned: PlannedGraph, resident_bytes: Mapping[str, int]) -> GraphReport:
     captured, study, schedule = planned.captured, planned.study, planned.schedule
     boundary = captured.step.boundary
     peak_op = captured.step.ops[schedule[planned.simulation.peak_step]]
@@ -36,6 +40,10 @@ def _graph_report(planned: PlannedGraph) -> GraphReport:
         peak_breakdown=_peak_breakdown(captured, schedule, planned.simulation),
         comparisons=_comparisons(planned),
         curve=tuple((candidate.peak_bytes, _overhead(planned, candidate.seconds)) for candidate in study.curve),
+        floor_changes=tuple(
+            (change.what, change.saved_bytes)
+            for change in floor_changes(study, resident_bytes, asks_planners=False)[:_MOST_CHANGES]
+        ),
     )
 
 

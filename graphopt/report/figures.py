@@ -43,6 +43,16 @@ def in_pieces(plan: Plan) -> str:
     return f"  ·  numerics {plan.numerics}: largest values {', '.join(dict.fromkeys(divided)) or 'whole'}"
 
 
+def floor_note(report: Report) -> str:
+    """The least budget, and what would lower it."""
+    note = f"The least budget is {format_bytes(report.plan.minimum_bytes)}"
+    graph = main_graph(report)
+    if graph is None or not graph.floor_changes:
+        return f"{note}."
+    changes = "; ".join(f"{what} {format_bytes(saved)}" for what, saved in graph.floor_changes)
+    return f"{note}. What would lower it, by so much or more: {changes}."
+
+
 def made_again(plan: GraphPlan) -> str:
     """How much is computed or fetched again, in words."""
     again = f"{len(plan.recomputed)} ops run again" if plan.recomputed else "nothing is recomputed"

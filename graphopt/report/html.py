@@ -56,7 +56,8 @@ def _breakdown(report: Report) -> str:
     graph = figures.main_graph(report)
     where = f"at {figures.peak_place(report, graph)}" if graph and graph.peak_op else ""
     numbers_right = ("predicted", "measured", "share")
-    notes = "".join(f'<div class="dim">{escape(text)}</div>' for text in (where, figures.eager_note(report)))
+    said = (where, figures.eager_note(report), figures.floor_note(report))
+    notes = "".join(f'<div class="dim">{escape(text)}</div>' for text in said)
     return table(["kind", *numbers_right], rows, numbers_right) + notes
 
 

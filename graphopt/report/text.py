@@ -26,7 +26,7 @@ def render_text(report: Report, width: int = 110, color: bool = False) -> str:
     graph = figures.main_graph(report)
     if graph and graph.peak_op:
         parts.append(Text(f"The peak is at {plain(figures.peak_place(report, graph))}", style="dim"))
-    parts.append(Text(figures.eager_note(report), style="dim"))
+    parts += [Text(note, style="dim") for note in (figures.eager_note(report), plain(figures.floor_note(report)))]
     if graph and graph.live_bytes:
         parts += ["", _timeline(report, graph, width)]
     for each in report.graphs[:MOST_GRAPHS]:

@@ -59,21 +59,26 @@ def run_lanes(step: StepGraph, problem: Problem, schedule: Schedule, link: Depot
     for place, number in enumerate(schedule):
         op, transfer = problem.ops[number], step.ops[number].transfer
         for value in op.inputs:
-            wait_until(arriving.pop(value, 0.0))
+            if value in arriving:
+                wait_until(arriving.pop(value))
+                now += link.host_seconds
         begins.append(now)
         if transfer is None:
             now += op.seconds
             if number in moved and number not in written:
+                now += link.host_seconds
                 size_bytes = _bytes_of(problem, problem.ops[number + 1].outputs)
                 written[number] = free = max(free, now) + link.write_seconds(size_bytes)
                 if place + 1 == len(schedule) or schedule[place + 1] != number + 1:
                     wait_until(free)
         elif place in at_fetch:
+            now += link.host_seconds
             size_bytes = _bytes_of(problem, op.outputs)
             fetched[place] = free = max(free, now) + link.read_seconds(size_bytes)
             arriving |= dict.fromkeys(op.outputs, free)
         elif not transfer.is_fetch and transfer.of in moved:
             wait_until(written[transfer.of])
+            now += link.host_seconds
     return Lanes(now, waited, tuple(begins), written, fetched)
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
+from graphopt.kernels.offload.link import DepotLink
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.offload.candidates import movable_bytes
 from graphopt.plan.offload.where import Offload
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.room import Room
@@ -17,8 +19,10 @@ from graphopt.plan.room import Room
 logger = logging.getLogger("graphopt")
 
 #: What is counted of a transfer's time, for planners that know one lane. Where computing hides most of it a small share
-#: finds the fastest plans; where the link is the bottleneck, the whole. Each share is one more problem to plan.
-SHARES = (0.1, 1.0)
+#: finds the fastest plans; where the link is the bottleneck, the whole. Each share is one more problem to plan: both
+#: are tried where moving all that may go would keep the lane busy for between so many times what computing takes.
+HIDDEN_SHARE, WHOLE_SHARE = 0.1, 1.0
+BOTH_FROM, BOTH_TO = 1.0, 8.0
 #: Moving must be faster by this share of the time: below it is noise of profiles and links.
 LEAST_GAIN = 0.01
 
@@ -48,7 +52,7 @@ def moving_where_faster(
         if best and _seconds(best) <= (1 + LEAST_GAIN) * eager_seconds:
             return best
         plain = best
-        for share in SHARES:
+        for share in _shares(studies, offload.link, eager_seconds):
             forms = [study.moving(offload.link, share) or study for study in studies]
             if all(form is study for form, study in zip(forms, studies, strict=True)):
                 continue
@@ -66,6 +70,17 @@ def moving_where_faster(
         return best
 
     return make
+
+
+def _shares(studies: Sequence[GraphStudy], link: DepotLink, eager_seconds: float) -> list[float]:
+    """The shares to try."""
+    distinct = dict.fromkeys(studies)
+    moved_bytes = sum(movable_bytes(study.graph) for study in distinct)
+    busy = (link.write_seconds(moved_bytes) + link.read_seconds(moved_bytes)) / (eager_seconds or 1.0)
+    return [
+        *([HIDDEN_SHARE] if busy <= BOTH_TO else []),
+        *([WHOLE_SHARE] if busy >= BOTH_FROM else []),
+    ]
 
 
 def _tell(best: Sequence[PlannedGraph], plain: Sequence[PlannedGraph] | None, offload: Offload) -> None:
