@@ -33,10 +33,11 @@ def budget_error(
         "What fills it: " + "; ".join(drivers) + ".",
         "What to try: " + "; ".join(_advice(hungriest, own_minimum_bytes, budget_bytes - resident, planner)) + ".",
     ]
-    if changes := floor_changes(hungriest, resident_bytes):
-        lines.append(
-            "What would lower the least, by so much or more: " + "; ".join(map(_shown, changes[:_MOST_CHANGES])) + "."
-        )
+    # planners are asked where somebody means the budget, and not where the least is all that is asked for
+    is_meant = budget_bytes >= _MEANT_SHARE * minimum_bytes
+    if changes := floor_changes(hungriest, resident_bytes, asks_planners=is_meant):
+        shown = "; ".join(map(_shown, changes[:_MOST_CHANGES]))
+        lines.append(f"What would lower the least, by so much or more: {shown}.")
     return BudgetError("\n".join(lines), minimum_bytes, drivers)
 
 

@@ -95,7 +95,7 @@ def test_planners_are_asked_about_a_budget_that_is_meant(monkeypatch: pytest.Mon
         infeasible, "floor_changes", lambda *args, asks_planners: asked.append(asks_planners) or floor_changes(*args)
     )
     minimum = least(model, x)
-    with pytest.raises(graphopt.BudgetError, match="What would lower the least, by so much or more: .*half the batch"):
+    with pytest.raises(graphopt.BudgetError, match=r"What would lower the least, by so much or more: .*half the batch"):
         graphopt.optimize(copy.deepcopy(model), minimum // 2, example_inputs=x)
     assert asked == [False, True]
 
