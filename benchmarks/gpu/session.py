@@ -50,7 +50,7 @@ class Job:
 def jobs_of(out: Path, device: str) -> list[Job]:
     """All jobs, in order of value."""
     python = [sys.executable, "-W", "ignore"]
-    tests = ["tests/gpu/test_gpu_kernels.py", "tests/gpu/test_gpu_optimize.py", "tests/gpu/test_gpu_train_step.py"]
+    tests = [f"tests/gpu/test_gpu_{name}.py" for name in ("kernels", "optimize", "train_step", "offload")]
     options = ["-n", "7", "-q", "--tb=short", "--show-capture=no", "-p", "no:cacheprovider", "--durations=8"]
     cells = [
         *python,
@@ -72,12 +72,14 @@ def jobs_of(out: Path, device: str) -> list[Job]:
     headline = ["--device", device, "--limit", "95", "--inductor", "--json", f"{out}/headline_cuda.json"]
     compiled = ["gpt2", "llama", "resnet50", "--device", device, "--times", "8", "--rounds", "7"]
     compiled += ["--ratios", "0.1,0.5", "--shares", "1.0,0.5,0.35", "--json", f"{out}/compiled_cuda.json"]
+    floor = ["--device", device, "--json", f"{out}/below_floor_cuda.json"]
     tail, kernels = out / "train_step_cuda.json", out / "compression_kernels_cuda.json"
     return [
         Job("tests", [*python, "-m", "pytest", *tests, *options], 145, failures),
         Job("matrix", [*cells, *matrix], 145, bad_cells),
         Job("default allocator", [*cells, *default], 145, bad_cells, environment=unset),
         Job("headline", [*python, "-m", "benchmarks.gpu.headline", *headline], 125, last(24), alone=True),
+        Job("below the floor", [*python, "-m", "benchmarks.gpu.below_floor", *floor], 150, last(8), alone=True),
         Job("compiled", [*python, "-m", "benchmarks.compiled", *compiled], 200, last(60), alone=True),
         Job(
             "tail",
