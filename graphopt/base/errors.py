@@ -43,8 +43,13 @@ class InfeasibleError(GraphoptError):
         self.minimum_bytes = minimum_bytes
 
 
-class BudgetError(GraphoptError):
-    """The model does not train inside the budget.
+#: By these words accelerate's `find_executable_batch_size` and Lightning's batch-size finder know an error for one that
+#: a smaller batch may mend. They look at `args`; what is shown is the message alone.
+OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+
+
+class BudgetError(GraphoptError, RuntimeError):
+    """The model does not train inside the budget; what looks for a batch size takes it for being out of memory.
 
     `minimum_bytes` is the least budget that would do; `drivers` says what fills it.
     """
@@ -52,9 +57,16 @@ class BudgetError(GraphoptError):
     exit_code = 3
 
     def __init__(self, message: str, minimum_bytes: int, drivers: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
+        super().__init__(f"{message}\n({OUT_OF_MEMORY})")
+        self.message = message
         self.minimum_bytes = minimum_bytes
         self.drivers = drivers
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[BudgetError], tuple[str, int, tuple[str, ...]]]:
+        return type(self), (self.message, self.minimum_bytes, self.drivers)
 
 
 class VerificationError(GraphoptError):
