@@ -81,7 +81,8 @@ def _comparisons(planned: PlannedGraph) -> tuple[Comparison, ...]:
     try:
         segments = PLANNERS["sqrt_n"](study.planned, chosen.budget_bytes - study.most_state_bytes)
         result = simulate(problem, segments)
-        by_segments = row("sqrt_n", result.peak_bytes + study.most_state_bytes, result.seconds)
+        seconds = result.seconds - study.free_seconds
+        by_segments = row("sqrt_n", result.peak_bytes + study.most_state_bytes, seconds)
     except InfeasibleError:
         by_segments = Comparison("sqrt_n", None, None)
     return (
