@@ -34,6 +34,7 @@ from graphopt.step.options import (
     StepOptions,
     check_compiler_with,
     check_dynamic_with,
+    check_offload_with,
     check_shard_with,
     check_update_in_backward,
 )
@@ -154,6 +155,7 @@ def train_step(
             if isinstance(sharded, ShardedParameters):
                 sharded.has_masters(view.masters)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
+            check_offload_with(options, choice)
             check_compiler_with(options, compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)
             if update_in_backward:

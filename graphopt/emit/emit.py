@@ -1,8 +1,7 @@
 """StepGraph + schedule -> forward and backward GraphModules that run in exactly that order.
 
-Each graph frees a value at its last use: fx's generated code drops a variable after the last
-statement that names it, inputs come in a list that is emptied (the boxed calling convention), and
-views are made right before they are read, so that they never outlive their value's last read.
+Each graph frees a value at its last use: fx's generated code drops a variable after the last statement that names it,
+inputs come in a list that is emptied (the boxed calling convention), and views are made right before they are read.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.fx.graph import _BoxedCodeGen
 from graphopt.base.errors import PlanMismatchError
 from graphopt.emit.generator_state import fake_generator_state
 from graphopt.emit.late_writers import check_settled
-from graphopt.emit.moved_values import MovedValues, arrive
+from graphopt.emit.moved_values import MovedValues, SavedToken, arrive, fetch_from
 from graphopt.emit.value_nodes import nodes_of_values, virtual_and_their_views
 from graphopt.graph.joint import is_tangent
 from graphopt.graph.nodes import is_read_as_statistics
@@ -144,19 +143,24 @@ class Emitter:
             return saved
         return self.forward.call(unwatched, (saved,), {}, f"{saved.name}_unwatched", dict(saved.meta))
 
-    def write_backward(self, schedule: Schedule, saved: Sequence[str | int | fx.Node]) -> fx.Graph:
+    def write_backward(self, schedule: Schedule, saved: Sequence[str | int | fx.Node | SavedToken]) -> fx.Graph:
         """The backward alone: it takes what is `saved` (as in `saved_as`, or another form's node), then the rest."""
         nodes = {node.name: node for node in self.step.graph_module.graph.nodes}
+        tokens: dict[fx.Node, fx.Node] = {}
         for item in saved:
             if isinstance(item, int):
                 name = f"{self.step.ops[item].name}_state"
                 self.backward.states[item] = self.input(name, {"val": fake_generator_state(self.step)})
             elif item == WHICH_SCHEDULE:
                 self.input(WHICH_SCHEDULE, self.some_size().meta)
+            elif isinstance(item, SavedToken):
+                tokens[nodes[item.of]] = self.input(item.token.name, item.token.meta)
             elif isinstance(item, fx.Node):
                 self.input(item.name, item.meta)
             else:
                 self.backward.made[nodes[item]] = self.input(item, nodes[item].meta)
+        for node, token in tokens.items():
+            self.backward.arriving[node] = fetch_from(self.backward, node, token, self.moved.depot)
         boundary = schedule.index(self.step.boundary)
         self.seen.update(schedule[:boundary])
         for op in schedule[boundary + 1 :]:
@@ -177,6 +181,7 @@ class Emitter:
         for op in schedule[:boundary]:
             self.write_op(self.forward, op)
         outputs = [self.argument(self.forward, item) for item in self.step.joint.forward_outputs]
+        self.moved.passes_boundary()
         for op in schedule[boundary + 1 :]:
             self.write_op(self.backward, op)
         return outputs, [self.argument(self.backward, item) for item in self.step.joint.backward_outputs]

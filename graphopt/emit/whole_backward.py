@@ -15,6 +15,7 @@ from torch import fx
 
 from graphopt.device.storages import storage_key
 from graphopt.emit.emit import WHICH_SCHEDULE, Emitted, Emitter, boxed, check_order
+from graphopt.emit.moved_values import SavedToken
 from graphopt.graph.captured_graph import WholeBackward
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
@@ -62,31 +63,35 @@ def emit_beside_whole(step: StepGraph, schedule: Schedule, whole: WholeBackward,
     for name in sorted(whole.kept):
         emitter.node(emitter.backward, nodes[name])
     forward = [step.ops[op].name for op in schedule[: schedule.index(step.boundary)]]
-    saved_as: list[str | OpInfo | fx.Node] = [
+    saved_as: list[str | OpInfo | fx.Node | SavedToken] = [
         item if isinstance(item, str) else step.ops[item] for item in emitter.saved_as
     ]
+    tokens = emitter.moved.tokens
     there = {node.name for node in whole.step.graph_module.graph.nodes} | {WHICH_SCHEDULE}
     for position, (item, saved) in enumerate(zip(saved_as, emitter.saved, strict=True)):
-        if isinstance(item, str) and item not in there:
+        if isinstance(item, str) and item in tokens and tokens[item].name in there:
+            saved_as[position] = SavedToken(tokens[item].name, saved)
+        elif isinstance(item, str) and item not in there:
             saved_as[position] = saved  # of a piece, which the whole backward has not: it makes that again
-    backward, inputs = _write_whole(whole.step, forward, saved_as)
+    backward, inputs = _write_whole(whole.step, forward, saved_as, depot)
     for name in inputs:
         emitter.node(emitter.backward, nodes[name])
     return replace(emitter.halves(outputs, gradients), whole_backward=backward)
 
 
 def _write_whole(
-    step: StepGraph, forward: Sequence[str], saved_as: Sequence[str | OpInfo | fx.Node]
+    step: StepGraph, forward: Sequence[str], saved_as: Sequence[str | OpInfo | fx.Node | SavedToken], depot: str
 ) -> tuple[fx.GraphModule, list[str]]:
     """The whole backward, and which inputs of the step it takes behind what is saved for the other one."""
     number = {op.name: i for i, op in enumerate(step.ops)}
     nodes = {node.name: node for node in step.graph_module.graph.nodes}
     held = _holder(step)
-    there = {value for item in saved_as if isinstance(item, str) and item in nodes for value in held(nodes[item])}
+    names = (item.of if isinstance(item, SavedToken) else item for item in saved_as)
+    there = {value for name in names if isinstance(name, str) and name in nodes for value in held(nodes[name])}
     ran = (number[name] for name in forward if name in number)
     schedule = (*ran, step.boundary, *_with_recomputation(step, there))
     check_order(step, schedule)
-    emitter = Emitter(step, schedule, saves_numbers=False)
+    emitter = Emitter(step, schedule, saves_numbers=False, depot=depot)
     saved = [number[item.name] if isinstance(item, OpInfo) else item for item in saved_as]
     graph = emitter.write_backward(schedule, saved)
     assert all(node.op == "placeholder" for node in emitter.saved), f"nobody saves all of {emitter.saved}"

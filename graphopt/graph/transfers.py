@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.step_graph import OpInfo, StepGraph, Transfer, ValueInfo
 from graphopt.problem.problem import Op, Problem, Value
+from graphopt.problem.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,24 @@ def graph_with_transfers(
         problem=problem_with_transfers(graph.problem, moved, fetch_seconds),
         moved=tuple(moved),
     )
+
+
+def fetched_values(step: StepGraph, schedule: Schedule) -> dict[int, tuple[int, ...]]:
+    """By the places at which a schedule fetches: the values that are read before they are there anew.
+
+    Right behind the op itself nothing is fetched, nor where nobody reads it.
+    """
+    wanted: set[int] = set()
+    found: dict[int, tuple[int, ...]] = {}
+    for place in range(len(schedule) - 1, -1, -1):
+        op = step.ops[schedule[place]]
+        transfer, read = op.transfer, wanted.intersection(op.outputs)
+        if transfer is not None and transfer.is_fetch and read and (not place or schedule[place - 1] != transfer.of):
+            found[place] = tuple(value for value in op.outputs if value in read)
+        wanted.difference_update(op.outputs)
+        if transfer is None or transfer.is_fetch:
+            wanted.update(op.inputs)
+    return dict(sorted(found.items()))
 
 
 def decided_step(graph: CapturedGraph, decision: Decision) -> StepGraph:

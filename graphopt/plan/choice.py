@@ -59,7 +59,7 @@ class Choice:
             raise PlanMismatchError(
                 f"the plan moves values of {graph.name!r} out of memory: give offload= as it was given when it was made"
             )
-        if kept.moved and max(kept.moved) >= graph.form(kept.pieces).step.boundary:
+        if kept.moved and not _can_move(kept, graph):
             raise PlanMismatchError(f"the plan moves values that {graph.name!r} does not have")
         if kept.pieces != WHOLE and self.numerics != "reordered":
             raise PlanMismatchError(
@@ -67,3 +67,10 @@ class Choice:
                 "numerics='reordered' allows that"
             )
         return kept
+
+
+def _can_move(kept: GraphPlan, graph: CapturedGraph) -> bool:
+    step, moved = graph.form(kept.pieces).step, kept.moved
+    ops = range(step.boundary)
+    are_ops = all(op in ops and step.ops[op].node is not None for op in moved)
+    return are_ops and list(moved) == sorted(set(moved)) and len(moved) == len(kept.fetch_seconds)

@@ -6,9 +6,11 @@ saved. A planner that knew of the change might save more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from graphopt.base.units import format_bytes
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.step_graph import ValueInfo
 from graphopt.kernels.offload.link import DepotLink
@@ -34,6 +36,12 @@ class FloorChange:
 
     what: str
     saved_bytes: int
+
+    def __str__(self) -> str:
+        """In words, with bytes rounded down."""
+        unit = 1024 ** max(int(math.log(max(self.saved_bytes, 1), 1024)), 0)
+        tenths = 10 * self.saved_bytes // unit
+        return f"{self.what} {format_bytes(-(-tenths * unit // 10) if unit > 1 else self.saved_bytes)}"
 
 
 def floor_changes(

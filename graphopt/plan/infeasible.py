@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
-from graphopt.plan.floor import FloorChange, floor_changes
+from graphopt.kernels.offload.link import DepotLink
+from graphopt.plan.floor import floor_changes
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.offload.worth import HIDDEN_SHARE
 from graphopt.plan.pieces import smallest_forms
 from graphopt.problem.schedule import lifetimes, simulate
 
@@ -36,17 +38,24 @@ def budget_error(
     # planners are asked where somebody means the budget, and not where the least is all that is asked for
     is_meant = budget_bytes >= _MEANT_SHARE * minimum_bytes
     if changes := floor_changes(hungriest, resident_bytes, asks_planners=is_meant):
-        shown = "; ".join(map(_shown, changes[:_MOST_CHANGES]))
+        shown = "; ".join(map(str, changes[:_MOST_CHANGES]))
         lines.append(f"What would lower the least, by so much or more: {shown}.")
     return BudgetError("\n".join(lines), minimum_bytes, drivers)
 
 
 def tail_error(
-    study: GraphStudy, budget_bytes: int, resident_bytes: Mapping[str, int], tail_bytes: Mapping[str, int]
+    study: GraphStudy,
+    budget_bytes: int,
+    resident_bytes: Mapping[str, int],
+    tail_bytes: Mapping[str, int],
+    link: DepotLink | None = None,
 ) -> BudgetError:
     """The error for a training step whose update alone does not fit, whatever the plan of its micro-batches."""
     resident, tail = sum(resident_bytes.values()), sum(tail_bytes.values())
-    minimum_bytes = resident + max(tail, smallest_forms([study])[0].minimum_bytes)
+    form = smallest_forms([study])[0]
+    moving = form.moving(link, HIDDEN_SHARE) if link is not None else None
+    least = min(each.minimum_bytes for each in (form, moving) if each is not None)
+    minimum_bytes = resident + max(tail, least)
     drivers = (*_resident_drivers({**resident_bytes, **tail_bytes}), "all alive while the optimizer updates")
     lines = [
         f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: the update of the parameters alone takes "
@@ -93,10 +102,6 @@ def _advice(study: GraphStudy, own_minimum_bytes: int, own_budget_bytes: int, pl
     if own_budget_bytes <= fixed:
         tips.append("fewer or frozen parameters, or lower precision: parameters and gradients alone fill the budget")
     return [*tips, "a larger budget"]
-
-
-def _shown(change: FloorChange) -> str:
-    return f"{change.what} {format_bytes(change.saved_bytes)}"
 
 
 def _batch_size(study: GraphStudy) -> int:

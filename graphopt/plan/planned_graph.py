@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from graphopt.graph.captured_graph import CapturedGraph, Decision
-from graphopt.graph.transfers import placed
+from graphopt.graph.transfers import fetched_values, placed
 from graphopt.plan.checkpoints import find_checkpoints, recomputed_names
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import Candidate, GraphStudy
-from graphopt.plan.offload.lanes import fetches, moved_bytes
+from graphopt.plan.offload.lanes import moved_bytes
 from graphopt.planners.bounds.lower_bound import lower_bound_seconds
 from graphopt.problem.plan import GraphPlan, KeptPoint
 from graphopt.problem.runs import runs_of, thinned
@@ -73,7 +73,7 @@ class PlannedGraph:
             recomputed=recomputed_names(step, self.schedule),
             moved=self.captured.moved,
             fetch_seconds=tuple(problem.ops[places.fetch(op)].seconds for op in self.captured.moved),
-            fetched=tuple(step.ops[self.schedule[place]].name for place in fetches(step, self.schedule)),
+            fetched=tuple(step.ops[self.schedule[place]].name for place in fetched_values(step, self.schedule)),
             moved_bytes=moved_bytes(step, problem, self.schedule),
             curve=_kept_points(study.curve),
             sizes=study.pool.served.get(self.schedule, {}) if study.pool is not None else {},

@@ -41,8 +41,7 @@ def _graph_report(planned: PlannedGraph, resident_bytes: Mapping[str, int]) -> G
         comparisons=_comparisons(planned),
         curve=tuple((candidate.peak_bytes, _overhead(planned, candidate.seconds)) for candidate in study.curve),
         floor_changes=tuple(
-            (change.what, change.saved_bytes)
-            for change in floor_changes(study, resident_bytes, asks_planners=False)[:_MOST_CHANGES]
+            str(change) for change in floor_changes(study, resident_bytes, asks_planners=False)[:_MOST_CHANGES]
         ),
     )
 
@@ -50,12 +49,15 @@ def _graph_report(planned: PlannedGraph, resident_bytes: Mapping[str, int]) -> G
 def _peak_breakdown(captured: CapturedGraph, schedule: Schedule, simulation: Simulation) -> dict[str, int]:
     """What is alive at the peak: by kind, values made a second time apart."""
     step = simulation.peak_step
-    kinds = {"activations": 0, "recomputed": 0, "gradients": 0, "outputs": 0, "tangents": 0, "workspace": 0}
+    known = ("activations", "recomputed", "fetched", "gradients", "outputs", "tangents", "workspace")
+    kinds = dict.fromkeys(known, 0)
     made = _runs_before(captured.problem, schedule)
     for value, first, last in lifetimes(captured.problem, schedule):
         if first <= step <= last:
             info = captured.step.values[value]
-            kind = "recomputed" if made[first] and info.kind == "activations" else info.kind
+            kind = info.kind
+            if made[first] and kind == "activations":
+                kind = "recomputed" if captured.step.ops[schedule[first]].transfer is None else "fetched"
             kinds[kind] += info.bytes
     kinds["workspace"] = captured.problem.ops[schedule[step]].workspace_bytes
     return {kind: size for kind, size in kinds.items() if size}

@@ -32,7 +32,7 @@ class GraphReport:
     "outputs", "tangents", "recomputed", "workspace"); `break_reason` is why the capture ended
     here ("" where it is the whole model). "eager" is the captured graph as it was traced: in its own order, and
     without recomputation. `curve` has (own peak bytes, extra time over that, a fraction), and `floor_changes` what
-    would lower the least budget, with the bytes that it saves at least.
+    would lower the least budget, with the bytes that it saves, in words.
     """
 
     plan: GraphPlan
@@ -47,7 +47,7 @@ class GraphReport:
     peak_breakdown: Mapping[str, int]
     comparisons: tuple[Comparison, ...]
     curve: tuple[tuple[int, float], ...]
-    floor_changes: tuple[tuple[str, int], ...]
+    floor_changes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,7 @@ def floor_note(report: Report) -> str:
     graph = main_graph(report)
     if graph is None or not graph.floor_changes:
         return f"{note}."
-    changes = "; ".join(f"{what} {format_bytes(saved)}" for what, saved in graph.floor_changes)
-    return f"{note}. What would lower it, by so much or more: {changes}."
+    return f"{note}. What would lower it, by so much or more: {'; '.join(graph.floor_changes)}."
 
 
 def made_again(plan: GraphPlan) -> str:

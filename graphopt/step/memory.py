@@ -150,7 +150,8 @@ class StepMemory:
         def make(room: Room) -> list[PlannedGraph]:
             behind = {kind: size for kind, size in room.resident_bytes.items() if kind != IN_GRAPHS}
             if sum(behind.values()) + sum(tail.values()) > room.budget_bytes:
-                raise tail_error(graph, room.budget_bytes, behind, tail)
+                link = self.choice.offload.link if self.choice.offload is not None else None
+                raise tail_error(graph, room.budget_bytes, behind, tail, link)
             return in_best_form(room)
 
         def make_smallest(room: Room) -> list[PlannedGraph]:

@@ -59,6 +59,15 @@ def nothing_learned(device: torch.device, loss_scale: float) -> StepResult:
     return StepResult(nan, None, one, loss_scale)
 
 
+def check_offload_with(options: StepOptions, choice: Choice) -> None:
+    """Raise UsageError where a transfer that fails would leave some parameters updated and others not."""
+    if choice.offload is not None and options.update_in_backward:
+        raise UsageError(
+            "offload= does not go with update_in_backward=True: a transfer that fails in the backward would leave some "
+            "parameters updated and others not"
+        )
+
+
 def check_update_in_backward(options: StepOptions, view: OptimizerView, has_ranks: bool) -> None:
     """Raise UsageError for what updating in the backward does not go with, as options and optimizer are now."""
     why = {

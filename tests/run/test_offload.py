@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from graphopt.base.errors import OffloadError
 from graphopt.device.measure import peak_bytes
 from graphopt.kernels.offload import ops
 from graphopt.kernels.offload.file_depot import FileDepot
+from graphopt.kernels.offload.link import DepotLink
 from graphopt.plan.offload import where
 
 ROWS, WIDTH = 512, 128
@@ -250,8 +254,6 @@ def test_faults_at_any_transfer_change_nothing(tmp_path: Path) -> None:
 def test_a_link_that_is_too_slow_is_said_and_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from graphopt.kernels.offload.link import DepotLink
-
     monkeypatch.setattr(where, "measure_link", lambda *_: DepotLink(1e4, 1e4, 1e-3))
     torch.manual_seed(0)
     model, x = Blocks(), torch.randn(ROWS, WIDTH)
@@ -267,9 +269,160 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     for options, what in (
         ({"offload": "host"}, "the model is on cpu"),
         ({"offload": tmp_path / "nowhere"}, "is no folder"),
+        ({"offload": ""}, "is no folder"),
         ({"offload": 3}, "expected 'host', 'file' or a folder"),
         ({"offload": tmp_path, "dynamic": True}, "does not go with dynamic="),
         ({"offload": tmp_path, "compiler": "inductor"}, "does not go with compiler='inductor'"),
     ):
         with pytest.raises(graphopt.UsageError, match=what):
             graphopt.optimize(model, "1GiB", example_inputs=x, **options)
+
+
+class WithOutput(nn.Module):
+    """Dropout, and an output beside the loss, whose gradient may come or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            *[nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, 64)) for _ in range(4)]
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.body(x)
+        return y.square().mean(), y
+
+
+def test_gradients_of_outputs_that_were_not_planned_for(tmp_path: Path) -> None:
+    """The backward for all of them fetches what the forward moved for the one that is expected."""
+    eager, x = WithOutput(), torch.randn(256, 64)
+    least, _ = bounds(eager, x)
+    model = moved(copy.deepcopy(eager), int(1.2 * least), x, tmp_path)
+    losses: list[Callable[[nn.Module], Tensor]] = [
+        lambda m: m(x)[0],
+        lambda m: sum(each.sum() for each in m(x)),  # type: ignore[arg-type]
+        lambda m: m(x)[1].square().sum(),
+        lambda m: m(x)[0],
+    ]
+    for loss in losses:
+        model.zero_grad(), eager.zero_grad()
+        assert all(map(torch.equal, step_of(model, loss), step_of(eager, loss)))
+
+
+class Pooled(nn.Module):
+    """Ops with several results of which the backward reads some: pooling with indices, dropout with its mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.GELU()) for _ in range(3)]
+        self.body = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Dropout(0.2), nn.Conv2d(8, 8, 3), nn.RReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).square().mean()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("slack", [1.0, 1.2])
+def test_what_nobody_reads_is_not_fetched(slack: float, tmp_path: Path) -> None:
+    eager, x = Pooled(), torch.randn(8, 8, 24, 24)
+    least, _ = bounds(eager, x, offload=tmp_path)
+    model = moved(copy.deepcopy(eager), int(slack * least), x, tmp_path)
+    expected = step_of(eager, lambda m: m(x))
+    assert all(map(torch.equal, step_of(model, lambda m: m(x)), expected))
+    for _ in range(2):
+        model.zero_grad()
+        there = [*model.parameters(), *model.buffers(), x]
+        peak = peak_bytes(lambda: model(x).backward(), there, "cpu")
+        assert peak <= model.graphopt.plan.peak_bytes <= slack * least  # type: ignore[union-attr]
+        assert not ops._ARRIVING
+
+
+def test_shapes_that_come_no_more_leave_no_regions(tmp_path: Path) -> None:
+    model = Blocks(2, p=0.0)
+    least, _ = bounds(model, torch.randn(ROWS, WIDTH))
+    graphopt.optimize(model, least, offload=tmp_path)
+    depot = ops.file_depot(tmp_path)[1]
+    assert isinstance(depot, FileDepot)
+    for rows in (ROWS, ROWS - 1, ROWS - 2, ROWS - 3):
+        model.zero_grad()
+        model(torch.randn(rows, WIDTH)).backward()
+        assert model.graphopt.plan.fetched  # type: ignore[union-attr]
+        assert len(depot.tokens) == depot._end == 0
+
+
+_FORKS = """
+import copy, os, sys
+from pathlib import Path
+import torch
+import graphopt
+from tests.run.test_offload import ROWS, WIDTH, Blocks, DepotLink, step_of, where
+
+torch.set_num_threads(1)
+where.measure_link = lambda *_: DepotLink(1e11, 1e11, 1e-7)
+torch.manual_seed(0)
+eager, x = Blocks(2), torch.randn(ROWS, WIDTH)
+try:
+    graphopt.optimize(copy.deepcopy(eager), "1B", example_inputs=x)
+except graphopt.BudgetError as error:
+    model = graphopt.optimize(copy.deepcopy(eager), error.minimum_bytes, example_inputs=x, offload=Path(sys.argv[1]))
+expected = step_of(eager, lambda m: m(x))
+step_of(model, lambda m: m(x))
+assert model.graphopt.plan.fetched
+model.zero_grad()
+child = os.fork()
+same = all(map(torch.equal, step_of(model, lambda m: m(x)), expected))
+if child == 0:
+    os._exit(0 if same else 1)
+sys.exit(os.waitpid(child, 0)[1] or not same)
+"""
+
+
+def test_a_process_that_is_forked_has_a_file_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _FORKS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_updates_in_the_backward_cannot_be_undone(tmp_path: Path) -> None:
+    model = Blocks(1)
+    with pytest.raises(graphopt.UsageError, match="some parameters updated"):
+        graphopt.train_step(
+            model, None, torch.optim.SGD(model.parameters()), "1GiB", offload=tmp_path, update_in_backward=True
+        )
+
+
+def test_the_least_that_an_update_needs_is_named_with_moving(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Blocks(), torch.randn(2 * ROWS, WIDTH)
+
+    def step(budget: int) -> Any:
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.AdamW(own.parameters())
+        made = graphopt.train_step(own, None, optimizer, budget, accumulate=2, offload=tmp_path)
+        return made(x)
+
+    with pytest.raises(graphopt.BudgetError) as error:
+        step(1)
+    with pytest.raises(graphopt.BudgetError) as again:
+        step(error.value.minimum_bytes - 1)
+    assert again.value.minimum_bytes == error.value.minimum_bytes
+    step(error.value.minimum_bytes)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda plan: replace(plan, moved=plan.moved[:-1]),
+        lambda plan: replace(plan, moved=(*plan.moved[:-1], plan.moved[0])),
+        lambda plan: replace(plan, moved=(*plan.moved[:-1], 10**6)),
+        lambda plan: replace(plan, moved=(*plan.moved[:-1], -1)),
+    ],
+)
+def test_plans_that_move_what_is_not_there(edit: Callable[[Any], Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Blocks(2), torch.randn(ROWS, WIDTH)
+    least, _ = bounds(model, x)
+    plan = moved(copy.deepcopy(model), least, x, tmp_path).graphopt.plan  # type: ignore[union-attr]
+    wrong = replace(plan, graphs=(edit(plan.graphs[0]),))
+    with pytest.raises(graphopt.PlanMismatchError, match="does not have"):
+        graphopt.optimize(copy.deepcopy(model), plan=wrong, example_inputs=x, offload=tmp_path)

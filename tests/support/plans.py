@@ -113,7 +113,7 @@ def make_graph_report(plan: GraphPlan, break_reason: str = "") -> GraphReport:
             Comparison("chosen", plan.peak_bytes, 0.2345),
             Comparison("minimum", plan.minimum_bytes, 0.61),
         ),
-        floor_changes=(("half the batch", 20 * MIB), ("the model in bfloat16 about", 12 * MIB)),
+        floor_changes=("half the batch 20.0 MiB", "the model in bfloat16 about 12.0 MiB"),
         curve=((52 * MIB, 0.61), (60 * MIB, 0.4), (78 * MIB, 0.2345), (120 * MIB, 0.09), (240 * MIB, 0.0)),
     )
 

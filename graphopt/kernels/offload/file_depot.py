@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,42 +28,58 @@ class _Region:
 
     offset: int
     size_bytes: int
-    written: int
     held: Tensor | None
     layout: Layout
+    process: int
+    written: int = 0
 
 
 @dataclass(eq=False)
 class FileDepot:
-    """Values on a file in `folder` without a name, which is gone with the process.
+    """Values on a file in `folder` without a name, which is gone with the process. One that is forked has its own.
 
-    Regions of the file are used again by values of the same size. `bytes_per_second` makes it slower than it is.
+    Regions of the file are used again by values of the same size, and all of it once nothing is there.
+    `bytes_per_second` makes it slower than it is.
     """
 
     folder: Path
     bytes_per_second: float = 0.0
     _free: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    #: What transfers read from or write to: it stays though what began them is interrupted.
+    _writing: set[_Region] = field(default_factory=set)
+    _reading: dict[int, Tensor] = field(default_factory=dict)
     _end: int = 0
 
     def __post_init__(self) -> None:
+        self.tokens: PlacesByToken[_Region] = PlacesByToken(self._goes)
+        self._opens()
+
+    def _opens(self) -> None:
         try:
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as the depot is there
         except OSError as error:
             raise UsageError(f"offload: no file can be made in {str(self.folder)!r}: {error.strerror}") from error
         self.lane = Lane(self._file.fileno(), self.bytes_per_second)
-        self.tokens: PlacesByToken[_Region] = PlacesByToken(self._goes)
+        self._process, self._end, self._lock = os.getpid(), 0, threading.RLock()
+        self._free.clear()
 
     def stow(self, tensor: Tensor) -> Tensor:
         """Begin to write a tensor; gives its token."""
+        if self._process != os.getpid():
+            self._opens()
         storage = tensor.untyped_storage()
         size_bytes = storage.nbytes()
-        offset = self._new_offset(size_bytes)
-        written = self.lane.begin(True, offset, storage.data_ptr(), size_bytes)
-        return self.tokens.new(_Region(offset, size_bytes, written, tensor, layout_of(tensor)))
+        with self._lock:
+            region = _Region(self._new_offset(size_bytes), size_bytes, tensor, layout_of(tensor), self._process)
+            self._writing.add(region)
+        region.written = self.lane.begin(True, region.offset, storage.data_ptr(), size_bytes)
+        token = self.tokens.new(region)
+        self._writing.discard(region)
+        return token
 
     def settle(self, token: Tensor) -> None:
         """Wait until it is written, and let go of the tensor."""
-        region = self.tokens.place_of(token)
+        region = self._region_of(token)
         try:
             self.lane.wait(region.written)
         finally:
@@ -69,29 +87,48 @@ class FileDepot:
 
     def fetch(self, token: Tensor) -> Fetching:
         """Begin to read it back."""
-        region = self.tokens.place_of(token)
+        region = self._region_of(token)
         memory = torch.empty(region.size_bytes, dtype=torch.uint8)
+        self._reading[memory.data_ptr()] = memory
         transfer = self.lane.begin(False, region.offset, memory.data_ptr(), region.size_bytes)
         return Fetching(memory, region.layout, transfer)
 
     def wait(self, token: Tensor, fetching: Fetching) -> None:
         """Wait for a tensor that is fetched."""
         try:
-            self.lane.wait(fetching.transfer)  # always: its memory may go with an error
+            self._read(fetching)
         finally:
-            self.lane.wait(self.tokens.place_of(token).written)
+            self.lane.wait(self._region_of(token).written)
 
     def abandon(self, fetching: Fetching) -> None:
         """Wait for a tensor that nobody reads."""
         with suppress(OffloadError):
+            self._read(fetching)
+
+    def _read(self, fetching: Fetching) -> None:
+        try:
             self.lane.wait(fetching.transfer)
+        finally:
+            self._reading.pop(fetching.memory.data_ptr(), None)
+
+    def _region_of(self, token: Tensor) -> _Region:
+        region = self.tokens.place_of(token)
+        if region.process != os.getpid():
+            raise OffloadError("a value that was moved before this process was forked is in its parent's file alone")
+        return region
 
     def _goes(self, region: _Region) -> None:
         """Its token is gone: the region is free once nothing is on its way there."""
+        if region.process != os.getpid():
+            return
         if region.held is not None:
             with suppress(OffloadError):
                 self.lane.wait(region.written)
-        self._free[region.size_bytes].append(region.offset)
+        with self._lock:
+            self._free[region.size_bytes].append(region.offset)
+            if not len(self.tokens) and not self._writing:  # sizes that come no more would keep their regions
+                self._free.clear()
+                self._end = 0
 
     def _new_offset(self, size_bytes: int) -> int:
         if free := self._free[size_bytes]:

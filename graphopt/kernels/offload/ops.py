@@ -26,7 +26,7 @@ from graphopt.kernels.sharding.transport import holders_of
 _DEPOTS: dict[str, Depot] = {}
 #: What is on its way, by its address.
 _ARRIVING: dict[int, tuple[Depot, Fetching]] = {}
-#: Of what is on its way, where nobody else holds it: the memory, and what asks for its holders.
+#: Of what is on its way, where nobody else holds it: its depot's and its own memory, and what asks for its holders.
 _OWN_HOLDERS = 2
 
 
@@ -74,9 +74,13 @@ def _fetch(
 
 
 def _arrived(value: Tensor, token: Tensor) -> Tensor:
-    if (found := _ARRIVING.pop(value.untyped_storage().data_ptr(), None)) is not None:
+    address = value.untyped_storage().data_ptr()
+    if (found := _ARRIVING.get(address)) is not None:
         depot, fetching = found
-        depot.wait(token, fetching)
+        try:
+            depot.wait(token, fetching)
+        finally:
+            _ARRIVING.pop(address, None)
     return value
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graphopt.graph.step_graph import StepGraph
+from graphopt.graph.transfers import fetched_values
 from graphopt.kernels.offload.link import DepotLink
 from graphopt.problem.problem import Problem
 from graphopt.problem.schedule import Schedule
@@ -25,26 +27,18 @@ class Lanes:
     fetched: dict[int, float]
 
 
-def fetches(step: StepGraph, schedule: Schedule) -> list[int]:
-    """The places at which a schedule fetches; right behind the op itself nothing is fetched."""
-    found = []
-    for place, op in enumerate(schedule):
-        transfer = step.ops[op].transfer
-        if transfer is not None and transfer.is_fetch and schedule[place - 1] != transfer.of:
-            found.append(place)
-    return found
-
-
 def moved_bytes(step: StepGraph, problem: Problem, schedule: Schedule) -> int:
     """What goes out of memory and comes back."""
-    back = [schedule[place] for place in fetches(step, schedule)]
-    return sum(_bytes_of(problem, problem.ops[op].outputs) for op in [*back, *dict.fromkeys(back)])
+    back = [value for values in fetched_values(step, schedule).values() for value in values]
+    return _bytes_of(problem, (*back, *dict.fromkeys(back)))
 
 
 def run_lanes(step: StepGraph, problem: Problem, schedule: Schedule, link: DepotLink, *, waits: bool = True) -> Lanes:
     """Run a schedule on both lanes; not `waits`: as if nothing had to wait for a transfer."""
-    at_fetch = set(fetches(step, schedule))
-    moved = {step.ops[schedule[place]].transfer.of for place in at_fetch}  # type: ignore[union-attr]
+    at_fetch = fetched_values(step, schedule)
+    moved: dict[int, set[int]] = {}
+    for place, values in at_fetch.items():
+        moved.setdefault(schedule[place] - 1, set()).update(values)
     now = free = waited = 0.0
     begins: list[float] = []
     written: dict[int, float] = {}
@@ -67,20 +61,20 @@ def run_lanes(step: StepGraph, problem: Problem, schedule: Schedule, link: Depot
             now += op.seconds
             if number in moved and number not in written:
                 now += link.host_seconds
-                size_bytes = _bytes_of(problem, problem.ops[number + 1].outputs)
+                size_bytes = _bytes_of(problem, moved[number])
                 written[number] = free = max(free, now) + link.write_seconds(size_bytes)
                 if place + 1 == len(schedule) or schedule[place + 1] != number + 1:
                     wait_until(free)
         elif place in at_fetch:
             now += link.host_seconds
-            size_bytes = _bytes_of(problem, op.outputs)
+            size_bytes = _bytes_of(problem, at_fetch[place])
             fetched[place] = free = max(free, now) + link.read_seconds(size_bytes)
-            arriving |= dict.fromkeys(op.outputs, free)
+            arriving |= dict.fromkeys(at_fetch[place], free)
         elif not transfer.is_fetch and transfer.of in moved:
             wait_until(written[transfer.of])
             now += link.host_seconds
     return Lanes(now, waited, tuple(begins), written, fetched)
 
 
-def _bytes_of(problem: Problem, values: tuple[int, ...]) -> int:
+def _bytes_of(problem: Problem, values: Iterable[int]) -> int:
     return sum(problem.values[value].bytes for value in values)

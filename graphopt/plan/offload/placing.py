@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.transfers import fetched_values
 from graphopt.kernels.offload.link import DepotLink
-from graphopt.plan.offload.lanes import fetches, run_lanes
+from graphopt.plan.offload.lanes import run_lanes
 from graphopt.problem.schedule import Schedule, Simulation, simulate
 
 
@@ -40,9 +41,10 @@ class _Placing:
     moved: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        ops = self.graph.step.ops
-        places = fetches(self.graph.step, tuple(self.schedule))
-        self.moved = {ops[self.schedule[place]].transfer.of for place in places}  # type: ignore[union-attr]
+        self.moved = {self.schedule[place] - 1 for place in self._fetches()}
+
+    def _fetches(self) -> list[int]:
+        return list(fetched_values(self.graph.step, tuple(self.schedule)))
 
     def settle_late(self, link: DepotLink) -> None:
         """Wait for a value to be written behind its last reader: as late as bytes allow, until it should be."""
@@ -61,13 +63,13 @@ class _Placing:
         asked = self._asked_times(link, lanes.begins)
         least = self.schedule.index(self.graph.step.boundary) + 1
         for number in range(len(asked)):
-            place = fetches(self.graph.step, tuple(self.schedule))[number]
+            place = self._fetches()[number]
             least = max(least, self._fetch_by(place, least, asked[number], lanes.begins))
 
     def _asked_times(self, link: DepotLink, begins: tuple[float, ...]) -> list[float]:
         """When each fetch should begin, so that it and all those behind it are there in time."""
         problem, asked, following = self.graph.problem, [], float("inf")
-        for place in reversed(fetches(self.graph.step, tuple(self.schedule))):
+        for place in reversed(self._fetches()):
             outputs = problem.ops[self.schedule[place]].outputs
             size_bytes = sum(problem.values[value].bytes for value in outputs)
             read = next(

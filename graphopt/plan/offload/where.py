@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from graphopt.base.errors import UsageError
+from graphopt.base.errors import OffloadError, UsageError
 from graphopt.kernels.offload.link import DepotLink, measure_link
 from graphopt.kernels.offload.ops import file_depot, host_depot
 
@@ -41,12 +41,15 @@ def offload_to(where: object, device: torch.device) -> Offload | None:
         what = "moves values of a GPU" if where == "host" else "moves values in host memory"
         raise UsageError(f"offload={str(where)!r} {what}, and the model is on {device}")
     label, depot = host_depot(device) if where == "host" else file_depot(_folder(where))
-    return Offload(label, measure_link(depot, device))
+    try:
+        return Offload(label, measure_link(depot, device))
+    except OffloadError as error:
+        raise UsageError(f"offload: nothing can be moved to {str(where)!r}: {error}") from error
 
 
 def _folder(where: str | Path) -> Path:
     folder = Path(tempfile.gettempdir()) if where == "file" else Path(where)
-    if not folder.is_dir():
+    if not str(where) or not folder.is_dir():
         raise UsageError(f"offload: {str(where)!r} is no folder; 'file' takes the temporary one")
     if (kind := _kind_of_file_system(folder)) in _IN_MEMORY:
         logger.warning("offload: %s is a %s: what is moved there stays in memory", folder, kind)

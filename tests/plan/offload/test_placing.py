@@ -12,10 +12,10 @@ from torch import nn
 from graphopt.capture.read_joint import build_step_graph
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.step_graph import to_problem
-from graphopt.graph.transfers import graph_with_transfers, placed
+from graphopt.graph.transfers import fetched_values, graph_with_transfers, placed
 from graphopt.kernels.offload.link import DepotLink
 from graphopt.plan.offload.candidates import fetch_seconds
-from graphopt.plan.offload.lanes import fetches, moved_bytes, run_lanes
+from graphopt.plan.offload.lanes import moved_bytes, run_lanes
 from graphopt.plan.offload.placing import placed_transfers
 from graphopt.planners import Study, pareto_curve
 from graphopt.problem.schedule import check_schedule, simulate
@@ -69,7 +69,7 @@ def test_a_captured_schedule_moves_nothing_and_takes_what_it_took(graph: Capture
     form = moving(graph, link_of(0.5))
     before, after = simulate(graph.problem, graph.captured_schedule), simulate(form.problem, form.captured_schedule)
     assert after.peak_bytes == before.peak_bytes
-    assert fetches(form.step, form.captured_schedule) == []
+    assert fetched_values(form.step, form.captured_schedule) == {}
     lanes = run_lanes(form.step, form.problem, form.captured_schedule, link_of(0.5))
     assert lanes.seconds == pytest.approx(before.seconds) and lanes.waited_seconds == 0
 
@@ -120,7 +120,7 @@ def test_with_room_transfers_hide_behind_what_computes(graph: CapturedGraph) -> 
     form = moving(graph, link)
     curve = pareto_curve(Study(form.problem))
     tightest = curve[0]
-    assert fetches(form.step, tightest.schedule)
+    assert fetched_values(form.step, tightest.schedule)
     compute = simulate(graph.problem, graph.captured_schedule).seconds
     schedule, simulation = placed_transfers(form, tightest.schedule, link, tightest.peak_bytes + VALUE_BYTES)
     assert simulation.seconds <= compute + 2 * 0.2
