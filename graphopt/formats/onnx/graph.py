@@ -1,0 +1,206 @@
+"""The graph of an ONNX file, node by node, as a module of torch that trains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from torch import Tensor, fx, nn
+
+from graphopt.base.errors import OnnxError
+from graphopt.formats.onnx.inputs import OnnxInput
+from graphopt.formats.onnx.notes import Notes
+from graphopt.formats.onnx.ops import OPERATORS
+from graphopt.formats.onnx.ops.node import OnnxNode, is_known
+from graphopt.formats.onnx.read import is_own, nodes_of, opset_of
+from graphopt.formats.onnx.recorder import Recorder, put
+from graphopt.formats.onnx.tensors import MissingData, kind_of, to_torch
+from graphopt.formats.onnx.weights import WEIGHTS, Uses, uses_of
+
+_NOT_IN_NAMES = re.compile(r"\W")
+_ONES = {"BatchNormalization": (1, 4), "LayerNormalization": (1,), "GroupNormalization": (1,), "RMSNormalization": (1,)}
+
+
+class Builder:
+    """One import: values by their names in the file, and what there is to tell of them."""
+
+    def __init__(self, model: ModelProto, folder: Path, *, with_weights: bool) -> None:
+        self.model, self.folder, self.with_weights = model, folder, with_weights
+        self.opset = opset_of(model)
+        self.root = nn.Module()
+        self.recorder = Recorder(self.root)
+        self.notes = Notes()
+        self.values: dict[str, Any] = {"": None}
+        self.uses: Uses = uses_of(nodes_of(model.graph))
+        self._targets: set[str] = set()
+        self._count = 0
+
+    def build(self, inputs: Sequence[OnnxInput], dims: Mapping[str, int], known: Mapping[str, Tensor]) -> fx.GraphModule:
+        """The module; inputs in `known` are constants of it. Raises OnnxError with node and operator."""
+        for each in inputs:
+            if each.name in known:
+                self.values[each.name] = known[each.name]
+                continue
+            name = _NOT_IN_NAMES.sub("_", each.name) or "input"
+            name = name if not name[0].isdigit() else f"input_{name}"
+            self.values[each.name] = self.recorder.placeholder(name, each.shape(dims), each.dtype)
+        for tensor in self.model.graph.initializer:
+            self.values[tensor.name] = self._initialiser(tensor)
+        with self.recorder:
+            self._run(self.model.graph)
+        missing = [each.name for each in self.model.graph.output if self.values.get(each.name) is None]
+        if missing:
+            raise OnnxError(f"no node makes the output {missing[0]!r}")
+        self.recorder.output([self.values[each.name] for each in self.model.graph.output])
+        self.notes.tell_weights(self.uses, {name for name, value in self.values.items() if self._is_weight(value)})
+        module = fx.GraphModule(self.root, self.recorder.graph, "OnnxModel")
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return module
+
+    def _run(self, graph: GraphProto) -> None:
+        for node in graph.node:
+            self._count += 1
+            label = f"{node.op_type} node {node.name or f'number {self._count}'!r}"
+            try:
+                results = self._branch(node) if node.op_type == "If" and is_own(node) else self._call(node)
+            except OnnxError as error:
+                raise OnnxError(f"{label}: {error}" if label not in str(error) else str(error)) from None
+            except Exception as error:
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                raise OnnxError(f"{label} cannot be computed: {reason}") from error
+            for name, result in zip(node.output, results, strict=False):
+                if name:
+                    self.values[name] = result
+
+    def _call(self, node: NodeProto) -> Sequence[Any]:
+        attributes = {each.name: self._attribute(each) for each in node.attribute}
+        asked = OnnxNode(
+            node.op_type, node.name, self.opset, attributes, tuple(self._is_read(name) for name in node.output),
+            self._layer(node),
+        )  # fmt: skip
+        missing = [name for name in node.input if name not in self.values]
+        if missing:
+            raise OnnxError(f"nothing makes its input {missing[0]!r}")
+        inputs = [self.values[name] for name in node.input]
+        if any(not is_known(value) for value in inputs):
+            inputs = [self._as_weight(node, place, value) for place, value in enumerate(inputs)]
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        self.notes.see(node, inputs)
+        result = OPERATORS[node.op_type](asked, *inputs)
+        return result if isinstance(result, (tuple, list)) else (result,)
+
+    def _branch(self, node: NodeProto) -> Sequence[Any]:
+        """The branch of an `If` that is always taken."""
+        condition = self.values.get(node.input[0])
+        if not isinstance(condition, Tensor) or not is_known(condition):
+            raise OnnxError("its condition depends on what the model's inputs hold: a plan is for one way only")
+        name = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
+        graph = next(each.g for each in node.attribute if each.name == name)
+        for tensor in graph.initializer:
+            self.values[tensor.name] = self._initialiser(tensor)
+        self._run(graph)
+        return [self.values[each.name] for each in graph.output]
+
+    def _is_read(self, name: str) -> bool:
+        return bool(name) and (
+            name in self.uses.readers or any(name == each.name for each in self.model.graph.output)
+        )
+
+    def _layer(self, node: NodeProto) -> Any:
+        def layer(module: nn.Module, *inputs: Any) -> Any:
+            wanted = node.name.strip("/").replace("/", ".") or f"{node.op_type}_{self._count}"
+            return self.recorder.layer(self._target(f"{wanted}.statistics"), module, *inputs)
+
+        return layer
+
+    def _initialiser(self, tensor: TensorProto) -> Tensor:
+        """A parameter where it trains, else what it holds."""
+        kind = kind_of(tensor)
+        count = torch.Size(kind.shape).numel()
+        trains = self.uses.trains(tensor.name, count, floating=kind.dtype.is_floating_point)
+        if trains and not self.with_weights:
+            return self._parameter(tensor.name, torch.empty(kind.shape, dtype=kind.dtype))
+        try:
+            value = to_torch(tensor, self.folder)
+        except MissingData as error:
+            if not kind.dtype.is_floating_point:
+                raise OnnxError(f"tensor {tensor.name!r} stands in {error}, which is not there: sizes need it") from None
+            self.notes.missing.append(tensor.name)
+            value = self._random(tensor.name, kind.shape, kind.dtype)
+        return self._parameter(tensor.name, value) if trains else value
+
+    def _random(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if any(place in _ONES.get(node.op_type, ()) for node, place in self.uses.readers.get(name, [])):
+            return torch.ones(shape, dtype=dtype)
+        return torch.randn(shape).div(max(torch.Size(shape[1:]).numel(), 1) ** 0.5).to(dtype)
+
+    def _as_weight(self, node: NodeProto, place: int, value: Any) -> Any:
+        """What stands where a layer has its weights is one, whatever made it."""
+        at_weight = place in WEIGHTS.get(node.op_type, ()) and is_own(node)
+        if not at_weight or not isinstance(value, Tensor) or not is_known(value) or not value.dtype.is_floating_point:
+            return value
+        name = node.input[place]
+        maker = self.uses.makers.get(name)
+        if node.op_type == "InstanceNormalization" and maker is not None and bool((value == value[:1]).all()):
+            return value  # ones or zeros: torch's exporter writes group normalisation so
+        if maker is not None:
+            self.notes.made.append((name, maker.op_type))
+        self.values[name] = self._parameter(name, value)
+        return self.values[name]
+
+    def _parameter(self, name: str, value: Tensor) -> Tensor:
+        target = self._target(name)
+        parameter = nn.Parameter(value.contiguous())
+        put(self.root, target, parameter)
+        return self.recorder.attribute(target, parameter)
+
+    def _target(self, name: str) -> str:
+        """The name in the file as one that torch takes, and that is not taken."""
+        parts = [_NOT_IN_NAMES.sub("_", part) for part in name.split(".") if part] or ["weight"]
+        target = ".".join(f"{part}_" if hasattr(nn.Module, part) or part == "training" else part for part in parts)
+        if self._is_taken(target):
+            target = target.replace(".", "_")
+        number, first = 1, target
+        while self._is_taken(target):
+            number += 1
+            target = f"{first}_{number}"
+        self._targets.add(target)
+        return target
+
+    def _is_taken(self, target: str) -> bool:
+        parts = target.split(".")
+        before = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+        if before & self._targets:
+            return True
+        thing: Any = self.root
+        for part in parts:
+            if not hasattr(thing, part):
+                return False
+            thing = getattr(thing, part)
+        return True
+
+    def _is_weight(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and not is_known(value) and self.recorder.is_parameter(value)
+
+    def _attribute(self, each: AttributeProto) -> Any:
+        kind = each.type
+        if kind == AttributeProto.STRING:
+            return each.s.decode("utf-8", "replace")
+        if kind == AttributeProto.STRINGS:
+            return [text.decode("utf-8", "replace") for text in each.strings]
+        if kind == AttributeProto.TENSOR:
+            try:
+                return to_torch(each.t, self.folder)
+            except MissingData as error:
+                raise OnnxError(f"its attribute {each.name!r} stands in {error}, which is not there") from None
+        fields: dict[int, Any] = {
+            AttributeProto.FLOAT: each.f, AttributeProto.INT: each.i,
+            AttributeProto.FLOATS: list(each.floats), AttributeProto.INTS: list(each.ints),
+        }  # fmt: skip
+        return fields.get(kind)

@@ -1,0 +1,102 @@
+"""`read_model`: an ONNX file as a module that trains, with inputs to try it on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto, defs, inliner
+from torch import Tensor, fx
+
+from graphopt.base.errors import OnnxError
+from graphopt.formats.onnx.graph import Builder
+from graphopt.formats.onnx.inputs import check_sizes, example, inputs_of
+from graphopt.formats.onnx.ops import OPERATORS
+from graphopt.formats.onnx.read import count_operators, opset_of, read_file
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A module in training mode, its example inputs in order, and what is to be told of its gradients."""
+
+    module: fx.GraphModule
+    example_inputs: tuple[Tensor, ...]
+    notes: tuple[str, ...]
+
+
+def read_model(
+    path: str | Path, dims: Mapping[str, int] | None = None, *, with_weights: bool = True, seed: int = 0
+) -> ImportedModel:
+    """Read an ONNX file; `dims` are sizes that have only a name in it.
+
+    Without weights these are left as they come, for the meta device. Raises OnnxError for a file that cannot be read,
+    a size that is missing, and operators that are not known here, all of them at once.
+    """
+    place = Path(path)
+    if any(size < 1 for size in (dims or {}).values()):
+        raise OnnxError("a size is a whole number from 1 on")
+    try:
+        return import_model(read_file(place), place.parent, dims or {}, with_weights=with_weights, seed=seed)
+    except OnnxError as error:
+        raise OnnxError(f"{place.name}: {error}") from error.__cause__
+
+
+def import_model(
+    model: ModelProto,
+    folder: Path,
+    dims: Mapping[str, int],
+    *,
+    with_weights: bool = True,
+    seed: int = 0,
+    known: Mapping[str, Tensor] | None = None,
+) -> ImportedModel:
+    """As `read_model`, of a model that was read; inputs that are `known` become constants of it."""
+    model = known_operators(model)
+    inputs = inputs_of(model)
+    asked = [each for each in inputs if each.name not in (known or {})]
+    check_sizes(asked, dims)
+    builder = Builder(model, folder, with_weights=with_weights)
+    module = builder.build(inputs, dims, known or {})
+    holes = [node for node in module.graph.nodes if node.op == "placeholder"]
+    examples = tuple(
+        example(each, dims, hole, seed + place) for place, (each, hole) in enumerate(zip(asked, holes, strict=True))
+    )
+    return ImportedModel(module.train(), examples, builder.notes.lines())
+
+
+def known_operators(model: ModelProto) -> ModelProto:
+    """The model in operators that are known; those that ONNX defines by others are written out.
+
+    Raises OnnxError with all that are left, and how often each comes.
+    """
+    unknown = _unknown(model)
+    own = [name for name in unknown if "." not in name and _has_body(name, opset_of(model))]
+    if own:
+        try:
+            model = inliner.inline_selected_functions(model, [("", name) for name in own], inline_schema_functions=True)
+        except Exception as error:  # of onnx's C++ side
+            raise OnnxError(f"operators that are not known here: {_counted(unknown)} ({error})") from None
+        unknown = _unknown(model)
+    if unknown:
+        raise OnnxError(
+            f"operators that are not known here: {_counted(unknown)}; export the model without them (as a torch model "
+            "it needs no ONNX: graphopt plan FILE.py:FUNCTION)"
+        )
+    return model
+
+
+def _unknown(model: ModelProto) -> dict[str, int]:
+    return {name: count for name, count in count_operators(model).items() if name not in OPERATORS and name != "If"}
+
+
+def _has_body(name: str, opset: int) -> bool:
+    try:
+        schema = defs.get_schema(name, opset, "")
+    except Exception:  # defs.SchemaError, which is no class of Python's before some versions
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def _counted(unknown: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count}x)" for name, count in sorted(unknown.items()))
