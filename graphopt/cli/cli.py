@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
         if name == "plan":
             _graph(command)
+            command.add_argument("--problem-out", metavar="PATH", help="write what is planned as a problem for solve")
             command.add_argument(
                 "--dynamic", metavar="NAME=DIM,...", help="print formulas in these sizes of inputs: batch=0,length=1"
             )
@@ -130,7 +131,11 @@ def _target(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "target",
         metavar="FILE.py:FUNCTION",
-        help="a function that returns (model, example_inputs), with loss_fn and optimizer behind them if there are",
+        help="a function that returns (model, example_inputs), with loss_fn and optimizer behind them if there are; or "
+        "an ONNX file, model.onnx",
+    )
+    command.add_argument(
+        "--dim", metavar="NAME=SIZE,...", action="append", help="of an ONNX file: sizes that have only a name, as N=8"
     )
     command.add_argument("--cost-model", default="auto", help="profiled, roofline or auto (default)")
     command.add_argument("--reserve", metavar="BYTES", default="0", help="bytes that you hold besides (default 0)")

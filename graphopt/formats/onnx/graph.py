@@ -39,15 +39,18 @@ class Builder:
         self._targets: set[str] = set()
         self._count = 0
 
-    def build(self, inputs: Sequence[OnnxInput], dims: Mapping[str, int], known: Mapping[str, Tensor]) -> fx.GraphModule:
-        """The module; inputs in `known` are constants of it. Raises OnnxError with node and operator."""
-        for each in inputs:
-            if each.name in known:
-                self.values[each.name] = known[each.name]
-                continue
+    def build(
+        self, inputs: Sequence[OnnxInput], shapes: Sequence[Sequence[int]], known: Mapping[str, Tensor]
+    ) -> fx.GraphModule:
+        """The module of inputs of these shapes; what is `known` besides is a constant of it.
+
+        Raises OnnxError with node and operator.
+        """
+        self.values.update(known)
+        for each, shape in zip(inputs, shapes, strict=True):
             name = _NOT_IN_NAMES.sub("_", each.name) or "input"
             name = name if not name[0].isdigit() else f"input_{name}"
-            self.values[each.name] = self.recorder.placeholder(name, each.shape(dims), each.dtype)
+            self.values[each.name] = self.recorder.placeholder(name, shape, each.dtype)
         for tensor in self.model.graph.initializer:
             self.values[tensor.name] = self._initialiser(tensor)
         with self.recorder:

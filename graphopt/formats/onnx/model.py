@@ -14,30 +14,40 @@ from graphopt.formats.onnx.graph import Builder
 from graphopt.formats.onnx.inputs import check_sizes, example, inputs_of
 from graphopt.formats.onnx.ops import OPERATORS
 from graphopt.formats.onnx.read import count_operators, opset_of, read_file
+from graphopt.formats.onnx.sizes import follow_sizes, sizes_of
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A module in training mode, its example inputs in order, and what is to be told of its gradients."""
+    """A module in training mode, example inputs by their names there, and what is to be told of its gradients."""
 
     module: fx.GraphModule
-    example_inputs: tuple[Tensor, ...]
+    example_inputs: Mapping[str, Tensor]
     notes: tuple[str, ...]
 
 
 def read_model(
-    path: str | Path, dims: Mapping[str, int] | None = None, *, with_weights: bool = True, seed: int = 0
+    path: str | Path,
+    dims: Mapping[str, int] | None = None,
+    *,
+    with_weights: bool = True,
+    sizes_change: bool = False,
+    seed: int = 0,
 ) -> ImportedModel:
     """Read an ONNX file; `dims` are sizes that have only a name in it.
 
-    Without weights these are left as they come, for the meta device. Raises OnnxError for a file that cannot be read,
-    a size that is missing, and operators that are not known here, all of them at once.
+    Without weights these are left as they come, for the meta device. Where sizes are to change, the graph follows the
+    batch and the named sizes as far as it can. Raises OnnxError for a file that cannot be read, a size that is missing,
+    and operators that are not known here, all of them at once.
     """
     place = Path(path)
     if any(size < 1 for size in (dims or {}).values()):
         raise OnnxError("a size is a whole number from 1 on")
     try:
-        return import_model(read_file(place), place.parent, dims or {}, with_weights=with_weights, seed=seed)
+        proto = read_file(place)
+        return import_model(
+            proto, place.parent, dims or {}, with_weights=with_weights, sizes_change=sizes_change, seed=seed
+        )
     except OnnxError as error:
         raise OnnxError(f"{place.name}: {error}") from error.__cause__
 
@@ -48,20 +58,27 @@ def import_model(
     dims: Mapping[str, int],
     *,
     with_weights: bool = True,
+    sizes_change: bool = False,
     seed: int = 0,
     known: Mapping[str, Tensor] | None = None,
 ) -> ImportedModel:
     """As `read_model`, of a model that was read; inputs that are `known` become constants of it."""
     model = known_operators(model)
-    inputs = inputs_of(model)
-    asked = [each for each in inputs if each.name not in (known or {})]
-    check_sizes(asked, dims)
+    inputs = [each for each in inputs_of(model) if each.name not in (known or {})]
+    check_sizes(inputs, dims)
+    shapes = [each.shape(dims) for each in inputs]
     builder = Builder(model, folder, with_weights=with_weights)
-    module = builder.build(inputs, dims, known or {})
+    module = builder.build(inputs, shapes, known or {})
     holes = [node for node in module.graph.nodes if node.op == "placeholder"]
-    examples = tuple(
-        example(each, dims, hole, seed + place) for place, (each, hole) in enumerate(zip(asked, holes, strict=True))
-    )
+    examples = {
+        hole.name: example(each, dims, hole, seed + place)
+        for place, (each, hole) in enumerate(zip(inputs, holes, strict=True))
+    }
+    if sizes_change:
+        follow_sizes(
+            module, shapes, sizes_of(inputs, dims),
+            lambda shapes: Builder(model, folder, with_weights=False).build(inputs, shapes, {}),
+        )  # fmt: skip
     return ImportedModel(module.train(), examples, builder.notes.lines())
 
 

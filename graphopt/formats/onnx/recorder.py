@@ -108,12 +108,31 @@ class Recorder(TorchFunctionMode):
             return leaf
         found = self._nodes.get(id(leaf)) or self._constants.get(id(leaf))
         if found is None:
-            name = f"constant_{len(self._constants)}"
-            self.root.register_buffer(name, leaf.detach().clone(), persistent=False)
-            with self.graph.inserting_before(self._first()):
-                found = self._constants[id(leaf)] = self.graph.get_attr(name)
+            found = self._constants[id(leaf)] = self._constant(leaf.detach())
             self._held.append(leaf)
         return found
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        """A buffer; of dimensions along which all is equal one part, which is expanded where it is read."""
+        count = value.numel()
+        if value.dim() == 1 and count > 1 and value.dtype is torch.int64 and torch.equal(value, torch.arange(count)):
+            return self.graph.call_function(torch.arange, (count,), {"device": self._device()})
+        name, part = f"constant_{len(self._constants)}", value
+        for dim, size in enumerate(value.shape):
+            first = part.narrow(dim, 0, min(size, 1))
+            if size > 1 and bool((part == first).all()):
+                part = first
+        self.root.register_buffer(name, part.clone(), persistent=False)
+        with self.graph.inserting_before(self._first()):
+            node = self.graph.get_attr(name)
+        if part.shape == value.shape:
+            return node
+        return self.graph.call_method("expand", (node, list(value.shape)))
+
+    def _device(self) -> fx.Node | torch.device:
+        """The device of the first input, as a node."""
+        hole = next((node for node in self.graph.nodes if node.op in ("placeholder", "get_attr")), None)
+        return self.graph.call_function(getattr, (hole, "device")) if hole is not None else torch.device("cpu")
 
     def _first(self) -> fx.Node:
         """The first node behind the placeholders and attributes."""

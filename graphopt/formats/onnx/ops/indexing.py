@@ -18,6 +18,8 @@ def _from_front(places: Tensor, size: int) -> Tensor:
         return places.to(torch.int64) % size
     if places.numel() and not (-size <= int(places.min()) and int(places.max()) < size):
         raise OnnxError(f"places from {int(places.min())} to {int(places.max())} in {size}")
+    if not bool((places < 0).any()):
+        return places.to(torch.int64)
     return torch.where(places < 0, places + size, places).to(torch.int64)
 
 

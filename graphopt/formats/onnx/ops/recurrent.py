@@ -48,14 +48,20 @@ def _parameters(node: OnnxNode, w: Tensor, r: Tensor, b: Tensor | None, directio
     return found
 
 
+def _is_zero(state: Tensor | None) -> bool:
+    """Whether a state is zero: it is then made as large as the batch of each call."""
+    return state is None or (is_known(state) and not bool(state.any()))
+
+
 def _run(node: OnnxNode, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None, *states: Any) -> Any:
     directions, layout = _directions(node), node.get("layout", 0)
     x = x.transpose(0, 1) if layout else x
     if lengths is not None and not (is_known(lengths) and set(integers(lengths, "sequence_lens")) == {x.shape[0]}):
         raise OnnxError("sequences of several lengths in one batch are not known here")
+    x = x.reshape(list(x.shape))  # torch's layers do not check: a batch of another size would crash them
     hidden = node.get("hidden_size") or r.shape[2]
     zero = x.new_zeros(directions, x.shape[1], hidden)
-    start = [zero if each is None else (each.transpose(0, 1) if layout else each) for each in states]
+    start = [zero if _is_zero(each) else (each.transpose(0, 1) if layout else each) for each in states]
     weights = _parameters(node, w, r, b, directions)
     backwards = node.get("direction", "forward") == "reverse"
     y = x.flip(0) if backwards else x
