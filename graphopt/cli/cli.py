@@ -100,6 +100,11 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("adamw", "adam", "sgd", "none"),
         help="whose state counts (sgd: with momentum); default: the one that FUNCTION returns fourth, or adamw",
     )
+    export = _command(commands, "export", "write a model's forward as an ONNX file, the plan on its nodes")
+    _target(export)
+    export.add_argument("--onnx", metavar="PATH", required=True, help="the file to write, for example model.onnx")
+    export.add_argument("--mem-budget", metavar="BYTES", help="plan for it first; without, the nodes have no notes")
+    _planner(export)
     solve = _command(commands, "solve", "run a planner on a bare problem (no torch)")
     solve.add_argument("problem", help="a graphopt.problem/1 JSON file")
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
@@ -179,6 +184,7 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
         "verify": (commands.verify, "planning, and running it against eager"),
         "sweep": (commands.sweep, "capturing, and planning for every budget"),
         "fit": (commands.fit, "capturing, and planning micro-batches"),
+        "export": (commands.export, "capturing, planning and exporting"),
         "solve": (commands.solve, "planning"),
         "demo": (commands.demo, ""),
     }[options.command]

@@ -133,6 +133,38 @@ def fit(options: argparse.Namespace) -> CommandResult:
     return CommandResult(lambda color: fit_text(found, color=color), data, 0 if found.chosen else BudgetError.exit_code)
 
 
+def export(options: argparse.Namespace) -> CommandResult:
+    """Write a model's forward as an ONNX file, with the plan on its nodes where there is a budget."""
+    from graphopt.cli.onnx_target import check_installed, inputs_of_forward
+
+    if options.mem_budget is not None:
+        parse_bytes(options.mem_budget, device_total_bytes=2**40)
+    for package in ("onnx", "onnxscript"):
+        check_installed(package, f"torch writes no ONNX file without the package {package}")
+    from graphopt.api.optimize import plan_model
+    from graphopt.cli.build_function import load_target
+    from graphopt.formats.onnx.export import export_model
+
+    target = load_target(options.target, options.device, options.dim)
+    data: dict[str, Any] = {"schema": "graphopt.export/1", "path": options.onnx, "peak_bytes": None}
+    planned: tuple[PlannedGraph, ...] = ()
+    about: dict[str, Any] = {}
+    if options.mem_budget is not None:
+        keywords = {"planner": options.planner, "plan_seconds": options.plan_seconds, **_costs(options)}
+        if target.optimizer is not None:
+            keywords["optimizer"] = target.optimizer
+        found = plan_model(
+            target.model, target.example_inputs, target.loss_fn, mem_budget=options.mem_budget, **keywords
+        )
+        planned, plan = found.planned_graphs, found.plan
+        about = {name: getattr(plan, name) for name in ("peak_bytes", "eager_peak_bytes", "minimum_bytes", "overhead")}
+        data |= about
+    nodes, noted = export_model(target.model, inputs_of_forward(target), options.onnx, planned, about)
+    data |= {"nodes": nodes, "noted_nodes": noted}
+    text = f"{options.onnx}: {nodes} nodes, {noted} with a note of the plan"
+    return CommandResult(lambda _: text, data)
+
+
 def solve(options: argparse.Namespace) -> CommandResult:
     """Run a planner on a bare problem; the simulator judges."""
     from graphopt.planners import PLANNERS, Study
@@ -207,9 +239,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     keywords |= {"plan_seconds": options.plan_seconds, "compiler": options.compiler, "numerics": options.numerics}
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
     sizes_change = getattr(options, "dynamic", None) is not None
-    target = load_target(
-        options.target, "meta" if is_meta else options.device, options.dim, sizes_change=sizes_change
-    )
+    target = load_target(options.target, "meta" if is_meta else options.device, options.dim, sizes_change=sizes_change)
     if target.optimizer is not None:
         keywords["optimizer"] = target.optimizer
     return target, keywords

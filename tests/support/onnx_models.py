@@ -130,7 +130,8 @@ class FirstOutput(nn.Module):
         self.model, self.keywords = model, keywords
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        named = dict(zip(("input_ids", "attention_mask"), inputs)) if len(inputs) > 1 else {"pixel_values": inputs[0]}
+        names = ("input_ids", "attention_mask") if len(inputs) > 1 else ("pixel_values",)
+        named = dict(zip(names, inputs, strict=True))
         return self.model(**named, return_dict=False, **self.keywords)[0]
 
 
@@ -164,8 +165,8 @@ def gpt2() -> tuple[nn.Module, tuple[Tensor, ...]]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        bos_token_id=0, eos_token_id=0, vocab_size=19, n_positions=12, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, attn_implementation="eager",
+        bos_token_id=0, eos_token_id=0, vocab_size=19, n_positions=12, n_embd=8, n_layer=2, n_head=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
     )  # fmt: skip
     words, mask = torch.randint(0, 19, (2, 6)), torch.ones(2, 6, dtype=torch.long)
     return FirstOutput(GPT2LMHeadModel(config), use_cache=False), (words, mask)

@@ -28,8 +28,8 @@ _ONES = {"BatchNormalization": (1, 4), "LayerNormalization": (1,), "GroupNormali
 class Builder:
     """One import: values by their names in the file, and what there is to tell of them."""
 
-    def __init__(self, model: ModelProto, folder: Path, *, with_weights: bool) -> None:
-        self.model, self.folder, self.with_weights = model, folder, with_weights
+    def __init__(self, model: ModelProto, folder: Path, *, with_weights: bool, title: str = "OnnxModel") -> None:
+        self.model, self.folder, self.with_weights, self.title = model, folder, with_weights, title
         self.opset = opset_of(model)
         self.root = nn.Module()
         self.recorder = Recorder(self.root)
@@ -60,7 +60,7 @@ class Builder:
             raise OnnxError(f"no node makes the output {missing[0]!r}")
         self.recorder.output([self.values[each.name] for each in self.model.graph.output])
         self.notes.tell_weights(self.uses, {name for name, value in self.values.items() if self._is_weight(value)})
-        module = fx.GraphModule(self.root, self.recorder.graph, "OnnxModel")
+        module = fx.GraphModule(self.root, self.recorder.graph, self.title)
         module.graph.eliminate_dead_code()
         module.recompile()
         return module
@@ -96,7 +96,7 @@ class Builder:
             inputs.pop()
         self.notes.see(node, inputs)
         result = OPERATORS[node.op_type](asked, *inputs)
-        return result if isinstance(result, (tuple, list)) else (result,)
+        return result if isinstance(result, tuple) else (result,)
 
     def _branch(self, node: NodeProto) -> Sequence[Any]:
         """The branch of an `If` that is always taken."""
@@ -111,9 +111,7 @@ class Builder:
         return [self.values[each.name] for each in graph.output]
 
     def _is_read(self, name: str) -> bool:
-        return bool(name) and (
-            name in self.uses.readers or any(name == each.name for each in self.model.graph.output)
-        )
+        return bool(name) and (name in self.uses.readers or any(name == each.name for each in self.model.graph.output))
 
     def _layer(self, node: NodeProto) -> Any:
         def layer(module: nn.Module, *inputs: Any) -> Any:
@@ -133,7 +131,9 @@ class Builder:
             value = to_torch(tensor, self.folder)
         except MissingData as error:
             if not kind.dtype.is_floating_point:
-                raise OnnxError(f"tensor {tensor.name!r} stands in {error}, which is not there: sizes need it") from None
+                raise OnnxError(
+                    f"tensor {tensor.name!r} stands in {error}, which is not there: sizes need it"
+                ) from None
             self.notes.missing.append(tensor.name)
             value = self._random(tensor.name, kind.shape, kind.dtype)
         return self._parameter(tensor.name, value) if trains else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,9 @@ def read_model(
     try:
         proto = read_file(place)
         return import_model(
-            proto, place.parent, dims or {}, with_weights=with_weights, sizes_change=sizes_change, seed=seed
-        )
+            proto, place.parent, dims or {}, with_weights=with_weights, sizes_change=sizes_change, seed=seed,
+            title=re.sub(r"\W", "_", place.stem) if place.stem[:1].isalpha() else "OnnxModel",
+        )  # fmt: skip
     except OnnxError as error:
         raise OnnxError(f"{place.name}: {error}") from error.__cause__
 
@@ -61,13 +63,14 @@ def import_model(
     sizes_change: bool = False,
     seed: int = 0,
     known: Mapping[str, Tensor] | None = None,
+    title: str = "OnnxModel",
 ) -> ImportedModel:
     """As `read_model`, of a model that was read; inputs that are `known` become constants of it."""
     model = known_operators(model)
     inputs = [each for each in inputs_of(model) if each.name not in (known or {})]
     check_sizes(inputs, dims)
     shapes = [each.shape(dims) for each in inputs]
-    builder = Builder(model, folder, with_weights=with_weights)
+    builder = Builder(model, folder, with_weights=with_weights, title=title)
     module = builder.build(inputs, shapes, known or {})
     holes = [node for node in module.graph.nodes if node.op == "placeholder"]
     examples = {
@@ -112,7 +115,7 @@ def _has_body(name: str, opset: int) -> bool:
         schema = defs.get_schema(name, opset, "")
     except Exception:  # defs.SchemaError, which is no class of Python's before some versions
         return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    return any(getattr(schema, name, False) for name in ("has_function", "has_context_dependent_function"))
 
 
 def _counted(unknown: Mapping[str, int]) -> str:

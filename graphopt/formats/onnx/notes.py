@@ -52,23 +52,24 @@ class Notes:
         """One sentence for each, none where there is nothing to tell."""
         quantised = [name for name, maker in self.made if maker == "DequantizeLinear"]
         constants = [name for name, maker in self.made if maker != "DequantizeLinear"]
+        convolutions = max(self.fused, len(self.folded) // 2, min(len(self.folded), 1))
         told = (
-            (self.missing, "{n} weights are not there, and were made at random: {few}"),
-            (quantised, "{n} weights are quantised; they train as what they stand for, in full precision: {few}"),
-            (constants, "{n} weights are made by nodes of the file, and are parameters of their own: {few}"),
-            (self.shared, "{n} weights stand in several places (tied, or merged by the exporter as they were equal); "
-             "each has one gradient, the sum: {few}"),
+            (_named("weights that are not there, made at random", self.missing)),
+            (_named("quantised weights, which train in full precision as what they stand for", quantised)),
+            (_named("weights that nodes of the file make, each a parameter of its own here", constants)),
+            (_named("weights that stand in several places (tied, or merged by the exporter as they were equal), with "
+                    "one gradient each, the sum", self.shared)),
+            _counted("convolutions with a normalisation that the exporter folded into their weights: it does not "
+                     "train, and the statistics of batches are gone (export the model in training mode)", convolutions),
+            _counted("operators that round to few bits, and let no gradient through", self.rounded),
         )  # fmt: skip
-        lines = [text.format(n=len(names), few=_few(names)) for names, text in told if names]
-        if self.folded or self.fused:
-            lines.append(
-                f"{max(self.fused, len(self.folded) // 2, 1)} convolutions have a normalisation folded into their "
-                "weights by the exporter: it does not train, and batch statistics are gone; export in training mode"
-            )
-        if self.rounded:
-            lines.append(f"{self.rounded} operators round to few bits, and let no gradient through")
-        return tuple(lines)
+        return tuple(line for line in told if line)
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
+def _named(what: str, names: Sequence[str]) -> str:
+    few = ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
+    return f"{what}: {len(names)}, {few}" if names else ""
+
+
+def _counted(what: str, count: int) -> str:
+    return f"{what}: {count}" if count else ""

@@ -144,9 +144,11 @@ class Recorder(TorchFunctionMode):
 
     def _check_size(self, func: Any, args: Any, kwargs: Any, leaves: Sequence[Any]) -> None:
         """Raise OnnxError where a constant would be too large; views take nothing."""
-        if not any(isinstance(leaf, int) and leaf > 2**16 for leaf in leaves) and not any(
-            isinstance(leaf, Tensor) and leaf.numel() > 2**16 for leaf in leaves
-        ) and math.prod(abs(leaf) or 1 for leaf in leaves if isinstance(leaf, int)) < 2**24:
+        if (
+            not any(isinstance(leaf, int) and leaf > 2**16 for leaf in leaves)
+            and not any(isinstance(leaf, Tensor) and leaf.numel() > 2**16 for leaf in leaves)
+            and math.prod(abs(leaf) or 1 for leaf in leaves if isinstance(leaf, int)) < 2**24
+        ):
             return
         if getattr(func, "__name__", "") in ("tolist", "item", "__get__", "numpy", "data_ptr"):
             return
@@ -174,5 +176,5 @@ def put(root: nn.Module, target: str, thing: Any) -> None:
 
 def _in_fake(module: nn.Module, mode: FakeTensorMode) -> Callable[..., Any]:
     """The module's call with its buffers as they would be without memory: nothing is written into them."""
-    buffers = {name: mode.from_tensor(buffer) for name, buffer in module.named_buffers()}
+    buffers: dict[str, Tensor] = {name: mode.from_tensor(buffer) for name, buffer in module.named_buffers()}
     return lambda *inputs: torch.func.functional_call(module, buffers, inputs)

@@ -177,7 +177,11 @@ def _write(module: fx.GraphModule, sizes: Sequence[Size], forms: Mapping[Place, 
             number, axis = sizes[k].places[0]
             part = once((k,), "size", holes[number], axis)
             part = part if step == 1 else once((k, step), operator.mul, part, step)
-            total = part if not isinstance(total, fx.Node) and total == 0 else once((part, total), operator.add, part, total)
+            total = (
+                part
+                if not isinstance(total, fx.Node) and total == 0
+                else once((part, total), operator.add, part, total)
+            )
         return total
 
     def new(argument: Any, where: Place) -> Any:

@@ -60,7 +60,7 @@ def to_torch(proto: TensorProto, folder: Path) -> Tensor:
     return _from_numpy(np.asarray(array), kind)
 
 
-def _from_numpy(array: np.ndarray, kind: TensorKind) -> Tensor:  # type: ignore[type-arg]
+def _from_numpy(array: np.ndarray, kind: TensorKind) -> Tensor:
     if kind.dtype is torch.bfloat16:
         return torch.from_numpy(array.view(np.uint16).copy().view(np.int16)).view(torch.bfloat16).reshape(kind.shape)
     if array.dtype.kind == "V" or array.dtype.name in ("int4", "uint4"):
@@ -82,7 +82,7 @@ def _external(proto: TensorProto, kind: TensorKind, folder: Path) -> Tensor:
     if offset < 0 or length not in (-1, size):
         raise OnnxError(f"tensor {proto.name!r} of {size:,} bytes stands in its file at {offset} with {length} bytes")
     try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+        with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or offset + size > status.st_size:
                 raise OnnxError(f"tensor {proto.name!r} reaches beyond the end of {path.name}")

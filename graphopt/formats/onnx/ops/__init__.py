@@ -17,6 +17,7 @@ from graphopt.formats.onnx.ops.quantisation import QUANTISATION
 from graphopt.formats.onnx.ops.recurrent import RECURRENT
 from graphopt.formats.onnx.ops.reductions import REDUCTIONS
 from graphopt.formats.onnx.ops.resizing import RESIZING
+from graphopt.formats.onnx.ops.sequences import SEQUENCES
 from graphopt.formats.onnx.ops.shapes import SHAPES
 from graphopt.formats.onnx.ops.sources import SOURCES
 
@@ -34,6 +35,7 @@ OPERATORS: Mapping[str, Handler] = {
     **RECURRENT,
     **REDUCTIONS,
     **RESIZING,
+    **SEQUENCES,
     **SHAPES,
     **SOURCES,
 }

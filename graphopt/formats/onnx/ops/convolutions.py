@@ -77,7 +77,11 @@ def _conv_transpose(node: OnnxNode, x: Tensor, w: Tensor, b: Tensor | None = Non
     else:
         before, behind = paddings(node, x.shape[2:], w.shape[2:], strides, dilations)
     function = _TRANSPOSED[count]
-    if before == behind and min(before) >= 0 and all(e < max(s, d) for e, s, d in zip(extra, strides, dilations)):
+    if (
+        before == behind
+        and min(before) >= 0
+        and all(e < max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True))
+    ):
         return function(x, w, b, strides, before, extra, groups, dilations)
     # torch has one padding for both sides: all is computed, and cut
     y = function(x, w, b, strides, 0, 0, groups, dilations)

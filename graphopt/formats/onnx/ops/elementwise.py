@@ -15,7 +15,7 @@ from graphopt.formats.onnx.ops.node import Handler, OnnxNode, is_known, known, t
 
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Handler:
-    def run(node: OnnxNode, x: Tensor) -> Tensor:
+    def run(_: OnnxNode, x: Tensor) -> Tensor:
         return function(x)
 
     return run
@@ -30,7 +30,7 @@ def _binary(function: Callable[[Any, Any], Tensor]) -> Handler:
 
 
 def _variadic(function: Callable[[Any, Any], Tensor]) -> Handler:
-    def run(node: OnnxNode, *inputs: Tensor) -> Tensor:
+    def run(_: OnnxNode, *inputs: Tensor) -> Tensor:
         return reduce(function, inputs)
 
     return run
@@ -75,7 +75,7 @@ def _shift(node: OnnxNode, x: Tensor, y: Tensor) -> Tensor:
     return torch.bitwise_right_shift(*wide).to(x.dtype)
 
 
-def _mean(node: OnnxNode, *inputs: Tensor) -> Tensor:
+def _mean(_: OnnxNode, *inputs: Tensor) -> Tensor:
     return reduce(torch.add, inputs) / len(inputs)
 
 
@@ -94,9 +94,7 @@ def _clip(node: OnnxNode, x: Tensor, low: Tensor | None = None, high: Tensor | N
     return torch.clamp(x, *ends)
 
 
-def _where(node: OnnxNode, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    if is_known(condition) and not is_known(x) and is_known(y) and y.numel() == 1:
-        return torch.where(condition, x, y)
+def _where(_: OnnxNode, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(condition, x, y)
 
 
@@ -112,7 +110,7 @@ def _cast(node: OnnxNode, x: Tensor) -> Tensor:
     return x.to(dtype)
 
 
-def _cast_like(node: OnnxNode, x: Tensor, like: Tensor) -> Tensor:
+def _cast_like(_: OnnxNode, x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.dtype)
 
 
@@ -130,7 +128,7 @@ def _hard_sigmoid(node: OnnxNode, x: Tensor) -> Tensor:
     return torch.clamp(x * node.get("alpha", 0.2) + node.get("beta", 0.5), 0, 1)
 
 
-def _selu(node: OnnxNode, x: Tensor) -> Tensor:
+def _selu(node: OnnxNode, x: Tensor) -> Any:
     alpha, gamma = node.get("alpha"), node.get("gamma")
     if alpha is None and gamma is None:
         return F.selu(x)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graphopt.base.errors import OnnxError
-from graphopt.formats.onnx.ops.node import Handler, OnnxNode, axis_of, integers, is_known, known
+from graphopt.formats.onnx.ops.node import Handler, OnnxNode, axis_of, is_known, known
 
 
 def _from_front(places: Tensor, size: int) -> Tensor:
@@ -48,11 +48,8 @@ def _gather_nd(node: OnnxNode, x: Tensor, places: Tensor) -> Tensor:
         index.append(torch.arange(x.shape[dim]).reshape([-1 if d == dim else 1 for d in range(places.dim() - 1)]))
     for place in range(depth):
         index.append(_from_front(places.select(-1, place), x.shape[batch + place]))
-    return _at(x, index)
-
-
-def _at(x: Tensor, index: list[Tensor]) -> Tensor:
-    return torch.ops.aten.index.Tensor(x, index)
+    chosen: Tensor = torch.ops.aten.index.Tensor(x, index)
+    return chosen
 
 
 def _scatter_elements(node: OnnxNode, x: Tensor, places: Tensor, updates: Tensor) -> Tensor:
@@ -67,7 +64,7 @@ def _scatter_elements(node: OnnxNode, x: Tensor, places: Tensor, updates: Tensor
 def _scatter_nd(node: OnnxNode, x: Tensor, places: Tensor, updates: Tensor) -> Tensor:
     reduction = node.get("reduction", "none")
     depth = places.shape[-1]
-    index = [_from_front(places.select(-1, place), x.shape[place]) for place in range(depth)]
+    index: list[Tensor | None] = [_from_front(places.select(-1, place), x.shape[place]) for place in range(depth)]
     if reduction in ("none", "add"):
         return x.index_put(index, updates, accumulate=reduction == "add")
     flat: Any = torch.zeros((), dtype=torch.int64)
@@ -108,12 +105,8 @@ def _compress(node: OnnxNode, x: Tensor, condition: Tensor) -> Tensor:
     return x.reshape(-1).index_select(0, places) if axis is None else x.index_select(axis, places)
 
 
-def _non_zero(node: OnnxNode, x: Tensor) -> Tensor:
+def _non_zero(_: OnnxNode, x: Tensor) -> Tensor:
     return torch.nonzero(known(x, "result")).T.contiguous()
-
-
-def _array_feature(node: OnnxNode, x: Tensor, places: Tensor) -> Tensor:
-    return x.index_select(-1, torch.tensor(integers(places, "places")))
 
 
 INDEXING: dict[str, Handler] = {

@@ -96,7 +96,7 @@ def _lp(node: OnnxNode, x: Tensor) -> Tensor:
     return x / torch.where(norm == 0, torch.ones_like(norm), norm)
 
 
-def _local_response(node: OnnxNode, x: Tensor) -> Tensor:
+def _local_response(node: OnnxNode, x: Tensor) -> Any:
     size, alpha = node.get("size"), node.get("alpha", 1e-4)
     before = math.floor((size - 1) / 2)
     squares = F.pad((x * x).flatten(2).transpose(1, 2), (before, size - 1 - before))

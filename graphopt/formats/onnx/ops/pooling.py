@@ -26,9 +26,10 @@ def _windows(node: OnnxNode, x: Tensor) -> tuple[int, list[int], list[int], list
     strides, dilations = node.get("strides", [1] * count), node.get("dilations", [1] * count)
     before, behind = paddings(node, x.shape[2:], kernel, strides, dilations)
     if node.get("ceil_mode", 0):
-        behind = [b + _beyond(*sizes) for b, *sizes in zip(
-            behind, x.shape[2:], kernel, strides, dilations, before, behind, strict=True
-        )]
+        behind = [
+            b + _beyond(*sizes)
+            for b, *sizes in zip(behind, x.shape[2:], kernel, strides, dilations, before, behind, strict=True)
+        ]
     return count, list(kernel), list(strides), list(dilations), before, behind
 
 
@@ -95,20 +96,20 @@ def _sums(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: S
     return x
 
 
-def _lp_pool(node: OnnxNode, x: Tensor) -> Tensor:
+def _lp_pool(node: OnnxNode, x: Tensor) -> Any:
     _, kernel, strides, dilations, before, behind = _windows(node, x)
     p = node.get("p", 2)
     return _sums(padded(x.abs() ** p, before, behind), kernel, strides, dilations) ** (1.0 / p)
 
 
 def _global(function: Callable[[Tensor, list[int]], Tensor]) -> Handler:
-    def run(node: OnnxNode, x: Tensor) -> Tensor:
+    def run(_: OnnxNode, x: Tensor) -> Tensor:
         return function(x, list(range(2, x.dim())))
 
     return run
 
 
-def _global_lp(node: OnnxNode, x: Tensor) -> Tensor:
+def _global_lp(node: OnnxNode, x: Tensor) -> Any:
     p = node.get("p", 2)
     return (x.abs() ** p).sum(list(range(2, x.dim())), keepdim=True) ** (1.0 / p)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from graphopt.formats.onnx.ops.node import Handler, OnnxNode
 
 
-def _matmul(node: OnnxNode, x: Tensor, y: Tensor) -> Tensor:
+def _matmul(_: OnnxNode, x: Tensor, y: Tensor) -> Tensor:
     return torch.matmul(x, y)
 
 
@@ -38,7 +38,7 @@ def _einsum(node: OnnxNode, *inputs: Tensor) -> Any:
     return torch.einsum(node.get("equation").replace(" ", ""), *inputs)
 
 
-def _det(node: OnnxNode, x: Tensor) -> Tensor:
+def _det(_: OnnxNode, x: Tensor) -> Any:
     return torch.linalg.det(x)
 
 

@@ -10,7 +10,12 @@ from torch import Tensor
 from graphopt.base.errors import OnnxError
 from graphopt.formats.onnx.ops.node import Handler, OnnxNode, axis_of, torch_dtype
 
-_ENDS = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-(2**15), 2**15 - 1), torch.uint16: (0, 2**16 - 1)}
+_ENDS = {
+    torch.int8: (-128, 127),
+    torch.uint8: (0, 255),
+    torch.int16: (-(2**15), 2**15 - 1),
+    torch.uint16: (0, 2**16 - 1),
+}
 
 
 def _spread(node: OnnxNode, each: Tensor, x: Tensor) -> Tensor:
@@ -40,7 +45,7 @@ def _dequantise(node: OnnxNode, x: Tensor, scale: Tensor, zero: Tensor | None = 
     return wide.to(scale.dtype) * _spread(node, scale, x)
 
 
-def _quantise_by_range(node: OnnxNode, x: Tensor) -> Any:
+def _quantise_by_range(_: OnnxNode, x: Tensor) -> Any:
     low, high = torch.clamp(x.min(), max=0.0), torch.clamp(x.max(), min=0.0)
     scale = (high - low) / 255
     zero = torch.clamp(torch.round(-low / scale), 0, 255)

@@ -53,7 +53,9 @@ def _is_zero(state: Tensor | None) -> bool:
     return state is None or (is_known(state) and not bool(state.any()))
 
 
-def _run(node: OnnxNode, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None, *states: Any) -> Any:
+def _run(
+    node: OnnxNode, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, lengths: Tensor | None, *states: Any
+) -> Any:
     directions, layout = _directions(node), node.get("layout", 0)
     x = x.transpose(0, 1) if layout else x
     if lengths is not None and not (is_known(lengths) and set(integers(lengths, "sequence_lens")) == {x.shape[0]}):

@@ -45,9 +45,7 @@ def _resize(
         if factors[place] != 1 or node.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     ]
     place = node.get("coordinate_transformation_mode", "half_pixel")
-    return _resized(
-        node, x, axes, node.get("mode", "nearest"), place, node.get("nearest_mode", "round_prefer_floor")
-    )
+    return _resized(node, x, axes, node.get("mode", "nearest"), place, node.get("nearest_mode", "round_prefer_floor"))
 
 
 def _with_policy(

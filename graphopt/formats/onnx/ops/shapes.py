@@ -53,7 +53,7 @@ def _unsqueeze(node: OnnxNode, x: Tensor, axes: Tensor | None = None) -> Tensor:
     return x
 
 
-def _expand(node: OnnxNode, x: Tensor, shape: Tensor) -> Tensor:
+def _expand(_: OnnxNode, x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, integers(shape, "shape")))
 
 
@@ -89,8 +89,8 @@ def _slice(
         axis = axis_of(axis, x.dim())
         if step == 0:
             raise OnnxError("a step of 0")
-        start, end, step = slice(start, end, step).indices(x.shape[axis]) if step > 0 else _backwards(
-            start, end, step, x.shape[axis]
+        start, end, step = (
+            slice(start, end, step).indices(x.shape[axis]) if step > 0 else _backwards(start, end, step, x.shape[axis])
         )
         if step > 0:
             if (start, end, step) != (0, x.shape[axis], 1):
@@ -106,7 +106,7 @@ def _backwards(start: int, end: int, step: int, size: int) -> tuple[int, int, in
     return start, stop, step
 
 
-def _tile(node: OnnxNode, x: Tensor, repeats: Tensor, axis: Tensor | None = None) -> Tensor:
+def _tile(_: OnnxNode, x: Tensor, repeats: Tensor, axis: Tensor | None = None) -> Tensor:
     if axis is not None:  # opsets below 6: tiles, axis
         (count,), (dim,) = integers(repeats, "tiles"), integers(axis, "axis")
         return x.repeat([count if place == dim else 1 for place in range(x.dim())])
@@ -152,7 +152,7 @@ def _shape(node: OnnxNode, x: Tensor) -> Tensor:
     return torch.tensor(list(x.shape)[slice(node.get("start", 0), node.get("end"))], dtype=torch.int64)
 
 
-def _size(node: OnnxNode, x: Tensor) -> Tensor:
+def _size(_: OnnxNode, x: Tensor) -> Tensor:
     return torch.tensor(x.numel())
 
 

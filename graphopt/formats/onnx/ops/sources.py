@@ -25,16 +25,16 @@ def _constant(node: OnnxNode) -> Tensor:
 
 
 def _constant_of_shape(node: OnnxNode, shape: Tensor) -> Tensor:
-    value = node.get("value", torch.zeros(1))
+    value: Tensor = node.get("value", torch.zeros(1))
     return torch.full(integers(shape, "shape"), value.reshape(-1)[0].item(), dtype=value.dtype)
 
 
-def _range(node: OnnxNode, start: Tensor, limit: Tensor, step: Tensor) -> Tensor:
+def _range(_: OnnxNode, start: Tensor, limit: Tensor, step: Tensor) -> Any:
     ends = [known(each, "range").item() for each in (start, limit, step)]
     return torch.arange(*ends, dtype=start.dtype)
 
 
-def _eye_like(node: OnnxNode, x: Tensor) -> Tensor:
+def _eye_like(node: OnnxNode, x: Tensor) -> Any:
     rows, columns = x.shape
     offset = node.get("k", 0)
     places = torch.arange(columns) - torch.arange(rows).reshape(-1, 1)
@@ -42,7 +42,7 @@ def _eye_like(node: OnnxNode, x: Tensor) -> Tensor:
 
 
 def _random(uniform: bool, like: bool) -> Handler:
-    def run(node: OnnxNode, x: Tensor | None = None) -> Tensor:
+    def run(node: OnnxNode, x: Tensor | None = None) -> Any:
         if like:
             assert x is not None
             base = x if x.dtype.is_floating_point else x.to(torch.float32)
@@ -75,7 +75,6 @@ def _window(name: str) -> Handler:
         return function(length, periodic, dtype=dtype)
 
     return run
-
 
 
 SOURCES: dict[str, Handler] = {
