@@ -204,11 +204,17 @@ class Exported:
         return onnx.load_model_from_string(self.raw)
 
 
-def export(name: str, opset: int = 17, **options: Any) -> Exported:
-    """One of the ten through torch's exporter, as it trains, without rewriting; `options` are the exporter's."""
+def export(name: str, opset: int = 17, batch: str | None = None, **options: Any) -> Exported:
+    """One of the ten through torch's exporter, as it trains, without rewriting; `options` are the exporter's.
+
+    `batch` gives dimension 0 of its inputs a name.
+    """
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
     file = io.BytesIO()
+    if batch is not None:
+        names = [f"input{number}" for number in range(len(inputs))]
+        options |= {"input_names": names, "dynamic_axes": {each: {0: batch} for each in names}}
     options = {"training": torch.onnx.TrainingMode.TRAINING, "do_constant_folding": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ class Builder:
             self.values[each.name] = self.recorder.placeholder(name, shape, each.dtype)
         for tensor in self.model.graph.initializer:
             self.values[tensor.name] = self._initialiser(tensor)
-        with self.recorder:
+        with self.recorder, _without_torchs_reports():
             self._run(self.model.graph)
         missing = [each.name for each in self.model.graph.output if self.values.get(each.name) is None]
         if missing:
@@ -207,3 +209,14 @@ class Builder:
             AttributeProto.FLOATS: list(each.floats), AttributeProto.INTS: list(each.ints),
         }  # fmt: skip
         return fields.get(kind)
+
+
+@contextmanager
+def _without_torchs_reports() -> Iterator[None]:
+    """Without the tracebacks that torch logs where shapes do not fit; the error says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -14,7 +14,7 @@ from graphopt.base.errors import OnnxError
 from graphopt.formats.onnx.graph import Builder
 from graphopt.formats.onnx.inputs import check_sizes, example, inputs_of
 from graphopt.formats.onnx.ops import OPERATORS
-from graphopt.formats.onnx.read import count_operators, opset_of, read_file
+from graphopt.formats.onnx.read import check, count_operators, opset_of, read_file
 from graphopt.formats.onnx.sizes import follow_sizes, sizes_of
 
 
@@ -86,24 +86,31 @@ def import_model(
 
 
 def known_operators(model: ModelProto) -> ModelProto:
-    """The model in operators that are known; those that ONNX defines by others are written out.
+    """The model, checked, in operators that are known; those that ONNX defines by others are written out.
 
     Raises OnnxError with all that are left, and how often each comes.
     """
-    unknown = _unknown(model)
-    own = [name for name in unknown if "." not in name and _has_body(name, opset_of(model))]
+    unknown, opset = _unknown(model), opset_of(model)
+    own = [name for name in unknown if "." not in name and _has_body(name, opset)]
+    if len(own) < len(unknown):
+        raise _not_known(unknown)
+    check(model)
     if own:
         try:
             model = inliner.inline_selected_functions(model, [("", name) for name in own], inline_schema_functions=True)
         except Exception as error:  # of onnx's C++ side
-            raise OnnxError(f"operators that are not known here: {_counted(unknown)} ({error})") from None
-        unknown = _unknown(model)
-    if unknown:
-        raise OnnxError(
-            f"operators that are not known here: {_counted(unknown)}; export the model without them (as a torch model "
-            "it needs no ONNX: graphopt plan FILE.py:FUNCTION)"
-        )
+            raise OnnxError(f"{_not_known(unknown)} ({error})") from None
+        if _unknown(model):
+            raise _not_known(unknown)
     return model
+
+
+def _not_known(unknown: Mapping[str, int]) -> OnnxError:
+    counted = ", ".join(f"{name} ({count}x)" for name, count in sorted(unknown.items()))
+    return OnnxError(
+        f"operators that are not known here: {counted}; export the model without them (as a torch model it needs no "
+        "ONNX: graphopt plan FILE.py:FUNCTION)"
+    )
 
 
 def _unknown(model: ModelProto) -> dict[str, int]:
@@ -116,7 +123,3 @@ def _has_body(name: str, opset: int) -> bool:
     except Exception:  # defs.SchemaError, which is no class of Python's before some versions
         return False
     return any(getattr(schema, name, False) for name in ("has_function", "has_context_dependent_function"))
-
-
-def _counted(unknown: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({count}x)" for name, count in sorted(unknown.items()))

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker, helper, inliner
 
@@ -23,9 +22,9 @@ _OWN_DOMAINS = ("", "ai.onnx")
 
 
 def read_file(path: str | Path) -> ModelProto:
-    """The model of a file, checked, its own functions written out where they are called.
+    """The model of a file, its own functions written out where they are called; it is not checked yet.
 
-    Raises OnnxError where it is no such file, is too large, or breaks ONNX's rules.
+    Raises OnnxError where it is no such file, or too large.
     """
     place = Path(path)
     try:
@@ -51,16 +50,21 @@ def read_bytes(raw: bytes) -> ModelProto:
     if not model.graph.node and not model.graph.output:
         raise OnnxError("this is no ONNX file, or one without a graph")
     _check_sizes(model)
+    if model.functions:
+        try:
+            model = inliner.inline_local_functions(model)
+        except Exception as error:  # of onnx's C++ side, each of its own kind
+            raise OnnxError(f"the file's own functions break ONNX's rules: {_first_lines(error)}") from None
+        _check_sizes(model)
+    return model
+
+
+def check(model: ModelProto) -> None:
+    """Raise OnnxError where a model breaks ONNX's rules."""
     try:
         checker.check_model(_without_weights(model), check_custom_domain=False)
-        if model.functions:
-            model = inliner.inline_local_functions(model)
-            _check_sizes(model)
-    except OnnxError:
-        raise
     except Exception as error:  # of onnx's C++ side, each of its own kind
         raise OnnxError(f"the file breaks ONNX's rules: {_first_lines(error)}") from None
-    return model
 
 
 def opset_of(model: ModelProto) -> int:
@@ -106,6 +110,9 @@ def _without_weights(model: ModelProto) -> ModelProto:
     light.graph.node.extend(model.graph.node)
     light.graph.input.extend(model.graph.input)
     light.graph.output.extend(model.graph.output)
+    for each in (*light.graph.input, *light.graph.output):
+        if each.type.HasField("tensor_type"):
+            each.type.tensor_type.shape.SetInParent()  # many files say nothing of what comes out
     there = {each.name for each in light.graph.input}
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= _SMALL_BYTES:
@@ -117,8 +124,3 @@ def _without_weights(model: ModelProto) -> ModelProto:
 
 def _first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:400]
-
-
-def version() -> str:
-    """The version of onnx that reads."""
-    return onnx.__version__

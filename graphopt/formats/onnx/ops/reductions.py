@@ -43,11 +43,19 @@ def _extreme(function: Callable[..., Tensor]) -> Reduction:
         if all(x.shape[dim] for dim in dims):
             return function(x, dims, keepdim=keep)
         kept = [1 if d in dims else s for d, s in enumerate(x.shape) if keep or d not in dims]
-        info: Any = torch.finfo(x.dtype) if x.dtype.is_floating_point else torch.iinfo(x.dtype)
-        edge = (float("inf") if x.dtype.is_floating_point else info.max) * (1 if function is torch.amin else -1)
-        return torch.full(kept, edge, dtype=x.dtype)
+        return torch.full(kept, _edge(x.dtype, least=function is torch.amax), dtype=x.dtype)
 
     return run
+
+
+def _edge(dtype: torch.dtype, *, least: bool) -> float:
+    """The extreme of nothing."""
+    if dtype is torch.bool:
+        return float(not least)
+    if dtype.is_floating_point:
+        return float("-inf" if least else "inf")
+    info = torch.iinfo(dtype)
+    return info.min if least else info.max
 
 
 def _product(x: Tensor, dims: list[int], keep: bool) -> Tensor:
