@@ -28,7 +28,7 @@ def read_file(path: str | Path) -> ModelProto:
     """
     place = Path(path)
     try:
-        if not place.is_file():
+        if not place.is_file():  # a pipe neither
             raise OnnxError(f"there is no file {str(path)!r} (looked in {Path.cwd()})")
         if place.stat().st_size > MOST_BYTES:
             raise OnnxError(f"{path} has more than {MOST_BYTES:,} bytes: keep its weights in a file beside it")

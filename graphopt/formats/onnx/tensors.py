@@ -82,7 +82,8 @@ def _external(proto: TensorProto, kind: TensorKind, folder: Path) -> Tensor:
     if offset < 0 or length not in (-1, size):
         raise OnnxError(f"tensor {proto.name!r} of {size:,} bytes stands in its file at {offset} with {length} bytes")
     try:
-        with path.open("rb") as file:
+        # a pipe with a name is not waited for
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or offset + size > status.st_size:
                 raise OnnxError(f"tensor {proto.name!r} reaches beyond the end of {path.name}")
