@@ -54,9 +54,7 @@ def _change(message: Any, chance: random.Random) -> None:
         field = chance.choice(list(fields))
     if field.is_repeated:
         _change_list(getattr(message, field.name), field, chance)
-    elif field.type == field.TYPE_MESSAGE:
-        message.ClearField(field.name)
-    elif chance.random() < 0.15:
+    elif field.type == field.TYPE_MESSAGE or chance.random() < 0.15:
         message.ClearField(field.name)
     else:
         _set(lambda value: setattr(message, field.name, value), field, chance)

@@ -13,6 +13,7 @@ from tests.support.onnx_models import Exported, export
 @pytest.fixture(scope="session")
 def exported() -> Callable[[str], Exported]:
     """One of `MODELS`, with a batch that has a name, N."""
+
     @cache
     def get(name: str) -> Exported:
         return export(name, batch="N")

@@ -101,11 +101,15 @@ def test_quantised_weights_train_as_what_they_stand_for() -> None:
 
 def test_all_operators_that_are_not_known_are_named_at_once() -> None:
     names = ("Unique", "NonMaxSuppression", "Unique", "StringConcat")
-    nodes = [onnx.helper.make_node(name, ["x"] * (2 if name != "Unique" else 1), [f"y{i}"]) for i, name in enumerate(names)]
+    nodes = [
+        onnx.helper.make_node(name, ["x"] * (2 if name != "Unique" else 1), [f"y{i}"]) for i, name in enumerate(names)
+    ]
     nodes.append(onnx.helper.make_node("Mystery", ["x"], ["z"], domain="some.where"))
     model = of_nodes(nodes, {}, opset=20)
     model.opset_import.add(domain="some.where", version=1)
-    with pytest.raises(OnnxError, match=r"NonMaxSuppression \(1x\), StringConcat \(1x\), Unique \(2x\), some.where.Mystery"):
+    with pytest.raises(
+        OnnxError, match=r"NonMaxSuppression \(1x\), StringConcat \(1x\), Unique \(2x\), some.where.Mystery"
+    ):
         import_model(model, NOWHERE, {})
 
 

@@ -96,7 +96,7 @@ def test_a_constant_that_would_fill_the_memory_is_refused() -> None:
     model = helper.make_model(helper.make_graph(nodes, "graph", [x], [y], [shape]), ir_version=9)
     del model.opset_import[:]
     model.opset_import.add(domain="", version=17)
-    with pytest.raises(OnnxError, match="constant of .* bytes"):
+    with pytest.raises(OnnxError, match=r"constant of .* bytes"):
         import_model(model, NOWHERE, {})
 
 

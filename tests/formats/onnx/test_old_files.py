@@ -51,7 +51,7 @@ PARTS = {
     "softmax over all behind its axis": (9, node("Softmax", axis=1), X.flatten(1).softmax(1).reshape(X.shape)),
     "split by attribute": (9, node("Split", axis=1, split=[3]), X),
     "unsqueeze by attribute": (9, node("Unsqueeze", axes=[0]), X[None]),
-    "upsample by attribute": (7, node("Upsample", mode="nearest", scales=[1.0, 1.0, 2.0, 3.0]), F.interpolate(X, (8, 18))),
+    "upsample by attribute": (7, node("Upsample", scales=[1.0, 1.0, 2.0, 3.0]), F.interpolate(X, (8, 18))),
     "upsample by input": (9, node("Upsample", "s", mode="nearest"), F.interpolate(X, (8, 18))),
     "resize of opset 10": (10, node("Resize", "s", mode="nearest"), F.interpolate(X, (8, 18))),
     "top k by attribute": (9, helper.make_node("TopK", ["x"], ["y", "places"], k=2), X.topk(2).values),
