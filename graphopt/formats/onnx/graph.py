@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from torch import Tensor, fx, nn
 
@@ -18,13 +17,13 @@ from graphopt.formats.onnx.inputs import OnnxInput
 from graphopt.formats.onnx.notes import Notes
 from graphopt.formats.onnx.ops import OPERATORS
 from graphopt.formats.onnx.ops.node import OnnxNode, is_known
+from graphopt.formats.onnx.parameters import Parameters
 from graphopt.formats.onnx.read import is_own, nodes_of, opset_of
-from graphopt.formats.onnx.recorder import Recorder, put
+from graphopt.formats.onnx.recorder import Recorder
 from graphopt.formats.onnx.tensors import MissingData, kind_of, to_torch
-from graphopt.formats.onnx.weights import WEIGHTS, Uses, uses_of
+from graphopt.formats.onnx.weights import Uses, uses_of
 
 _NOT_IN_NAMES = re.compile(r"\W")
-_ONES = {"BatchNormalization": (1, 4), "LayerNormalization": (1,), "GroupNormalization": (1,), "RMSNormalization": (1,)}
 
 
 class Builder:
@@ -38,7 +37,7 @@ class Builder:
         self.notes = Notes()
         self.values: dict[str, Any] = {"": None}
         self.uses: Uses = uses_of(nodes_of(model.graph))
-        self._targets: set[str] = set()
+        self.parameters = Parameters(self.root, self.recorder, self.uses, self.notes, with_weights=with_weights)
         self._count = 0
 
     def build(
@@ -93,12 +92,21 @@ class Builder:
             raise OnnxError(f"nothing makes its input {missing[0]!r}")
         inputs = [self.values[name] for name in node.input]
         if any(not is_known(value) for value in inputs):
-            inputs = [self._as_weight(node, place, value) for place, value in enumerate(inputs)]
+            inputs = [self._read(node, place, value) for place, value in enumerate(inputs)]
         while inputs and inputs[-1] is None:
             inputs.pop()
         self.notes.see(node, inputs)
         result = OPERATORS[node.op_type](asked, *inputs)
         return result if isinstance(result, tuple) else (result,)
+
+    def _read(self, node: NodeProto, place: int, value: Any) -> Any:
+        """What a node reads, as a parameter where it is one; of the first to read it, for others too."""
+        if not is_own(node) or value is None:
+            return value
+        found = self.parameters.of_input(node, place, value)
+        if is_known(value) and not is_known(found):
+            self.values[node.input[place]] = found
+        return found
 
     def _branch(self, node: NodeProto) -> Sequence[Any]:
         """The branch of an `If` that is always taken."""
@@ -118,77 +126,24 @@ class Builder:
     def _layer(self, node: NodeProto) -> Any:
         def layer(module: nn.Module, *inputs: Any) -> Any:
             wanted = node.name.strip("/").replace("/", ".") or f"{node.op_type}_{self._count}"
-            return self.recorder.layer(self._target(f"{wanted}.statistics"), module, *inputs)
+            return self.recorder.layer(self.parameters.target(f"{wanted}.statistics"), module, *inputs)
 
         return layer
 
     def _initialiser(self, tensor: TensorProto) -> Tensor:
         """A parameter where it trains, else what it holds."""
         kind = kind_of(tensor)
-        count = torch.Size(kind.shape).numel()
-        trains = self.uses.trains(tensor.name, count, floating=kind.dtype.is_floating_point)
-        if trains and not self.with_weights:
-            return self._parameter(tensor.name, torch.empty(kind.shape, dtype=kind.dtype))
+
+        def read() -> Tensor:
+            try:
+                return to_torch(tensor, self.folder)
+            except MissingData as error:
+                return self.parameters.at_random(tensor.name, kind, error)
+
         try:
-            value = to_torch(tensor, self.folder)
+            return self.parameters.of_initialiser(tensor.name, kind, read)
         except MissingData as error:
-            if not kind.dtype.is_floating_point:
-                raise OnnxError(
-                    f"tensor {tensor.name!r} stands in {error}, which is not there: sizes need it"
-                ) from None
-            self.notes.missing.append(tensor.name)
-            value = self._random(tensor.name, kind.shape, kind.dtype)
-        return self._parameter(tensor.name, value) if trains else value
-
-    def _random(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if any(place in _ONES.get(node.op_type, ()) for node, place in self.uses.readers.get(name, [])):
-            return torch.ones(shape, dtype=dtype)
-        return torch.randn(shape).div(max(torch.Size(shape[1:]).numel(), 1) ** 0.5).to(dtype)
-
-    def _as_weight(self, node: NodeProto, place: int, value: Any) -> Any:
-        """What stands where a layer has its weights is one, whatever made it."""
-        at_weight = place in WEIGHTS.get(node.op_type, ()) and is_own(node)
-        if not at_weight or not isinstance(value, Tensor) or not is_known(value) or not value.dtype.is_floating_point:
-            return value
-        name = node.input[place]
-        maker = self.uses.makers.get(name)
-        if node.op_type == "InstanceNormalization" and maker is not None and bool((value == value[:1]).all()):
-            return value  # ones or zeros: torch's exporter writes group normalisation so
-        if maker is not None:
-            self.notes.made.append((name, maker.op_type))
-        self.values[name] = self._parameter(name, value)
-        return self.values[name]
-
-    def _parameter(self, name: str, value: Tensor) -> Tensor:
-        target = self._target(name)
-        parameter = nn.Parameter(value.contiguous())
-        put(self.root, target, parameter)
-        return self.recorder.attribute(target, parameter)
-
-    def _target(self, name: str) -> str:
-        """The name in the file as one that torch takes, and that is not taken."""
-        parts = [_NOT_IN_NAMES.sub("_", part) for part in name.split(".") if part] or ["weight"]
-        target = ".".join(f"{part}_" if hasattr(nn.Module, part) or part == "training" else part for part in parts)
-        if self._is_taken(target):
-            target = target.replace(".", "_")
-        number, first = 1, target
-        while self._is_taken(target):
-            number += 1
-            target = f"{first}_{number}"
-        self._targets.add(target)
-        return target
-
-    def _is_taken(self, target: str) -> bool:
-        parts = target.split(".")
-        before = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
-        if before & self._targets:
-            return True
-        thing: Any = self.root
-        for part in parts:
-            if not hasattr(thing, part):
-                return False
-            thing = getattr(thing, part)
-        return True
+            raise OnnxError(f"tensor {tensor.name!r} stands in {error}, which is not there: sizes need it") from None
 
     def _is_weight(self, value: Any) -> bool:
         return isinstance(value, Tensor) and not is_known(value) and self.recorder.is_parameter(value)

@@ -13,7 +13,7 @@ from graphopt.formats.onnx.ops.node import is_known
 from graphopt.formats.onnx.weights import WEIGHTS, Uses
 
 #: Names that exporters give to what they made of weights.
-_MADE = re.compile(r"(?:onnx::(?P<by>[A-Za-z]+)_|val_|_val_)\d+$")
+_MADE = re.compile(r"(?:onnx::[A-Za-z]+_|val_|_val_)\d+$")
 #: Through these a weight reaches a layer as it is.
 _ALIASES = ("Gather", "Identity", "Transpose")
 _RULE = "pkg.onnxscript.rewriter.rule_name"
@@ -30,6 +30,8 @@ class Notes:
     fused: int = 0
     folded: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    joined: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
 
     def see(self, node: NodeProto, inputs: Sequence[Any]) -> None:
         """Note what a node says of gradients."""
@@ -42,10 +44,14 @@ class Notes:
         """Note weights that an exporter made of others, and those that stand in several places."""
         for name in sorted(weights):
             readers = uses.readers.get(name, [])
-            match = _MADE.match(name)
-            if match and (match["by"] == "Conv" or any(node.op_type == "Conv" for node, _ in readers)):
-                self.folded.append(name)
-            if sum(place in WEIGHTS.get(node.op_type, ()) or node.op_type in _ALIASES for node, place in readers) > 1:
+            if is_made(name):
+                folded = any(node.op_type == "Conv" and place in (1, 2) for node, place in readers)
+                (self.folded if folded else self.joined).append(name)
+            if (
+                name not in self.apart
+                and sum(place in WEIGHTS.get(node.op_type, ()) or node.op_type in _ALIASES for node, place in readers)
+                > 1
+            ):
                 self.shared.append(name)
 
     def lines(self) -> tuple[str, ...]:
@@ -59,6 +65,9 @@ class Notes:
             (_named("weights that nodes of the file make, each a parameter of its own here", constants)),
             (_named("weights that stand in several places (tied, or merged by the exporter as they were equal), with "
                     "one gradient each, the sum", self.shared)),
+            (_named("merged weights (the exporter keeps one of those that were equal), taken apart again", self.apart)),
+            (_named("weights that the exporter made of others (transposed, joined), which train as they stand",
+                    self.joined)),
             _counted("convolutions with a normalisation that the exporter folded into their weights: it does not "
                      "train, and the statistics of batches are gone (export the model in training mode)", convolutions),
             _counted("operators that round to few bits, and let no gradient through", self.rounded),
@@ -66,8 +75,14 @@ class Notes:
         return tuple(line for line in told if line)
 
 
+def is_made(name: str) -> bool:
+    """Whether an exporter gave the name, to what it made of weights."""
+    return _MADE.match(name) is not None
+
+
 def _named(what: str, names: Sequence[str]) -> str:
-    few = ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
+    distinct = list(dict.fromkeys(names))
+    few = ", ".join(distinct[:_FEW]) + (", ..." if len(distinct) > _FEW else "")
     return f"{what}: {len(names)}, {few}" if names else ""
 
 

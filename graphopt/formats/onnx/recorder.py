@@ -114,17 +114,23 @@ class Recorder(TorchFunctionMode):
 
     def _constant(self, value: Tensor) -> fx.Node:
         """A buffer; of dimensions along which all is equal one part, which is expanded where it is read."""
-        count = value.numel()
-        if value.dim() == 1 and count > 1 and value.dtype is torch.int64 and torch.equal(value, torch.arange(count)):
-            return self.graph.call_function(torch.arange, (count,), {"device": self._device()})
         name, part = f"constant_{len(self._constants)}", value
         for dim, size in enumerate(value.shape):
             first = part.narrow(dim, 0, min(size, 1))
             if size > 1 and bool((part == first).all()):
                 part = first
-        self.root.register_buffer(name, part.clone(), persistent=False)
-        with self.graph.inserting_before(self._first()):
-            node = self.graph.get_attr(name)
+        count = part.numel()
+        if (
+            1 < count == max(part.shape, default=0)
+            and part.dtype is torch.int64
+            and torch.equal(part.reshape(-1), torch.arange(count))
+        ):
+            node = self.graph.call_function(torch.arange, (count,), {"device": self._device()})
+            node = node if part.dim() == 1 else self.graph.call_method("reshape", (node, list(part.shape)))
+        else:
+            self.root.register_buffer(name, part.clone(), persistent=False)
+            with self.graph.inserting_before(self._first()):
+                node = self.graph.get_attr(name)
         if part.shape == value.shape:
             return node
         return self.graph.call_method("expand", (node, list(value.shape)))

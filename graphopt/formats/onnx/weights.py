@@ -26,7 +26,7 @@ WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "PRelu": (1,),
 }
 #: Inputs that set something: limits, scales, steps, running statistics.
-_SETTINGS: Mapping[str, tuple[int, ...]] = {
+SETTINGS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (3, 4),
     "Clip": (1, 2),
     "DequantizeLinear": (0, 1, 2),
@@ -42,6 +42,15 @@ _SETTINGS: Mapping[str, tuple[int, ...]] = {
     "SoftmaxCrossEntropyLoss": (1, 2),
     "NegativeLogLikelihoodLoss": (1, 2),
 }
+#: Weights that are 1 where nothing is known of them; the variance is among them.
+ONES: Mapping[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 4),
+    "LayerNormalization": (1,),
+    "GroupNormalization": (1,),
+    "RMSNormalization": (1,),
+}
+#: Any input of these may be a weight: biases, and scales of channels.
+ALIKE = ("Add", "Mul", "Identity")
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Equal", "Greater", "Less", "Mod"}
 _LAYERS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Mul"}
 #: Values behind a constant that are looked at.
@@ -65,7 +74,7 @@ class Uses:
             return False
         if any(place in WEIGHTS.get(node.op_type, ()) for node, place in readers):
             return True
-        if all(place in _SETTINGS.get(node.op_type, ()) for node, place in readers):
+        if all(place in SETTINGS.get(node.op_type, ()) for node, place in readers):
             return False
         if elements == 1:
             return not all(self._is_number(node, place) for node, place in readers)
@@ -74,7 +83,7 @@ class Uses:
     def _is_number(self, node: NodeProto, place: int) -> bool:
         """Whether one number is read as a setting of arithmetic; the bias of a layer with one output is none."""
         if node.op_type not in _ARITHMETIC:
-            return place in _SETTINGS.get(node.op_type, ())
+            return place in SETTINGS.get(node.op_type, ())
         others = [self.makers.get(other) for number, other in enumerate(node.input) if number != place]
         return not (node.op_type == "Add" and any(o is not None and o.op_type in _LAYERS - {"Mul"} for o in others))
 

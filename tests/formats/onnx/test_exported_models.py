@@ -80,8 +80,26 @@ def test_what_changes_gradients_is_told_of() -> None:
     folded = export("cnn", training=torch.onnx.TrainingMode.EVAL, do_constant_folding=True)
     (line,) = (line for line in imported(folded.proto, {}).notes if "normalisation" in line)
     assert "training mode" in line
-    merged = export("mixer", training=torch.onnx.TrainingMode.EVAL, do_constant_folding=False)
-    assert any("several places" in line for line in imported(merged.proto, {}).notes)
+
+
+def test_equal_weights_that_were_merged_are_taken_apart() -> None:
+    """Of a fresh model the exporter keeps one of all vectors of ones, and one of all zeros."""
+    file = export("mixer", training=torch.onnx.TrainingMode.EVAL, do_constant_folding=False)
+    assert sum(each.name.startswith("norms") for each in file.proto.graph.initializer) == 2
+    found, before = imported(file.proto, {}), copy.deepcopy(file.model)
+    assert any("taken apart again: 2, norms.0.bias, norms.0.weight" in line for line in found.notes)
+    _, gradients = norms(before, before(*file.inputs))
+    _, mine = norms(found.module, found.module(*file.inputs)[0])
+    assert mine == pytest.approx(gradients, rel=LIKE, abs=LIKE)
+
+
+def test_tied_weights_stay_one(exported: Get) -> None:
+    assert any("several places" in line for line in imported(exported("gpt2").proto).notes)
+
+
+def test_what_an_exporter_joined_is_told_of() -> None:
+    options = {"training": torch.onnx.TrainingMode.EVAL, "do_constant_folding": True}
+    assert any("made of others" in line for line in imported(export("lstm", **options).proto, {}).notes)
 
 
 def test_quantised_weights_train_as_what_they_stand_for() -> None:
