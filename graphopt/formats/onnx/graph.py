@@ -69,6 +69,7 @@ class Builder:
     def _run(self, graph: GraphProto) -> None:
         for node in graph.node:
             self._count += 1
+            self.recorder.position = self._count
             label = f"{node.op_type} node {node.name or f'number {self._count}'!r}"
             try:
                 results = self._branch(node) if node.op_type == "If" and is_own(node) else self._call(node)
@@ -125,8 +126,10 @@ class Builder:
 
     def _layer(self, node: NodeProto) -> Any:
         def layer(module: nn.Module, *inputs: Any) -> Any:
-            wanted = node.name.strip("/").replace("/", ".") or f"{node.op_type}_{self._count}"
-            return self.recorder.layer(self.parameters.target(f"{wanted}.statistics"), module, *inputs)
+            # one name without dots: parameters of the file may stand at the dotted one
+            wanted = _NOT_IN_NAMES.sub("_", node.name.strip("/")) or f"{node.op_type}_{self._count}"
+            wanted = f"node_{wanted}" if wanted[0].isdigit() else wanted
+            return self.recorder.layer(self.parameters.target(wanted), module, *inputs)
 
         return layer
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from graphopt.base.errors import OnnxError
 from graphopt.formats.onnx.graph import Builder
 from graphopt.formats.onnx.inputs import check_sizes, example, inputs_of
+from graphopt.formats.onnx.lines import name_lines
 from graphopt.formats.onnx.ops import OPERATORS
 from graphopt.formats.onnx.read import check, count_operators, opset_of, read_file
 from graphopt.formats.onnx.sizes import follow_sizes, sizes_of
@@ -82,6 +83,7 @@ def import_model(
             module, shapes, sizes_of(inputs, dims),
             lambda shapes: Builder(model, folder, with_weights=False).build(inputs, shapes, {}),
         )  # fmt: skip
+    name_lines(module, f"{title}.onnx")
     return ImportedModel(module.train(), examples, builder.notes.lines())
 
 

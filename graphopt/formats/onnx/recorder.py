@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from graphopt.base.errors import OnnxError
+from graphopt.formats.onnx.lines import NODE
 
 #: What is known may be this large; more is no shape or mask, but a file that wants to fill the memory.
 MOST_CONSTANT_BYTES = 2**30
@@ -30,6 +31,8 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.root = root
         self.graph = fx.Graph()
+        #: The node of the file that is being run, counted from 1.
+        self.position = 1
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._nodes: dict[int, fx.Node] = {}
         self._constants: dict[int, fx.Node] = {}
@@ -100,6 +103,7 @@ class Recorder(TorchFunctionMode):
     def _track(self, tensor: Tensor, node: fx.Node) -> Tensor:
         self._nodes[id(tensor)] = node
         node.meta["shape"] = tuple(tensor.shape)
+        node.meta[NODE] = self.position
         self._held.append(tensor)
         return tensor
 

@@ -68,6 +68,15 @@ def test_statistics_of_batches_follow_the_mode(exported: Get) -> None:
     torch.testing.assert_close(one, two, rtol=LIKE, atol=LIKE)
 
 
+def test_lines_are_numbers_of_nodes(exported: Get) -> None:
+    file = exported("cnn")
+    module = imported(file.proto, title="cnn").module
+    with pytest.raises(RuntimeError) as caught:
+        module(torch.randn(2, 3, 1, 1))  # too small for the pooling
+    (frame,) = (frame for frame in caught.traceback if str(frame.path).endswith("<cnn.onnx>"))
+    assert file.proto.graph.node[frame.lineno].op_type == "MaxPool"
+
+
 def test_dropout_is_there_in_training_alone() -> None:
     node = onnx.helper.make_node("Dropout", ["y"], ["z"], ratio=0.5)
     proto = of_nodes([onnx.helper.make_node("MatMul", ["x", "w"], ["y"]), node], {"w": torch.randn(4, 4)}, opset=9)
