@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -50,6 +51,7 @@ def read_bytes(raw: bytes) -> ModelProto:
     if not model.graph.node and not model.graph.output:
         raise OnnxError("this is no ONNX file, or one without a graph")
     _check_sizes(model)
+    _check_text(model)
     if model.functions:
         try:
             model = inliner.inline_local_functions(model)
@@ -98,6 +100,23 @@ def _check_sizes(model: ModelProto) -> None:
         raise OnnxError(f"the graph has more than {MOST_NODES:,} nodes")
     if model.graph.sparse_initializer:
         raise OnnxError("sparse initialisers are not known here")
+
+
+def _check_text(model: ModelProto) -> None:
+    """Raise OnnxError where a name is not UTF-8: protobuf hands it out as bytes."""
+    graph = model.graph
+    names = chain.from_iterable(
+        (
+            *((node.op_type, node.domain, node.name, *node.input, *node.output) for node in nodes_of(graph)),
+            *((attribute.name,) for node in nodes_of(graph) for attribute in node.attribute),
+            *((each.name,) for each in (*graph.initializer, *graph.input, *graph.output)),
+            *((dim.dim_param for dim in each.type.tensor_type.shape.dim) for each in graph.input),
+            *((entry.key, entry.value) for each in graph.initializer for entry in each.external_data),
+            *((entry.domain,) for entry in model.opset_import),
+        )
+    )
+    if not all(isinstance(name, str) for name in names):
+        raise OnnxError("this is no ONNX file: a name in it is not UTF-8")
 
 
 def _without_weights(model: ModelProto) -> ModelProto:

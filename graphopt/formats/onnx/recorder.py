@@ -22,6 +22,10 @@ from graphopt.formats.onnx.lines import NODE
 
 #: What is known may be this large; more is no shape or mask, but a file that wants to fill the memory.
 MOST_CONSTANT_BYTES = 2**30
+#: Of so many numbers, or times so many, nothing too large is made at once.
+_FEW = 2**16
+#: Functions of tensors that make none.
+_READS = ("tolist", "item", "__get__", "numpy", "equal")
 
 
 class Recorder(TorchFunctionMode):
@@ -153,14 +157,11 @@ class Recorder(TorchFunctionMode):
         return self._fake.from_tensor(like.detach(), static_shapes=True)
 
     def _check_size(self, func: Any, args: Any, kwargs: Any, leaves: Sequence[Any]) -> None:
-        """Raise OnnxError where a constant would be too large; views take nothing."""
-        if (
-            not any(isinstance(leaf, int) and leaf > 2**16 for leaf in leaves)
-            and not any(isinstance(leaf, Tensor) and leaf.numel() > 2**16 for leaf in leaves)
-            and math.prod(abs(leaf) or 1 for leaf in leaves if isinstance(leaf, int)) < 2**24
-        ):
-            return
-        if getattr(func, "__name__", "") in ("tolist", "item", "__get__", "numpy", "data_ptr"):
+        """Raise OnnxError where a constant would be too large; what is made of small ones is not looked at."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        numbers = [leaf for leaf in leaves if isinstance(leaf, (int, float))]
+        few = all(tensor.numel() <= _FEW for tensor in tensors) and math.prod(abs(n) or 1 for n in numbers) <= _FEW
+        if (tensors and few) or getattr(func, "__name__", "") in _READS:
             return
         with self._fake:
             made = func(*args, **kwargs)

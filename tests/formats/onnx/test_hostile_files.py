@@ -89,15 +89,38 @@ def test_weights_that_are_missing_are_made_and_told_of(tmp_path: Path) -> None:
     assert any("not there, made at random: 1, w" in line for line in found.notes)
 
 
-def test_a_constant_that_would_fill_the_memory_is_refused() -> None:
-    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [2**20, 2**20])
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xy")
-    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["z"]), helper.make_node("Add", ["x", "z"], ["y"])]
-    model = helper.make_model(helper.make_graph(nodes, "graph", [x], [y], [shape]), ir_version=9)
-    del model.opset_import[:]
-    model.opset_import.add(domain="", version=17)
-    with pytest.raises(OnnxError, match=r"constant of .* bytes"):
+LARGE = 2**40
+BOMBS = {
+    "zeros": [("ConstantOfShape", ["two"], {}), ("Add", ["x", "_0"], {})],
+    "places": [("Range", ["zero", "large", "one"], {}), ("Cast", ["_0"], {"to": 1}), ("Add", ["x", "_1"], {})],
+    "fractions": [("Range", ["f0", "f1", "tiny"], {}), ("Add", ["x", "_0"], {})],
+    "copies": [("Tile", ["f", "two"], {}), ("Add", ["x", "_0"], {})],
+    "sums": [("Expand", ["f", "two"], {}), ("Add", ["_0", "f"], {}), ("Add", ["x", "_1"], {})],
+    "sizes": [("Resize", ["x", "", "scales"], {"mode": "cubic"})],
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_would_fill_the_memory_is_refused(name: str) -> None:
+    kinds = {"one": 7, "zero": 7, "large": 7, "two": 7, "f0": 1, "f1": 1, "tiny": 1, "f": 1, "scales": 1}
+    numbers = {"one": 1, "zero": 0, "large": LARGE, "f0": 0.0, "f1": 1.0, "tiny": 1e-12}
+    tensors = [helper.make_tensor(n, kinds[n], [], [v]) for n, v in numbers.items()]
+    tensors += [helper.make_tensor("two", 7, [2], [2**20, 2**20]), helper.make_tensor("f", 1, [1, 1], [1.0])]
+    tensors.append(helper.make_tensor("scales", 1, [2], [1.0, 1e9]))
+    nodes = [helper.make_node(op, read, [f"_{i}"], **options) for i, (op, read, options) in enumerate(BOMBS[name])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])
+    y = helper.make_tensor_value_info(f"_{len(nodes) - 1}", TensorProto.FLOAT, None)
+    used = {each for node in nodes for each in node.input}
+    graph = helper.make_graph(nodes, "graph", [x], [y], [tensor for tensor in tensors if tensor.name in used])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    with pytest.raises(OnnxError, match=r"constant of .* bytes|too large|cannot be computed: Attempting to broadcast"):
         import_model(model, NOWHERE, {})
+
+
+def test_names_are_text(exported: Callable[[str], Exported]) -> None:
+    raw = exported("cnn").raw.replace(b"MaxPool", b"Max\xffool")
+    with pytest.raises(OnnxError, match="a name in it is not UTF-8"):
+        read_bytes(raw)
 
 
 def test_large_files_and_graphs_are_refused(

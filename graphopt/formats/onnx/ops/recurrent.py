@@ -12,6 +12,8 @@ from graphopt.formats.onnx.ops.node import Handler, OnnxNode, integers, is_known
 
 #: Places of torch's gates among ONNX's: i f g o among i o f c, r z n among z r h.
 _ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+#: Steps of a layer that are written out one by one.
+_MOST_STEPS = 1024
 _ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 
 
@@ -119,6 +121,8 @@ def _gru_reset_first(
         raise OnnxError("linear_before_reset=0 in two directions, or with lengths, is not known here")
     layout, backwards = node.get("layout", 0), node.get("direction", "forward") == "reverse"
     x = x.transpose(0, 1) if layout else x
+    if x.shape[0] > _MOST_STEPS:
+        raise OnnxError(f"linear_before_reset=0 with {x.shape[0]} steps, where {_MOST_STEPS} may be")
     size = r.shape[2]
     state = x.new_zeros(x.shape[1], size) if start is None else (start[:, 0] if layout else start[0])
     bias = b[0, : 3 * size] + b[0, 3 * size :] if b is not None else None

@@ -16,6 +16,10 @@ from graphopt.formats.onnx.ops.node import Handler, OnnxNode, integers, listed, 
 Axis = tuple[int, int, float, tuple[float, float]]
 
 
+#: Elements of the matrix that resizes one axis.
+_MOST_WEIGHTS = 2**24
+
+
 def _upsample(node: OnnxNode, x: Tensor, scales: Tensor | None = None) -> Tensor:
     factors = numbers(scales, "scales") if scales is not None else node.get("scales")
     if factors is None:  # opsets below 7
@@ -66,6 +70,8 @@ def _resized(node: OnnxNode, x: Tensor, axes: list[Axis], mode: str, place: str,
         found = _by_torch(node, x, axes, mode, place, nearest)
         if found is not None:
             return found
+    if any(size * max(1, x.shape[axis]) > _MOST_WEIGHTS for axis, size, *_ in axes):
+        raise OnnxError(f"sizes {[size for _, size, *_ in axes]} in this mode are too large")
     outside: Any = None
     for axis, size, scale, region in axes:
         places = [_origin(number, size, scale, x.shape[axis], place, region) for number in range(size)]

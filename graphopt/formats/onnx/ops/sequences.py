@@ -10,9 +10,13 @@ from torch import Tensor
 from graphopt.base.errors import OnnxError
 from graphopt.formats.onnx.ops.node import Handler, OnnxNode, axis_of, integers
 
+_MOST_PARTS = 2**16
+
 
 def _split(node: OnnxNode, x: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
     axis = axis_of(node.get("axis", 0), x.dim())
+    if x.shape[axis] > _MOST_PARTS:
+        raise OnnxError(f"{x.shape[axis]} parts, where {_MOST_PARTS} may be")
     if sizes is None:
         parts = list(x.split(1, axis))
         return parts if node.get("keepdims", 1) else [part.squeeze(axis) for part in parts]

@@ -66,7 +66,7 @@ def _split(node: OnnxNode, x: Tensor, sizes: Tensor | None = None) -> Any:
     axis = axis_of(node.get("axis", 0), x.dim())
     parts = listed(node, "split", sizes)
     if parts is None:
-        count = node.get("num_outputs", len(node.wanted))
+        count = len(node.wanted)
         each = -(-x.shape[axis] // count)
         parts = [max(0, min(each, x.shape[axis] - each * number)) for number in range(count)]
     return tuple(x.split(parts, axis))
