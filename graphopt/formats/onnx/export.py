@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +30,8 @@ from graphopt.plan.planned_graph import PlannedGraph
 #: Keys of a node's metadata: "true" or "false", a count of further runs, bytes of its values, seconds of one run.
 KEPT, RECOMPUTED, BYTES, SECONDS = (f"graphopt.{name}" for name in ("kept", "recomputed", "bytes", "seconds"))
 _SCOPES, _TRACE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace"
+#: In place of a module: any.
+_ANY = "*"
 _LINE = re.compile(r'File "(.+?)", line (\d+), in (\w+)')
 #: protobuf holds no larger message; the exporter puts weights beside the file then.
 _MOST_INLINE_BYTES = 2**30
@@ -110,19 +112,20 @@ def note_nodes(proto: ModelProto, notes: Sequence[OpNote]) -> int:
     """Write the notes into the nodes that they are of; how many nodes have one. Sums over nodes are sums over ops."""
     by_place: defaultdict[tuple[str, str], list[NodeProto]] = defaultdict(list)
     for node in proto.graph.node:
-        for place in _places(node):
+        for place in _places(node) if node.op_type != "Constant" else ():
             by_place[place].append(node)
-    met: defaultdict[tuple[str, str], int] = defaultdict(int)
-    gathered: dict[int, tuple[NodeProto, list[OpNote]]] = {}
+    groups: defaultdict[tuple[str, str], list[OpNote]] = defaultdict(list)
     for note in notes:
         path, line = note.where
-        key = next((key for key in ((path, line), (path, ""), ("", line)) if any(key) and key in by_place), None)
-        if key is None:
-            continue
-        nodes = by_place[key]
-        node = nodes[min(met[key], len(nodes) - 1)]
-        met[key] += 1
-        gathered.setdefault(id(node), (node, []))[1].append(note)
+        keys = ((path, line), (path, ""), (_ANY, line))
+        groups[next((key for key in keys if any(key) and key in by_place), ("", ""))].append(note)
+    gathered: dict[int, tuple[NodeProto, list[OpNote]]] = {}
+    for key, group in groups.items():
+        nodes = by_place.get(key, [])
+        for number, note in enumerate(group if nodes else ()):
+            # one op that the exporter wrote as several is at the last of them, which makes its value
+            node = nodes[max((number + 1) * len(nodes) // len(group) - 1, 0)]
+            gathered.setdefault(id(node), (node, []))[1].append(note)
     for node, mine in gathered.values():
         entries = {
             KEPT: str(any(note.kept for note in mine)).lower(),
@@ -136,20 +139,19 @@ def note_nodes(proto: ModelProto, notes: Sequence[OpNote]) -> int:
 
 
 def _places(node: NodeProto) -> Iterator[tuple[str, str]]:
-    """Module and line of a node, each of the two alone; each line of its trace."""
+    """Module and line of a node, each of the two alone; each line of its trace once."""
     told = {entry.key: entry.value for entry in node.metadata_props}
     try:
         scopes = ast.literal_eval(told.get(_SCOPES, "[]"))
     except (ValueError, SyntaxError):
         scopes = []
     path = next((scope for scope in reversed(scopes[:-1]) if scope), "")
-    lines = [f"{PurePath(file).name}:{line} in {name}" for file, line, name in _LINE.findall(told.get(_TRACE, ""))]
     if path:
         yield path, ""
-    for line in reversed(lines):
+    lines = {f"{file}:{line} in {name}" for file, line, name in _LINE.findall(told.get(_TRACE, ""))}
+    for line in sorted(lines):
         yield path, line
-        if path:
-            yield "", line
+        yield _ANY, line
 
 
 def _first_line(error: BaseException) -> str:

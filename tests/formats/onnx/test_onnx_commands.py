@@ -59,14 +59,9 @@ def test_a_batch_is_fitted(model: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(out)["largest_batch"] > 0
 
 
-@pytest.mark.parametrize("name", ["gpt2", "cnn"])
-def test_sizes_are_swept(
-    name: str, tmp_path: Path, exported: Callable[[str], Exported], capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / f"{name}.onnx"
-    path.write_bytes(exported(name).raw)
+def test_sizes_are_swept(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--dim", "N=4", "--over", "batch=2:8", "--cost-model", "roofline", "--json")
-    code, out, err = run(capsys, "sweep", path, *words)
+    code, out, err = run(capsys, "sweep", model, *words)
     assert code == 0, err
     assert [point["sizes"]["batch"] for point in json.loads(out)["points"]] == [2, 4, 8]
 

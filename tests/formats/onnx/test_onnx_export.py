@@ -32,18 +32,18 @@ def test_notes_find_their_nodes_and_add_up() -> None:
         node.metadata_props.add(key=SCOPES, value=scopes)
         node.metadata_props.add(key=TRACE, value=f'File "/a/b/train.py", line {line}, in forward\n  code')
     notes = [
-        OpNote(("one", "train.py:3 in forward"), True, 0, 10, 1.0),
-        OpNote(("one", "train.py:3 in forward"), False, 1, 20, 2.0),
-        OpNote(("one", "train.py:3 in forward"), False, 2, 30, 4.0),
-        OpNote(("", "train.py:7 in forward"), False, 0, 5, 8.0),
+        OpNote(("one", "/a/b/train.py:3 in forward"), True, 0, 10, 1.0),
+        OpNote(("one", "/a/b/train.py:3 in forward"), False, 1, 20, 2.0),
+        OpNote(("one", "/a/b/train.py:3 in forward"), False, 2, 30, 4.0),
+        OpNote(("", "/a/b/train.py:7 in forward"), False, 0, 5, 8.0),
         OpNote(("elsewhere", "other.py:1 in forward"), False, 0, 5, 8.0),
     ]
     assert note_nodes(proto, notes) == 3
     found = [told(node) for node in proto.graph.node]
-    assert [each[BYTES] for each in found] == ["10", "50", "5"]
-    assert [each[RECOMPUTED] for each in found] == ["0", "3", "0"]
+    assert [each[BYTES] for each in found] == ["30", "30", "5"]
+    assert [each[RECOMPUTED] for each in found] == ["1", "2", "0"]
     assert [each[KEPT] for each in found] == ["true", "false", "false"]
-    assert [float(each[SECONDS]) for each in found] == [1.0, 6.0, 8.0]
+    assert [float(each[SECONDS]) for each in found] == [3.0, 4.0, 8.0]
 
 
 def test_a_file_has_the_plan_and_computes_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
