@@ -20,7 +20,7 @@ from graphopt.formats.onnx.ops.node import OnnxNode, is_known
 from graphopt.formats.onnx.parameters import Parameters
 from graphopt.formats.onnx.read import is_own, nodes_of, opset_of
 from graphopt.formats.onnx.recorder import Recorder
-from graphopt.formats.onnx.tensors import MissingData, kind_of, to_torch
+from graphopt.formats.onnx.tensors import MissingData, TensorKind, kind_of, to_torch
 from graphopt.formats.onnx.weights import Uses, uses_of
 
 _NOT_IN_NAMES = re.compile(r"\W")
@@ -41,13 +41,21 @@ class Builder:
         self._count = 0
 
     def build(
-        self, inputs: Sequence[OnnxInput], shapes: Sequence[Sequence[int]], known: Mapping[str, Tensor]
+        self,
+        inputs: Sequence[OnnxInput],
+        shapes: Sequence[Sequence[int]],
+        known: Mapping[str, Tensor],
+        stripped: Sequence[OnnxInput] = (),
     ) -> fx.GraphModule:
         """The module of inputs of these shapes; what is `known` besides is a constant of it.
 
-        Raises OnnxError with node and operator.
+        Inputs that a file was `stripped` of, its weights, are made at random. Raises OnnxError with node and operator.
         """
         self.values.update(known)
+        for each in stripped:
+            value = self.parameters.at_random(each.name, TensorKind(tuple(each.shape({})), each.dtype))
+            trains = self.uses.trains(each.name, value.numel(), floating=True)
+            self.values[each.name] = self.parameters.add(each.name, value) if trains else value
         for each, shape in zip(inputs, shapes, strict=True):
             name = _NOT_IN_NAMES.sub("_", each.name) or "input"
             name = name if not name[0].isdigit() else f"input_{name}"
@@ -140,8 +148,10 @@ class Builder:
         def read() -> Tensor:
             try:
                 return to_torch(tensor, self.folder)
-            except MissingData as error:
-                return self.parameters.at_random(tensor.name, kind, error)
+            except MissingData:
+                if not kind.dtype.is_floating_point:
+                    raise
+                return self.parameters.at_random(tensor.name, kind)
 
         try:
             return self.parameters.of_initialiser(tensor.name, kind, read)

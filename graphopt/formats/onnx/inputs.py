@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from graphopt.base.errors import OnnxError
 from graphopt.formats.onnx.ops.node import torch_dtype
+from graphopt.formats.onnx.weights import Uses
 
 #: Examples are really made; larger ones are a mistake in `--dim`, or a file that wants to fill the memory.
 MOST_BYTES = 2**33
@@ -52,6 +53,12 @@ def inputs_of(model: ModelProto) -> list[OnnxInput]:
         )
         found.append(OnnxInput(each.name, sizes, dtype))
     return found
+
+
+def is_stripped(each: OnnxInput, uses: Uses) -> bool:
+    """Whether an input is a weight that the file lacks: it stands in such a place, and all its sizes are numbers."""
+    numbers = all(isinstance(size, int) for size in each.sizes)
+    return bool(each.sizes) and numbers and each.dtype.is_floating_point and uses.is_missing(each.name)
 
 
 def names_of_sizes(inputs: Sequence[OnnxInput]) -> list[str]:

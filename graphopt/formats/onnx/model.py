@@ -12,11 +12,12 @@ from torch import Tensor, fx
 
 from graphopt.base.errors import OnnxError
 from graphopt.formats.onnx.graph import Builder
-from graphopt.formats.onnx.inputs import check_sizes, example, inputs_of
+from graphopt.formats.onnx.inputs import check_sizes, example, inputs_of, is_stripped
 from graphopt.formats.onnx.lines import name_lines
 from graphopt.formats.onnx.ops import OPERATORS
 from graphopt.formats.onnx.read import check, count_operators, opset_of, read_file
 from graphopt.formats.onnx.sizes import follow_sizes, sizes_of
+from graphopt.formats.onnx.weights import uses_of
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,16 @@ def read_model(
     if any(size < 1 for size in (dims or {}).values()):
         raise OnnxError("a size is a whole number from 1 on")
     try:
-        proto = read_file(place)
         return import_model(
-            proto, place.parent, dims or {}, with_weights=with_weights, sizes_change=sizes_change, seed=seed,
+            read_file(place),
+            place.parent,
+            dims or {},
+            with_weights=with_weights,
+            sizes_change=sizes_change,
+            seed=seed,
             title=re.sub(r"\W", "_", place.stem) if place.stem[:1].isalpha() else "OnnxModel",
-        )  # fmt: skip
+            may_be_stripped=True,
+        )
     except OnnxError as error:
         raise OnnxError(f"{place.name}: {error}") from error.__cause__
 
@@ -65,14 +71,21 @@ def import_model(
     seed: int = 0,
     known: Mapping[str, Tensor] | None = None,
     title: str = "OnnxModel",
+    may_be_stripped: bool = False,
 ) -> ImportedModel:
-    """As `read_model`, of a model that was read; inputs that are `known` become constants of it."""
+    """As `read_model`, of a model that was read; inputs that are `known` become constants of it.
+
+    Where the file may be stripped of its weights, inputs that stand in their places are made as such.
+    """
     model = known_operators(model)
     inputs = [each for each in inputs_of(model) if each.name not in (known or {})]
+    uses = uses_of(model.graph.node)
+    stripped = [each for each in inputs if may_be_stripped and is_stripped(each, uses)]
+    inputs = [each for each in inputs if each not in stripped]
     check_sizes(inputs, dims)
     shapes = [each.shape(dims) for each in inputs]
     builder = Builder(model, folder, with_weights=with_weights, title=title)
-    module = builder.build(inputs, shapes, known or {})
+    module = builder.build(inputs, shapes, known or {}, stripped)
     holes = [node for node in module.graph.nodes if node.op == "placeholder"]
     examples = {
         hole.name: example(each, dims, hole, seed + place)
@@ -81,7 +94,9 @@ def import_model(
     if sizes_change:
         follow_sizes(
             module, shapes, sizes_of(inputs, dims),
-            lambda shapes: Builder(model, folder, with_weights=False).build(inputs, shapes, {}),
+            lambda shapes: Builder(model, folder, with_weights=False).build(
+                inputs, shapes, known or {}, stripped
+            ),
         )  # fmt: skip
     name_lines(module, f"{title}.onnx")
     return ImportedModel(module.train(), examples, builder.notes.lines())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from graphopt.formats.onnx.notes import Notes, is_made
 from graphopt.formats.onnx.ops.node import is_known
 from graphopt.formats.onnx.recorder import Recorder, put
-from graphopt.formats.onnx.tensors import MissingData, TensorKind
+from graphopt.formats.onnx.tensors import TensorKind
 from graphopt.formats.onnx.weights import ALIKE, ONES, SETTINGS, WEIGHTS, Uses
 
 _NOT_IN_NAMES = re.compile(r"\W")
@@ -74,10 +74,8 @@ class Parameters:
         self._numbers[name] = value
         return self._new(name, value)
 
-    def at_random(self, name: str, kind: TensorKind, error: MissingData) -> Tensor:
-        """Numbers for what stands in a file that is not there; raises the error where none would do."""
-        if not kind.dtype.is_floating_point:
-            raise error
+    def at_random(self, name: str, kind: TensorKind) -> Tensor:
+        """Numbers for weights that are not there."""
         self.notes.missing.append(name)
         if any(place in ONES.get(node.op_type, ()) for node, place in self.uses.readers.get(name, [])):
             return torch.ones(kind.shape, dtype=kind.dtype)

@@ -25,6 +25,7 @@ WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "RNN": (1, 2, 3),
     "PRelu": (1,),
 }
+STATISTICS: Mapping[str, tuple[int, ...]] = {"BatchNormalization": (3, 4)}
 #: Inputs that set something: limits, scales, steps, running statistics.
 SETTINGS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (3, 4),
@@ -79,6 +80,12 @@ class Uses:
         if elements == 1:
             return not all(self._is_number(node, place) for node, place in readers)
         return not self._turns(name)
+
+    def is_missing(self, name: str) -> bool:
+        """Whether an input of a model stands where only weights do: such a file was stripped of them."""
+        readers = self.readers.get(name, [])
+        places = [place in WEIGHTS.get(n.op_type, ()) or place in STATISTICS.get(n.op_type, ()) for n, place in readers]
+        return bool(readers) and all(places) and all(node.op_type != "MatMul" and place for node, place in readers)
 
     def _is_number(self, node: NodeProto, place: int) -> bool:
         """Whether one number is read as a setting of arithmetic; the bias of a layer with one output is none."""

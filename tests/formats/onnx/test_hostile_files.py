@@ -154,6 +154,22 @@ def test_sizes_are_named(
         read_model(path, dims)
 
 
+def test_a_file_that_was_stripped_of_its_weights_is_planned_with_others(
+    tmp_path: Path, exported: Callable[[str], Exported]
+) -> None:
+    proto, path = exported("cnn").proto, tmp_path / "model.onnx"
+    for weight in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
+    del proto.graph.initializer[:]
+    path.write_bytes(proto.SerializeToString())
+    found = read_model(path, {"N": 2})
+    assert {n: p.shape for n, p in found.module.named_parameters()} == {
+        n: p.shape for n, p in exported("cnn").model.named_parameters()
+    }
+    assert list(found.example_inputs) == ["input0"] and any("made at random" in line for line in found.notes)
+    assert torch.isfinite(found.module(*found.example_inputs.values())[0]).all()
+
+
 def test_a_shape_that_depends_on_data_is_refused_with_its_node() -> None:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])
     n = helper.make_tensor_value_info("n", TensorProto.INT64, [2])
