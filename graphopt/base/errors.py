@@ -23,6 +23,10 @@ class ProblemError(UsageError):
     """A problem file that is malformed; the message names the field."""
 
 
+class OnnxError(UsageError):
+    """An ONNX file that cannot be read, or that asks for what is not known here; the message names op and node."""
+
+
 class ScheduleError(UsageError):
     """A schedule that is not valid for its problem; the message names the step."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,12 +29,19 @@ class Target:
     dynamic: Mapping[str, int] | None = None
 
 
-def load_target(spec: str, device: str | None = None) -> Target:
+def load_target(
+    spec: str, device: str | None = None, dims: Sequence[str] | None = None, *, sizes_change: bool = False
+) -> Target:
     """Call the function that `spec` names, `FILE.py:FUNCTION` or `package.module:FUNCTION`.
 
-    On the device "meta" nothing is allocated from the start, and `spec` may be a config.json of transformers'. Raises
-    UsageError, naming what is missing or wrong.
+    On the device "meta" nothing is allocated from the start, and `spec` may be a config.json of transformers'. It may
+    be an ONNX file, with `dims` ("N=8") for its named sizes; `sizes_change` says that other sizes will be asked for.
+    Raises UsageError, naming what is missing or wrong.
     """
+    if spec.endswith(".onnx"):
+        return _of_onnx(spec, device, dims or (), sizes_change)
+    if dims:
+        raise UsageError(f"--dim names sizes of an ONNX file, and {spec!r} is none")
     if spec.endswith(".json"):
         if device != "meta":
             raise UsageError(f"{spec!r}: a model of which there is a configuration alone needs --meta")
@@ -52,6 +59,14 @@ def load_target(spec: str, device: str | None = None) -> Target:
     except Exception as error:
         raise UsageError(f"{spec} raised {type(error).__name__}: {error}") from error
     return _moved(_checked(built, spec), device)
+
+
+def _of_onnx(path: str, device: str | None, dims: Sequence[str], sizes_change: bool) -> Target:
+    """The model of an ONNX file, with the mean of its outputs for a loss."""
+    from graphopt.cli.onnx_target import mean_of_outputs, read_onnx
+
+    model, inputs = read_onnx(path, dims, on_meta=device == "meta", sizes_change=sizes_change)
+    return _moved(Target(model, dict(inputs), mean_of_outputs), device)
 
 
 def _called(function: Callable[[], Any], device: str | None) -> Any:

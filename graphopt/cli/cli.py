@@ -77,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
         if name == "plan":
             _graph(command)
+            _problem_out(command)
             command.add_argument(
                 "--dynamic", metavar="NAME=DIM,...", help="print formulas in these sizes of inputs: batch=0,length=1"
             )
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("adamw", "adam", "sgd", "none"),
         help="whose state counts (sgd: with momentum); default: the one that FUNCTION returns fourth, or adamw",
     )
+    _export(_command(commands, "export", "write a model's forward as an ONNX file, the plan on its nodes"))
     solve = _command(commands, "solve", "run a planner on a bare problem (no torch)")
     solve.add_argument("problem", help="a graphopt.problem/1 JSON file")
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
@@ -121,6 +123,13 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     return command
 
 
+def _export(command: argparse.ArgumentParser) -> None:
+    _target(command)
+    command.add_argument("--onnx", metavar="PATH", required=True, help="the file to write, for example model.onnx")
+    command.add_argument("--mem-budget", metavar="BYTES", help="plan for it first; without, the nodes have no notes")
+    _planner(command)
+
+
 def _numerics(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--numerics", choices=("bitwise", "reordered"), default="bitwise",
@@ -139,11 +148,19 @@ def _target(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "target",
         metavar="FILE.py:FUNCTION",
-        help="a function that returns (model, example_inputs), with loss_fn and optimizer behind them if there are",
+        help="a function that returns (model, example_inputs), with loss_fn and optimizer behind them if there are; or "
+        "an ONNX file, model.onnx",
+    )
+    command.add_argument(
+        "--dim", metavar="NAME=SIZE,...", action="append", help="of an ONNX file: sizes that have only a name, as N=8"
     )
     command.add_argument("--cost-model", default="auto", help="profiled, roofline or auto (default)")
     command.add_argument("--reserve", metavar="BYTES", default="0", help="bytes that you hold besides (default 0)")
     command.add_argument("--device", help="move the model and its inputs there first, for example cuda")
+
+
+def _problem_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--problem-out", metavar="PATH", help="write what is planned as a problem for solve")
 
 
 def _meta(command: argparse.ArgumentParser) -> None:
@@ -183,6 +200,7 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
         "verify": (commands.verify, "planning, and running it against eager"),
         "sweep": (commands.sweep, "capturing, and planning for every budget"),
         "fit": (commands.fit, "capturing, and planning micro-batches"),
+        "export": (commands.export, "capturing, planning and exporting"),
         "solve": (commands.solve, "planning"),
         "demo": (commands.demo, ""),
     }[options.command]

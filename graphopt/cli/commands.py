@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ from graphopt.base.records import write_text
 from graphopt.base.units import format_bytes, parse_bytes
 from graphopt.formats.graph_file import check_graph_path, write_graph
 from graphopt.problem.plan import PROVEN
-from graphopt.problem.problem import Problem, load_problem
+from graphopt.problem.problem import Problem, load_problem, problem_to_json
 from graphopt.problem.schedule import Schedule, check_schedule, simulate
 from graphopt.report.html import render_html
 from graphopt.report.json import report_to_json
 from graphopt.report.text import render_text
 
 if TYPE_CHECKING:
+    from graphopt.plan.planned_graph import PlannedGraph
     from graphopt.planners import Planner, Study
     from graphopt.report.data import Report
 
@@ -55,6 +57,8 @@ def plan(options: argparse.Namespace) -> CommandResult:
         from graphopt.formats.model_graph import planned_graphs
 
         write_graph(planned_graphs(optimized.planned_graphs), options.graph)
+    if options.problem_out:
+        _write_problem(optimized.planned_graphs, options.problem_out)
     behind += f"\n\n{ON_META}" if options.meta else ""
     return CommandResult(
         lambda color: render_text(optimized.report, color=color) + behind, report_to_json(optimized.report) | data
@@ -91,7 +95,7 @@ def sweep(options: argparse.Namespace) -> CommandResult:
         return CommandResult(*sweep_over(options, _costs(options)))
     if options.mem_budget is not None:
         raise UsageError("sweep takes --mem-budget with --over; without, it is over all budgets")
-    target = load_target(options.target, "meta" if options.meta else options.device)
+    target = load_target(options.target, "meta" if options.meta else options.device, options.dim)
     from graphopt.api.estimate import estimate
 
     found = estimate(target.model, target.example_inputs, target.loss_fn, **_costs(options))
@@ -113,7 +117,7 @@ def fit(options: argparse.Namespace) -> CommandResult:
     from graphopt.cli.build_function import load_target
     from graphopt.report.fit import fit_text
 
-    target = load_target(options.target, options.device)
+    target = load_target(options.target, options.device, options.dim, sizes_change=True)
     found = fit_model(
         target.model,
         target.example_inputs,
@@ -128,6 +132,38 @@ def fit(options: argparse.Namespace) -> CommandResult:
     )
     data = {"schema": "graphopt.fit/1", **asdict(found)}
     return CommandResult(lambda color: fit_text(found, color=color), data, 0 if found.chosen else BudgetError.exit_code)
+
+
+def export(options: argparse.Namespace) -> CommandResult:
+    """Write a model's forward as an ONNX file, with the plan on its nodes where there is a budget."""
+    from graphopt.cli.onnx_target import check_installed, inputs_of_forward
+
+    if options.mem_budget is not None:
+        parse_bytes(options.mem_budget, device_total_bytes=2**40)
+    for package in ("onnx", "onnxscript"):
+        check_installed(package, f"torch writes no ONNX file without the package {package}")
+    from graphopt.api.optimize import plan_model
+    from graphopt.cli.build_function import load_target
+    from graphopt.formats.onnx.export import export_model
+
+    target = load_target(options.target, options.device, options.dim)
+    data: dict[str, Any] = {"schema": "graphopt.export/1", "path": options.onnx, "peak_bytes": None}
+    planned: tuple[PlannedGraph, ...] = ()
+    about: dict[str, Any] = {}
+    if options.mem_budget is not None:
+        keywords = {"planner": options.planner, "plan_seconds": options.plan_seconds, **_costs(options)}
+        if target.optimizer is not None:
+            keywords["optimizer"] = target.optimizer
+        found = plan_model(
+            target.model, target.example_inputs, target.loss_fn, mem_budget=options.mem_budget, **keywords
+        )
+        planned, plan = found.planned_graphs, found.plan
+        about = {name: getattr(plan, name) for name in ("peak_bytes", "eager_peak_bytes", "minimum_bytes", "overhead")}
+        data |= about
+    nodes, noted = export_model(target.model, inputs_of_forward(target), options.onnx, planned, about)
+    data |= {"nodes": nodes, "noted_nodes": noted}
+    text = f"{options.onnx}: {nodes} nodes, {noted} with a note of the plan"
+    return CommandResult(lambda _: text, data)
 
 
 def solve(options: argparse.Namespace) -> CommandResult:
@@ -204,7 +240,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     keywords |= {"plan_seconds": options.plan_seconds, "compiler": options.compiler, "numerics": options.numerics}
     keywords["offload"] = options.offload
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
-    target = load_target(options.target, "meta" if is_meta else options.device)
+    sizes_change = getattr(options, "dynamic", None) is not None
+    target = load_target(options.target, "meta" if is_meta else options.device, options.dim, sizes_change=sizes_change)
     if target.optimizer is not None:
         keywords["optimizer"] = target.optimizer
     return target, keywords
@@ -220,6 +257,13 @@ def _write(options: argparse.Namespace, report: Report) -> None:
         report.plan.save(options.save_plan)
     if options.html:
         write_text(options.html, render_html(report))
+
+
+def _write_problem(planned: Sequence[PlannedGraph], path: str) -> None:
+    """Write the problem of a model of one graph."""
+    if len(planned) != 1:
+        raise UsageError(f"--problem-out: the model is {len(planned)} graphs, and a problem is of one")
+    write_text(path, json.dumps(problem_to_json(planned[0].captured.problem)))
 
 
 def _minimum_bytes(run: Planner, study: Study) -> int:

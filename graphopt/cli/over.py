@@ -60,7 +60,7 @@ def sweep_over(options: argparse.Namespace, costs: dict[str, Any]) -> tuple[Call
     from graphopt.cli.build_function import load_target
     from graphopt.report.grid import SizeGrid, grid_text
 
-    target = load_target(options.target, "meta" if options.meta else options.device)
+    target = load_target(options.target, "meta" if options.meta else options.device, options.dim, sizes_change=True)
     found = estimate(
         target.model, target.example_inputs, target.loss_fn, optimizer=target.optimizer, dynamic=dynamic, **costs
     )

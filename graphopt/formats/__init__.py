@@ -1,1 +1,1 @@
-"""Doors to other tools: graphs for networkx, GraphML and Graphviz."""
+"""Doors to other tools: graphs for networkx, GraphML and Graphviz; ONNX files."""

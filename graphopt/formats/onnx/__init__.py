@@ -1,0 +1,1 @@
+"""ONNX files: in as a module that trains, out with the plan on every node."""
