@@ -27,11 +27,11 @@ def plan_graph(study: GraphStudy, budget_bytes: int, choice: Choice) -> PlannedG
     if peak_bytes > budget_bytes:
         raise InfeasibleError(budget_bytes, peak_bytes)
     simulation = simulate(study.graph.problem, schedule)
+    own_bytes = budget_bytes - (peak_bytes - simulation.peak_bytes)  # without generator states
     if not study.kept and (gathers := gathers_of(study.graph)):
-        state_bytes = peak_bytes - simulation.peak_bytes
-        schedule, simulation = prefetched(study.graph, schedule, simulation, gathers, budget_bytes - state_bytes)
+        schedule, simulation = prefetched(study.graph, schedule, simulation, gathers, own_bytes)
     if study.graph.moved and choice.offload is not None:
-        schedule, simulation = placed_transfers(study.graph, schedule, choice.offload.link, budget_bytes)
+        schedule, simulation = placed_transfers(study.graph, schedule, choice.offload.link, own_bytes)
     return PlannedGraph(study, choice, budget_bytes, schedule, simulation)
 
 
