@@ -1,7 +1,7 @@
 """StepGraph + schedule -> forward and backward GraphModules that run in exactly that order.
 
-Each graph frees a value at its last use: fx's generated code drops a variable after the last statement that names it,
-inputs come in a list that is emptied (the boxed calling convention), and views are made right before they are read.
+Each graph frees a value at its last use: fx's code drops a variable behind the last statement that names it, inputs
+come in a list that is emptied (the boxed calling convention), and views are made right before they are read.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ class Emitter:
     def __init__(
         self, step: StepGraph, schedule: Schedule, *, halves: int = 2, saves_numbers: bool = True, depot: str = ""
     ) -> None:
-        self.step = step
-        self.moved = MovedValues.of(step, schedule, depot)
+        self.step, self.moved = step, MovedValues.of(step, schedule, depot)
         times = Counter(schedule)
         self.replayed = {op for op, count in times.items() if count > 1 and step.ops[op].random}
         self.seen: set[int] = set()

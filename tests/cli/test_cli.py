@@ -313,7 +313,7 @@ def test_what_is_asked_for_reaches_the_api(
     assert json.loads(saved.read_text())["schema"] == "graphopt.plan/6"
     assert asked == {
         "mem_budget": "8MiB", "planner": "chain", "cost_model": "roofline", "reserve": "1KiB", "plan": None,
-        "plan_seconds": 2.5, "compiler": "inductor", "dynamic": None, "numerics": "bitwise",
+        "plan_seconds": 2.5, "compiler": "inductor", "dynamic": None, "numerics": "bitwise", "offload": None,
         "model": "Sequential", "inputs": 2, "loss": "mse_loss",
     }  # fmt: skip
 

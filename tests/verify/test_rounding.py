@@ -183,8 +183,8 @@ def test_a_wrong_dropout_mask_is_found_and_named(monkeypatch: pytest.MonkeyPatch
                 x = layer(x).relu() * torch.empty_like(x).bernoulli_(0.6) + x
             return x.square().mean()
 
-    def sabotage(step: StepGraph, schedule: Schedule) -> Emitted:
-        emitted = real(step, schedule)
+    def sabotage(step: StepGraph, schedule: Schedule, depot: str) -> Emitted:
+        emitted = real(step, schedule, depot)
         if len(schedule) > len(step.ops):
             _swap_draws(emitted.backward)
         return emitted

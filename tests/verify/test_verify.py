@@ -76,8 +76,8 @@ def test_verifying_leaves_everything_as_it_was() -> None:
 def test_a_wrong_op_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every recomputed relu replaced by another function: the gradients are plausible, and wrong."""
 
-    def sabotage(step: StepGraph, schedule: Schedule) -> Emitted:
-        emitted = real(step, schedule)
+    def sabotage(step: StepGraph, schedule: Schedule, depot: str) -> Emitted:
+        emitted = real(step, schedule, depot)
         if len(schedule) > len(step.ops):
             _swap_relu(emitted.backward)
         return emitted
