@@ -82,15 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
                 "--dynamic", metavar="NAME=DIM,...", help="print formulas in these sizes of inputs: batch=0,length=1"
             )
             _meta(command)
-    sweep = _command(commands, "sweep", "the whole memory/time curve of a model")
-    _target(sweep)
-    sweep.add_argument("--html", metavar="PATH", help="write the curve as one self-contained page")
-    sweep.add_argument(
-        "--over", metavar="NAME=FROM:TO,...",
-        help="sizes of inputs, not budgets: batch=1:64,length=128:4096 (dimensions 0 and 1), or NAME@DIM=FROM:TO",
-    )  # fmt: skip
-    sweep.add_argument("--mem-budget", metavar="BYTES", help="with --over: what fits in it, and at what price")
-    _meta(sweep)
+    _sweep(commands)
     fit = _command(commands, "fit", "the ways to cut a batch that fit, and the largest batch that needs no cutting")
     _target(fit)
     fit.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 8GiB")
@@ -111,6 +103,18 @@ def make_parser() -> argparse.ArgumentParser:
     demo = _command(commands, "demo", "train a small GPT-2 inside a third of eager's memory")
     demo.add_argument("--steps", type=int, default=24, help="training steps (default 24)")
     return parser
+
+
+def _sweep(commands: Any) -> None:
+    sweep = _command(commands, "sweep", "the whole memory/time curve of a model")
+    _target(sweep)
+    sweep.add_argument("--html", metavar="PATH", help="write the curve as one self-contained page")
+    sweep.add_argument(
+        "--over", metavar="NAME=FROM:TO,...",
+        help="sizes of inputs, not budgets: batch=1:64,length=128:4096 (dimensions 0 and 1), or NAME@DIM=FROM:TO",
+    )  # fmt: skip
+    sweep.add_argument("--mem-budget", metavar="BYTES", help="with --over: what fits in it, and at what price")
+    _meta(sweep)
 
 
 def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
