@@ -25,6 +25,9 @@ class Fetching:
 class Depot(Protocol):
     """Takes the storages of tensors, whole, and gives them back with the same bits."""
 
+    def __hash__(self) -> int:
+        """Each is itself alone."""
+
     def stow(self, tensor: Tensor) -> Tensor:
         """Begin to write a tensor; gives its token. The tensor is held until that is done."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from graphopt.base.errors import OffloadError, UsageError
+from graphopt.kernels.offload.depot import Depot
 from graphopt.kernels.offload.link import DepotLink, measure_link
 from graphopt.kernels.offload.ops import file_depot, host_depot
 
@@ -42,9 +44,15 @@ def offload_to(where: object, device: torch.device) -> Offload | None:
         raise UsageError(f"offload={str(where)!r} {what}, and the model is on {device}")
     label, depot = host_depot(device) if where == "host" else file_depot(_folder(where))
     try:
-        return Offload(label, measure_link(depot, device))
+        return Offload(label, _link_of(depot, device))
     except OffloadError as error:
         raise UsageError(f"offload: nothing can be moved to {str(where)!r}: {error}") from error
+
+
+@cache
+def _link_of(depot: Depot, device: torch.device) -> DepotLink:
+    """Measured once: what is planned twice in a process must fit twice, and noise would make it another plan."""
+    return measure_link(depot, device)
 
 
 def _folder(where: str | Path) -> Path:
