@@ -89,6 +89,11 @@ def graph_with_transfers(
     )
 
 
+def fetch_ops(step: StepGraph) -> tuple[int, ...]:
+    """The ops that hand on, or fetch, what those in front of them made, in the order of these."""
+    return tuple(i for i, op in enumerate(step.ops) if op.transfer is not None and op.transfer.is_fetch)
+
+
 def fetched_values(step: StepGraph, schedule: Schedule) -> dict[int, tuple[int, ...]]:
     """By the places at which a schedule fetches: the values that are read before they are there anew.
 

@@ -45,16 +45,16 @@ class FloorChange:
 
 
 def floor_changes(
-    study: GraphStudy, resident_bytes: Mapping[str, int], *, offloads: bool = False, asks_planners: bool = True
+    study: GraphStudy, resident_bytes: Mapping[str, int], *, asks_planners: bool = True
 ) -> list[FloorChange]:
     """The changes that lower the floor of a graph beside what is resident, those that save most first.
 
-    Without `asks_planners` only what takes milliseconds to know; with `offloads` values are moved already.
+    Without `asks_planners` only what takes milliseconds to know.
     """
     floor_bytes = sum(resident_bytes.values()) + study.minimum_bytes
     found = [*_of_values(study), *_of_state(study, resident_bytes)]
     if asks_planners:
-        found += _of_forms(study, offloads)
+        found += _of_forms(study)
     worth = [change for change in found if change.saved_bytes >= LEAST_SHARE * floor_bytes]
     return sorted(worth, key=lambda change: -change.saved_bytes)
 
@@ -90,11 +90,11 @@ def _of_state(study: GraphStudy, resident_bytes: Mapping[str, int]) -> Iterator[
         yield FloorChange(what, int((1 - _SMALL_STATE) * optimizer_bytes))
 
 
-def _of_forms(study: GraphStudy, offloads: bool) -> Iterator[FloorChange]:
+def _of_forms(study: GraphStudy) -> Iterator[FloorChange]:
     if not study.is_reordered and study.graph.forms.every:
         least = smallest_forms([study.reordered()])[0].minimum_bytes
         yield FloorChange("numerics='reordered'", study.minimum_bytes - least)
-    if not offloads and not study.graph.moved and study.kept is None:
+    if not study.graph.moved and study.kept is None:
         form = study.moving(_FREE_LINK, 1.0)
         if form is not None:
             yield FloorChange("offload='file' (on a GPU 'host')", study.minimum_bytes - form.minimum_bytes)

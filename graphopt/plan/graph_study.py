@@ -12,7 +12,7 @@ import numpy as np
 from graphopt.base.errors import InfeasibleError, PlanMismatchError, ScheduleError
 from graphopt.emit.late_writers import settle
 from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.graph.transfers import graph_with_transfers, placed
+from graphopt.graph.transfers import fetch_ops, graph_with_transfers
 from graphopt.kernels.offload.link import DepotLink
 from graphopt.plan.choice import Choice
 from graphopt.plan.generator_states import most_generator_state_bytes, with_generator_states
@@ -108,8 +108,7 @@ class GraphStudy:
     @cached_property
     def free_seconds(self) -> float:
         """What the problem counts for values that are handed on, which takes no time."""
-        places = placed(len(self.graph.step.ops) - 2 * len(self.graph.moved), self.graph.moved)
-        return math.fsum(self.graph.problem.ops[places.fetch(op)].seconds for op in self.graph.moved)
+        return math.fsum(self.graph.problem.ops[op].seconds for op in fetch_ops(self.graph.step))
 
     @cached_property
     def planned(self) -> Study:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from graphopt.graph.captured_graph import CapturedGraph, Decision
-from graphopt.graph.transfers import fetched_values, placed
+from graphopt.graph.transfers import fetch_ops, fetched_values
 from graphopt.plan.checkpoints import find_checkpoints, recomputed_names
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import Candidate, GraphStudy
@@ -51,7 +51,6 @@ class PlannedGraph:
     def plan(self) -> GraphPlan:
         """What is kept and shown of it. It is made when it is asked for: running a step needs none of it."""
         study, step, problem = self.study, self.captured.step, self.captured.problem
-        places = placed(len(step.ops) - 2 * len(self.captured.moved), self.captured.moved)
         return GraphPlan(
             name=self.captured.name,
             graph_hash=step.graph_hash,
@@ -72,7 +71,7 @@ class PlannedGraph:
             checkpoints=find_checkpoints(step, problem, self.schedule),
             recomputed=recomputed_names(step, self.schedule),
             moved=self.captured.moved,
-            fetch_seconds=tuple(problem.ops[places.fetch(op)].seconds for op in self.captured.moved),
+            fetch_seconds=tuple(problem.ops[op].seconds for op in fetch_ops(step)),
             fetched=tuple(step.ops[self.schedule[place]].name for place in fetched_values(step, self.schedule)),
             moved_bytes=moved_bytes(step, problem, self.schedule),
             curve=_kept_points(study.curve),

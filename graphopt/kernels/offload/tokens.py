@@ -1,4 +1,4 @@
-"""PlacesByToken of values that are elsewhere: a value's place goes with the last tensor that holds its token."""
+"""Tokens of values that are elsewhere: a value's place goes with the last tensor that holds its token."""
 
 from __future__ import annotations
 
