@@ -23,8 +23,6 @@ class Lanes:
     waited_seconds: float
     begins: tuple[float, ...]
     written: dict[int, float]
-    #: When each of the schedule's fetches has ended, by its place.
-    fetched: dict[int, float]
 
 
 def moved_bytes(step: StepGraph, problem: Problem, schedule: Schedule) -> int:
@@ -42,7 +40,6 @@ def run_lanes(step: StepGraph, problem: Problem, schedule: Schedule, link: Depot
     now = free = waited = 0.0
     begins: list[float] = []
     written: dict[int, float] = {}
-    fetched: dict[int, float] = {}
     arriving: dict[int, float] = {}
 
     def wait_until(then: float) -> None:
@@ -68,12 +65,12 @@ def run_lanes(step: StepGraph, problem: Problem, schedule: Schedule, link: Depot
         elif place in at_fetch:
             now += link.host_seconds
             size_bytes = _bytes_of(problem, at_fetch[place])
-            fetched[place] = free = max(free, now) + link.read_seconds(size_bytes)
+            free = max(free, now) + link.read_seconds(size_bytes)
             arriving |= dict.fromkeys(at_fetch[place], free)
         elif not transfer.is_fetch and transfer.of in moved:
             wait_until(written[transfer.of])
             now += link.host_seconds
-    return Lanes(now, waited, tuple(begins), written, fetched)
+    return Lanes(now, waited, tuple(begins), written)
 
 
 def _bytes_of(problem: Problem, values: Iterable[int]) -> int:
