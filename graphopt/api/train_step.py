@@ -26,6 +26,7 @@ from graphopt.plan.offload.where import offload_to
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.run.model.loss_module import LossModule, as_call
 from graphopt.run.model.request import OnExcess, check_on_excess
+from graphopt.step.backward_updates import BackwardUpdates
 from graphopt.step.check_options import check_group, check_model_and_optimizer, check_options
 from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
@@ -34,9 +35,8 @@ from graphopt.step.options import (
     StepOptions,
     check_compiler_with,
     check_dynamic_with,
-    check_offload_with,
+    check_offload_optimizer,
     check_shard_with,
-    check_update_in_backward,
 )
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
@@ -46,6 +46,7 @@ from graphopt.step.sharding.parameters import ShardedParameters
 from graphopt.step.sharding.placement import placement_of
 from graphopt.step.sharding.shared_state import SharedState
 from graphopt.step.sharding.state import give_state_as_dtensors
+from graphopt.step.state_elsewhere import state_elsewhere
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import TrainStep
 from graphopt.step.window import Weights
@@ -72,7 +73,7 @@ def train_step(
     shard: bool | Literal["gradients"] | DeviceMesh = False,
     autocast: torch.dtype | None = None,
     masters: bool = False,
-    update_in_backward: bool = False,
+    update_in_backward: bool | Literal["auto"] = "auto",
     lr_scheduler: Any = None,
     planner: str = "auto",
     cost_model: str = "auto",
@@ -83,6 +84,7 @@ def train_step(
     numerics: Numerics = "bitwise",
     dynamic: Dynamic = None,
     offload: str | Path | None = None,
+    offload_optimizer: str | Path | None = None,
 ) -> TrainStep:
     """One optimizer step on one global batch as one graph: forward, loss, backward, gradient work, update.
 
@@ -97,9 +99,12 @@ def train_step(
     and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
     stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
     its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
-    no norm to clip by. `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`, `numerics`, `dynamic`,
-    `offload` and `example_inputs` are those of `optimize()`; several processes capture each set of shapes by
-    itself, and take no `dynamic=`.
+    no norm to clip by. "auto" does so in one process where nothing fits otherwise. `offload_optimizer` names, as
+    `offload` does, where state of SGD, Adam and AdamW lies: it is in no budget, and moved in blocks beside the update.
+
+    `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`, `numerics`, `dynamic`, `offload` and
+    `example_inputs` are those of `optimize()`; several processes capture each set of shapes by itself, and take no
+    `dynamic=`.
 
     Each step is measured. What one took above its plan is told of, once for each cause, and is counted from the next
     call on; with `on_excess="raise"` it is a BudgetError, raised when the step is done and the parameters are updated.
@@ -151,15 +156,17 @@ def train_step(
                 sharded = kind(model, optimizer, placed, link)
                 give_state_as_dtensors(sharded, optimizer)
             rows = sharded.rows if isinstance(sharded, SharedState) else None
-            view = OptimizerView(optimizer, model, masters=masters, rows=rows)
+            away = state_elsewhere(offload_optimizer, next(model.parameters()).device)
+            view = OptimizerView(optimizer, model, masters=masters, rows=rows, elsewhere=away)
             if isinstance(sharded, ShardedParameters):
                 sharded.has_masters(view.masters)
             exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
-            check_offload_with(options, choice)
-            check_compiler_with(options, compiler, has_ranks=ranks is not None)
+            check_offload_optimizer(view)
+            check_compiler_with(compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)
-            if update_in_backward:
-                check_update_in_backward(options, view, ranks is not None and sharded is None)
+            has = {"has_ranks": ranks is not None, "is_sharded": sharded is not None}
+            in_backward = BackwardUpdates(options, view, choice, **has)
+            in_backward.check()
             device = next(iter(model.parameters())).device
             total = device_total_bytes(device)
             budget_bytes = UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total)
@@ -176,7 +183,7 @@ def train_step(
     module = LossModule(model, loss_fn, device.type, autocast)
     # kernels are compiled for each shape by itself, and ranks compare what they run, whose shapes may differ
     sizes = sizes_of(dynamic if compiler == "eager" and ranks is None else False)
-    step = TrainStep(model, module, memory, options, sizes, lr_scheduler, exchange, sharded)
+    step = TrainStep(model, module, memory, options, in_backward, sizes, lr_scheduler, exchange, sharded)
     if args or kwargs:
         step.plan_for(args, kwargs)
     return step

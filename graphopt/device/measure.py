@@ -19,6 +19,7 @@ import torch
 from torch.autograd import profiler
 
 from graphopt.base.errors import UsageError
+from graphopt.device.elsewhere import holder_of
 
 SPAN_PREFIX = "graphopt:"
 """A `torch.profiler.record_function` whose name starts so becomes a span of the trace."""
@@ -155,7 +156,11 @@ def _synchronize() -> None:
 
 def _unique_storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:
     """Address -> bytes of every storage on `device`."""
-    storages = (tensor.untyped_storage() for tensor in tensors if _same_device(tensor.device, device))
+    storages = (
+        tensor.untyped_storage()
+        for tensor in tensors
+        if _same_device(tensor.device, device) and holder_of(tensor) is None
+    )
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes() > 0}
 
 

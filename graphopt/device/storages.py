@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphopt.device.allocator import at_least, at_most
+from graphopt.device.elsewhere import holder_of
 
 
 def tensors_in(value: object) -> list[torch.Tensor]:
@@ -47,8 +48,10 @@ def storage_key(tensor: torch.Tensor) -> int:
 
 
 def storage_bytes(tensor: torch.Tensor, device: torch.device) -> int:
-    """Bytes that the allocator of `device` hands out for the tensor's storage; 0 on another device."""
-    return allocated_bytes(known(tensor.untyped_storage().nbytes()), device) if same_device(tensor, device) else 0
+    """Bytes that the allocator of `device` hands out for the tensor's storage; 0 on another device, or elsewhere."""
+    if not same_device(tensor, device) or holder_of(tensor) is not None:
+        return 0
+    return allocated_bytes(known(tensor.untyped_storage().nbytes()), device)
 
 
 def allocated_bytes(number_bytes: int, device: torch.device) -> int:

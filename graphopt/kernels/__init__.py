@@ -10,6 +10,7 @@ from graphopt.kernels.choice import use
 from graphopt.kernels.messages.ops import commit_, pack, sum_parts, unpack_
 from graphopt.kernels.quantize.ops import dequantize_, dequantize_qsgd_, qsgd, quantize_, requantize_
 from graphopt.kernels.sparsify.ops import desparsify_, sparsify_, sparsify_momentum_
+from graphopt.kernels.streaming.ops import stream_adam_, stream_sgd_
 from graphopt.kernels.tail.ops import accumulate_, accumulate_mm_, adam_, gradient_norm, scale_update_, sgd_
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "sgd_",
     "sparsify_",
     "sparsify_momentum_",
+    "stream_adam_",
+    "stream_sgd_",
     "sum_parts",
     "unpack_",
     "use",

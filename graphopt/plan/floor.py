@@ -14,6 +14,7 @@ from graphopt.base.units import format_bytes
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.step_graph import ValueInfo
 from graphopt.kernels.offload.link import DepotLink
+from graphopt.kernels.streaming.blocks import SHARE, SLOTS
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.pieces import smallest_forms
 from graphopt.problem.problem import Problem, Value
@@ -25,6 +26,8 @@ LEAST_SHARE = 0.01
 _FREE_LINK = DepotLink(1e15, 1e15, 0.0)
 #: Bytes of a state in 8 bits, over those in float32.
 _SMALL_STATE = 0.25
+#: Bytes of the blocks in which state comes from elsewhere, over those of the state.
+_SLOTS_SHARE = SLOTS / SHARE
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def _of_state(study: GraphStudy, resident_bytes: Mapping[str, int]) -> Iterator[
         yield FloorChange("the model in bfloat16 about", own_bytes + int(share))
     optimizer_bytes = resident_bytes.get("optimizer", 0)
     if optimizer_bytes:
+        elsewhere = "train_step(offload_optimizer='file') (on a GPU 'host') about"
+        yield FloorChange(elsewhere, int((1 - _SLOTS_SHARE) * optimizer_bytes))
         what = "optimizer state in 8 bits (torchao's AdamW8bit, for one) about"
         yield FloorChange(what, int((1 - _SMALL_STATE) * optimizer_bytes))
 

@@ -62,8 +62,9 @@ def tail_error(
         f"{format_bytes(resident + tail)}, and the step needs at least {format_bytes(minimum_bytes)} "
         f"({minimum_bytes:,} bytes).",
         "What fills it: " + "; ".join(drivers) + ".",
-        "What to try: an optimizer with less state; fewer or frozen parameters; update_in_backward=True; "
-        "a larger budget.",
+        "What to try: offload_optimizer='file' (on a GPU 'host'), or an optimizer with less state; fewer or frozen "
+        "parameters; no clipping by norm, loss scale nor accumulation, so that updates can be in the backward; a "
+        "larger budget.",
     ]
     return BudgetError("\n".join(lines), minimum_bytes, drivers)
 

@@ -97,7 +97,8 @@ class StepFigures:
     """What a training step adds: its last batch's micro-batches, and their predicted seconds.
 
     `tail_bytes` says what is alive, by kind, while the optimizer updates, beside what is resident. With several
-    `ranks`, `sent_bytes` is what each sends in a step; `exchange` says how gradients travel, and why.
+    `ranks`, `sent_bytes` is what each sends in a step; `exchange` says how gradients travel, and why. `ways` is what
+    else is done in another way than in a plain loop, each with its name.
     """
 
     micro_batches: int
@@ -107,6 +108,7 @@ class StepFigures:
     ranks: int = 1
     sent_bytes: int = 0
     exchange: tuple[str, ...] = ()
+    ways: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

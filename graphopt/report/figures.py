@@ -205,7 +205,7 @@ def summary(report: Report) -> list[tuple[str, str]]:
         rows.append(("predicted seconds a step", seconds_text(step.seconds)))
         if step.ranks > 1:
             rows.append(("sent by each of the ranks", f"{format_bytes(step.sent_bytes)} a step, {step.ranks} ranks"))
-        rows += [("gradients", line) for line in step.exchange]
+        rows += [*(("gradients", line) for line in step.exchange), *step.ways]
     return rows
 
 

@@ -127,6 +127,10 @@ def _bool(value: object) -> str:
     return "" if isinstance(value, bool) else "True or False"
 
 
+def _bool_or_auto(value: object) -> str:
+    return "" if isinstance(value, bool) or (isinstance(value, str) and value == "auto") else "True, False or 'auto'"
+
+
 def _shard(value: object) -> str:
     is_right = isinstance(value, bool) or value == "gradients" or type(value).__name__ == "DeviceMesh"
     return "" if is_right else "True, False, 'gradients' or a torch.distributed.device_mesh.DeviceMesh"
@@ -179,7 +183,7 @@ _CHECKS = {
     "autocast": _autocast,
     "masters": _bool,
     "shard": _shard,
-    "update_in_backward": _bool,
+    "update_in_backward": _bool_or_auto,
     "lr_scheduler": _lr_scheduler,
     "planner": _name,
     "cost_model": _name,

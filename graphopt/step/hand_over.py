@@ -16,6 +16,7 @@ from graphopt.passes.joint import (
     update_parameters,
 )
 from graphopt.passes.window.clip import ClipValue
+from graphopt.step.backward_updates import BackwardUpdates
 from graphopt.step.micro import HandOver
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.options import StepOptions
@@ -30,6 +31,7 @@ class HandingOver:
 
     view: OptimizerView
     options: StepOptions
+    in_backward: BackwardUpdates
     exchange: Exchange | None
     sharded: ShardedParameters | SharedState | None
 
@@ -47,12 +49,12 @@ class HandingOver:
                 passes = (*shard_parameters(positions, self.sharded.how), *passes)
             return (*passes, *exchange.passes(joint, trained)) if exchange else passes
 
-        update = self.view.update_kind(in_backward=self.options.update_in_backward)
+        update = self.view.update_kind(in_backward=self.in_backward.are_on)
         return (exchange.kind if exchange else None, fuse, update), hand_over
 
     def _gradient_passes(self, trained: Mapping[int, Any], summed: bool, fuse: bool) -> Passes:
-        if self.options.update_in_backward:
-            groups = {name: group for group in self.view.groups() for name in group.parameters}
+        if self.in_backward.are_on:
+            groups = {name: group.of(name) for group in self.view.groups() for name in group.parameters}
             updates = {position: groups[self.view.names[id(item)]] for position, item in trained.items()}
             limit = self.options.clip.value if isinstance(self.options.clip, ClipValue) else None
             return update_parameters(updates, clip_value=limit)

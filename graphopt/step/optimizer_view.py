@@ -16,8 +16,11 @@ from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.dtypes import HALF
 from graphopt.device.storages import allocated_bytes
+from graphopt.kernels.streaming.blocks import block_elements
 from graphopt.passes.window.update import GroupUpdate
 from graphopt.step.optimizer_step import check_step_takes_no_closure, kind_of_step
+from graphopt.step.parameters_seen import difference, parameters_seen
+from graphopt.step.state_elsewhere import StateElsewhere
 
 #: Flags that change from step to step, and are inputs of graphs.
 _FIRSTS = frozenset({("first", False), ("first", True)})
@@ -38,20 +41,24 @@ class OptimizerView:
         *,
         masters: bool,
         rows: Mapping[str, nn.Parameter] | None = None,
+        elsewhere: StateElsewhere | None = None,
     ) -> None:
         self.optimizer, self._model, self._wants_masters = optimizer, model, masters
+        #: Where state is that does not stay on the device.
+        self.elsewhere = elsewhere
         self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.masters: dict[str, torch.Tensor] = {}
         #: What the optimizer holds of parameters of which it updates this rank's rows alone.
         self.rows = rows or {}
         self._pending: dict[str, dict[str, torch.Tensor]] = {}
-        self._seen = _parameters_seen(model)
+        self._seen = parameters_seen(model)
         if masters:
             self._make_masters()
         self._stepped_names = self._names_of_stepped(self.names)
         self._check_held()
         check_step_takes_no_closure(optimizer)
+        self._adopt()
 
     @property
     def kind(self) -> str:
@@ -63,13 +70,13 @@ class OptimizerView:
 
         Raises UsageError for what cannot be trained as a loop would, and, unless it `may_grow`, for other parameters.
         """
-        seen = _parameters_seen(self._model)
+        seen = parameters_seen(self._model)
         if is_changed := seen != self._seen:
             now: dict[str, torch.Tensor] = dict(self._model.named_parameters())
             names = {id(parameter): name for name, parameter in now.items()}
             self._check_replaced(now, names)
             if not may_grow and names != self.names:
-                what = _difference(self.names, names)
+                what = difference(self.names, names)
                 raise UsageError(
                     f"the model's parameters were changed after train_step() was built ({what}): build the step anew, "
                     "which gives all ranks the first one's"
@@ -79,6 +86,7 @@ class OptimizerView:
             self._stepped_names = self._names_of_stepped(names)
             self._pending.clear()
         self._check_held()
+        self._adopt()
         return is_changed
 
     def trains(self, item: object) -> bool:
@@ -101,7 +109,7 @@ class OptimizerView:
         if not in_backward:
             return self.kind
         groups = self.groups()
-        hows = frozenset((g.group, g.kind, g.state, frozenset(g.flags) - _FIRSTS) for g in groups)
+        hows = frozenset((g.group, g.kind, g.state, g.elsewhere, frozenset(g.flags) - _FIRSTS) for g in groups)
         return hows, frozenset((name, g.group) for g in groups for name in g.parameters)
 
     def option(self, group: int, key: str) -> float:
@@ -118,7 +126,8 @@ class OptimizerView:
         if held.get(key) is None:
             pending = self._pending.setdefault(name, {})
             if key not in pending:
-                pending[key] = _new_state(stepped, key)
+                is_away = key != "step" and self.elsewhere is not None and self.elsewhere.takes(stepped)
+                pending[key] = self.elsewhere.new(stepped) if is_away else _new_state(stepped, key)  # type: ignore[union-attr]
             return pending[key]
         found: torch.Tensor = held[key]
         if found.ndim and found.shape != stepped.shape:
@@ -177,8 +186,9 @@ class OptimizerView:
     def state_bytes(self, names: Iterable[str]) -> int:
         """Bytes of the optimizer's state: real where it is there, else what it will be for parameters `names`."""
         stepped = {id(parameter): parameter for parameter in map(self.stepped, names)}
-        known = optimizer_bytes(self.optimizer, learns=lambda parameter: id(parameter) in stepped)
-        return known + self._count_bytes(stepped.values())
+        away = {key for key, parameter in stepped.items() if self.elsewhere and self.elsewhere.takes(parameter)}
+        known = optimizer_bytes(self.optimizer, learns=lambda p: id(p) in stepped and id(p) not in away)
+        return known + self._count_bytes(stepped.values()) + self._counts_on_cpu(away)
 
     def _count_bytes(self, stepped: Iterable[torch.Tensor]) -> int:
         """Step counts that are made on the device, where the optimizer's own would be on the CPU."""
@@ -193,6 +203,18 @@ class OptimizerView:
         made = [p for p in stepped if id(p) in elsewhere and "step" not in self.optimizer.state.get(p, {})]
         return sum(allocated_bytes(4, parameter.device) for parameter in made)
 
+    def _counts_on_cpu(self, away: Iterable[int]) -> int:
+        """Step counts, to be made, of parameters of a CPU whose other state is elsewhere."""
+        if self.kind != "adam":
+            return 0
+        held = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        made = [
+            p
+            for p in held
+            if id(p) in away and p.device.type == "cpu" and "step" not in self.optimizer.state.get(p, {})
+        ]
+        return 4 * len(made)
+
     @property
     def trained(self) -> frozenset[str]:
         """The parameters that the optimizer holds now."""
@@ -201,6 +223,15 @@ class OptimizerView:
     def name_of(self, stepped: torch.Tensor) -> str:
         """The name of the parameter that the optimizer holds as `stepped`: itself, or as its master."""
         return self._stepped_names[id(stepped)]
+
+    @property
+    def ways(self) -> tuple[tuple[str, str], ...]:
+        """What the report says of where the state is."""
+        if self.elsewhere is None:
+            return ()
+        kinds = {name: sum(key != "step" for key in group.state) for group in self.groups() for name in group.elsewhere}
+        stepped = {name: self.stepped(name) for name in kinds}
+        return self.elsewhere.ways(sum(kinds[n] * each.numel() * each.dtype.itemsize for n, each in stepped.items()))
 
     def _group(
         self, number: int, group: Mapping[str, Any], names: tuple[str, ...], kind: str, first: bool
@@ -214,7 +245,20 @@ class OptimizerView:
         elif kind == "sgd":
             state = ("momentum_buffer",) if group["momentum"] else ()
             flags = {"nesterov": group["nesterov"], "maximize": group["maximize"], "first": first}
-        return GroupUpdate(number, kind, names, tuple(flags.items()), state, masters)
+        away = [name for name in names if self.elsewhere and state and self.elsewhere.takes(self.stepped(name))]
+        most_elements = block_elements(sum(self.stepped(name).numel() for name in away)) if away else 0
+        how = tuple(flags.items()), state, masters, frozenset(away), most_elements
+        return GroupUpdate(number, kind, names, *how)
+
+    def _adopt(self) -> None:
+        """State that the user made or loaded goes to where it is to be."""
+        if self.elsewhere is None:
+            return
+        for group in self.groups():
+            for name in group.elsewhere:
+                stepped = self.stepped(name)
+                if state := self.optimizer.state.get(stepped):
+                    self.elsewhere.adopt(state, stepped, (key for key in group.state if key != "step"))
 
     def _make_masters(self) -> None:
         if self.optimizer.state:
@@ -293,27 +337,6 @@ class OptimizerView:
                 "Make a new optimizer from model.parameters() and build the step anew; load_state_dict() without "
                 "assign=True keeps the parameters"
             )
-
-
-def _parameters_seen(model: nn.Module) -> list[tuple[int, torch.dtype, torch.device]]:
-    """Equal while the parameters are the same ones. It is asked for at each step, and so walks by itself."""
-    found: list[tuple[int, torch.dtype, torch.device]] = []
-    seen: set[nn.Module] = set()
-    left: list[nn.Module | None] = [model]
-    while left:
-        module = left.pop()
-        if module is None or module in seen:
-            continue
-        seen.add(module)
-        found += [(id(p), p.dtype, p.device) for p in module._parameters.values() if p is not None]
-        left += module._modules.values()
-    return found
-
-
-def _difference(before: Mapping[int, str], now: Mapping[int, str]) -> str:
-    new, gone = set(now) - set(before), set(before) - set(now)
-    named = [f"{now[each]} is new" for each in new] + [f"{before[each]} is gone" for each in gone]
-    return min(named, default="they have other names")
 
 
 def _is_decoupled(group: Mapping[str, Any]) -> bool:

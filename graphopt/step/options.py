@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -11,7 +12,7 @@ from graphopt.capture.changing_sizes import Dynamic, sizes_of
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.lower.compiler import Compiler
-from graphopt.passes.window.clip import Clip, ClipNorm
+from graphopt.passes.window.clip import Clip
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.plan.choice import Choice
 from graphopt.run.model.request import OnExcess
@@ -28,7 +29,7 @@ class StepOptions:
     clip: Clip | None = None
     loss_scale: LossScale | None = None
     weights: Weights = None
-    update_in_backward: bool = False
+    update_in_backward: bool | Literal["auto"] = "auto"
     compress: Compression | Auto | None = None
     on_excess: OnExcess = "correct"
 
@@ -59,38 +60,19 @@ def nothing_learned(device: torch.device, loss_scale: float) -> StepResult:
     return StepResult(nan, None, one, loss_scale)
 
 
-def check_offload_with(options: StepOptions, choice: Choice) -> None:
-    """Raise UsageError where a transfer that fails would leave some parameters updated and others not."""
-    if choice.offload is not None and options.update_in_backward:
+def check_offload_optimizer(view: OptimizerView) -> None:
+    """Raise UsageError where the optimizer's state cannot be elsewhere."""
+    if view.elsewhere is not None and view.kind == "step":
         raise UsageError(
-            "offload= does not go with update_in_backward=True: a transfer that fails in the backward would leave some "
-            "parameters updated and others not"
+            f"offload_optimizer= takes SGD, Adam and AdamW, and {type(view.optimizer).__name__}'s own step() wants its "
+            "state in memory"
         )
 
 
-def check_update_in_backward(options: StepOptions, view: OptimizerView, has_ranks: bool) -> None:
-    """Raise UsageError for what updating in the backward does not go with, as options and optimizer are now."""
-    why = {
-        "a loss scale, as it must know first whether any gradient overflowed": options.loss_scale is not None,
-        "ClipNorm, as it must know all gradients first": isinstance(options.clip, ClipNorm),
-        "accumulate, as gradients are whole only after the last micro-batch": options.accumulate != 1,
-        f"{type(view.optimizer).__name__}, whose step() wants all gradients": view.kind == "step",
-        "float32 masters": bool(view.masters),
-        "several processes, as it would update before gradients are summed over them": has_ranks,
-    }
-    for what, is_so in why.items():
-        if is_so:
-            raise UsageError(f"update_in_backward=True does not go with {what}")
-
-
-def check_compiler_with(options: StepOptions, compiler: Compiler, *, has_ranks: bool) -> None:
+def check_compiler_with(compiler: Compiler, *, has_ranks: bool) -> None:
     """Raise UsageError for what Inductor's kernels do not go with."""
-    if compiler == "eager":
-        return
-    if has_ranks:
+    if compiler != "eager" and has_ranks:
         raise UsageError("compiler='inductor' does not go with several processes: use compiler='eager'")
-    if options.update_in_backward:
-        raise UsageError("compiler='inductor' does not go with update_in_backward=True, whose options change")
 
 
 #: Optimizers of torch whose step is one of each element by itself, so that rows can step by themselves.
@@ -107,7 +89,7 @@ def check_shard_with(
         raise UsageError("shard= does not go with compiler='inductor': use compiler='eager'")
     if choice.offload is not None:
         raise UsageError("shard= does not go with offload= yet: ranks move parameters, and nothing else")
-    if not parameters_too and (masters or options.update_in_backward):
+    if not parameters_too and (masters or options.update_in_backward is True):
         what = "masters=True" if masters else "update_in_backward=True"
         raise UsageError(f"shard='gradients' does not go with {what}: use shard=True")
     kind = type(optimizer)

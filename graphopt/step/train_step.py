@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphopt.base.errors import UsageError
+from graphopt.base.errors import BudgetError, UsageError
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.device.snapshot import generators_kept, undone
 from graphopt.device.storages import tensors_in
@@ -39,11 +39,12 @@ from graphopt.report.data import Report, StepFigures
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule
 from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
+from graphopt.step.backward_updates import BackwardUpdates
 from graphopt.step.division import Division
 from graphopt.step.hand_over import HandingOver
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro_graph import Micro, MicroCall
-from graphopt.step.options import StepOptions, StepResult, check_update_in_backward, nothing_learned
+from graphopt.step.options import StepOptions, StepResult, nothing_learned
 from graphopt.step.plan_micros import plan_micros
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
@@ -69,6 +70,7 @@ class TrainStep:
         module: LossModule,
         memory: StepMemory,
         options: StepOptions,
+        in_backward: BackwardUpdates,
         sizes: Sizes,
         scheduler: Any = None,
         exchange: Exchange | None = None,
@@ -80,7 +82,8 @@ class TrainStep:
         self._exchange, self._autocast = exchange, module.autocast
         self._state = StepState(self._scale, self._view, exchange, sharded)
         self._sharded = sharded
-        handing_over = HandingOver(memory.view, options, exchange, sharded)
+        self._in_backward = in_backward
+        handing_over = HandingOver(memory.view, options, in_backward, exchange, sharded)
         self.division = Division(
             module,
             memory,
@@ -157,7 +160,12 @@ class TrainStep:
             self._watch.corrects()
         pieces = self.division.cut(args, kwargs)
         calls = [self.division.resolve(piece) for piece in pieces]
-        plan_micros([call.micro for call in calls], self._memory, self._watch, self._forget_plans)
+        try:
+            plan_micros([call.micro for call in calls], self._memory, self._watch, self._forget_plans)
+        except BudgetError:
+            if not self._in_backward.help():
+                raise
+            return self._prepared(args, kwargs)
         return as_shares(pieces, weight_of(pieces)), calls
 
     def _heed_changes(self) -> None:
@@ -168,8 +176,7 @@ class TrainStep:
             self._windows.clear()
             self._accumulators.clear()
             self._last, self._last_micros = None, ()
-        if self._options.update_in_backward:
-            check_update_in_backward(self._options, self._view, self._exchange is not None and self._sharded is None)
+        self._in_backward.check()
 
     def _forget_plans(self) -> None:
         """There is another room: what is captured stays."""
@@ -245,9 +252,8 @@ class TrainStep:
         seconds = sum(micro.planned.simulation.seconds for micro in self._last_micros)
         tail_bytes = self._memory.highest().tail_bytes
         ways = self._exchange, self._sharded, self._options.compress
-        figures = StepFigures(
-            len(self._last_micros), self.division.micro_rows, seconds, tail_bytes, *sent(self._last_micros, *ways)
-        )
+        how = *sent(self._last_micros, *ways), (*self._in_backward.ways, *self._view.ways)
+        figures = StepFigures(len(self._last_micros), self.division.micro_rows, seconds, tail_bytes, *how)
         trained = trained_steps(self.history, self._memory.budget_bytes - self._memory.reserve_bytes)
         return replace(report, step=figures, trained=trained)
 

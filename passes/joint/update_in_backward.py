@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphopt import kernels
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, MicroFirst, MicroOption, MicroState, add_input
-from graphopt.passes.window.update import NUMBERS, STATE, GroupUpdate
+from graphopt.passes.window.update import NUMBERS, STATE, TARGETS, GroupUpdate
 
 
 def update_in_backward(
     joint: JointGraph, updates: Mapping[int, GroupUpdate], *, clip_value: float | None = None
 ) -> bool:
-    """Update the primals at positions `updates` where their gradients appear; True where there was a gradient.
+    """Update the primals at positions `updates`, each by itself, where its gradient appears; True where one does.
 
     Each gets its optimizer state as new inputs, and the numbers of its group. The op stands behind
     every captured reader of the parameter; `settle` keeps it there in other schedules. Other
@@ -49,8 +48,10 @@ def _add_update(
         flags["first"] = add_input(graph, f"first_{parameter.name}", MicroFirst(index), False)
     numbers = {key: _number(graph, how.group, key) for key in NUMBERS[how.kind]}
     arguments: dict[str, Any] = {"params": [parameter], "gradients": [gradient], **state, "copies": []}
-    target = kernels.adam_ if how.kind == "adam" else kernels.sgd_
-    limits = {} if clip_value is None else {"clip_value": clip_value}
+    is_elsewhere = how.elsewhere.issuperset(how.parameters)
+    target = TARGETS[how.kind, is_elsewhere]
+    limits: dict[str, Any] = {} if clip_value is None else {"clip_value": clip_value}
+    limits |= {"block_elements": how.block_elements} if is_elsewhere else {}
     with graph.inserting_after(_last_reader(graph, parameter, gradient)):
         node = graph.call_function(target, (), {**arguments, **numbers, **flags, **limits})
     node.meta = {key: value for key, value in gradient.meta.items() if key not in ("val", "tensor_meta", DESCRIPTOR)}

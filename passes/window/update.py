@@ -7,7 +7,7 @@ for every other optimizer the graph hands the finished gradients over to its `st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -66,6 +66,13 @@ NUMBERS = {
     "adam": ("lr", "beta1", "beta2", "weight_decay", "eps"),
     "sgd": ("lr", "momentum", "dampening", "weight_decay"),
 }
+#: By kind of update, and whether the state is elsewhere.
+TARGETS = {
+    ("adam", False): kernels.adam_,
+    ("adam", True): kernels.stream_adam_,
+    ("sgd", False): kernels.sgd_,
+    ("sgd", True): kernels.stream_sgd_,
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,8 @@ class GroupUpdate:
     """How one parameter group is updated: "adam", "sgd" or "step" (by the optimizer itself).
 
     `parameters` are names; of them those that have a gradient are updated. `flags` are the op's
-    booleans, `state` the keys that the state has, `masters` the parameters with float32 masters.
+    booleans, `state` the keys that the state has, `masters` the parameters with float32 masters. The state of those
+    `elsewhere` comes in blocks of `block_elements`.
     """
 
     group: int
@@ -82,6 +90,19 @@ class GroupUpdate:
     flags: tuple[tuple[str, bool], ...] = ()
     state: tuple[str, ...] = ()
     masters: frozenset[str] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
+    block_elements: int = 0
+
+    def of(self, name: str) -> GroupUpdate:
+        """How one of its parameters is updated by itself."""
+        return replace(self, parameters=(name,), elsewhere=self.elsewhere & {name})
+
+    def alike(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Of these parameters, those that one op updates: with masters or not, with their state here or elsewhere."""
+        parts: dict[tuple[bool, bool], list[str]] = {}
+        for name in names:
+            parts.setdefault((name in self.masters, name in self.elsewhere), []).append(name)
+        return [tuple(parts[key]) for key in sorted(parts)]
 
 
 def update(window: fx.GraphModule, groups: Sequence[GroupUpdate]) -> bool:
@@ -115,29 +136,28 @@ def update(window: fx.GraphModule, groups: Sequence[GroupUpdate]) -> bool:
 
 
 def _add_fused(graph: fx.Graph, group: GroupUpdate, names: list[str], gradients: list[fx.Node]) -> None:
-    """One op for the parameters that are what is stepped, and one for those that copy their masters."""
-    for half in (False, True):
-        chosen = [(n, g) for n, g in zip(names, gradients, strict=True) if (n in group.masters) is half]
-        if not chosen:
-            continue
-        parameters = [_parameter(graph, name) for name, _ in chosen]
-        masters = [add_input(graph, f"master_{as_name(name)}", Master(name)) for name, _ in chosen if half]
+    """One op for each kind of parameter that the group has."""
+    gradient_of = dict(zip(names, gradients, strict=True))
+    for chosen in group.alike(names):
+        is_half, is_elsewhere = chosen[0] in group.masters, chosen[0] in group.elsewhere
+        parameters = [_parameter(graph, name) for name in chosen]
+        masters = [add_input(graph, f"master_{as_name(name)}", Master(name)) for name in chosen if is_half]
         numbers = {key: _option(graph, group.group, key) for key in NUMBERS[group.kind]}
         states = {
-            key: [
-                add_input(graph, f"{key}_{as_name(n)}", OptimizerState(n, key)) for n, _ in chosen if key in group.state
-            ]
+            key: [add_input(graph, f"{key}_{as_name(n)}", OptimizerState(n, key)) for n in chosen if key in group.state]
             for key in STATE[group.kind]
         }
         arguments = {
             "params": masters or parameters,
-            "gradients": [gradient for _, gradient in chosen],
+            "gradients": [gradient_of[name] for name in chosen],
             **{f"{key}s": nodes for key, nodes in states.items()},
-            "copies": parameters if half else [],
+            "copies": parameters if is_half else [],
         }
-        target = kernels.adam_ if group.kind == "adam" else kernels.sgd_
+        blocks = {"block_elements": group.block_elements} if is_elsewhere else {}
         with graph.inserting_before(graph.output_node()):
-            made = graph.call_function(target, (), {**arguments, **numbers, **dict(group.flags)})
+            made = graph.call_function(
+                TARGETS[group.kind, is_elsewhere], (), {**arguments, **numbers, **dict(group.flags), **blocks}
+            )
         made.meta[ROLE] = Update(group.group)
 
 

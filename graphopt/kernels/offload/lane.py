@@ -25,9 +25,12 @@ class Lane:
         self._library = _library()
         self._lane = ctypes.c_void_p(self._library.graphopt_open_lane(file, bytes_per_second))
 
-    def begin(self, is_write: bool, offset: int, address: int, size_bytes: int) -> int:
-        """Begin to write memory to the file, or to read it back; what is returned is waited for."""
-        ticket = self._library.graphopt_begin_transfer(self._lane, is_write, offset, address, size_bytes)
+    def begin(self, is_write: bool, offset: int, address: int, size_bytes: int, *, is_checked: bool = True) -> int:
+        """Begin to write memory to the file, or to read it back; what is returned is waited for.
+
+        Where it `is_checked`, what is read must be what was written there, and the like of it, last.
+        """
+        ticket = self._library.graphopt_begin_transfer(self._lane, is_write, is_checked, offset, address, size_bytes)
         return int(ticket)
 
     def wait(self, ticket: int) -> None:
@@ -63,7 +66,7 @@ def _library() -> Any:
     signatures = {
         "open_lane": (address, [flag, ctypes.c_double]),
         "close_lane": (None, [address]),
-        "begin_transfer": (whole, [address, flag, whole, address, whole]),
+        "begin_transfer": (whole, [address, flag, flag, whole, address, whole]),
         "wait_for_transfer": (flag, [address, whole]),
         "fail_transfer": (None, [address, whole, flag]),
     }

@@ -52,6 +52,17 @@ TABLE = {
 }
 
 _GRADIENT = "Tensor? inverse_scale=None, Tensor? factor=None, Tensor? found_inf=None"
+ADAM_SCHEMA = (
+    "adam_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+    f"Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] steps, Tensor(g!)[] copies, {_GRADIENT}, *, "
+    "float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
+    "bool decoupled, float? clip_value=None) -> ()"
+)
+SGD_SCHEMA = (
+    "sgd_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] momentum_buffers, Tensor(d!)[] copies, "
+    f"{_GRADIENT}, *, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
+    "bool maximize, bool first, float? clip_value=None) -> ()"
+)
 
 
 def _noticed(update: Callable[..., None]) -> Callable[..., None]:
@@ -76,17 +87,12 @@ gradient_norm = define(
     _two_scalars,
 )
 adam_ = define(
-    "adam_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
-    f"Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] steps, Tensor(g!)[] copies, {_GRADIENT}, *, "
-    "float lr, float beta1, float beta2, float weight_decay, float eps, bool amsgrad, bool maximize, "
-    "bool decoupled, float? clip_value=None) -> ()",
+    ADAM_SCHEMA,
     _noticed(dispatching(TABLE["adam_"])),
     no_result,
 )
 sgd_ = define(
-    "sgd_(Tensor(a!)[] params, Tensor(b!)[] gradients, Tensor(c!)[] momentum_buffers, Tensor(d!)[] copies, "
-    f"{_GRADIENT}, *, float lr, float momentum, float dampening, float weight_decay, bool nesterov, "
-    "bool maximize, bool first, float? clip_value=None) -> ()",
+    SGD_SCHEMA,
     _noticed(dispatching(TABLE["sgd_"])),
     no_result,
 )

@@ -29,8 +29,8 @@ class Offload:
     link: DepotLink
 
 
-def offload_to(where: object, device: torch.device) -> Offload | None:
-    """What `offload=` says for a model on a device.
+def offload_to(where: object, device: torch.device, option: str = "offload") -> Offload | None:
+    """What `offload=`, or another option of the kind, says for a model on a device.
 
     None; on a GPU "host", its pinned memory; on a CPU "file", among the temporary ones, or the folder that is to have
     the file. Raises UsageError for anything else, and where no file can be made there.
@@ -38,15 +38,15 @@ def offload_to(where: object, device: torch.device) -> Offload | None:
     if where is None or device.type == "meta":
         return None
     if not isinstance(where, (str, Path)):
-        raise UsageError(f"offload: expected 'host', 'file' or a folder, got {where!r}")
+        raise UsageError(f"{option}: expected 'host', 'file' or a folder, got {where!r}")
     if (where == "host") != (device.type == "cuda"):
         what = "moves values of a GPU" if where == "host" else "moves values in host memory"
-        raise UsageError(f"offload={str(where)!r} {what}, and the model is on {device}")
-    label, depot = host_depot(device) if where == "host" else file_depot(_folder(where))
+        raise UsageError(f"{option}={str(where)!r} {what}, and the model is on {device}")
+    label, depot = host_depot(device) if where == "host" else file_depot(folder_of(where, option))
     try:
         return Offload(label, _link_of(depot, device))
     except OffloadError as error:
-        raise UsageError(f"offload: nothing can be moved to {str(where)!r}: {error}") from error
+        raise UsageError(f"{option}: nothing can be moved to {str(where)!r}: {error}") from error
 
 
 @cache
@@ -55,12 +55,13 @@ def _link_of(depot: Depot, device: torch.device) -> DepotLink:
     return measure_link(depot, device)
 
 
-def _folder(where: str | Path) -> Path:
+def folder_of(where: str | Path, option: str) -> Path:
+    """The folder that an option names, or the temporary one for "file". Raises UsageError where there is none."""
     folder = Path(tempfile.gettempdir()) if where == "file" else Path(where)
     if not str(where) or not folder.is_dir():
-        raise UsageError(f"offload: {str(where)!r} is no folder; 'file' takes the temporary one")
+        raise UsageError(f"{option}: {str(where)!r} is no folder; 'file' takes the temporary one")
     if (kind := _kind_of_file_system(folder)) in _IN_MEMORY:
-        logger.warning("offload: %s is a %s: what is moved there stays in memory", folder, kind)
+        logger.warning("%s: %s is a %s: what is moved there stays in memory", option, folder, kind)
     return folder
 
 

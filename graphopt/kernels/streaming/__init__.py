@@ -1,0 +1,1 @@
+"""Updates whose optimizer state lies elsewhere: in a file, or in host memory."""

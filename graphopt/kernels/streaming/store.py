@@ -1,0 +1,51 @@
+"""What holds an optimizer's state where the device's memory does not."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from graphopt.kernels.layout import flat
+
+
+class StateStore(Protocol):
+    """Makes tensors of state that are elsewhere, and moves parts of them between there and the device."""
+
+    def new(self, like: Tensor) -> Tensor:
+        """A tensor of zeros of this shape, layout and dtype. Raises OffloadError where there is no room."""
+
+    def read(self, state: Tensor, start: int, into: Tensor) -> Any:
+        """Begin to read elements of a tensor, in the order that they have in memory, behind what uses `into` now."""
+
+    def write(self, state: Tensor, start: int, source: Tensor) -> Any:
+        """Begin to write them back, behind what makes `source`."""
+
+    def wait(self, transfer: Any) -> None:
+        """What comes next may use the memory of a transfer. Raises OffloadError where it failed."""
+
+    def finish(self, transfer: Any) -> None:
+        """Wait until a transfer has ended. Raises OffloadError where it failed."""
+
+
+class InMemory:
+    """Ordinary tensors."""
+
+    def new(self, like: Tensor) -> Tensor:
+        """A tensor of zeros of this shape, layout and dtype."""
+        return torch.zeros_like(like)
+
+    def read(self, state: Tensor, start: int, into: Tensor) -> None:
+        """Copy elements of a tensor."""
+        into.copy_(flat(state)[start : start + into.numel()])
+
+    def write(self, state: Tensor, start: int, source: Tensor) -> None:
+        """Copy them back."""
+        flat(state)[start : start + source.numel()].copy_(source)
+
+    def wait(self, transfer: None) -> None:
+        """It has ended."""
+
+    def finish(self, transfer: None) -> None:
+        """It has ended."""
