@@ -40,7 +40,8 @@ def momentum(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    state = [t for held in optimizer.state.values() for t in held.values() if isinstance(t, Tensor)]
+    held = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"] if p in optimizer.state]
+    state = [each[key] for each in held for key in sorted(each) if isinstance(each[key], Tensor)]
     return [*model.parameters(), *model.buffers(), *state]
 
 

@@ -43,7 +43,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("compress", "topk", "a method such as TopK"),
     ("compress", graphopt.TopK, "the class TopK"),
     ("masters", "yes", "True or False, got 'yes'"),
-    ("update_in_backward", None, "True or False, got None"),
+    ("update_in_backward", None, "True, False or 'auto', got None"),
     ("lr_scheduler", True, r"StepLR\(optimizer, 10\), or None"),
     ("lr_scheduler", lr_scheduler.StepLR, "the class StepLR"),
     ("lr_scheduler", plateau(), "wants metrics: call it yourself"),
