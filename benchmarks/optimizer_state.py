@@ -70,6 +70,11 @@ def measured_bytes(step: graphopt.TrainStep, words: torch.Tensor) -> int:
     return peak_bytes(lambda: step(words), [*step.model.parameters(), *step.model.buffers(), *state, words], "cpu")
 
 
+def planned(step: graphopt.TrainStep) -> dict[str, int]:
+    """The peak of a step's plan, and the least budget that it names."""
+    return {"planned_bytes": step.plan.peak_bytes, "least_bytes": step.plan.minimum_bytes}
+
+
 def ratio(step: graphopt.TrainStep, usual: graphopt.TrainStep, words: torch.Tensor) -> float:
     """Wall-clock seconds of a step over those of the usual one, the median of alternating rounds."""
 
@@ -100,13 +105,13 @@ def main() -> None:
                 step = step_of(**options)
             step(words)
             cell = {"way": way, "link_bytes_per_second": rate, "measured_bytes": measured_bytes(step, words)}
-            cells.append(cell | {"planned_bytes": step.plan.peak_bytes, "time_ratio": ratio(step, usual, words)})
-    table = Table("state", "link", "measured", "of the usual", "planned", "time")
+            cells.append(cell | planned(step) | {"time_ratio": ratio(step, usual, words)})
+    table = Table("state", "link", "measured", "of the usual", "planned", "least budget", "time")
     for cell in cells:
         link = cell.get("link_bytes_per_second")
         named = "" if link is None else f"{link / 1e6:.0f} MB/s" if link else "its own"
-        share, planned = cell["measured_bytes"] / usual_bytes, cell["planned_bytes"]
-        figures = f"{cell['measured_bytes'] / 1e6:.1f} MB", f"{share:.0%}", f"{planned / 1e6:.1f} MB"
+        sizes = [f"{cell[name] / 1e6:.1f} MB" for name in ("measured_bytes", "planned_bytes", "least_bytes")]
+        figures = sizes[0], f"{cell['measured_bytes'] / usual_bytes:.0%}", *sizes[1:]
         table.add_row(cell["way"], named, *figures, f"{cell.get('time_ratio', 1.0):.2f}")
     Console().print(table)
     if given.json:
