@@ -64,8 +64,7 @@ class Session:
         session = weakref.ref(self)
         self._surroundings = self.loop.surroundings(lambda graph, args: _there(session()).on_call(graph, args))
         self._phase: Phase = self._planning()
-        #: What was planned before a training call, until there is one.
-        self._example: Example | None = None
+        self._example: Example | None = None  # what was planned before a training call, until there is one
         #: Those to agree with, at the next graphs that are planned.
         self._ranks = ranks_of(request.group) if request.group is not None else None
         self.sizes = request.sizes()
@@ -87,10 +86,11 @@ class Session:
             self._told_of_transforms = self._told_of_transforms or say_that_transforms_are_not_planned()
             return self.model._call_impl(*args, **kwargs)
         self._notice_wrapping()
-        if is_sharded(self.model):
-            with self.loop.gathering(), forward_replaced(self.model, self._train):
-                return self.model._call_impl(*args, **kwargs)
-        return self._train(*args, **kwargs)
+        with self.loop.one_at_a_time:
+            if is_sharded(self.model):
+                with self.loop.gathering(), forward_replaced(self.model, self._train):
+                    return self.model._call_impl(*args, **kwargs)
+            return self._train(*args, **kwargs)
 
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan for these inputs; nothing of the model is run that it could notice."""

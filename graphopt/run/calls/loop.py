@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ class Loop:
         self.shapes = KnownShapes()
         self._model, self._request, self._corrected, self._plans_loss = model, request, corrected, plans_loss
         self._forwards, self._pattern = Forwards(), Pattern()
+        #: Held while the model is called, which several threads may.
+        self.one_at_a_time = threading.RLock()
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
