@@ -15,7 +15,7 @@ from graphopt.kernels.offload.host_depot import HostDepot
 from graphopt.kernels.offload.link import DepotLink, measure_link
 from graphopt.plan.offload import where
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 CUDA = torch.device("cuda")
 
 
