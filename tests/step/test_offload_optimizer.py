@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,3 +185,36 @@ def test_updates_stay_behind_the_backward_where_something_is_in_the_way(options:
         return error.value.minimum_bytes
 
     assert least() == least(update_in_backward=False)
+
+
+_FORKS = """
+import gc, os, sys
+import torch
+import graphopt
+
+x = torch.randn(8, 128)
+model = torch.nn.Linear(128, 128)
+optimizer = torch.optim.AdamW(model.parameters())
+step = graphopt.train_step(model, torch.nn.functional.mse_loss, optimizer, offload_optimizer="file")
+step(x, x)
+before = optimizer.state[model.weight]["exp_avg"].clone()
+child = os.fork()
+if not child:
+    try:
+        step(x, x)
+    except graphopt.OffloadError as error:
+        refused = "forked" in str(error)
+    del step
+    optimizer.state.clear()
+    gc.collect()
+    os._exit(0 if refused else 1)
+code = os.waitpid(child, 0)[1]
+same = torch.equal(before, optimizer.state[model.weight]["exp_avg"])
+step(x, x)
+sys.exit(code or not same)
+"""
+
+
+def test_a_process_that_is_forked_leaves_the_state_alone() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORKS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]

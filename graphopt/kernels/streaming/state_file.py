@@ -35,13 +35,16 @@ class StateFile:
         self._offsets: dict[int, int] = {}
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         self.lane = Lane(self._file.fileno(), bytes_per_second)
-        weakref.finalize(self, self.lane.close).atexit = False
+        weakref.finalize(self, _close, self.lane, self._process).atexit = False
 
     def new(self, like: Tensor) -> Tensor:
         """A tensor of zeros of this shape, layout and dtype, dense. Raises OffloadError where the disk is full."""
         size_bytes = like.numel() * like.dtype.itemsize
-        offset = self._free[size_bytes].pop() if self._free[size_bytes] else self._grown(size_bytes)
+        used = self._free[size_bytes].pop() if self._free[size_bytes] else None
+        offset = self._grown(size_bytes) if used is None else used
         memory = mmap.mmap(self._file.fileno(), size_bytes, offset=offset)
+        if used is not None:
+            _clear(memory, size_bytes)
         flat = torch.frombuffer(memory, dtype=like.dtype, count=like.numel())
         address = flat.data_ptr()
         self._offsets[address] = offset
@@ -50,12 +53,9 @@ class StateFile:
         return flat.as_strided(like.shape, like.stride())
 
     def forget(self, address: int, size_bytes: int) -> None:
-        """The tensor that was mapped there is gone: its part of the file, zeros again, is another one's."""
-        offset = self._offsets.pop(address)
-        memory = mmap.mmap(self._file.fileno(), size_bytes, offset=offset)
-        memory.write(bytes(size_bytes))
-        memory.close()
-        self._free[size_bytes].append(offset)
+        """The tensor that was mapped there is gone: its part of the file may be another one's."""
+        if self._process == os.getpid():
+            self._free[size_bytes].append(self._offsets.pop(address))
 
     def read(self, state: Tensor, start: int, into: Tensor) -> int:
         """Begin to read elements of a tensor."""
@@ -91,6 +91,18 @@ class StateFile:
         offset = self._offsets[state.untyped_storage().data_ptr()] + start * state.dtype.itemsize
         # what the user writes into a tensor between two steps is as good as what was written last
         return self.lane.begin(is_write, offset, memory.data_ptr(), memory.nbytes, is_checked=False)
+
+
+def _clear(memory: mmap.mmap, size_bytes: int) -> None:
+    zeros = bytes(2**20)
+    for start in range(0, size_bytes, len(zeros)):
+        memory[start : start + len(zeros)] = zeros[: size_bytes - start]
+
+
+def _close(lane: Lane, process: int) -> None:
+    """A process that was forked has no thread to end."""
+    if process == os.getpid():
+        lane.close()
 
 
 def _goes(there: weakref.ref[StateFile], address: int, size_bytes: int) -> None:
