@@ -70,7 +70,8 @@ class Page:
 
 README = Page(ROOT / "README.md")
 PAGES = {page.name: page for page in (README, *map(Page, sorted(DOCS.rglob("*.md"))))}
-PROGRAMS = [(name, number) for name, page in PAGES.items() for number in range(len(page.programs))]
+#: Each once, where several pages show the same.
+PROGRAMS = {text: (name, number) for name, page in PAGES.items() for number, text in enumerate(page.programs)}
 #: Programs for several processes; other files are for the command line.
 TOGETHER = [
     (name, title) for name, page in PAGES.items() for title, text in page.files.items() if "init_process_group" in text
@@ -82,7 +83,7 @@ def test_every_block_of_code_is_of_a_kind_that_is_run_or_is_said_to_be_output() 
     assert kinds == {("python", ""), ("python", "py"), ("bash", ""), ("json", "json"), ("text", "")}
 
 
-@pytest.mark.parametrize(("name", "number"), PROGRAMS)
+@pytest.mark.parametrize(("name", "number"), PROGRAMS.values())
 def test_python_on_the_pages_runs(name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile(PAGES[name].programs[number], name, "exec"), {})

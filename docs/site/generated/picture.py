@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _LINE, _BOTTOM = 760, 12, 12, 8, 46, 34
+_WIDTH, _LEFT, _RIGHT, _TOP, _LINE, _BOTTOM = 760, 12, 12, 24, 46, 34
 #: Nearer to nothing than this, all is drawn at the same place.
 _LEAST = 1e-6
 _TICKS = (-1e-2, -1e-3, -1e-4, -1e-5, 0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.5)
@@ -23,6 +23,8 @@ def dots(runs: Sequence[tuple[str, Sequence[float]]]) -> str:
             lift = (place * 7 % 5 - 2) * 2.2
             shown = f'<circle class="{"above" if ratio > 1 else "below"}" cx="{across(1 - ratio):.1f}"'
             parts.append(f'{shown} cy="{middle + lift:.1f}" r="2.6"/>')
+    parts.append(f'<text x="{_LEFT}" y="14">← the step took more</text>')
+    parts.append(f'<text text-anchor="end" x="{_WIDTH - _RIGHT}" y="14">the step took less →</text>')
     label = "Every measured peak against its prediction"
     return f'<svg class="dots" role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} {height}">{"".join(parts)}</svg>'
 
