@@ -94,7 +94,7 @@ PEAKS: tuple[tuple[str, str, str, Callable[[Row], str], str, str], ...] = (
     ("whole training steps", "step_matrix_cpu", "rows", step_matrix, "predicted_bytes", "measured_bytes"),
     ("sharded over two ranks", "sharded_1gbit_cpu", "cells", lambda row: row["model"], "planned_bytes", "peak_bytes"),
     ("the zoo on a GPU", "matrix_cuda", "rows", matrix, "predicted_bytes", "measured_bytes"),
-    ("the same, PyTorch's default allocator", "matrix_cuda_default_allocator", "rows", matrix, "predicted_bytes",
+    ("the zoo on a GPU, default allocator", "matrix_cuda_default_allocator", "rows", matrix, "predicted_bytes",
      "measured_bytes"),
     ("a large GPT-2 on a GPU", "headline_cuda", "rows", lambda row: row["contender"], "predicted_bytes", "peak_bytes"),
 )  # fmt: skip
@@ -120,8 +120,9 @@ def budget(row: Row) -> int | None:
 
 def peaks() -> str:
     """One line a benchmark: how many steps, how many inside of their budgets, how far predictions were off."""
-    headings = ("run", "steps", "inside the budget", "refused", "predicted over measured", "median", "furthest above")
-    return table(headings, [line(run) for run in runs()])
+    headings = ("run", "steps", "inside", "refused", "predicted over measured", "median", "over by, at most")
+    files = ", ".join(code(run.name) for run in runs())
+    return f"{table(headings, [line(run) for run in runs()])}\n\nThe files, in this order: {files}."
 
 
 def line(run: Run) -> tuple[object, ...]:
@@ -129,7 +130,7 @@ def line(run: Run) -> tuple[object, ...]:
     over = [peak.measured_bytes - peak.budget_bytes for peak in limited if not peak.is_inside]  # type: ignore[operator]
     ratios = [peak.ratio for peak in run.peaks]
     return (
-        f"{run.title} ({code(run.name)})",
+        run.title,
         len(run.peaks),
         f"{len(limited) - len(over)} of {len(limited)}",
         run.refused or "",
@@ -153,8 +154,8 @@ def in_bytes(size: int) -> str:
 
 def furthest() -> str:
     """Of each run the steps whose predictions were furthest off, below and above what was measured."""
-    headings = ("run", "step", "predicted", "measured", "predicted over measured", "inside the budget")
-    found = []
+    headings = ("run", "step", "measured", "predicted less measured", "predicted over measured", "inside")
+    found: list[Peak] = []
     for run in runs():
         by_ratio = sorted(run.peaks, key=lambda peak: peak.ratio)
         found += dict.fromkeys((by_ratio[0], by_ratio[-1]))
@@ -163,8 +164,9 @@ def furthest() -> str:
 
 def peak_line(peak: Peak) -> tuple[str, ...]:
     inside = "no budget" if peak.budget_bytes is None else "yes" if peak.is_inside else "no"
-    both = in_bytes(peak.predicted_bytes), in_bytes(peak.measured_bytes)
-    return peak.run, peak.what, *both, f"{peak.ratio:.4f}", inside
+    apart = peak.predicted_bytes - peak.measured_bytes
+    sign = "-" if apart < 0 else ""
+    return peak.run, peak.what, in_bytes(peak.measured_bytes), sign + in_bytes(abs(apart)), f"{peak.ratio:.6f}", inside
 
 
 def kept() -> str:
@@ -179,8 +181,8 @@ def kept() -> str:
         rows = [row for row in rows_of(path, key) if is_ours(row)]
         inside = [row for row in rows if row["peak_bytes"] <= row["budget_bytes"]]
         share = median(row["peak_bytes"] / row["budget_bytes"] for row in rows)
-        lines.append((f"{title} ({code(path.name)})", f"{len(inside)} of {len(rows)}", f"{share:.1%}"))
-    return table(("run", "inside the budget", "measured over budget, median"), lines)
+        lines.append((title, code(path.name), f"{len(inside)} of {len(rows)}", f"{share:.1%}"))
+    return table(("run", "file", "inside", "measured over budget, median"), lines)
 
 
 def is_ours(row: Row) -> bool:

@@ -122,7 +122,7 @@ def methods(each: type) -> Iterator[Any]:
 
 def signature(name: str, each: Any, *, result: bool = True) -> str:
     """A signature as code, a parameter a line where they are many."""
-    found, kinds = inspect.signature(each), annotations(each)
+    found, kinds = inspect.signature(each), types_of(each)
     parameters = [text for text in spelled(list(found.parameters.values()), kinds) if text not in ("self", "cls")]
     returned = f" -> {kinds['return']}" if result and "return" in kinds else ""
     line = f"{name}({', '.join(parameters)}){returned}"
@@ -131,7 +131,7 @@ def signature(name: str, each: Any, *, result: bool = True) -> str:
     return f"```python\n{line}\n```"
 
 
-def annotations(each: Any) -> dict[str, str]:
+def types_of(each: Any) -> dict[str, str]:
     """Types by the parameters' names, as they stand in the source, where some modules keep no text of them."""
     if inspect.isclass(each):
         return {field.name: str(field.type) for field in dataclasses.fields(each)}
@@ -144,7 +144,7 @@ def annotations(each: Any) -> dict[str, str]:
 
 def spelled(parameters: list[inspect.Parameter], kinds: dict[str, str]) -> Iterator[str]:
     """Names, annotations and defaults as in the source, with the star in front of what has to be named."""
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     has_star = any(each.kind is each.VAR_POSITIONAL for each in parameters)
     for each in parameters:
         if each.kind is each.KEYWORD_ONLY and not has_star:
