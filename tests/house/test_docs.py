@@ -16,6 +16,7 @@ import pytest
 from graphopt.base import errors
 from graphopt.cli import cli
 from tests.house.test_layering import LEVEL
+from tests.support.ranks import run_program
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
@@ -111,12 +112,14 @@ def test_every_command_is_shown() -> None:
 
 @pytest.mark.parametrize(("name", "title"), TOGETHER)
 def test_two_processes_run_it(name: str, title: str, tmp_path: Path) -> None:
-    (tmp_path / title).write_text(PAGES[name].files[title])
+    (tmp_path / title).write_text(PAGES[name].files[title], encoding="utf-8")
+    if title != "train_together.py":  # one is started in the way that all pages show, the others at less cost
+        run_program(2, tmp_path / title)
+        return
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*start, tmp_path / title], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    if title == "train_together.py":
-        assert done.stdout.count("uncompressed") >= 2 or done.stdout.count("compression") >= 2
+    assert done.stdout.count("uncompressed") >= 2 or done.stdout.count("compression") >= 2
 
 
 def test_the_two_commands_are_there() -> None:
