@@ -26,7 +26,7 @@ def build():
 """
 PRICED = ("--cost-model", "roofline")
 #: Items of a list, keys of an object below the first level, and letters of a text that an example shows.
-MOST_ITEMS, MOST_KEYS, MOST_LETTERS = 1, 4, 72
+MOST_ITEMS, MOST_KEYS, MOST_LETTERS = 1, 8, 72
 
 
 @dataclass(frozen=True)
