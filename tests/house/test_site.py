@@ -23,18 +23,20 @@ INTERNAL_SCHEMAS = {
 }
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `python3 run.py docs` does; a warning of mkdocs ends the build."""
+def test_the_site_is_built_whole_and_by_itself(tmp_path: Path) -> None:
+    """As `python3 run.py docs` does it, once for all that is looked at; a warning of mkdocs ends the build."""
     pytest.importorskip("material", reason="needs the extra docs")
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    folder = tmp_path_factory.mktemp("site")
-    config = load_config(str(DOCS / "site" / "mkdocs.yml"), site_dir=str(folder), strict=True)
+    config = load_config(str(DOCS / "site" / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
     config.plugins.on_startup(command="build", dirty=False)
     build(config)
-    return folder
+    found = {path.relative_to(tmp_path).as_posix(): Loaded(path) for path in tmp_path.rglob("*.html")}
+    every_page_is_there_and_shown_as_it_is_meant(found)
+    no_page_loads_anything_from_elsewhere(tmp_path, found)
+    the_reference_has_every_public_name(found)
+    the_reference_has_every_command_option_and_schema(found)
 
 
 class Loaded(HTMLParser):
@@ -67,13 +69,7 @@ class Loaded(HTMLParser):
         return "".join(self.words)
 
 
-@pytest.fixture(scope="module")
-def found(site: Path) -> dict[str, Loaded]:
-    """Every page by its path."""
-    return {path.relative_to(site).as_posix(): Loaded(path) for path in site.rglob("*.html")}
-
-
-def test_every_page_is_there_and_shown_as_it_is_meant(found: dict[str, Loaded]) -> None:
+def every_page_is_there_and_shown_as_it_is_meant(found: dict[str, Loaded]) -> None:
     written = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.rglob("*.md")}
     assert set(found) == written - {"pypi.html"} | {"404.html"}
     mark = re.compile(r"\s*(\||- |```|<!--)")
@@ -82,7 +78,7 @@ def test_every_page_is_there_and_shown_as_it_is_meant(found: dict[str, Loaded]) 
     assert not [name for name, page in found.items() if "run.py docs" in page.text]  # what GitHub shows in their place
 
 
-def test_no_page_loads_anything_from_elsewhere(site: Path, found: dict[str, Loaded]) -> None:
+def no_page_loads_anything_from_elsewhere(site: Path, found: dict[str, Loaded]) -> None:
     loaded = {(name, each) for name, page in found.items() for each in page.addresses}
     assert not [pair for pair in loaded if re.match(r"(\w+:)?//|mermaid", pair[1])]
     elsewhere = re.compile(r"(?:url\(|@import )[\"']?(?:\w+:)?//")
@@ -97,14 +93,14 @@ def is_there(site: Path, page: str, address: str) -> bool:
     return page == "404.html" or ((site / page).parent / path).exists()
 
 
-def test_the_reference_has_every_public_name(found: dict[str, Loaded]) -> None:
+def the_reference_has_every_public_name(found: dict[str, Loaded]) -> None:
     places = found["reference/api.html"].places | found["reference/errors.html"].places
     assert not [name for name in graphopt.__all__ if not {name.lower(), f"graphopt{name.lower()}"} & places]
     kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
     assert not [each.__name__ for each in kinds if each.__name__.lower() not in found["reference/errors.html"].places]
 
 
-def test_the_reference_has_every_command_option_and_schema(found: dict[str, Loaded]) -> None:
+def the_reference_has_every_command_option_and_schema(found: dict[str, Loaded]) -> None:
     text = found["reference/commands.html"].text
     (commands,) = (each for each in make_parser()._actions if each.choices and each.dest == "command")
     parsers: dict[str, object] = dict(commands.choices)  # type: ignore[arg-type]
