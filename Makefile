@@ -1,4 +1,4 @@
 # Short names for `python3 run.py ...`.
-.PHONY: demo test setup
-demo test setup:
+.PHONY: demo test docs setup
+demo test docs setup:
 	@python3 run.py $@

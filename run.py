@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One command on a bare machine: `python3 run.py demo`, `python3 run.py test`, `python3 run.py setup`.
+"""One command on a bare machine: `python3 run.py demo`, `python3 run.py test`, `python3 run.py docs`, `... setup`.
 
 Standard library only. Makes `.venv` beside this file, installs graphopt into it, and runs.
 """
@@ -23,11 +23,12 @@ USAGE = """usage: python3 run.py COMMAND [ARGUMENT ...]
 
   demo    train a small GPT-2 inside a third of the memory that eager takes
   test    ruff, mypy and the whole test suite (arguments go to pytest)
+  docs    the documentation as a site, in build/site
   setup   make .venv and install graphopt into it, no more"""
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"demo": demo, "test": test, "setup": lambda _: 0}
+    commands = {"demo": demo, "test": test, "docs": docs, "setup": lambda _: 0}
     if not arguments or arguments[0] not in commands:
         wants_help = bool(arguments) and arguments[0] in ("-h", "--help", "help")
         print(USAGE, file=sys.stdout if wants_help else sys.stderr)
@@ -92,6 +93,12 @@ def test(arguments: list[str]) -> int:
     spread = ("-n", str(workers), "--dist", "worksteal")  # tests take from milliseconds to a minute
     command = [PYTHON, "-m", "pytest", "-q", *spread, *(() if has_gpu() else ("-m", "not gpu")), *arguments]
     return run(command, check=False, environment=environment) or int(bool(failed))
+
+
+def docs(arguments: list[str]) -> int:
+    """The site, with every link checked."""
+    words = (PYTHON, "-m", "mkdocs", "build", "--strict", "--config-file", ROOT / "docs" / "site" / "mkdocs.yml")
+    return run([*words, *arguments], check=False, environment={"NO_MKDOCS_2_WARNING": "1"})
 
 
 def run(command: list[object], *, check: bool = True, environment: dict[str, str] | None = None) -> int:

@@ -16,8 +16,10 @@ import pytest
 from graphopt.base import errors
 from graphopt.cli import cli
 from tests.house.test_layering import LEVEL
+from tests.support.ranks import run_program
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS = ROOT / "docs"
 MOST_WORDS, LONGEST_SENTENCE = 1400, 40
 
 
@@ -26,6 +28,11 @@ class Page:
     """A page of the documentation: its text, and the blocks of code in it."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """The path below docs/; README.md is beside it."""
+        return self.path.relative_to(DOCS).as_posix() if self.path.is_relative_to(DOCS) else self.path.name
 
     @cached_property
     def text(self) -> str:
@@ -37,9 +44,10 @@ class Page:
         return re.findall(r"```(\w+)(?: title=(\S+))?\n(.*?)```", self.text, re.DOTALL)
 
     @property
-    def snippets(self) -> str:
-        """All Python that is no file, as one program."""
-        return "\n".join(text for kind, title, text in self.blocks if kind == "python" and not title)
+    def programs(self) -> list[str]:
+        """The Python that is no file: a program each block where the page says so, else one program in all."""
+        blocks = [text for kind, title, text in self.blocks if kind == "python" and not title]
+        return blocks if "is a program of its own" in self.text else ["\n".join(blocks)] if blocks else []
 
     @property
     def files(self) -> dict[str, str]:
@@ -62,7 +70,9 @@ class Page:
 
 
 README = Page(ROOT / "README.md")
-PAGES = {page.path.name: page for page in (README, *map(Page, sorted((ROOT / "docs").glob("*.md"))))}
+PAGES = {page.name: page for page in (README, *map(Page, sorted(DOCS.rglob("*.md"))))}
+#: Each once, where several pages show the same.
+PROGRAMS = {text: (name, number) for name, page in PAGES.items() for number, text in enumerate(page.programs)}
 #: Programs for several processes; other files are for the command line.
 TOGETHER = [
     (name, title) for name, page in PAGES.items() for title, text in page.files.items() if "init_process_group" in text
@@ -74,11 +84,10 @@ def test_every_block_of_code_is_of_a_kind_that_is_run_or_is_said_to_be_output() 
     assert kinds == {("python", ""), ("python", "py"), ("bash", ""), ("json", "json"), ("text", "")}
 
 
-@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if page.snippets])
-def test_python_snippets_run_one_after_the_other(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "number"), PROGRAMS.values())
+def test_python_on_the_pages_runs(name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {}
-    exec(compile(PAGES[name].snippets, name, "exec"), namespace)
+    exec(compile(PAGES[name].programs[number], name, "exec"), {})
 
 
 def test_commands_run_one_after_the_other(
@@ -103,12 +112,14 @@ def test_every_command_is_shown() -> None:
 
 @pytest.mark.parametrize(("name", "title"), TOGETHER)
 def test_two_processes_run_it(name: str, title: str, tmp_path: Path) -> None:
-    (tmp_path / title).write_text(PAGES[name].files[title])
+    (tmp_path / title).write_text(PAGES[name].files[title], encoding="utf-8")
+    if title != "train_together.py":  # one is started in the way that all pages show, the others at less cost
+        run_program(2, tmp_path / title)
+        return
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*start, tmp_path / title], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    if title == "train_together.py":
-        assert done.stdout.count("uncompressed") >= 2 or done.stdout.count("compression") >= 2
+    assert done.stdout.count("uncompressed") >= 2 or done.stdout.count("compression") >= 2
 
 
 def test_the_two_commands_are_there() -> None:

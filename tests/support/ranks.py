@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
 import pickle
+import runpy
+import socket
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,6 +62,41 @@ def run_ranks(
                 process.join()
 
 
+def run_program(world: int, path: Path, timeout: float = 240.0) -> list[str]:
+    """Run a file in `world` processes that are told of each other as torchrun does it; what each of them printed.
+
+    Raises RankError as `run_ranks`.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ends, processes = [], []
+    for rank in range(world):
+        mine, theirs = _context.Pipe(duplex=False)
+        processes.append(_context.Process(target=_program, args=(rank, world, port, path, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+        ends.append(mine)
+    try:
+        return _collected(ends, time.monotonic() + timeout)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _program(rank: int, world: int, port: int, path: Path, end: Connection) -> None:
+    about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in about.items()})
+    printed = io.StringIO()
+    try:
+        _on_loopback(rank)
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(str(path), run_name="__main__")
+        end.send_bytes(pickle.dumps((True, printed.getvalue())))
+    except BaseException:
+        end.send_bytes(pickle.dumps((False, traceback.format_exc())))
+
+
 def _collected(ends: list[Connection], deadline: float) -> list[Any]:
     results, errors = [], []
     for rank, end in enumerate(ends):
@@ -97,7 +135,7 @@ def _rank(
         # by value: a connection's own pickler leaves tensors in shared memory that ends with the process
         end.send_bytes(pickle.dumps((True, function(*args))))
         # One that ends while another still connects to it would be that one's failure.
-        with suppress(Exception):
+        with contextlib.suppress(Exception):
             store.set(f"done {rank}", "")
             store.wait([f"done {other}" for other in range(world)], timedelta(seconds=5))
         dist.destroy_process_group()
