@@ -78,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "plan":
             _graph(command)
             _problem_out(command)
+            _traces(command)
             command.add_argument(
                 "--dynamic", metavar="NAME=DIM,...", help="print formulas in these sizes of inputs: batch=0,length=1"
             )
@@ -165,6 +166,11 @@ def _target(command: argparse.ArgumentParser) -> None:
 
 def _problem_out(command: argparse.ArgumentParser) -> None:
     command.add_argument("--problem-out", metavar="PATH", help="write what is planned as a problem for solve")
+
+
+def _traces(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--trace", metavar="PATH", help="write the step as a trace for ui.perfetto.dev")
+    command.add_argument("--snapshot", metavar="PATH", help="write the step as a pickle for pytorch.org/memory_viz")
 
 
 def _meta(command: argparse.ArgumentParser) -> None:

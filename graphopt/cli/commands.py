@@ -59,6 +59,10 @@ def plan(options: argparse.Namespace) -> CommandResult:
         write_graph(planned_graphs(optimized.planned_graphs), options.graph)
     if options.problem_out:
         _write_problem(optimized.planned_graphs, options.problem_out)
+    if options.trace:
+        optimized.timeline.save_trace(options.trace)
+    if options.snapshot:
+        optimized.timeline.save_snapshot(options.snapshot)
     behind += f"\n\n{ON_META}" if options.meta else ""
     return CommandResult(
         lambda color: render_text(optimized.report, color=color) + behind, report_to_json(optimized.report) | data

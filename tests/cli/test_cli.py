@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import os
 import subprocess
 import sys
@@ -330,8 +331,12 @@ def test_plan_verify_and_sweep_of_a_real_model(train: Path, tmp_path: Path, caps
     budget = (curve["minimum_bytes"] + curve["eager_peak_bytes"]) // 2
     plan = tmp_path / "plan.json"
     words = ("--mem-budget", budget, "--save-plan", plan, "--json", "--graph", tmp_path / "graph.graphml")
+    words += ("--trace", tmp_path / "trace.json", "--snapshot", tmp_path / "snapshot.pickle")
     code, out, err = run(capsys, "plan", target, *words)
     report = json.loads(out)
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert trace["otherData"]["peak_bytes"] == report["plan"]["peak_bytes"]
+    assert pickle.loads((tmp_path / "snapshot.pickle").read_bytes())["device_traces"][0]
     ops = [data for data in nx.read_graphml(tmp_path / "graph.graphml").nodes.values() if data["kind"] == "op"]
     again = [name for data in ops for name in [data["name"]] * (len(data["steps"].split()) - 1)]
     assert sorted(again) == sorted(report["plan"]["graphs"][0]["recomputed"])

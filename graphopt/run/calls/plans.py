@@ -35,6 +35,7 @@ from graphopt.run.calls.make_plans import (
 from graphopt.run.graphs.call_key import Call, CallKey, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
 from graphopt.run.graphs.gradients import GradientSums
+from graphopt.run.model.loss_module import users_model
 from graphopt.run.model.request import Request
 from graphopt.run.model.short_step import planned_model
 from graphopt.run.model.wrapping import Wrapping, bytes_of
@@ -194,7 +195,7 @@ class Plans:
     def _now(self, call: CallPlan) -> None:
         self.in_force = self._calls[self.key] = call
         self._with |= {(self.key, graph): call for graph in call.graphs}
-        log_plan(call)
+        log_plan(call, type(users_model(self._model)).__name__, self._request.budget_bytes)
 
     def _make(self, sequence: Sequence[GraphStudy]) -> Make:
         """How the graphs of the call are planned inside of a room."""
