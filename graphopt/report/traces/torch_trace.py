@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 
 from graphopt.base.records import encode
 from graphopt.report.data import Report
