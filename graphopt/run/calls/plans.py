@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from graphopt.base.errors import BudgetError
+from graphopt.base.progress import phase
 from graphopt.device.ranks import Ranks
 from graphopt.graph.captured_graph import Decision
 from graphopt.plan.agreement import plan_as_one
@@ -148,7 +149,8 @@ class Plans:
         room = self._room(resident)
         make = self._make([study for _, study in sequence])
         try:
-            planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
+            with phase("planning"):
+                planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
         except BudgetError:
             if not (in_loop and ranks is None and self._loop.tries_without()):
                 raise
