@@ -103,6 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
     _planner(solve)
     _graph(solve)
+    _command(commands, "doctor", "say what is on this machine, and what is wrong with it")
     demo = _command(commands, "demo", "train a small GPT-2 inside a third of eager's memory")
     demo.add_argument("--steps", type=int, default=24, help="training steps (default 24)")
     return parser
@@ -213,6 +214,7 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
         "fit": (commands.fit, "capturing, and planning micro-batches"),
         "export": (commands.export, "capturing, planning and exporting"),
         "solve": (commands.solve, "planning"),
+        "doctor": (commands.doctor, "looking"),
         "demo": (commands.demo, ""),
     }[options.command]
     # The demo prints as it goes.

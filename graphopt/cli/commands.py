@@ -219,6 +219,15 @@ def _judged(study: Study, schedule: Schedule, budget: int, planner: str) -> dict
     }
 
 
+def doctor(_: argparse.Namespace) -> CommandResult:
+    """What graphopt finds on this machine, and what is wrong with it: the exit code is then 1."""
+    from graphopt.cli.doctor.doctor import as_data, as_text, examine
+
+    found = examine()
+    data = as_data(found)
+    return CommandResult(lambda _: as_text(found), data, 0 if data["ok"] else 1)
+
+
 def demo(options: argparse.Namespace) -> CommandResult:
     """Train a small GPT-2 inside a third of eager's memory."""
     from graphopt.cli.demo import run_demo
