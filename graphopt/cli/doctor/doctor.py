@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -32,15 +32,21 @@ def examine() -> tuple[Finding, ...]:
     found: list[Finding] = []
     for check in _SURROUNDINGS:
         with phase(f"looking at the {check[0]}"):
-            found += found_by(*check)
+            found += _not_again(found_by(*check), found)
     with phase("loading PyTorch"):
         loaded = list(found_by("devices", "PyTorch", devices.torch_itself, _TORCH))
     found += loaded
     if not any(each.problem for each in loaded):
         for check in _DEVICES:
             with phase(f"measuring {check[1]}"):
-                found += found_by(*check)
+                found += _not_again(found_by(*check), found)
     return tuple(found)
+
+
+def _not_again(found: Iterable[Finding], known: Sequence[Finding]) -> list[Finding]:
+    """Without what fails for a reason that is known, which has its own way out."""
+    reasons = [each.problem for each in known if each.problem]
+    return [each for each in found if not any(reason in each.problem for reason in reasons)]
 
 
 def as_text(found: Sequence[Finding]) -> str:

@@ -99,8 +99,11 @@ class TestBroken:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("GRAPHOPT_CACHE_DIR", "somewhere")
+        monkeypatch.setattr(doctor, "_DEVICES", (("devices", "speed", devices.speeds, "install PyTorch anew"),))
         code, data, _ = examined(capsys)
         assert code == 1 and "must be an absolute path" in problem(data, "cache")
+        named = {each["group"] for each in data["problems"]}
+        assert named == {"cache"}, "what fails for a reason that is told of is not told of again"
 
     def test_a_variable_that_is_misspelled(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
