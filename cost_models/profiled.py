@@ -7,8 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch.fx import Node
 
 from graphopt import kernels
+from graphopt.base.progress import phase
 from graphopt.cost_models.cache import cache_path, read_entries, write_entries
 from graphopt.cost_models.costs import OpCost
 from graphopt.cost_models.device_speed import at_hand, environment
@@ -105,14 +105,15 @@ def _fill(tables: dict[torch.device, _Table], calls: list[Signature], limits: Pr
 def _measure(calls: Sequence[Signature], device: torch.device, deadline: float) -> dict[str, OpCost | None]:
     """Time the calls one by one, then read the scratch of those that ran."""
     seconds: dict[str, float | None] = {}
-    with _progress(len(calls)) as advance:
-        for call in calls:
+    with phase("profiling operators", shown_alone=True) as tell:
+        for number, call in enumerate(calls):
             if time.monotonic() > deadline:
                 break
+            tell(f"{number} of {len(calls)}")
             seconds[call.key] = time_call(call)
-            advance()
-    ran = [call for call in calls if seconds.get(call.key) is not None]
-    scratch = scratch_bytes(ran, device)
+        ran = [call for call in calls if seconds.get(call.key) is not None]
+        tell("their scratch memory")
+        scratch = scratch_bytes(ran, device)
     costs: dict[str, OpCost | None] = {key: None for key, time in seconds.items() if time is None}
     for key, (workspace_bytes, storage_bytes) in scratch.items():
         costs[key] = OpCost(seconds[key] or 0.0, workspace_bytes, storage_bytes)
@@ -147,30 +148,6 @@ def _free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every platform
         return 4 * 2**30
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each op; a bar shows on a terminal's stderr once a second has gone."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    started, shown = time.monotonic(), False
-    bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task("profiling ops", total=total)
-
-    def advance() -> None:
-        nonlocal shown
-        bar.advance(task)
-        if not shown and bar.console.is_terminal and time.monotonic() - started > 1.0:
-            shown = True
-            bar.start()
-
-    try:
-        yield advance
-    finally:
-        if shown:
-            bar.stop()
 
 
 @cache

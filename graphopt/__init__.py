@@ -103,3 +103,8 @@ def __getattr__(name: str) -> Any:
     if name == "kernels":  # `graphopt.kernels.use()` before anything of ours has imported it
         return importlib.import_module("graphopt.kernels")
     raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With the names that are loaded when they are asked for."""
+    return sorted({*globals(), *_LAZY, "kernels"})

@@ -8,11 +8,12 @@ from typing import Any
 from torch import fx, nn
 
 from graphopt.base.errors import UsageError
-from graphopt.plan.model_plan import build_plan
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import CompiledKernels, Measured, Report
+from graphopt.report.traces.from_plans import timeline_of_call
+from graphopt.report.traces.timeline import Timeline
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.model.loss_module import users_model
 from graphopt.run.session import Session
@@ -37,9 +38,8 @@ class Optimized:
     @property
     def plan(self) -> Plan:
         """The plan in force, the last one made; raises UsageError before the first training call."""
-        call, name = self.in_force, type(users_model(self._model)).__name__
-        beside_bytes = call.kernels.beside_bytes if call.kernels is not None else 0
-        return build_plan(name, self.session.request.budget_bytes, call.resident_bytes, call.planned, beside_bytes)
+        name = type(users_model(self._model)).__name__
+        return self.in_force.plan_of(name, self.session.request.budget_bytes)
 
     @property
     def in_force(self) -> CallPlan:
@@ -68,6 +68,11 @@ class Optimized:
             compiled=_compiled(self.in_force),
             size_conditions=_size_conditions(self.session),
         )
+
+    @property
+    def timeline(self) -> Timeline:
+        """The step as it is predicted, op by op: `timeline.save_trace(path)`, `timeline.save_snapshot(path)`."""
+        return timeline_of_call(self.plan, self.in_force.planned)
 
     @property
     def planned_graphs(self) -> tuple[PlannedGraph, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from pathlib import Path
 
 from graphopt.base.cache_directory import cache_directory, is_private, private_directory, temporary_directory
 from graphopt.base.errors import CompileError
+from graphopt.base.progress import phase
+
+logger = logging.getLogger("graphopt")
 
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -53,13 +58,22 @@ def load_library(recipe: Recipe, compiler: str | None = None) -> ctypes.CDLL:
         with private_directory() as folder:
             path = _whole(folder, name)
             if path is None:
-                with _one_at_a_time(folder):
-                    path = _whole(folder, name) or _kept(folder, name, _compiled(recipe, compiler))
+                path = _made(recipe, compiler, folder, name)
             return ctypes.CDLL(os.fspath(path))
     except subprocess.CalledProcessError as error:
         raise CompileError(f"{error}\n{error.stderr}".rstrip()) from error
     except OSError as error:
         raise CompileError(str(error)) from error
+
+
+def _made(recipe: Recipe, compiler: str, folder: Path, name: str) -> Path:
+    """The library compiled, by this process or by another that was first; it takes seconds, so that it is told of."""
+    began = time.monotonic()
+    with phase(f"compiling C++ once ({recipe.name})", shown_alone=True), _one_at_a_time(folder):
+        path = _whole(folder, name) or _kept(folder, name, _compiled(recipe, compiler))
+    seconds = time.monotonic() - began
+    logger.info("compiled %s with %s in %.1f s, kept in %s", recipe.name, compiler, seconds, cache_directory())
+    return path
 
 
 def find_compiler() -> str:

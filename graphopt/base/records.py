@@ -56,10 +56,15 @@ def from_bytes(raw: bytes, schema: str, key: str, kind: type[T]) -> T:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all. Raises UsageError where it cannot be written."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises UsageError where it cannot be written."""
     target = Path(path).resolve()
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)
         draft.replace(target)
     except OSError as error:
         draft.unlink(missing_ok=True)

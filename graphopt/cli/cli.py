@@ -14,12 +14,14 @@ from typing import Any, NoReturn
 
 from graphopt import __version__
 from graphopt.base.errors import GraphoptError, UsageError
-from graphopt.planners import PLANNERS
 
 _EPILOG = """\
 bytes: 8GiB is 2**30-based, 8GB is 10**9, 80% is of the device's memory, a bare number is bytes
 exit codes: 0 ok (help too), 1 unexpected, 2 usage, 3 does not fit, 4 verification failed, 5 capture failed,
 6 plan does not match"""
+
+#: Those of `planners.PLANNERS` beside auto: to import them takes longer than all of `--help`.
+PLANNER_NAMES = ("chain", "exact", "mincut", "none", "reorder", "search", "sqrt_n")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "plan":
             _graph(command)
             _problem_out(command)
+            _traces(command)
             command.add_argument(
                 "--dynamic", metavar="NAME=DIM,...", help="print formulas in these sizes of inputs: batch=0,length=1"
             )
@@ -100,6 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
     _planner(solve)
     _graph(solve)
+    _command(commands, "doctor", "say what is on this machine, and what is wrong with it")
     demo = _command(commands, "demo", "train a small GPT-2 inside a third of eager's memory")
     demo.add_argument("--steps", type=int, default=24, help="training steps (default 24)")
     return parser
@@ -167,6 +171,11 @@ def _problem_out(command: argparse.ArgumentParser) -> None:
     command.add_argument("--problem-out", metavar="PATH", help="write what is planned as a problem for solve")
 
 
+def _traces(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--trace", metavar="PATH", help="write the step as a trace for ui.perfetto.dev")
+    command.add_argument("--snapshot", metavar="PATH", help="write the step as a pickle for pytorch.org/memory_viz")
+
+
 def _meta(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--meta", action="store_true",
@@ -176,8 +185,7 @@ def _meta(command: argparse.ArgumentParser) -> None:
 
 
 def _planner(command: argparse.ArgumentParser) -> None:
-    names = [name for name in PLANNERS if name != "auto"]
-    command.add_argument("--planner", default="auto", help=f"{', '.join(names)} or auto (default)")
+    command.add_argument("--planner", default="auto", help=f"{', '.join(PLANNER_NAMES)} or auto (default)")
     command.add_argument(
         "--plan-seconds", metavar="SECONDS", type=_seconds, default=0.0,
         help="look so long for a faster plan than the planner's (default 0)",
@@ -196,8 +204,8 @@ def _seconds(text: str) -> float:
 
 
 def _run(options: argparse.Namespace) -> tuple[str, int]:
+    from graphopt.base.progress import progress, watched_phases
     from graphopt.cli import commands
-    from graphopt.cli.progress import progress
 
     run, doing = {
         "plan": (commands.plan, "capturing, pricing and planning"),
@@ -206,11 +214,15 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
         "fit": (commands.fit, "capturing, and planning micro-batches"),
         "export": (commands.export, "capturing, planning and exporting"),
         "solve": (commands.solve, "planning"),
+        "doctor": (commands.doctor, "looking"),
         "demo": (commands.demo, ""),
     }[options.command]
     # The demo prints as it goes.
-    with progress(doing) if doing else contextlib.nullcontext() as options.tell:
+    if not doing:
         answer = run(options)
+    else:
+        with progress(doing) as options.tell, watched_phases(options.tell) as options.phases:
+            answer = run(options)
     if options.json:
         return json.dumps(answer.data, indent=1), answer.exit_code
     return answer.text(_wants_color()), answer.exit_code

@@ -10,17 +10,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from graphopt.base.errors import BudgetError, GraphoptError, InfeasibleError, UsageError
+from graphopt.base.progress import phase, seconds_by_phase
 from graphopt.base.records import write_text
 from graphopt.base.units import format_bytes, parse_bytes
 from graphopt.formats.graph_file import check_graph_path, write_graph
 from graphopt.problem.plan import PROVEN
 from graphopt.problem.problem import Problem, load_problem, problem_to_json
 from graphopt.problem.schedule import Schedule, check_schedule, simulate
-from graphopt.report.html import render_html
-from graphopt.report.json import report_to_json
-from graphopt.report.text import render_text
 
 if TYPE_CHECKING:
+    from graphopt.api.optimized import Optimized
     from graphopt.plan.planned_graph import PlannedGraph
     from graphopt.planners import Planner, Study
     from graphopt.report.data import Report
@@ -40,35 +39,37 @@ def plan(options: argparse.Namespace) -> CommandResult:
     if options.graph:
         check_graph_path(options.graph)
     target, keywords = _prepare(options)
-    from graphopt.api.optimize import plan_model
-    from graphopt.cli.over import ON_META, parse_dynamic
+    with phase("loading PyTorch"):
+        from graphopt.api.optimize import plan_model
+        from graphopt.cli.over import ON_META, parse_dynamic
+        from graphopt.report.json import report_to_json
+        from graphopt.report.text import render_text
 
     dynamic = parse_dynamic(options.dynamic) if options.dynamic else target.dynamic
-    optimized = plan_model(target.model, target.example_inputs, target.loss_fn, **keywords, dynamic=dynamic)
-    _write(options, optimized.report)
+    with phase("capturing"):
+        optimized = plan_model(target.model, target.example_inputs, target.loss_fn, **keywords, dynamic=dynamic)
+    with phase("reporting"):
+        report = optimized.report
+        _write(options, report)
+    behind, data = "", dict[str, Any]()
     if dynamic is not None:
         from graphopt.api.sized_estimate import planned_formula
 
         formula = planned_formula(optimized.in_force, target.example_inputs, dynamic)
         behind, data = f"\n\n{formula}", {"formula": formula.as_text()}
-    else:
-        behind, data = "", {}
-    if options.graph:
-        from graphopt.formats.model_graph import planned_graphs
-
-        write_graph(planned_graphs(optimized.planned_graphs), options.graph)
-    if options.problem_out:
-        _write_problem(optimized.planned_graphs, options.problem_out)
+    _write_graphs(options, optimized)
+    data["phases"] = options.phases.seconds
     behind += f"\n\n{ON_META}" if options.meta else ""
-    return CommandResult(
-        lambda color: render_text(optimized.report, color=color) + behind, report_to_json(optimized.report) | data
-    )
+    behind += f"\n\n{seconds_by_phase(options.phases.seconds)}"
+    return CommandResult(lambda color: render_text(report, color=color) + behind, report_to_json(report) | data)
 
 
 def verify(options: argparse.Namespace) -> CommandResult:
     """Plan a model, run it against eager, and report both."""
     target, keywords = _prepare(options)
     from graphopt.api.verify import verify_model
+    from graphopt.report.json import report_to_json
+    from graphopt.report.text import render_text
 
     result = verify_model(target.model, target.example_inputs, target.loss_fn, **keywords)
     _write(options, result.report)
@@ -218,6 +219,15 @@ def _judged(study: Study, schedule: Schedule, budget: int, planner: str) -> dict
     }
 
 
+def doctor(_: argparse.Namespace) -> CommandResult:
+    """What graphopt finds on this machine, and what is wrong with it: the exit code is then 1."""
+    from graphopt.cli.doctor.doctor import as_data, as_text, examine
+
+    found = examine()
+    data = as_data(found)
+    return CommandResult(lambda _: as_text(found), data, 0 if data["ok"] else 1)
+
+
 def demo(options: argparse.Namespace) -> CommandResult:
     """Train a small GPT-2 inside a third of eager's memory."""
     from graphopt.cli.demo import run_demo
@@ -240,8 +250,9 @@ def _prepare(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     keywords |= {"plan_seconds": options.plan_seconds, "compiler": options.compiler, "numerics": options.numerics}
     keywords["offload"] = options.offload
     keywords["plan"] = Plan.load(options.plan) if options.plan else None
-    sizes_change = getattr(options, "dynamic", None) is not None
-    target = load_target(options.target, "meta" if is_meta else options.device, options.dim, sizes_change=sizes_change)
+    sizes_change, device = getattr(options, "dynamic", None) is not None, "meta" if is_meta else options.device
+    with phase("building the model"):
+        target = load_target(options.target, device, options.dim, sizes_change=sizes_change)
     if target.optimizer is not None:
         keywords["optimizer"] = target.optimizer
     return target, keywords
@@ -256,7 +267,23 @@ def _write(options: argparse.Namespace, report: Report) -> None:
     if options.save_plan:
         report.plan.save(options.save_plan)
     if options.html:
+        from graphopt.report.html import render_html
+
         write_text(options.html, render_html(report))
+
+
+def _write_graphs(options: argparse.Namespace, optimized: Optimized) -> None:
+    """Write the files of `plan` alone."""
+    if options.graph:
+        from graphopt.formats.model_graph import planned_graphs
+
+        write_graph(planned_graphs(optimized.planned_graphs), options.graph)
+    if options.problem_out:
+        _write_problem(optimized.planned_graphs, options.problem_out)
+    if options.trace:
+        optimized.timeline.save_trace(options.trace)
+    if options.snapshot:
+        optimized.timeline.save_snapshot(options.snapshot)
 
 
 def _write_problem(planned: Sequence[PlannedGraph], path: str) -> None:

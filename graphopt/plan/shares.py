@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from graphopt.base.errors import InfeasibleError
@@ -64,6 +64,30 @@ def joint_peak_bytes(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[
     """Peak of the graphs run with these schedules, one after the other and back."""
     points = [[_point(graph, schedule)] for graph, schedule in zip(graphs, schedules, strict=True)]
     return _peak(_kept_once(graphs, points), [0] * len(points))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The forward or the backward of one of several graphs, by its place among them.
+
+    `held_bytes` is what the others hold meanwhile; behind its backward a graph keeps `kept_bytes`.
+    """
+
+    place: int
+    is_backward: bool
+    held_bytes: int
+    kept_bytes: int
+
+
+def turns(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[int]]) -> tuple[Turn, ...]:
+    """Forwards and backwards of graphs with these schedules, in the order in which they run."""
+    curves = _kept_once(graphs, [[_point(graph, each)] for graph, each in zip(graphs, schedules, strict=True)])
+    points = [curve[0] for curve in curves]
+    places = (*range(len(points)), *reversed(range(len(points))))
+    return tuple(
+        Turn(place, is_backward, held_bytes, points[place].kept_bytes)
+        for place, (_, is_backward, held_bytes) in zip(places, _in_turn(points), strict=True)
+    )
 
 
 def smallest_peak_bytes(graphs: Sequence[GraphStudy]) -> int:
@@ -142,15 +166,22 @@ def _point(study: GraphStudy, schedule: Sequence[int]) -> _Point:
 
 def _peak(curves: Sequence[Sequence[_Point]], chosen: Sequence[int]) -> int:
     points = [curve[i] for curve, i in zip(curves, chosen, strict=True)]
-    peak, held = 0, 0
-    for point in points:
-        peak = max(peak, held + point.forward_peak_bytes)
-        held += point.saved_bytes
-    for point in reversed(points):
-        held -= point.saved_bytes
-        peak = max(peak, held + point.backward_peak_bytes)
-        held += point.kept_bytes
+    peak = 0
+    for point, is_backward, held_bytes in _in_turn(points):
+        peak = max(peak, held_bytes + (point.backward_peak_bytes if is_backward else point.forward_peak_bytes))
     return peak
+
+
+def _in_turn(points: Sequence[_Point]) -> Iterator[tuple[_Point, bool, int]]:
+    """Forwards in order and backwards in reverse: whether it is one of these, and what the others hold meanwhile."""
+    held_bytes = 0
+    for point in points:
+        yield point, False, held_bytes
+        held_bytes += point.saved_bytes
+    for point in reversed(points):
+        held_bytes -= point.saved_bytes
+        yield point, True, held_bytes
+        held_bytes += point.kept_bytes
 
 
 def _best_step(curves: Sequence[Sequence[_Point]], chosen: Sequence[int], budget: int) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from graphopt.base.errors import InfeasibleError
 from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.step_graph import OpInfo
 from graphopt.plan.floor import floor_changes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.planners import PLANNERS
@@ -51,19 +52,23 @@ def _peak_breakdown(captured: CapturedGraph, schedule: Schedule, simulation: Sim
     step = simulation.peak_step
     known = ("activations", "recomputed", "fetched", "gradients", "outputs", "tangents", "workspace")
     kinds = dict.fromkeys(known, 0)
-    made = _runs_before(captured.problem, schedule)
+    made = runs_before(captured.problem, schedule)
     for value, first, last in lifetimes(captured.problem, schedule):
         if first <= step <= last:
             info = captured.step.values[value]
-            kind = info.kind
-            if made[first] and kind == "activations":
-                kind = "recomputed" if captured.step.ops[schedule[first]].transfer is None else "fetched"
-            kinds[kind] += info.bytes
+            kinds[kind_of(info.kind, captured.step.ops[schedule[first]], again=made[first])] += info.bytes
     kinds["workspace"] = captured.problem.ops[schedule[step]].workspace_bytes
     return {kind: size for kind, size in kinds.items() if size}
 
 
-def _runs_before(problem: Problem, schedule: Schedule) -> list[bool]:
+def kind_of(kind: str, maker: OpInfo, *, again: bool) -> str:
+    """The kind of a value as it is shown: apart where its maker ran before, and made or fetched it `again`."""
+    if not again or kind != "activations":
+        return kind
+    return "recomputed" if maker.transfer is None else "fetched"
+
+
+def runs_before(problem: Problem, schedule: Schedule) -> list[bool]:
     """For each step whether its op has run before."""
     seen = [False] * len(problem.ops)
     again = []

@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses import FakeTensor
 
 from graphopt.base.errors import UsageError
+from graphopt.base.progress import phase
 from graphopt.base.units import format_bytes
 from graphopt.cost_models.model_state import float32_bytes, nbytes
 from graphopt.device.ranks import Ranks
@@ -159,7 +160,8 @@ class StepMemory:
 
         start = time.monotonic()
         how = make_smallest if self.is_trial else make
-        (planned,) = plan_as_one(self.planners, [graph], Room(self.budget_bytes, resident), self.choice, how)
+        with phase("planning"):
+            (planned,) = plan_as_one(self.planners, [graph], Room(self.budget_bytes, resident), self.choice, how)
         self._now(PlannedMicro(planned, learning, resident, tail), time.monotonic() - start)
         if graph.pool is not None:
             graph.pool.serves(planned.schedule, micro.graph.symbols.named_at(micro.sizes))

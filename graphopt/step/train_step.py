@@ -36,13 +36,16 @@ from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
+from graphopt.report.traces.from_plans import timeline_of_step
+from graphopt.report.traces.timeline import Timeline
+from graphopt.report.traces.torch_trace import log_to_torch_trace
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule
 from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
 from graphopt.step.backward_updates import BackwardUpdates
 from graphopt.step.division import Division
 from graphopt.step.hand_over import HandingOver
-from graphopt.step.memory import StepMemory
+from graphopt.step.memory import IN_GRAPHS, StepMemory
 from graphopt.step.micro_graph import Micro, MicroCall
 from graphopt.step.options import StepOptions, StepResult, nothing_learned
 from graphopt.step.plan_micros import plan_micros
@@ -258,6 +261,12 @@ class TrainStep:
         return replace(report, step=figures, trained=trained)
 
     @property
+    def timeline(self) -> Timeline:
+        """The micro-batch with the highest peak, op by op, and the update: `timeline.save_trace(path)`, and others."""
+        plan, highest = self.plan, self._memory.highest()
+        return timeline_of_step(plan, highest.planned, IN_GRAPHS, highest.tail_bytes)
+
+    @property
     def graph_module(self) -> fx.GraphModule:
         """The graph of the last window: micro-batches, gradient work and update."""
         if self._last is None:
@@ -280,7 +289,8 @@ class TrainStep:
 
     def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> Callable[..., Any]:
         key = (*window_key(calls), tuple(groups))
-        if key not in self._windows:
+        is_new = key not in self._windows
+        if is_new:
             view, options = self._view, self._options
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             with generators_kept():
@@ -292,6 +302,8 @@ class TrainStep:
                 del self._windows[next(iter(self._windows))]
         self._windows[key] = self._windows.pop(key)
         (self._last, run), self._last_micros = self._windows[key], tuple(call.micro for call in calls)
+        if is_new:
+            log_to_torch_trace(lambda: self.report, lambda: self.timeline)
         return run
 
     def _feeds(self, window: fx.GraphModule, calls: Sequence[MicroCall], pieces: Sequence[MicroBatch]) -> list[Any]:

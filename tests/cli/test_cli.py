@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_the_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> Non
 def test_help_names_every_planner(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "solve", "--help")
     assert code == 0
-    assert all(name in out for name in PLANNERS)
+    assert {*cli.PLANNER_NAMES, "auto"} == set(PLANNERS) and all(name in out for name in PLANNERS)
 
 
 def test_solve_needs_no_torch(chain: Path) -> None:
@@ -330,8 +331,14 @@ def test_plan_verify_and_sweep_of_a_real_model(train: Path, tmp_path: Path, caps
     budget = (curve["minimum_bytes"] + curve["eager_peak_bytes"]) // 2
     plan = tmp_path / "plan.json"
     words = ("--mem-budget", budget, "--save-plan", plan, "--json", "--graph", tmp_path / "graph.graphml")
+    words += ("--trace", tmp_path / "trace.json", "--snapshot", tmp_path / "snapshot.pickle")
     code, out, err = run(capsys, "plan", target, *words)
     report = json.loads(out)
+    assert {"loading PyTorch", "building the model", "capturing", "planning", "reporting"} <= set(report["phases"])
+    assert all(seconds >= 0 for seconds in report["phases"].values())
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert trace["otherData"]["peak_bytes"] == report["plan"]["peak_bytes"]
+    assert pickle.loads((tmp_path / "snapshot.pickle").read_bytes())["device_traces"][0]
     ops = [data for data in nx.read_graphml(tmp_path / "graph.graphml").nodes.values() if data["kind"] == "op"]
     again = [name for data in ops for name in [data["name"]] * (len(data["steps"].split()) - 1)]
     assert sorted(again) == sorted(report["plan"]["graphs"][0]["recomputed"])

@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     "planners",
     "cli.cli",
     "cli.commands",
+    "cli.doctor.surroundings",
     "__main__",
     "formats.graph_file",
     "formats.problem_graph",
@@ -48,6 +49,9 @@ WITHOUT_TORCH = (
     "report.text",
     "report.html",
     "report.json",
+    "report.traces.chrome",
+    "report.traces.snapshot",
+    "report.traces.timeline",
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = {

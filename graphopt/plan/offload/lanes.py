@@ -13,16 +13,28 @@ from graphopt.problem.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """What a schedule takes on both lanes: `begins[place]` is when its op begins, `ends[op]` when it is written.
+class LaneTransfer:
+    """What op `op` made goes out of memory, or comes back (`is_fetch`): when that begins, and how long it takes."""
 
-    `waited_seconds` are those in which nothing computes.
+    op: int
+    is_fetch: bool
+    bytes: int
+    begin_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """What a schedule takes on both lanes: `begins[place]` is when its op begins, `written[op]` when it is written.
+
+    `waited_seconds` are those in which nothing computes; `transfers` are all of the second lane, in order.
     """
 
     seconds: float
     waited_seconds: float
     begins: tuple[float, ...]
     written: dict[int, float]
+    transfers: tuple[LaneTransfer, ...]
 
 
 def moved_bytes(step: StepGraph, problem: Problem, schedule: Schedule) -> int:
@@ -41,6 +53,7 @@ def run_lanes(step: StepGraph, problem: Problem, schedule: Schedule, link: Depot
     begins: list[float] = []
     written: dict[int, float] = {}
     arriving: dict[int, float] = {}
+    transfers: list[LaneTransfer] = []
 
     def wait_until(then: float) -> None:
         nonlocal now, waited
@@ -59,18 +72,22 @@ def run_lanes(step: StepGraph, problem: Problem, schedule: Schedule, link: Depot
             if number in moved and number not in written:
                 now += link.host_seconds
                 size_bytes = _bytes_of(problem, moved[number])
-                written[number] = free = max(free, now) + link.write_seconds(size_bytes)
+                seconds = link.write_seconds(size_bytes)
+                transfers.append(LaneTransfer(number, False, size_bytes, max(free, now), seconds))
+                written[number] = free = max(free, now) + seconds
                 if place + 1 == len(schedule) or schedule[place + 1] != number + 1:
                     wait_until(free)
         elif place in at_fetch:
             now += link.host_seconds
             size_bytes = _bytes_of(problem, at_fetch[place])
-            free = max(free, now) + link.read_seconds(size_bytes)
+            seconds = link.read_seconds(size_bytes)
+            transfers.append(LaneTransfer(transfer.of, True, size_bytes, max(free, now), seconds))
+            free = max(free, now) + seconds
             arriving |= dict.fromkeys(at_fetch[place], free)
         elif not transfer.is_fetch and transfer.of in moved:
             wait_until(written[transfer.of])
             now += link.host_seconds
-    return Lanes(now, waited, tuple(begins), written)
+    return Lanes(now, waited, tuple(begins), written, tuple(transfers))
 
 
 def _bytes_of(problem: Problem, values: Iterable[int]) -> int:

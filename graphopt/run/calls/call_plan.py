@@ -11,10 +11,15 @@ from graphopt.base.units import format_bytes
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.infeasible import budget_error
+from graphopt.plan.model_plan import build_plan
 from graphopt.plan.pipeline import plan_graph
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.room import Room
 from graphopt.plan.shares import joint_peak_bytes, saved_bytes
+from graphopt.problem.plan import Plan
+from graphopt.report.build import build_report
+from graphopt.report.traces.from_plans import timeline_of_call
+from graphopt.report.traces.torch_trace import log_to_torch_trace
 from graphopt.run.graphs.call_key import CallKey
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
 
@@ -52,6 +57,11 @@ class CallPlan:
         beside_bytes = self.kernels.beside_bytes if self.kernels is not None else 0
         return sum(self.resident_bytes.values()) + joint_peak_bytes(studies, schedules) + beside_bytes
 
+    def plan_of(self, model: str, budget_bytes: int) -> Plan:
+        """What is kept and shown of it, of a model of this name."""
+        beside_bytes = self.kernels.beside_bytes if self.kernels is not None else 0
+        return build_plan(model, budget_bytes, self.resident_bytes, self.planned, beside_bytes)
+
     @cached_property
     def saved_bytes(self) -> int:
         """What the graphs hold between their forwards and their backwards."""
@@ -87,8 +97,8 @@ def with_piece(call: CallPlan, position: int, graph: DynamoGraph, planned: Plann
     return replace(call, graphs=tuple(graphs), planned=tuple(plans))
 
 
-def log_plan(call: CallPlan) -> None:
-    """One line for a plan that was made, with what it is for."""
+def log_plan(call: CallPlan, model: str, budget_bytes: int) -> None:
+    """One line for a plan that was made, with what it is for; all of it where PyTorch keeps a log of compilations."""
     key = call.key
     beside = {
         "gradients that are added to": key.adds,
@@ -104,4 +114,8 @@ def log_plan(call: CallPlan) -> None:
         format_bytes(call.peak_bytes),
         format_bytes(sum(call.resident_bytes.values())),
         f"; with {circumstances}" if circumstances else "",
+    )
+    log_to_torch_trace(
+        lambda: build_report(call.plan_of(model, budget_bytes), call.planned, call.plan_seconds),
+        lambda: timeline_of_call(call.plan_of(model, budget_bytes), call.planned),
     )

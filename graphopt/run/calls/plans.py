@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from graphopt.base.errors import BudgetError
+from graphopt.base.progress import phase
 from graphopt.device.ranks import Ranks
 from graphopt.graph.captured_graph import Decision
 from graphopt.plan.agreement import plan_as_one
@@ -35,6 +36,7 @@ from graphopt.run.calls.make_plans import (
 from graphopt.run.graphs.call_key import Call, CallKey, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
 from graphopt.run.graphs.gradients import GradientSums
+from graphopt.run.model.loss_module import users_model
 from graphopt.run.model.request import Request
 from graphopt.run.model.short_step import planned_model
 from graphopt.run.model.wrapping import Wrapping, bytes_of
@@ -147,7 +149,8 @@ class Plans:
         room = self._room(resident)
         make = self._make([study for _, study in sequence])
         try:
-            planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
+            with phase("planning"):
+                planned = plan_as_one(ranks, studies, room, self._request.choice, make, may_differ_in_shapes=in_loop)
         except BudgetError:
             if not (in_loop and ranks is None and self._loop.tries_without()):
                 raise
@@ -194,7 +197,7 @@ class Plans:
     def _now(self, call: CallPlan) -> None:
         self.in_force = self._calls[self.key] = call
         self._with |= {(self.key, graph): call for graph in call.graphs}
-        log_plan(call)
+        log_plan(call, type(users_model(self._model)).__name__, self._request.budget_bytes)
 
     def _make(self, sequence: Sequence[GraphStudy]) -> Make:
         """How the graphs of the call are planned inside of a room."""

@@ -1,0 +1,1 @@
+"""`graphopt doctor`: what graphopt finds on this machine, and what is wrong with it."""
