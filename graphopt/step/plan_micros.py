@@ -13,22 +13,29 @@ from graphopt.step.step_watch import StepWatch
 
 
 def plan_micros(
-    micros: Sequence[Micro], memory: StepMemory, watch: StepWatch, forget_plans: Callable[[], None]
-) -> None:
+    micros: Sequence[Micro],
+    memory: StepMemory,
+    watch: StepWatch,
+    forget_plans: Callable[[], None],
+    may_change: Callable[[], bool] = lambda: False,
+) -> bool:
     """Plan those that have no plan; where nothing fits beside what was measured, one step is tried without that.
 
-    Raises BudgetError.
+    False where nothing fits and `may_change` changed what the graphs do: others stand for them now. Raises BudgetError.
     """
     try:
         for micro in micros:
             assert micro.planned
     except BudgetError:
+        if may_change():
+            return False
         if not watch.may_try:
             raise
         watch.tries_without()
         for micro in micros:
             assert micro.planned
     _fit_kernels(micros, memory, forget_plans)
+    return True
 
 
 def _fit_kernels(micros: Sequence[Micro], memory: StepMemory, forget_plans: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphopt.base.errors import BudgetError, UsageError
+from graphopt.base.errors import UsageError
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.device.snapshot import generators_kept, undone
 from graphopt.device.storages import tensors_in
@@ -35,7 +35,7 @@ from graphopt.passes.window.update import GroupUpdate
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.plan import Plan
 from graphopt.report.build import build_report
-from graphopt.report.data import Report, StepFigures
+from graphopt.report.data import Report
 from graphopt.report.traces.from_plans import timeline_of_step
 from graphopt.report.traces.timeline import Timeline
 from graphopt.report.traces.torch_trace import log_to_torch_trace
@@ -53,11 +53,12 @@ from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
 from graphopt.step.ranks.sent import sent
-from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_option
+from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_options
 from graphopt.step.ranks.start import raising_together
 from graphopt.step.scale_state import ScaleState
 from graphopt.step.sharding.parameters import ShardedParameters
 from graphopt.step.sharding.shared_state import SharedState
+from graphopt.step.step_figures import step_figures
 from graphopt.step.step_state import StepState
 from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
@@ -163,11 +164,8 @@ class TrainStep:
             self._watch.corrects()
         pieces = self.division.cut(args, kwargs)
         calls = [self.division.resolve(piece) for piece in pieces]
-        try:
-            plan_micros([call.micro for call in calls], self._memory, self._watch, self._forget_plans)
-        except BudgetError:
-            if not self._in_backward.help():
-                raise
+        how = self._memory, self._watch, self._forget_plans, self._in_backward.help
+        if not plan_micros([call.micro for call in calls], *how):
             return self._prepared(args, kwargs)
         return as_shares(pieces, weight_of(pieces)), calls
 
@@ -188,19 +186,13 @@ class TrainStep:
 
     def _settings(self) -> Settings:
         """What all ranks must have alike. How a rank cuts its batch, and its budget, are its own."""
-        options = self._options
         assert self._exchange is not None
         return {
             **self._optimizer_settings.now(),
-            "accumulate": "'auto'" if options.accumulate == "auto" else "a number",
-            "clip": repr(options.clip),
-            "loss_scale": repr(options.loss_scale),
+            **spelled_options(self._options),
             "autocast": repr(self._autocast),
-            "weights": spelled_option(options.weights),
-            "compress": repr(options.compress),
             "shard": self._sharded.placed.spelled if self._sharded else "False",
             "kernels": chosen(),
-            "on_excess": options.on_excess,
             "the state that the loss scale started from": repr(self._scale.started_from),
             "the number of steps taken": str(self._exchange.steps),
         }
@@ -252,11 +244,9 @@ class TrainStep:
     def report(self) -> Report:
         """The report of the plan in force, for the last batch; `print` it."""
         report = build_report(self.plan, self.planned_graphs, self._memory.plan_seconds)
-        seconds = sum(micro.planned.simulation.seconds for micro in self._last_micros)
-        tail_bytes = self._memory.highest().tail_bytes
-        ways = self._exchange, self._sharded, self._options.compress
-        how = *sent(self._last_micros, *ways), (*self._in_backward.ways, *self._view.ways)
-        figures = StepFigures(len(self._last_micros), self.division.micro_rows, seconds, tail_bytes, *how)
+        sends = sent(self._last_micros, self._exchange, self._sharded, self._options.compress)
+        ways = *self._in_backward.ways, *self._view.ways
+        figures = step_figures(self._last_micros, self.division.micro_rows, self._memory, sends, ways)
         trained = trained_steps(self.history, self._memory.budget_bytes - self._memory.reserve_bytes)
         return replace(report, step=figures, trained=trained)
 

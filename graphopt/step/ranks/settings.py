@@ -12,6 +12,7 @@ from graphopt.base.errors import UsageError
 from graphopt.device.messages import gather
 from graphopt.device.ranks import Ranks
 from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.options import StepOptions
 
 #: Text by what it is the text of.
 Settings = Mapping[str, str]
@@ -55,6 +56,18 @@ class OptimizerSettings:
         name = self._view.name_of(stepped)
         master = " (a master)" if name in self._view.masters else ""
         return f"{name} {list(self._shapes.get(name, stepped.shape))} {stepped.dtype}{master}"
+
+
+def spelled_options(options: StepOptions) -> dict[str, str]:
+    """What is asked of the step, but for how a rank cuts its batch and for its budget, which are its own."""
+    return {
+        "accumulate": "'auto'" if options.accumulate == "auto" else "a number",
+        "clip": repr(options.clip),
+        "loss_scale": repr(options.loss_scale),
+        "weights": spelled_option(options.weights),
+        "compress": repr(options.compress),
+        "on_excess": options.on_excess,
+    }
 
 
 def spelled_option(value: object) -> str:
