@@ -17,6 +17,7 @@ from graphopt.device.snapshot import generators_kept
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.resident import device_total_bytes
 from graphopt.plan.shares import joint_curve, joint_peak_bytes
+from graphopt.problem.kinds import kind_words
 from graphopt.report.formula import Formula
 from graphopt.report.grid import GridPoint
 from graphopt.report.sweep import sweep_text
@@ -109,7 +110,9 @@ class Estimate:
 
     def text(self, color: bool = False) -> str:
         """The curve and a table of it for a terminal."""
-        resident = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.resident_bytes.items() if size)
+        resident = ", ".join(
+            f"{kind_words(kind)} {format_bytes(size)}" for kind, size in self.resident_bytes.items() if size
+        )
         curve = sweep_text(self.model, self.points, self.eager_peak_bytes, color=color)
         formula = f"\n\n{self.formula}" if self.by_size is not None else ""
         return f"{curve}\nresident before a step, on {self.device}: {resident or 'none'}{formula}"

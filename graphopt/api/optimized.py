@@ -16,7 +16,7 @@ from graphopt.report.data import CompiledKernels, Measured, Report
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.model.loss_module import users_model
 from graphopt.run.session import Session
-from graphopt.run.watch.measured_step import MeasuredStep, outside_share, trained_steps
+from graphopt.run.watch.measured_step import MeasuredStep, outside_share, taken_steps, trained_steps
 
 
 class Optimized:
@@ -67,6 +67,7 @@ class Optimized:
             breaks=self.session.breaks,
             compiled=_compiled(self.in_force),
             size_conditions=_size_conditions(self.session),
+            history=taken_steps(self.history),
         )
 
     @property

@@ -66,6 +66,14 @@ def joint_peak_bytes(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[
     return _peak(_kept_once(graphs, points), [0] * len(points))
 
 
+def beside_bytes(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """For each graph what the others hold while its forward runs, and while its backward does."""
+    points = _kept_once(graphs, [[_point(graph, each)] for graph, each in zip(graphs, schedules, strict=True)])
+    saved = [curve[0].saved_bytes for curve in points]
+    kept = [curve[0].kept_bytes for curve in points]
+    return [(sum(saved[:i]), sum(saved[:i]) + sum(kept[i + 1 :])) for i in range(len(points))]
+
+
 def smallest_peak_bytes(graphs: Sequence[GraphStudy]) -> int:
     """The least common peak: every graph at its smallest."""
     return joint_peak_bytes(graphs, [_least_schedule(graph) for graph in graphs])

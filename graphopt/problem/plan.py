@@ -9,7 +9,7 @@ from pathlib import Path
 from graphopt.base import records
 from graphopt.problem.pieces import Pieces
 
-SCHEMA = "graphopt.plan/6"
+SCHEMA = "graphopt.plan/7"
 
 
 #: Nearer to the lower bound than this share of it, a plan is proven to be optimal.
@@ -35,6 +35,25 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class ModuleShare:
+    """What one module's own operators take of a graph; those of its children are in theirs. `path` is "" where unknown.
+
+    `seconds` are of one run of each of its ops, `again_seconds` of what runs again. `peak_bytes` is what it has alive
+    at the peak of the plan, workspace included.
+    """
+
+    path: str
+    seconds: float
+    peak_bytes: int
+    kept: int
+    kept_bytes: int
+    recomputed: int
+    again_seconds: float
+    fetched: int
+    fetched_bytes: int
+
+
+@dataclass(frozen=True)
 class KeptPoint:
     """Another schedule of the same graph: its price, the planner that found it, and `runs.runs_of` it."""
 
@@ -56,6 +75,7 @@ class GraphPlan:
     for; empty where it serves one set of shapes.
     What the ops `moved` (in the form without transfers) make may be moved out of memory, and `fetch_seconds` is what
     planners took fetching it for; `fetched` names what is fetched, once for each time, and `moved_bytes` go either way.
+    `modules` has what each module takes, in the order in which they first run.
     """
 
     name: str
@@ -79,6 +99,7 @@ class GraphPlan:
     fetch_seconds: tuple[float, ...]
     fetched: tuple[str, ...]
     moved_bytes: int
+    modules: tuple[ModuleShare, ...]
     curve: tuple[KeptPoint, ...]
     sizes: Mapping[str, tuple[int, int]]
 

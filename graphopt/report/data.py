@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.plan import GraphPlan, Plan
+from graphopt.report.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -26,28 +27,28 @@ class Comparison:
 class GraphReport:
     """One captured graph: its plan and what is needed to draw it.
 
-    `live_bytes` and `eager_live_bytes` are the graph's own bytes at each step of the two
-    schedules; `boundary_step` is the first step of the backward in the chosen one;
-    `peak_breakdown` says what is alive at the peak, by kind ("activations", "gradients",
-    "outputs", "tangents", "recomputed", "workspace"); `break_reason` is why the capture ended
-    here ("" where it is the whole model). "eager" is the captured graph as it was traced: in its own order, and
-    without recomputation. `curve` has (own peak bytes, extra time over that, a fraction), and `floor_changes` what
-    would lower the least budget, with the bytes that it saves, in words.
+    `timelines` are eager's, the chosen schedule's and that of the least budget, by these names; `break_reason` is why
+    the capture ended here ("" where it is the whole model). "eager" is the captured graph as it was traced: in its own
+    order, and without recomputation. `curve` has (own peak bytes, extra time over that, a fraction, the planner that
+    found it), and `floor_changes` what would lower the least budget, with the bytes that it saves, in words.
     """
 
     plan: GraphPlan
     break_reason: str
-    live_bytes: tuple[int, ...]
-    eager_live_bytes: tuple[int, ...]
-    boundary_step: int
-    eager_boundary_step: int
-    peak_step: int
-    peak_op: str
-    peak_source: str
-    peak_breakdown: Mapping[str, int]
+    timelines: tuple[Timeline, ...]
     comparisons: tuple[Comparison, ...]
-    curve: tuple[tuple[int, float], ...]
+    curve: tuple[tuple[int, float, str], ...]
     floor_changes: tuple[str, ...]
+
+    def timeline(self, name: str) -> Timeline | None:
+        """The timeline of that name; None where there is none, or nothing in it."""
+        return next((each for each in self.timelines if each.name == name and each.schedule), None)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most while this graph runs, what others hold counted; what is resident is not."""
+        chosen = self.timeline("chosen")
+        return chosen.peak_bytes if chosen is not None else self.plan.peak_bytes
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,18 @@ class TrainedSteps:
     over_budget: int
     peak_bytes: int
     most_bytes: int
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """One measured step of a training loop: its peak as it was planned, as it was measured, and where it was, in words.
+
+    Both in the budget's measure, but without its reserve. What is planned changes where the watch corrected the plan.
+    """
+
+    predicted_bytes: int
+    measured_bytes: int
+    place: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,8 @@ class Report:
     """All that is known of one optimized model, or of a training `step`. `str(report)` is the text of it.
 
     `breaks` says why some of the model runs outside of the planned graphs, and `outside` how much that is;
-    `size_conditions` what must hold of sizes for these graphs to serve them.
+    `size_conditions` what must hold of sizes for these graphs to serve them. `history` has the steps that were measured
+    last, oldest first.
     """
 
     plan: Plan
@@ -140,6 +154,7 @@ class Report:
     breaks: tuple[GraphBreak, ...] = ()
     compiled: CompiledKernels | None = None
     size_conditions: tuple[str, ...] = ()
+    history: tuple[TakenStep, ...] = ()
 
     def __str__(self) -> str:
         from graphopt.report.text import render_text

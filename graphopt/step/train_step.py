@@ -38,7 +38,7 @@ from graphopt.report.build import build_report
 from graphopt.report.data import Report, StepFigures
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule
-from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
+from graphopt.run.watch.measured_step import MeasuredStep, taken_steps, trained_steps
 from graphopt.step.division import Division
 from graphopt.step.hand_over import HandingOver
 from graphopt.step.memory import StepMemory
@@ -241,7 +241,8 @@ class TrainStep:
     @property
     def report(self) -> Report:
         """The report of the plan in force, for the last batch; `print` it."""
-        report = build_report(self.plan, self.planned_graphs, self._memory.plan_seconds)
+        plan_seconds = self._memory.plan_seconds
+        report = build_report(self.plan, self.planned_graphs, plan_seconds, run_together=False)
         seconds = sum(micro.planned.simulation.seconds for micro in self._last_micros)
         tail_bytes = self._memory.highest().tail_bytes
         ways = self._exchange, self._sharded, self._options.compress
@@ -249,7 +250,7 @@ class TrainStep:
             len(self._last_micros), self.division.micro_rows, seconds, tail_bytes, *sent(self._last_micros, *ways)
         )
         trained = trained_steps(self.history, self._memory.budget_bytes - self._memory.reserve_bytes)
-        return replace(report, step=figures, trained=trained)
+        return replace(report, step=figures, trained=trained, history=taken_steps(self.history))
 
     @property
     def graph_module(self) -> fx.GraphModule:
