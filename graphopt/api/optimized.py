@@ -34,6 +34,13 @@ class Optimized:
         # a copied or pickled model is a plain one
         return (_nothing, ())
 
+    def __repr__(self) -> str:
+        name = type(users_model(self._model)).__name__
+        return f"<graphopt of {name}: {self.plan!r}>" if self.planned_graphs else f"<graphopt of {name}: no plan yet>"
+
+    def _repr_html_(self) -> str | None:
+        return self.report._repr_html_() if self.planned_graphs else None
+
     @property
     def plan(self) -> Plan:
         """The plan in force, the last one made; raises UsageError before the first training call."""

@@ -100,8 +100,12 @@ def make_parser() -> argparse.ArgumentParser:
     solve.add_argument("--mem-budget", metavar="BYTES", required=True, help="for example 100MiB")
     _planner(solve)
     _graph(solve)
+    diff = _command(commands, "diff", "what changed from one plan or report to another (no torch)")
+    for name in ("before", "after"):
+        diff.add_argument(name, help="a plan, as --save-plan writes it, or a report, as --json prints it")
     demo = _command(commands, "demo", "train a small GPT-2 inside a third of eager's memory")
     demo.add_argument("--steps", type=int, default=24, help="training steps (default 24)")
+    demo.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
     return parser
 
 
@@ -206,9 +210,10 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
         "fit": (commands.fit, "capturing, and planning micro-batches"),
         "export": (commands.export, "capturing, planning and exporting"),
         "solve": (commands.solve, "planning"),
+        "diff": (commands.diff, ""),
         "demo": (commands.demo, ""),
     }[options.command]
-    # The demo prints as it goes.
+    # The demo prints as it goes, and a comparison takes no time.
     with progress(doing) if doing else contextlib.nullcontext() as options.tell:
         answer = run(options)
     if options.json:

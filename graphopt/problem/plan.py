@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphopt.base import records
+from graphopt.base.glance import Drawing, Line, glance_html, stairs
+from graphopt.base.units import format_bytes
 from graphopt.problem.pieces import Pieces
 
 SCHEMA = "graphopt.plan/7"
@@ -103,6 +105,12 @@ class GraphPlan:
     curve: tuple[KeptPoint, ...]
     sizes: Mapping[str, tuple[int, int]]
 
+    def __repr__(self) -> str:
+        return (
+            f"<GraphPlan {self.name!r}: {format_bytes(self.peak_bytes)} of its own, {len(self.schedule)} steps, "
+            f"{len(self.checkpoints)} checkpoints, {len(self.recomputed)} ops run again>"
+        )
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -190,6 +198,40 @@ class Plan:
     def planner(self) -> str:
         """The planner whose schedules were chosen."""
         return ", ".join(dict.fromkeys(graph.planner for graph in self.graphs))
+
+    def figures(self) -> list[tuple[str, str]]:
+        """Labels with what is predicted, for people."""
+        again = f"{len(self.recomputed)} ops run again"
+        if self.fetched:
+            again += f", {len(self.fetched)} values are fetched back"
+        kept = format_bytes(sum(checkpoint.bytes for checkpoint in self.checkpoints))
+        return [
+            ("budget", format_bytes(self.budget_bytes)),
+            ("predicted peak", f"{format_bytes(self.peak_bytes)}, eager {format_bytes(self.eager_peak_bytes)}"),
+            ("smallest budget", format_bytes(self.minimum_bytes)),
+            ("predicted time", f"{self.overhead:+.1%} over eager"),
+            ("checkpoints", f"{len(self.checkpoints)}, {kept}; {again}"),
+            ("planner", f"{self.planner} on {self.device}, torch {self.torch_version}"),
+        ]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan of {self.model}: {format_bytes(self.peak_bytes)} of {format_bytes(self.budget_bytes)}, "
+            f"{self.overhead:+.1%} time; {len(self.checkpoints)} checkpoints, {len(self.recomputed)} ops run again>"
+        )
+
+    def _repr_html_(self) -> str:
+        curve = self.graphs[0].curve if len(self.graphs) == 1 else ()
+        return glance_html(f"Plan of {self.model}", self.figures(), self._drawing() if len(curve) > 1 else None)
+
+    def _drawing(self) -> Drawing:
+        """The kept curve of the one graph, everything on the device counted."""
+        (graph,), resident = self.graphs, sum(self.resident_bytes.values())
+        eager_seconds = graph.eager_seconds or 1.0
+        points = sorted((resident + p.peak_bytes, p.seconds / eager_seconds - 1) for p in graph.curve)
+        chosen = resident + graph.peak_bytes, graph.seconds / eager_seconds - 1
+        ends = format_bytes(points[0][0]), format_bytes(points[-1][0])
+        return Drawing((Line(stairs(points), filled=True),), "Extra time over peak memory", *ends, dots=(chosen,))
 
     def save(self, path: str | Path) -> None:
         """Write the plan as a JSON file that `load` reads back exactly."""

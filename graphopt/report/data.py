@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from graphopt.base.errors import UsageError
+from graphopt.base.records import write_text
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.plan import GraphPlan, Plan
 from graphopt.report.timeline import Timeline
@@ -39,6 +43,9 @@ class GraphReport:
     comparisons: tuple[Comparison, ...]
     curve: tuple[tuple[int, float, str], ...]
     floor_changes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<GraphReport of {self.plan!r}>"
 
     def timeline(self, name: str) -> Timeline | None:
         """The timeline of that name; None where there is none, or nothing in it."""
@@ -160,3 +167,28 @@ class Report:
         from graphopt.report.text import render_text
 
         return render_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Report on {self.plan!r}>"
+
+    def _repr_html_(self) -> str:
+        from graphopt.report.notebook import report_glance
+
+        return report_glance(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as one self-contained page, `*.html`, or as data, `*.json`.
+
+        Raises UsageError for another name, and where the file cannot be written.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix == ".html":
+            from graphopt.report.html import render_html
+
+            write_text(path, render_html(self))
+        elif suffix == ".json":
+            from graphopt.report.json import report_to_json
+
+            write_text(path, json.dumps(report_to_json(self), indent=1) + "\n")
+        else:
+            raise UsageError(f"a report is written as a page, NAME.html, or as data, NAME.json, not as {str(path)!r}")

@@ -11,7 +11,7 @@ from graphopt.report import figures
 from graphopt.report.chart import folded
 from graphopt.report.data import GraphReport, Report
 from graphopt.report.module_tree import module_tree
-from graphopt.report.page_data import curve_points, page_data
+from graphopt.report.page_data import curve_points, page_data, shown_ways
 from graphopt.report.pages import render_page
 
 #: Columns of the drawing that stands where there is no script, and measured steps that are listed.
@@ -123,6 +123,7 @@ def _graph(report: Report, graph: GraphReport) -> dict[str, Any]:
         "plans": [timeline.name for timeline in graph.timelines] if is_drawn else [],
         "timeline_drawing": timeline_drawing(report, graph) if is_drawn else "",
         "points": points,
+        "ways": [name for name, *_ in shown_ways(graph)] if graph is figures.main_graph(report) else [],
         "curve_drawing": curve_drawing(points, chosen) if points else "",
         "tree": module_tree(report.plan.model, plan.modules),
         "title": f"Checkpoints{of}: {len(plan.checkpoints)}, {size}; {figures.made_again(plan)}",

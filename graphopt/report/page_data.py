@@ -35,7 +35,7 @@ def curve_data(
 ) -> dict[str, Any]:
     """A memory/time curve: bytes in the budget's own measure, extra time as a fraction."""
     listed = [list(point) for point in sorted(points)]
-    return {"points": listed, "chosen": chosen, "budget": budget_bytes, "bound": bound, "ways": [list(w) for w in ways]}
+    return {"points": listed, "chosen": chosen, "budget": budget_bytes, "bound": bound, "ways": [*map(list, ways)]}
 
 
 def curve_points(report: Report, graph: GraphReport) -> list[tuple[int, float, str]]:
@@ -44,17 +44,22 @@ def curve_points(report: Report, graph: GraphReport) -> list[tuple[int, float, s
     return sorted((base + size, extra, planner) for size, extra, planner in graph.curve)
 
 
+def shown_ways(graph: GraphReport) -> list[tuple[str, int, float]]:
+    """Ways to run a graph beside the chosen plan, as far as they fit: name, own peak bytes, extra time."""
+    return [
+        (row.name, row.peak_bytes, row.overhead)
+        for row in graph.comparisons
+        if row.peak_bytes is not None and row.overhead is not None and row.name != "chosen"
+    ]
+
+
 def _graph(report: Report, graph: GraphReport, is_main: bool) -> dict[str, Any]:
     tables = list({id(each.table): each.table for each in graph.timelines}.values())
     texts = _Texts()
     places = {id(table): place for place, table in enumerate(tables)}
     base, plan = figures.resident_bytes(report), graph.plan
     eager_seconds = plan.eager_seconds or 1.0
-    ways = [
-        (row.name, base + row.peak_bytes, row.overhead)
-        for row in graph.comparisons
-        if row.peak_bytes is not None and row.overhead is not None and row.name != "chosen"
-    ]
+    ways = [(name, base + size, extra) for name, size, extra in shown_ways(graph)] if is_main else []
     budget_bytes = base + plan.budget_bytes
     return {
         "plans": [_plan(each, places[id(each.table)]) for each in graph.timelines],
@@ -64,7 +69,7 @@ def _graph(report: Report, graph: GraphReport, is_main: bool) -> dict[str, Any]:
             (base + plan.peak_bytes, plan.seconds / eager_seconds - 1),
             budget_bytes,
             (budget_bytes, plan.bound_seconds / eager_seconds - 1),
-            ways if is_main else (),
+            ways,
         ),
         "texts": texts.every,
     }
@@ -78,7 +83,7 @@ def _plan(timeline: Timeline, table: int) -> dict[str, Any]:
         "boundary": timeline.boundary_step,
         "live": list(timeline.live_bytes),
         "states": _changes(timeline.state_bytes),
-        "spans": list(itertools.chain.from_iterable(sorted(timeline.lifetimes, key=lambda span: span[1]))),
+        "spans": list(itertools.chain.from_iterable(timeline.lifetimes)),
         "beside": list(timeline.beside_bytes),
     }
 

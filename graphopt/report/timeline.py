@@ -45,14 +45,18 @@ class GraphTable:
     ops: tuple[OpRow, ...]
     values: tuple[ValueRow, ...]
 
+    def __repr__(self) -> str:
+        return f"<GraphTable: {len(self.ops)} ops, {len(self.values)} values>"
+
 
 @dataclass(frozen=True)
 class Timeline:
     """One schedule of a graph: "eager", "chosen" or "minimum".
 
-    `live_bytes` are the graph's own at each step: the values whose `lifetimes` (value, first step, last step) have it,
-    the op's workspace, and `state_bytes`, generator states that are kept for what runs again. `beside_bytes` is what
-    the model's other graphs hold during the forward, and from the `boundary_step` on.
+    `live_bytes` are the graph's own at each step: the values whose `lifetimes` have it, the op's workspace, and
+    `state_bytes`, generator states that are kept for what runs again. A lifetime is (value, first step, last step);
+    they come in the order of their first steps. `beside_bytes` is what the model's other graphs hold during the
+    forward, and from the `boundary_step` on.
     """
 
     name: str
@@ -63,6 +67,11 @@ class Timeline:
     state_bytes: tuple[int, ...]
     lifetimes: tuple[tuple[int, int, int], ...]
     beside_bytes: tuple[int, int] = (0, 0)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Timeline {self.name!r}: {len(self.schedule)} steps, {self.peak_bytes:,} bytes at step {self.peak_step}>"
+        )
 
     @cached_property
     def total_bytes(self) -> tuple[int, ...]:

@@ -104,6 +104,13 @@ class TrainStep:
         self._last: fx.GraphModule | None = None
         self._last_micros: tuple[Micro, ...] = ()
 
+    def __repr__(self) -> str:
+        name = type(self.model).__name__
+        return f"<TrainStep of {name}: {self.plan!r}>" if self.planned_graphs else f"<TrainStep of {name}: no plan yet>"
+
+    def _repr_html_(self) -> str | None:
+        return self.report._repr_html_() if self.planned_graphs else None
+
     def __call__(self, *args: Any, **kwargs: Any) -> StepResult:
         """One optimizer step on one global batch: `loss_fn(model(*args[:-1], **kwargs), args[-1])`.
 

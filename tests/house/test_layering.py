@@ -45,9 +45,12 @@ WITHOUT_TORCH = (
     "formats.graph_file",
     "formats.problem_graph",
     "report.data",
+    "report.diff",
     "report.text",
     "report.html",
     "report.json",
+    "report.notebook",
+    "report.timeline",
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = {

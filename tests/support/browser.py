@@ -19,7 +19,14 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 #: Chromium reads commands from file 3, and answers on file 4.
 _START = 'exec "$0" "$@" 3<&{read} 4>&{write}'
 _OPTIONS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--disable-extensions", "--no-first-run"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--remote-debugging-pipe",
+        "--disable-extensions",
+        "--no-first-run",
+    ),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars"),
 )
 _PATIENCE_SECONDS = 60

@@ -63,11 +63,11 @@ function memory(section, graph) {
     return {
       width,
       height: width < 600 ? 260 : 340,
-      padding: [12, 4, 0, 0],
+      padding: [12, 14, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
       scales: { x: { time: false }, y: { range: [0, highest * 1.06] } },
-      axes: [axis({ grid: { show: false }, values: label }), bytesAxis({})],
+      axes: [axis({ grid: { show: false }, values: label, size: 30 }), bytesAxis({})],
       series: [{}, ...series],
       hooks: { setCursor: [hover], draw: [marks] },
     };
@@ -80,7 +80,7 @@ function memory(section, graph) {
   function marks(u) {
     const places = positions(now());
     rule(u, { y: data.budget_bytes, text: "budget", stroke: color("budget"), dash: [6, 4] });
-    rule(u, { x: places[now().plan.boundary], text: "backward", stroke: color("dim"), dash: [2, 4] });
+    rule(u, { x: places[now().plan.boundary], text: "backward", stroke: color("dim"), dash: [2, 4], below: true });
     rule(u, { x: (places[at] + places[at + 1]) / 2, stroke: color("ink"), dash: isHeld ? [] : [1, 2] });
   }
   function draw(width, keepsView = true) {
@@ -178,7 +178,7 @@ function curve(place, { points, chosen, budget, bound, ways }) {
       ],
       series: [
         {},
-        { stroke: color("chosen"), width: 1.5, paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true, points: { show: true, size: 6, fill: color("chosen") } },
+        { stroke: color("chosen"), width: 1.5, paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true, points: { show: true, size: points.length > 30 ? 4 : 6, fill: color("chosen") } },
         dots("minimum", 8, "paper"),
         dots("dim", 8, "paper"),
         dots("ink", 11, "chosen"),
@@ -220,11 +220,11 @@ function measured(place, { planned, measured, room_bytes: room }) {
     const options = {
       width,
       height: 220,
-      padding: [12, 4, 0, 0],
+      padding: [12, 14, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: { x: { time: false }, y: { range: [0, 1.08 * (room < 1.5 * top ? Math.max(top, room) : top)] } },
-      axes: [axis({ grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }), bytesAxis({})],
+      axes: [axis({ grid: { show: false }, size: 30, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }), bytesAxis({})],
       series: [{}, { ...line("dim", 1.25), paths: uPlot.paths.stepped({ align: 0 }) }, line("chosen", 1.75)],
       hooks: { draw: [(u) => rule(u, { y: room, text: "budget", stroke: color("budget"), dash: [6, 4] })] },
     };

@@ -81,7 +81,7 @@ function rule(u, { x, y, text, stroke, dash = [], below = false }) {
   c.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
   const gap = 5 * devicePixelRatio;
   if (text && x === undefined) (c.textAlign = "right"), c.fillText(text, left + width, at + (below ? 3 : -1) * gap);
-  else if (text) c.fillText(text, at + gap, top + 2.4 * gap);
+  else if (text) (c.textAlign = "left"), c.fillText(text, at + gap, below ? top + height - gap : top + 2.4 * gap);
   c.restore();
 }
 
@@ -194,7 +194,7 @@ function showStep(place, steps, step, isOpen) {
   const where = isTail ? "behind the backward" : step < steps.plan.boundary ? "forward" : "backward";
   const again = !isTail && steps.isAgain[step] ? (op.moves ? ", fetched" : ", run again") : "";
   const head = el("h3", {}, el("span", { class: "code" }, isTail ? "the optimizer’s update" : op.name));
-  head.append(`  ${size(total)}${step === steps.peak ? ", the peak" : ""}`);
+  head.append(`\u2002${size(total)}${step === steps.peak ? ", the peak" : ""}`);
   const from = isTail ? [] : [op.module, shortPath(op.source), duration(steps.seconds(steps.plan.schedule[step], step))];
   const words = [`${steps.plan.name}, step ${step + 1} of ${steps.total.length}, ${where}${again}`, ...from];
   const body = shown.map((row) => {
@@ -203,24 +203,26 @@ function showStep(place, steps, step, isOpen) {
     return el(
       "tr",
       { "data-value": row.value ?? null },
-      el("td", { class: "from" }, row.name, el("span", {}, row.kind)),
+      el("td", { class: row.value === undefined ? "name" : "name code" }, row.name),
       el("td", { class: "n", "data-v": row.bytes, title: exact(row.bytes) }, size(row.bytes)),
-      el("td", { class: "from", title: row.source || null }, row.module || "", el("span", {}, shortPath(row.source || ""))),
+      el("td", { class: "more" }, row.kind),
+      el("td", { class: "more" }, row.module || ""),
+      el("td", { class: "more", title: row.source || null }, shortPath(row.source || "")),
       el("td", { class: "n costs", "data-v": seconds ?? null }, costs),
     );
   });
   if (rest.length) {
     const bytes = rest.reduce((sum, row) => sum + row.bytes, 0);
-    const more = el("button", { type: "button", class: "more" }, `and ${rest.length} smaller values`);
+    const more = el("button", { type: "button" }, `and ${rest.length} smaller values`);
     more.addEventListener("click", () => showStep(place, steps, step, true));
-    const cells = [el("td", { class: "n", "data-v": bytes, title: exact(bytes) }, size(bytes)), el("td", {}), el("td", {})];
-    body.push(el("tr", {}, el("td", {}, more), ...cells));
+    const cell = el("td", { class: "n", "data-v": bytes, title: exact(bytes) }, size(bytes));
+    body.push(el("tr", {}, el("td", { class: "rest" }, more), cell, el("td", { colspan: 4 })));
   }
   const sum = el("td", { class: "n", title: exact(total) }, size(total));
-  const foot = el("tr", { class: "total", "data-total": total }, el("td", {}, "together"), sum, el("td", {}), el("td", {}));
-  const titles = [["alive there"], ["bytes", "n"], ["made by"], ["to make again", "n"]];
+  const foot = el("tr", { class: "total", "data-total": total }, el("td", {}, "together"), sum, el("td", { colspan: 4 }));
+  const titles = [["alive there"], ["bytes", "n"], ["what"], ["module"], ["made at"], ["to make again", "n"]];
   const titled = titles.map(([text, kind]) => el("th", { class: kind ?? null }, text));
   const table = el("table", {}, el("thead", {}, el("tr", {}, ...titled)), el("tbody", {}, ...body, foot));
   place.dataset.step = step;
-  place.replaceChildren(head, el("p", { class: "dim" }, words.filter(Boolean).join(" · ")), table);
+  place.replaceChildren(head, el("p", { class: "dim" }, words.filter(Boolean).join(" · ")), el("div", { class: "wide" }, table));
 }

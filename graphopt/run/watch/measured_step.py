@@ -52,6 +52,10 @@ class MeasuredStep:
     outside_bytes: int | None = None
     seconds: StepSeconds | None = None
 
+    def __repr__(self) -> str:
+        planned, measured = format_bytes(self.predicted_bytes), format_bytes(self.measured_bytes)
+        return f"<MeasuredStep: {measured}, {planned} planned, {self.place.value}>"
+
 
 @dataclass(eq=False)
 class StepInProgress:
