@@ -76,7 +76,7 @@ class PlannedGraph:
             fetch_seconds=tuple(problem.ops[op].seconds for op in fetch_ops(step)),
             fetched=tuple(step.ops[self.schedule[place]].name for place in fetched_values(step, self.schedule)),
             moved_bytes=moved_bytes(step, problem, self.schedule),
-            modules=module_shares(step, problem, self.schedule, self.simulation.peak_step),
+            modules=module_shares(step, problem, self.schedule, study.simulated(self.schedule).peak_step),
             curve=_kept_points(study.curve),
             sizes=study.pool.served.get(self.schedule, {}) if study.pool is not None else {},
         )

@@ -75,10 +75,8 @@ def _run(name: str, planned: PlannedGraph) -> tuple[GraphStudy, Schedule, Simula
     study, origin = planned.study, planned.study.origin
     if name == "eager":
         return origin, origin.graph.captured_schedule, origin.eager
-    if name == "chosen":
-        return study, planned.schedule, planned.simulation
-    least = study.curve[0].schedule
-    return study, least, study.simulated(least)
+    schedule = planned.schedule if name == "chosen" else study.curve[0].schedule
+    return study, schedule, study.simulated(schedule)
 
 
 def _timeline(

@@ -97,9 +97,9 @@ class Tab:
 
     def press(self, key: str) -> None:
         """Press a key, by its name."""
-        text = {"text": key} if len(key) == 1 else {}
-        for kind in ("keyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, **text)
+        text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
+        for kind, typed in (("keyDown", text), ("keyUp", {})):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, **typed)
 
     def picture(self, path: Path) -> None:
         """Write the whole page as a PNG file."""
