@@ -70,7 +70,7 @@ def test_text_is_escaped() -> None:
 def test_it_holds_every_checkpoint_and_drawing() -> None:
     page = render_html(make_report(blocks=40))
     body, _, data = page.partition('<script type="application/json"')
-    assert len(re.findall(r'<td class="code">gpt2\.py:1\d\d in forward', body)) == 40
+    assert len(re.findall(r'<td class="code line">gpt2\.py:1\d\d in forward', body)) == 40
     assert body.count("<svg") == 2  # what stands there where no script runs
     assert '"name":"eager"' in data and '"name":"minimum"' in data
 

@@ -195,6 +195,26 @@ def test_keys_go_from_step_to_step_and_hold_what_is_shown(tab: Tab, report: Repo
     assert shown(tab)["step"] == 4
 
 
+def test_a_drag_zooms_and_a_key_shows_the_whole_step_again(tab: Tab, report: Report, page: Path) -> None:
+    count = len(timeline_of(report).schedule)
+    tab.show(page, 1280, "light")
+    (left, y), (right, _) = place_of(tab, 0, count), place_of(tab, count - 1, count)
+    (x, _), (to_x, _) = place_of(tab, 10, count), place_of(tab, 20, count)
+    tab.drag(x, y, to_x)
+    seen = []
+    for place in (left, right):
+        tab.move_to(place, y)
+        seen.append(shown(tab)["step"])
+    assert seen[0] in (10, 11) and seen[1] in (19, 20)
+    tab.run("document.querySelector('.timeline').focus()")
+    for keys, least in (("+", 2), ("-", 8), ("0", count - 2)):
+        tab.press(keys)
+        tab.move_to(left, y)
+        first = shown(tab)["step"]
+        tab.move_to(right, y)
+        assert least <= shown(tab)["step"] - first <= 2.5 * least + 2, keys
+
+
 def test_another_plan_and_time_across(tab: Tab, report: Report, page: Path) -> None:
     eager = timeline_of(report, "eager")
     tab.show(page, 1280, "dark")

@@ -95,6 +95,14 @@ class Tab:
         for kind in ("mousePressed", "mouseReleased"):
             self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, x: float, y: float, to_x: float) -> None:
+        """Press there, move aside, and let go."""
+        button = {"button": "left", "clickCount": 1}
+        self.ask("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **button)
+        for part in (0.5, 1.0):
+            self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x + part * (to_x - x), y=y, **button)
+        self.ask("Input.dispatchMouseEvent", type="mouseReleased", x=to_x, y=y, **button)
+
     def press(self, key: str) -> None:
         """Press a key, by its name."""
         text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}

@@ -191,7 +191,8 @@ function curve(place, { points, chosen, budget, bound, ways }) {
   }
   function marks(u) {
     if (budget) rule(u, { x: budget, text: "budget", stroke: color("budget"), dash: [6, 4] });
-    if (bound) rule(u, { y: bound[1], text: "no plan inside the budget is faster", stroke: color("dim"), dash: [2, 4], below: true });
+    const line = { stroke: color("dim"), dash: [2, 4] };
+    if (bound) rule(u, { y: bound[1], until: Math.min(bound[0], u.scales.x.max), ...line });
   }
   function hover(u) {
     const { left, top } = u.cursor;

@@ -65,7 +65,7 @@ const bytesAxis = (more) =>
   axis({ incrs: POWERS, values: (_, splits) => splits.map(size), size: 76, ...more });
 
 /** A line with a word, straight through a drawing. */
-function rule(u, { x, y, text, stroke, dash = [], below = false }) {
+function rule(u, { x, y, until, text, stroke, dash = [], below = false }) {
   const { left, top, width, height } = u.bbox;
   const at = x === undefined ? u.valToPos(y, "y", true) : u.valToPos(x, "x", true);
   if (x === undefined ? at < top || at > top + height : at < left || at > left + width) return;
@@ -75,12 +75,13 @@ function rule(u, { x, y, text, stroke, dash = [], below = false }) {
   c.lineWidth = devicePixelRatio;
   c.setLineDash(dash.map((d) => d * devicePixelRatio));
   c.beginPath();
-  if (x === undefined) (c.moveTo(left, at), c.lineTo(left + width, at));
+  const right = until === undefined ? left + width : u.valToPos(until, "x", true);
+  if (x === undefined) (c.moveTo(left, at), c.lineTo(right, at));
   else (c.moveTo(at, top), c.lineTo(at, top + height));
   c.stroke();
   c.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
   const gap = 5 * devicePixelRatio;
-  if (text && x === undefined) (c.textAlign = "right"), c.fillText(text, left + width, at + (below ? 3 : -1) * gap);
+  if (text && x === undefined) (c.textAlign = "right"), c.fillText(text, right, at - gap);
   else if (text) (c.textAlign = "left"), c.fillText(text, at + gap, below ? top + height - gap : top + 2.4 * gap);
   c.restore();
 }
@@ -207,7 +208,7 @@ function showStep(place, steps, step, isOpen) {
       el("td", { class: "n", "data-v": row.bytes, title: exact(row.bytes) }, size(row.bytes)),
       el("td", { class: "more" }, row.kind),
       el("td", { class: "more" }, row.module || ""),
-      el("td", { class: "more", title: row.source || null }, shortPath(row.source || "")),
+      el("td", { class: "more line", title: row.source || null }, shortPath(row.source || "")),
       el("td", { class: "n costs", "data-v": seconds ?? null }, costs),
     );
   });
