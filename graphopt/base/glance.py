@@ -63,12 +63,11 @@ def _drawn(drawing: Drawing) -> dict[str, Any]:
         across = (x - low) / ((high - low) or 1) * _WIDTH
         return round(across, 1), round(_ABOVE + (1 - y / top) * room, 1)
 
-    def path(line: Line) -> str:
+    def path(line: Line) -> dict[str, Any]:
         text = "M" + "L".join(f"{x} {y}" for x, y in (place(*point) for point in line.points))
-        if not line.filled:
-            return text
         (first, _), (last, _) = place(*line.points[0]), place(*line.points[-1])
-        return f"{text}L{last} {_ABOVE + room}L{first} {_ABOVE + room}Z"
+        below = f"L{last} {_ABOVE + room}L{first} {_ABOVE + room}Z" if line.filled else ""
+        return {"path": text, "below": below, "dashed": line.dashed}
 
     return {
         "width": _WIDTH,
@@ -77,7 +76,7 @@ def _drawn(drawing: Drawing) -> dict[str, Any]:
         "left": drawing.left,
         "right": drawing.right,
         "dots": [place(*dot) for dot in drawing.dots],
-        "lines": [{"path": path(line), "fill": line.filled, "dashed": line.dashed} for line in drawing.lines],
+        "lines": [path(line) for line in drawing.lines],
     }
 
 

@@ -62,7 +62,7 @@ def labelled(rows: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
 def curve_drawing(points: list[tuple[int, float, str]], chosen: tuple[int, float] | None = None) -> Drawing:
     """A memory/time curve without a script."""
     line = Line(stairs([(size, extra) for size, extra, _ in points]), filled=True)
-    ends = format_bytes(points[0][0]), format_bytes(points[-1][0])
+    ends = [f"{format_bytes(size)}: {figures.signed_percent(extra)} time" for size, extra, _ in (points[0], points[-1])]
     return Drawing((line,), "Extra time over peak memory", *ends, dots=(chosen,) if chosen else ())
 
 

@@ -60,7 +60,9 @@ def test_what_is_handed_out_by_optimize_shows_its_plan() -> None:
 
 def test_lines_are_drawn_where_they_are() -> None:
     shown = drawing_html(Drawing((Line(((0, 0), (10, 4)), filled=True),), "rise", "left", "right", dots=((5, 2),)))
-    assert 'd="M0.0 130.0L640.0 6.0L640.0 130L0.0 130Z"' in shown and 'cx="320.0" cy="68.0"' in shown
+    assert (
+        'd="M0.0 130.0L640.0 6.0L640.0 130L0.0 130Z" fill="currentColor"' in shown and 'cx="320.0" cy="68.0"' in shown
+    )
     assert stairs([(0, 1), (2, 3), (5, 0)]) == ((0, 1), (2, 1), (2, 3), (5, 3), (5, 0))
     assert "&lt;b&gt;" in glance_html("<b>", [("<i>", "<u>")]) and "<b>" not in glance_html("<b>", [("<i>", "<u>")])
 

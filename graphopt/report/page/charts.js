@@ -63,7 +63,7 @@ function memory(section, graph) {
     return {
       width,
       height: width < 600 ? 260 : 340,
-      padding: [12, 14, 0, 0],
+      padding: [12, 28, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
       scales: { x: { time: false }, y: { range: [0, highest * 1.06] } },
@@ -221,7 +221,7 @@ function measured(place, { planned, measured, room_bytes: room }) {
     const options = {
       width,
       height: 220,
-      padding: [12, 14, 0, 0],
+      padding: [12, 28, 0, 0],
       legend: { show: false },
       cursor: { show: false },
       scales: { x: { time: false }, y: { range: [0, 1.08 * (room < 1.5 * top ? Math.max(top, room) : top)] } },
