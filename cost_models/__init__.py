@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch.fx import Node
 
 from graphopt.cost_models.costs import CostModel, OpCost
 
-__all__ = ["COST_MODELS", "CostModel", "OpCost"]
+__all__ = ["COST_MODELS", "CostModel", "OpCost", "resolved_name"]
 
 
 def _roofline(nodes: Sequence[Node]) -> list[OpCost]:
@@ -30,6 +31,13 @@ def _auto(nodes: Sequence[Node]) -> list[OpCost]:
 
     runs_here = any(at_hand(device) for device in map(node_device, nodes) if device is not None)
     return _profiled(nodes) if runs_here else _roofline(nodes)
+
+
+def resolved_name(name: str, device: torch.device) -> str:
+    """The cost model that prices a graph on this device: whichever "auto" is there."""
+    from graphopt.cost_models.device_speed import at_hand
+
+    return ("profiled" if at_hand(device) else "roofline") if name == "auto" else name
 
 
 COST_MODELS: dict[str, CostModel] = {"roofline": _roofline, "profiled": _profiled, "auto": _auto}

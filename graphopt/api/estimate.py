@@ -17,8 +17,10 @@ from graphopt.device.snapshot import generators_kept
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.resident import device_total_bytes
 from graphopt.plan.shares import joint_curve, joint_peak_bytes
+from graphopt.problem.kinds import kind_words
 from graphopt.report.formula import Formula
 from graphopt.report.grid import GridPoint
+from graphopt.report.notebook import estimate_glance
 from graphopt.report.sweep import sweep_text
 
 #: Budgets at which a model of several graphs is looked at; the curve of one graph is known at all of them.
@@ -107,9 +109,20 @@ class Estimate:
     def __str__(self) -> str:
         return self.text()
 
+    def __repr__(self) -> str:
+        return (
+            f"<Estimate of {self.model} on {self.device}: from {format_bytes(self.minimum_bytes)} "
+            f"({self.points[0][1]:+.1%} time) to {format_bytes(self.eager_peak_bytes)}, {len(self.points)} plans>"
+        )
+
+    def _repr_html_(self) -> str:
+        return estimate_glance(self.model, self.device, self.points, self.eager_peak_bytes)
+
     def text(self, color: bool = False) -> str:
         """The curve and a table of it for a terminal."""
-        resident = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.resident_bytes.items() if size)
+        resident = ", ".join(
+            f"{kind_words(kind)} {format_bytes(size)}" for kind, size in self.resident_bytes.items() if size
+        )
         curve = sweep_text(self.model, self.points, self.eager_peak_bytes, color=color)
         formula = f"\n\n{self.formula}" if self.by_size is not None else ""
         return f"{curve}\nresident before a step, on {self.device}: {resident or 'none'}{formula}"

@@ -12,7 +12,7 @@ from torch import nn
 from graphopt.api.optimize import check_model, device_of, in_front_of, restored
 from graphopt.api.optimized import Optimized
 from graphopt.base.errors import UsageError
-from graphopt.base.units import Budget, parse_bytes
+from graphopt.base.units import Budget, format_bytes, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic
 from graphopt.device.snapshot import generators_kept
 from graphopt.fsdp.block import Block, KnownPoints
@@ -91,6 +91,15 @@ class OptimizedBlocks:
     def __reduce__(self) -> tuple[Any, ...]:
         # a copied or pickled model is a plain one
         return (_nothing, ())
+
+    def __repr__(self) -> str:
+        plan, name = self._whole.plan, type(self._whole.root).__name__
+        if plan is None:
+            return f"<graphopt of {name}: no plan yet>"
+        return (
+            f"<graphopt of {name}: {len(plan.points)} blocks, {format_bytes(plan.peak_bytes)} of "
+            f"{format_bytes(plan.budget_bytes)} on each rank>"
+        )
 
     @property
     def plan(self) -> WholePlan:

@@ -17,7 +17,7 @@ from graphopt.report.traces.timeline import Timeline
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.model.loss_module import users_model
 from graphopt.run.session import Session
-from graphopt.run.watch.measured_step import MeasuredStep, outside_share, trained_steps
+from graphopt.run.watch.measured_step import MeasuredStep, outside_share, taken_steps, trained_steps
 
 
 class Optimized:
@@ -34,6 +34,13 @@ class Optimized:
     def __reduce__(self) -> tuple[Any, ...]:
         # a copied or pickled model is a plain one
         return (_nothing, ())
+
+    def __repr__(self) -> str:
+        name = type(users_model(self._model)).__name__
+        return f"<graphopt of {name}: {self.plan!r}>" if self.planned_graphs else f"<graphopt of {name}: no plan yet>"
+
+    def _repr_html_(self) -> str | None:
+        return self.report._repr_html_() if self.planned_graphs else None
 
     @property
     def plan(self) -> Plan:
@@ -67,6 +74,7 @@ class Optimized:
             breaks=self.session.breaks,
             compiled=_compiled(self.in_force),
             size_conditions=_size_conditions(self.session),
+            history=taken_steps(self.history),
         )
 
     @property

@@ -77,13 +77,18 @@ def read_file(path: str | Path, schema: str, key: str, kind: type[T]) -> T:
     Raises UsageError where the file cannot be opened, and PlanMismatchError, naming the file and
     the field, where its content is not what was written.
     """
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    raw = _raw(path)
     try:
         return from_bytes(raw, schema, key, kind)
+    except PlanMismatchError as error:
+        raise PlanMismatchError(f"{path}: {error}") from None
+
+
+def read_object(path: str | Path) -> dict[str, object]:
+    """The JSON object that a file holds, whatever its schema; nothing in it is checked. Raises as `read_file`."""
+    raw = _raw(path)
+    try:
+        return _root(raw, "JSON")
     except PlanMismatchError as error:
         raise PlanMismatchError(f"{path}: {error}") from None
 
@@ -94,7 +99,15 @@ def checksum(data: object) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def _content(raw: bytes, schema: str, key: str) -> object:
+def _raw(path: str | Path) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _root(raw: bytes, schema: str) -> dict[str, object]:
     if len(raw) > MAX_FILE_BYTES:
         raise PlanMismatchError(f"larger than {MAX_FILE_BYTES:,} bytes; this is not a {schema} file")
     try:
@@ -103,6 +116,11 @@ def _content(raw: bytes, schema: str, key: str) -> object:
         raise PlanMismatchError(f"not a readable JSON file: {error}") from None
     if not isinstance(root, dict):
         raise PlanMismatchError(f"expected an object, got {type(root).__name__}")
+    return root
+
+
+def _content(raw: bytes, schema: str, key: str) -> object:
+    root = _root(raw, schema)
     if root.get("schema") != schema:
         raise PlanMismatchError(f"schema: expected {schema!r}, got {_short(root.get('schema'))}")
     _same_fields(root, {"schema", "checksum", key}, "")

@@ -104,8 +104,12 @@ def make_parser() -> argparse.ArgumentParser:
     _planner(solve)
     _graph(solve)
     _command(commands, "doctor", "say what is on this machine, and what is wrong with it")
+    diff = _command(commands, "diff", "what changed from one plan or report to another (no torch)")
+    for name in ("before", "after"):
+        diff.add_argument(name, help="a plan, as --save-plan writes it, or a report, as --json prints it")
     demo = _command(commands, "demo", "train a small GPT-2 inside a third of eager's memory")
     demo.add_argument("--steps", type=int, default=24, help="training steps (default 24)")
+    demo.add_argument("--html", metavar="PATH", help="write the report as one self-contained page")
     return parser
 
 
@@ -215,9 +219,10 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
         "export": (commands.export, "capturing, planning and exporting"),
         "solve": (commands.solve, "planning"),
         "doctor": (commands.doctor, "looking"),
+        "diff": (commands.diff, ""),
         "demo": (commands.demo, ""),
     }[options.command]
-    # The demo prints as it goes.
+    # The demo prints as it goes, and a comparison takes no time.
     if not doing:
         answer = run(options)
     else:

@@ -228,11 +228,19 @@ def doctor(_: argparse.Namespace) -> CommandResult:
     return CommandResult(lambda _: as_text(found), data, 0 if data["ok"] else 1)
 
 
+def diff(options: argparse.Namespace) -> CommandResult:
+    """What changed from one plan or report to another."""
+    from graphopt.report.diff import compare, diff_text, diff_to_json, load_planned
+
+    found = compare(load_planned(options.before), load_planned(options.after))
+    return CommandResult(lambda color: diff_text(found, color=color), diff_to_json(found))
+
+
 def demo(options: argparse.Namespace) -> CommandResult:
     """Train a small GPT-2 inside a third of eager's memory."""
     from graphopt.cli.demo import run_demo
 
-    data = run_demo(options.steps)
+    data = run_demo(options.steps, options.html)
     return CommandResult(lambda _: "", data)
 
 

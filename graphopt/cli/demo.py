@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +12,18 @@ import torch
 import graphopt
 from graphopt.api.verify import verify_model
 from graphopt.base.errors import UsageError
+from graphopt.base.records import write_text
 from graphopt.base.units import format_bytes
 from graphopt.device import measure
 from graphopt.report.chart import sparkline
+from graphopt.report.data import Report
+from graphopt.report.html import render_html
 
 BATCH, LENGTH = 8, 128
 
 
-def run_demo(steps: int = 24) -> dict[str, Any]:
-    """Plan, verify and train; prints as it goes and returns the figures."""
+def run_demo(steps: int = 24, html: str | None = None) -> dict[str, Any]:
+    """Plan, verify and train; prints as it goes and returns the figures. `html` is where the report goes as a page."""
     if steps < 2:
         raise UsageError(f"--steps must be at least 2, got {steps}")
     start = time.monotonic()
@@ -38,6 +42,9 @@ def run_demo(steps: int = 24) -> dict[str, Any]:
 
     graphopt.optimize(model, budget, example_kwargs=example, optimizer=optimizer, plan=result.report.plan)
     losses = [train_once(model, optimizer, next(batches)) for _ in range(steps)]
+    if html is not None:
+        trained: Report = model.graphopt.report  # type: ignore[union-attr, assignment]
+        write_text(html, render_html(replace(trained, measured=result.report.measured)))
     peak = step_peak(model, optimizer, example)
     print(f"{steps} steps of AdamW: loss {losses[0]:.3f} -> {losses[-1]:.3f}  {sparkline(losses)}")
     print(f"peak {format_bytes(peak)}, with a budget of {format_bytes(budget)}; eager takes {format_bytes(eager_peak)}")

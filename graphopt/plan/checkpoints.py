@@ -14,12 +14,14 @@ def find_checkpoints(step: StepGraph, problem: Problem, schedule: Schedule) -> t
     A recomputed op is charged to the latest checkpoint among its ancestors in the recomputation. What takes no bytes
     is none.
     """
-    boundary = schedule.index(step.boundary)
-    in_forward = {value for op in schedule[:boundary] for value in problem.ops[op].outputs}
-    first_read = _read_from_forward(problem, schedule[boundary + 1 :], in_forward)
-    charged = _charge(problem, schedule, first_read)
-    kept = (value for value in sorted(first_read) if step.values[value].bytes)
+    charged = _charge(problem, schedule, _first_read(step, problem, schedule))
+    kept = kept_values(step, problem, schedule)
     return tuple(_checkpoint(step, problem, value, charged.get(value, [])) for value in kept)
+
+
+def kept_values(step: StepGraph, problem: Problem, schedule: Schedule) -> list[int]:
+    """The values that are checkpoints, in order."""
+    return [value for value in sorted(_first_read(step, problem, schedule)) if step.values[value].bytes]
 
 
 def recomputed_names(step: StepGraph, schedule: Schedule) -> tuple[str, ...]:
@@ -31,6 +33,13 @@ def recomputed_names(step: StepGraph, schedule: Schedule) -> tuple[str, ...]:
             again.append(step.ops[op].name)
         seen.add(op)
     return tuple(again)
+
+
+def _first_read(step: StepGraph, problem: Problem, schedule: Schedule) -> set[int]:
+    """What the backward reads of the forward before it is made again."""
+    boundary = schedule.index(step.boundary)
+    in_forward = {value for op in schedule[:boundary] for value in problem.ops[op].outputs}
+    return _read_from_forward(problem, schedule[boundary + 1 :], in_forward)
 
 
 def _read_from_forward(problem: Problem, backward: Schedule, in_forward: set[int]) -> set[int]:

@@ -11,6 +11,7 @@ from graphopt.plan.floor import floor_changes
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.offload.worth import HIDDEN_SHARE
 from graphopt.plan.pieces import smallest_forms
+from graphopt.problem.kinds import kind_words
 from graphopt.problem.schedule import lifetimes, simulate
 
 _SHOWN, _MOST_CHANGES = 3, 5
@@ -70,7 +71,7 @@ def tail_error(
 
 
 def _resident_drivers(resident_bytes: Mapping[str, int]) -> list[str]:
-    return [f"{kind} {format_bytes(size)}" for kind, size in resident_bytes.items() if size]
+    return [f"{kind_words(kind)} {format_bytes(size)}" for kind, size in resident_bytes.items() if size]
 
 
 def _peak_drivers(study: GraphStudy) -> list[str]:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from graphopt.cost_models import resolved_name
 from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.transfers import fetch_ops, fetched_values
 from graphopt.plan.checkpoints import find_checkpoints, recomputed_names
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import Candidate, GraphStudy
+from graphopt.plan.module_shares import module_shares
 from graphopt.plan.offload.lanes import moved_bytes
 from graphopt.planners.bounds.lower_bound import lower_bound_seconds
 from graphopt.problem.plan import GraphPlan, KeptPoint
@@ -55,7 +57,7 @@ class PlannedGraph:
             name=self.captured.name,
             graph_hash=step.graph_hash,
             planner=study.kept.planner if study.kept else self.choice.planner,
-            cost_model=self.choice.cost_model,
+            cost_model=resolved_name(self.choice.cost_model, step.device),
             compiler=self.choice.compiler,
             numerics=self.choice.numerics,
             pieces=self.captured.pieces,
@@ -74,6 +76,7 @@ class PlannedGraph:
             fetch_seconds=tuple(problem.ops[op].seconds for op in fetch_ops(step)),
             fetched=tuple(step.ops[self.schedule[place]].name for place in fetched_values(step, self.schedule)),
             moved_bytes=moved_bytes(step, problem, self.schedule),
+            modules=module_shares(step, problem, self.schedule, study.simulated(self.schedule).peak_step),
             curve=_kept_points(study.curve),
             sizes=study.pool.served.get(self.schedule, {}) if study.pool is not None else {},
         )

@@ -90,6 +90,12 @@ def turns(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[int]]) -> t
     )
 
 
+def beside_bytes(graphs: Sequence[GraphStudy], schedules: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """For each graph what the others hold while its forward runs, and while its backward does."""
+    held = {(turn.place, turn.is_backward): turn.held_bytes for turn in turns(graphs, schedules)}
+    return [(held[place, False], held[place, True]) for place in range(len(graphs))]
+
+
 def smallest_peak_bytes(graphs: Sequence[GraphStudy]) -> int:
     """The least common peak: every graph at its smallest."""
     return joint_peak_bytes(graphs, [_least_schedule(graph) for graph in graphs])

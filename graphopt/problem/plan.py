@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphopt.base import records
+from graphopt.base.glance import Drawing, Line, glance_html, stairs
+from graphopt.base.units import format_bytes
 from graphopt.problem.pieces import Pieces
 
-SCHEMA = "graphopt.plan/6"
+SCHEMA = "graphopt.plan/7"
 
 
 #: Nearer to the lower bound than this share of it, a plan is proven to be optimal.
@@ -35,6 +37,25 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class ModuleShare:
+    """What one module's own operators take of a graph; those of its children are in theirs. `path` is "" where unknown.
+
+    `seconds` are of one run of each of its ops, `again_seconds` of what runs again. `peak_bytes` is what it has alive
+    at the peak of the plan, workspace included.
+    """
+
+    path: str
+    seconds: float
+    peak_bytes: int
+    kept: int
+    kept_bytes: int
+    recomputed: int
+    again_seconds: float
+    fetched: int
+    fetched_bytes: int
+
+
+@dataclass(frozen=True)
 class KeptPoint:
     """Another schedule of the same graph: its price, the planner that found it, and `runs.runs_of` it."""
 
@@ -56,6 +77,7 @@ class GraphPlan:
     for; empty where it serves one set of shapes.
     What the ops `moved` (in the form without transfers) make may be moved out of memory, and `fetch_seconds` is what
     planners took fetching it for; `fetched` names what is fetched, once for each time, and `moved_bytes` go either way.
+    `modules` has what each module takes, in the order in which they first run.
     """
 
     name: str
@@ -79,8 +101,15 @@ class GraphPlan:
     fetch_seconds: tuple[float, ...]
     fetched: tuple[str, ...]
     moved_bytes: int
+    modules: tuple[ModuleShare, ...]
     curve: tuple[KeptPoint, ...]
     sizes: Mapping[str, tuple[int, int]]
+
+    def __repr__(self) -> str:
+        return (
+            f"<GraphPlan {self.name!r}: {format_bytes(self.peak_bytes)} of its own, {len(self.schedule)} steps, "
+            f"{len(self.checkpoints)} checkpoints, {len(self.recomputed)} ops run again>"
+        )
 
 
 @dataclass(frozen=True)
@@ -169,6 +198,40 @@ class Plan:
     def planner(self) -> str:
         """The planner whose schedules were chosen."""
         return ", ".join(dict.fromkeys(graph.planner for graph in self.graphs))
+
+    def figures(self) -> list[tuple[str, str]]:
+        """Labels with what is predicted, for people."""
+        again = f"{len(self.recomputed)} ops run again"
+        if self.fetched:
+            again += f", {len(self.fetched)} values are fetched back"
+        kept = format_bytes(sum(checkpoint.bytes for checkpoint in self.checkpoints))
+        return [
+            ("budget", format_bytes(self.budget_bytes)),
+            ("predicted peak", f"{format_bytes(self.peak_bytes)}, eager {format_bytes(self.eager_peak_bytes)}"),
+            ("smallest budget", format_bytes(self.minimum_bytes)),
+            ("predicted time", f"{self.overhead:+.1%} over eager"),
+            ("checkpoints", f"{len(self.checkpoints)}, {kept}; {again}"),
+            ("planner", f"{self.planner} on {self.device}, torch {self.torch_version}"),
+        ]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan of {self.model}: {format_bytes(self.peak_bytes)} of {format_bytes(self.budget_bytes)}, "
+            f"{self.overhead:+.1%} time; {len(self.checkpoints)} checkpoints, {len(self.recomputed)} ops run again>"
+        )
+
+    def _repr_html_(self) -> str:
+        curve = self.graphs[0].curve if len(self.graphs) == 1 else ()
+        return glance_html(f"Plan of {self.model}", self.figures(), self._drawing() if len(curve) > 1 else None)
+
+    def _drawing(self) -> Drawing:
+        """The kept curve of the one graph, everything on the device counted."""
+        (graph,), resident = self.graphs, sum(self.resident_bytes.values())
+        eager_seconds = graph.eager_seconds or 1.0
+        points = sorted((resident + p.peak_bytes, p.seconds / eager_seconds - 1) for p in graph.curve)
+        chosen = resident + graph.peak_bytes, graph.seconds / eager_seconds - 1
+        left, right = (f"{format_bytes(size)}: {extra:+.1%} time" for size, extra in (points[0], points[-1]))
+        return Drawing((Line(stairs(points), filled=True),), "Extra time over peak memory", left, right, (chosen,))
 
     def save(self, path: str | Path) -> None:
         """Write the plan as a JSON file that `load` reads back exactly."""

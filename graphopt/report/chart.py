@@ -15,11 +15,8 @@ _LABEL = 11
 def timeline(report: Report, graph: GraphReport, width: int = 100, height: int = 11) -> list[str]:
     """Bytes alive at each step: chosen filled, eager shaded above it, the budget as a line."""
     columns = width - _LABEL - 2
-    steps = max(len(graph.live_bytes), 1)
-    middle = min(max(round(columns * graph.boundary_step / steps), 1), columns - 1)
-    base = resident_bytes(report)
-    chosen = [base + b for b in fold(graph.live_bytes, graph.boundary_step, columns, middle)]
-    eager = [base + b for b in fold(graph.eager_live_bytes, graph.eager_boundary_step, columns, middle)]
+    middle, chosen = folded(report, graph, "chosen", columns)
+    _, eager = folded(report, graph, "eager", columns, middle)
     top = max(*chosen, *eager, 1)
     budget = report.plan.budget_bytes
     if budget <= 1.25 * top:
@@ -36,6 +33,22 @@ def timeline(report: Report, graph: GraphReport, width: int = 100, height: int =
     rows.append(f"{'':>{_LABEL}}  {'forward':^{middle}}{'backward':^{columns - middle}}".rstrip())
     limit = "╌ budget" if line >= 0 else f"(the budget, {format_bytes(budget)}, is above)"
     return [*rows, f"{'':>{_LABEL}}  █ chosen   ░ eager   {limit}"]
+
+
+def folded(
+    report: Report, graph: GraphReport, name: str, columns: int, middle: int | None = None
+) -> tuple[int, list[int]]:
+    """A timeline drawn into `columns`, what is resident counted; the backward begins at column `middle`.
+
+    Where none is given, that is where the steps of this one have it.
+    """
+    found = graph.timeline(name)
+    if found is None:
+        return (columns // 2 if middle is None else middle), [resident_bytes(report)] * columns
+    if middle is None:
+        middle = min(max(round(columns * found.boundary_step / len(found.schedule)), 1), columns - 1)
+    base = resident_bytes(report)
+    return middle, [base + b for b in fold(found.total_bytes, found.boundary_step, columns, middle)]
 
 
 def _cell(chosen: float, eager: float, on_budget: bool) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from graphopt.base.errors import UsageError
+from graphopt.base.records import write_text
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.plan import GraphPlan, Plan
+from graphopt.report.timeline import GraphTimeline
 
 
 @dataclass(frozen=True)
@@ -26,28 +31,31 @@ class Comparison:
 class GraphReport:
     """One captured graph: its plan and what is needed to draw it.
 
-    `live_bytes` and `eager_live_bytes` are the graph's own bytes at each step of the two
-    schedules; `boundary_step` is the first step of the backward in the chosen one;
-    `peak_breakdown` says what is alive at the peak, by kind ("activations", "gradients",
-    "outputs", "tangents", "recomputed", "workspace"); `break_reason` is why the capture ended
-    here ("" where it is the whole model). "eager" is the captured graph as it was traced: in its own order, and
-    without recomputation. `curve` has (own peak bytes, extra time over that, a fraction), and `floor_changes` what
-    would lower the least budget, with the bytes that it saves, in words.
+    `timelines` are eager's, the chosen schedule's and that of the least budget, by these names; `break_reason` is why
+    the capture ended here ("" where it is the whole model). "eager" is the captured graph as it was traced: in its own
+    order, and without recomputation. `curve` has (own peak bytes, extra time over that, a fraction, the planner that
+    found it), and `floor_changes` what would lower the least budget, with the bytes that it saves, in words.
     """
 
     plan: GraphPlan
     break_reason: str
-    live_bytes: tuple[int, ...]
-    eager_live_bytes: tuple[int, ...]
-    boundary_step: int
-    eager_boundary_step: int
-    peak_step: int
-    peak_op: str
-    peak_source: str
-    peak_breakdown: Mapping[str, int]
+    timelines: tuple[GraphTimeline, ...]
     comparisons: tuple[Comparison, ...]
-    curve: tuple[tuple[int, float], ...]
+    curve: tuple[tuple[int, float, str], ...]
     floor_changes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<GraphReport of {self.plan!r}>"
+
+    def timeline(self, name: str) -> GraphTimeline | None:
+        """The timeline of that name; None where there is none, or nothing in it."""
+        return next((each for each in self.timelines if each.name == name and each.schedule), None)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most while this graph runs, what others hold counted; what is resident is not."""
+        chosen = self.timeline("chosen")
+        return chosen.peak_bytes if chosen is not None else self.plan.peak_bytes
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,18 @@ class TrainedSteps:
     over_budget: int
     peak_bytes: int
     most_bytes: int
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """One measured step of a training loop: its peak as it was planned, as it was measured, and where it was, in words.
+
+    Both in the budget's measure, but without its reserve. What is planned changes where the watch corrected the plan.
+    """
+
+    predicted_bytes: int
+    measured_bytes: int
+    place: str
 
 
 @dataclass(frozen=True)
@@ -129,7 +149,8 @@ class Report:
     """All that is known of one optimized model, or of a training `step`. `str(report)` is the text of it.
 
     `breaks` says why some of the model runs outside of the planned graphs, and `outside` how much that is;
-    `size_conditions` what must hold of sizes for these graphs to serve them.
+    `size_conditions` what must hold of sizes for these graphs to serve them. `history` has the steps that were measured
+    last, oldest first.
     """
 
     plan: Plan
@@ -142,8 +163,34 @@ class Report:
     breaks: tuple[GraphBreak, ...] = ()
     compiled: CompiledKernels | None = None
     size_conditions: tuple[str, ...] = ()
+    history: tuple[TakenStep, ...] = ()
 
     def __str__(self) -> str:
         from graphopt.report.text import render_text
 
         return render_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Report on {self.plan!r}>"
+
+    def _repr_html_(self) -> str:
+        from graphopt.report.notebook import report_glance
+
+        return report_glance(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as one self-contained page, `*.html`, or as data, `*.json`.
+
+        Raises UsageError for another name, and where the file cannot be written.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix == ".html":
+            from graphopt.report.html import render_html
+
+            write_text(path, render_html(self))
+        elif suffix == ".json":
+            from graphopt.report.json import report_to_json
+
+            write_text(path, json.dumps(report_to_json(self), indent=1) + "\n")
+        else:
+            raise UsageError(f"a report is written as a page, NAME.html, or as data, NAME.json, not as {str(path)!r}")

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from graphopt.base.units import format_bytes
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.pieces import WHOLE
-from graphopt.problem.plan import Checkpoint, GraphPlan, Plan
+from graphopt.problem.plan import GraphPlan, Plan
 from graphopt.report.data import CompiledKernels, GraphReport, Measured, OutsideShare, Report, TrainedSteps
+from graphopt.report.timeline import kinds_at
 
 
 def fits(report: Report) -> bool:
@@ -99,13 +100,13 @@ def resident_bytes(report: Report) -> int:
 
 def main_graph(report: Report) -> GraphReport | None:
     """The graph that the step's peak is in."""
-    return max(report.graphs, key=lambda graph: graph.plan.peak_bytes, default=None)
+    return max(report.graphs, key=lambda graph: graph.peak_bytes, default=None)
 
 
 def peaks_in_tail(report: Report) -> bool:
     """Whether a training step's peak is at its end, while the optimizer updates."""
     graph = main_graph(report)
-    return report.step is not None and sum(report.step.tail_bytes.values()) > (graph.plan.peak_bytes if graph else 0)
+    return report.step is not None and sum(report.step.tail_bytes.values()) > (graph.peak_bytes if graph else 0)
 
 
 def breakdown(report: Report) -> list[tuple[str, int]]:
@@ -114,12 +115,13 @@ def breakdown(report: Report) -> list[tuple[str, int]]:
     if report.step is not None and peaks_in_tail(report):
         return [*rows, *report.step.tail_bytes.items()]
     graph = main_graph(report)
-    rows += [(kind, size) for kind, size in graph.peak_breakdown.items() if size] if graph else []
+    chosen = graph.timeline("chosen") if graph else None
+    rows += kinds_at(chosen, chosen.peak_step).items() if chosen else ()
     rest = report.plan.peak_bytes - sum(size for _, size in rows)
     if report.compiled is not None and (beside := report.compiled.measured_bytes - report.compiled.planned_bytes):
         rows.append(("compiled kernels beside the plan", beside))
         rest -= beside
-    return [*rows, ("other graphs", rest)] if rest > 0 and len(report.graphs) > 1 else rows
+    return [*rows, ("held by other graphs", rest)] if rest > 0 and len(report.graphs) > 1 else rows
 
 
 def share_of_time(report: Report, graph: GraphReport) -> float:
@@ -142,10 +144,10 @@ def op_kind(name: str) -> str:
     return head if head and tail.isdigit() else name
 
 
-def shape_text(checkpoint: Checkpoint) -> str:
+def shape_text(shape: Sequence[int], dtype: str) -> str:
     """`"4×256×256 f32"`."""
-    dtype = checkpoint.dtype.removeprefix("torch.").replace("bfloat", "bf").replace("float", "f").replace("int", "i")
-    return f"{'×'.join(map(str, checkpoint.shape)) or 'scalar'} {dtype}"
+    short = dtype.removeprefix("torch.").replace("bfloat", "bf").replace("float", "f").replace("int", "i")
+    return f"{'×'.join(map(str, shape)) or 'scalar'} {short}"
 
 
 def short_paths(text: str) -> str:
@@ -157,7 +159,9 @@ def peak_place(report: Report, graph: GraphReport) -> str:
     """The op at the peak, and where it comes from."""
     if peaks_in_tail(report):
         return "the optimizer's update"
-    return graph.peak_op + (f", {short_paths(graph.peak_source)}" if graph.peak_source else "")
+    chosen = graph.timeline("chosen")
+    op = chosen.peak_op if chosen else None
+    return "" if op is None else op.name + (f", {short_paths(op.source)}" if op.source else "")
 
 
 def signed_percent(fraction: float) -> str:
@@ -250,6 +254,21 @@ def _measured_time(measured: Measured) -> str:
         return median
     lower, upper = (signed_percent(ratio - 1) for ratio in measured.time_quartiles)
     return f"{median} (quartiles {lower} to {upper}, {measured.time_rounds} rounds)"
+
+
+_PLANNERS = {"auto": "the best of all planners", "none": "no planner, as it fits as it is"}
+_COST_MODELS = {
+    "profiled": "operators timed on this device",
+    "roofline": "times estimated from the device's speed",
+}
+
+
+def how_planned(report: Report) -> str:
+    """How long planning took, who did it and from which times, in words."""
+    graphs = report.plan.graphs
+    planners = dict.fromkeys(_PLANNERS.get(each.planner, f"the planner {each.planner}") for each in graphs)
+    times = dict.fromkeys(_COST_MODELS.get(each.cost_model, f"times of {each.cost_model}") for each in graphs)
+    return f"planned in {report.plan_seconds:.1f} s by {', '.join(planners)}, with {', '.join(times)}"
 
 
 def eager_note(report: Report) -> str:

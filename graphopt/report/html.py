@@ -1,144 +1,156 @@
-"""The report as one self-contained page: no network, light and dark, everything in it."""
+"""The report as one self-contained page: what the template shows, in words and figures."""
 
 from __future__ import annotations
 
-from html import escape
+from typing import Any
 
+from graphopt.base.glance import Drawing, Line, stairs
 from graphopt.base.units import format_bytes
-from graphopt.problem.plan import Checkpoint, GraphPlan
-from graphopt.report import figures, svg
+from graphopt.problem.kinds import kind_words
+from graphopt.report import figures
+from graphopt.report.chart import folded
 from graphopt.report.data import GraphReport, Report
-from graphopt.report.page import card, cell, page, table, tiles
+from graphopt.report.module_tree import module_tree
+from graphopt.report.page_data import curve_points, page_data, shown_ways
+from graphopt.report.pages import render_page
+
+#: Columns of the drawing that stands where there is no script, and measured steps that are listed.
+_COLUMNS, _MOST_STEPS = 300, 60
 
 
 def render_html(report: Report) -> str:
     """The whole report as one HTML document."""
     plan = report.plan
-    body = [
-        _head(report),
-        tiles(figures.summary(report)),
-        '<div class="two">',
-        card("What fills the peak", svg.bar(report), _breakdown(report)),
-        card("Compared", _comparisons(report)),
-        "</div>",
-    ]
-    if len(report.graphs) > 1 or any(graph.break_reason for graph in report.graphs):
-        body.append(card("Graphs", _graphs(report)))
-    if report.breaks:
-        body.append(card("Where captures ended", _breaks(report)))
-    for graph in report.graphs:
-        body.append(_graph(report, graph))
-    return page(f"graphopt: {plan.model}", "".join(body))
-
-
-def _head(report: Report) -> str:
-    plan = report.plan
-    kind = "fits" if figures.fits(report) else "over"
-    badge = f'<span class="badge {kind}">{figures.verdict(report) if kind == "fits" else "OVER"}</span>'
-    models = ", ".join(dict.fromkeys(graph.cost_model for graph in plan.graphs))
-    made = (
-        f"{plan.device}, torch {plan.torch_version}; planned in {report.plan_seconds:.1f} s "
-        f"by {plan.planner} on {models} costs; {figures.optimum(report)}"
+    fits = figures.fits(report)
+    numerics = figures.in_pieces(plan).removeprefix("  ·  ")
+    return render_page(
+        "report.html",
+        data=page_data(report),
+        plan=plan,
+        fits=fits,
+        verdict=figures.verdict(report),
+        made=[
+            f"{plan.device}, torch {plan.torch_version}; {figures.how_planned(report)}",
+            figures.optimum(report) + (f"; {numerics}" if numerics else ""),
+        ],
+        summary=labelled(figures.summary(report)),
+        breakdown=_breakdown(report),
+        free=max(1 - plan.peak_bytes / max(plan.budget_bytes, 1), 0),
+        seen=figures.measured_bytes(report),
+        ways=_ways(report),
+        notes=_notes(report),
+        graphs=[_graph(report, graph) for graph in report.graphs],
+        breaks=[
+            {"source": each.source or "–", "reason": each.reason, "behind": figures.behind_break(each)}
+            for each in figures.distinct_breaks(report)
+        ],
+        eager=max(plan.eager_peak_bytes, 1),
+        history=_history(report),
+        history_note=_history_note(report),
     )
-    return f'<h1>{escape(plan.model)} {badge}</h1><div class="dim">{escape(made)}</div>\n'
 
 
-def _breakdown(report: Report) -> str:
-    plan = report.plan
-    rows = []
-    for i, (kind, size) in enumerate(figures.breakdown(report)):
-        name = f'<td><span class="swatch swatch-{i % 10}"></span>{escape(kind)}</td>'
-        share = f"{size / max(plan.peak_bytes, 1):.0%}"
-        rows.append(f"<tr>{name}{cell(format_bytes(size), size)}<td></td>{cell(share, size)}</tr>")
-    seen = figures.measured_bytes(report) or (None, None)
-    rows.append(_total("total", plan.peak_bytes, seen[0], "total"))
-    rows.append(_total("eager's total", plan.eager_peak_bytes, seen[1], "dim"))
-    graph = figures.main_graph(report)
-    where = f"at {figures.peak_place(report, graph)}" if graph and graph.peak_op else ""
-    numbers_right = ("predicted", "measured", "share")
-    said = (where, figures.eager_note(report), figures.floor_note(report))
-    notes = "".join(f'<div class="dim">{escape(text)}</div>' for text in said)
-    return table(["kind", *numbers_right], rows, numbers_right) + notes
+def labelled(rows: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """Label, figure, and what stands behind it in brackets or after a semicolon, which is set smaller."""
+    found = []
+    for label, text in rows:
+        number, _, note = text.partition(" (")
+        found.append((label, number, note.removesuffix(")").replace(")", "", 1) if note else ""))
+    return found
 
 
-def _total(label: str, predicted: int, measured: int | None, kind: str) -> str:
-    figure = "not run" if measured is None else format_bytes(measured)
-    numbers = cell(format_bytes(predicted), predicted) + cell(figure, measured or 0)
-    return f'<tr class="{kind}">{cell(label)}{numbers}<td></td></tr>'
+def curve_drawing(points: list[tuple[int, float, str]], chosen: tuple[int, float] | None = None) -> Drawing:
+    """A memory/time curve without a script."""
+    line = Line(stairs([(size, extra) for size, extra, _ in points]), filled=True)
+    ends = ((size, figures.signed_percent(extra)) for size, extra, _ in (points[0], points[-1]))
+    left, right = (f"{format_bytes(size)}: {extra} time" for size, extra in ends)
+    return Drawing((line,), "Extra time over peak memory", left, right, (chosen,) if chosen else ())
 
 
-def _comparisons(report: Report) -> str:
+def timeline_drawing(report: Report, graph: GraphReport) -> Drawing:
+    """Memory over the step without a script: the chosen plan shaded, eager and the budget behind it."""
+    middle, chosen = folded(report, graph, "chosen", _COLUMNS)
+    _, eager = folded(report, graph, "eager", _COLUMNS, middle)
+    lines = [Line(tuple(enumerate(eager))), Line(tuple(enumerate(chosen)), filled=True)]
+    budget = report.plan.budget_bytes
+    if budget <= 1.25 * max(*chosen, *eager):
+        lines.append(Line(((0, budget), (_COLUMNS - 1, budget)), dashed=True))
+    peak = f"peak {format_bytes(max(chosen))}, eager {format_bytes(max(eager))}"
+    return Drawing(tuple(lines), "Memory over the step, eager and chosen", peak, "forward, then backward")
+
+
+def _breakdown(report: Report) -> list[dict[str, Any]]:
+    whole = max(report.plan.budget_bytes, report.plan.peak_bytes, 1)
+    return [
+        {
+            "words": kind_words(kind),
+            "bytes": size,
+            "share": max(size / whole, 0),
+            "percent": f"{size / max(report.plan.peak_bytes, 1):.0%}",
+        }
+        for kind, size in figures.breakdown(report)
+    ]
+
+
+def _ways(report: Report) -> list[dict[str, Any]]:
     graph = figures.main_graph(report)
     base, eager = figures.resident_bytes(report), max(report.plan.eager_peak_bytes, 1)
     rows = []
     for row in graph.comparisons if graph else ():
-        kind = ' class="total"' if row.name == "chosen" else ""
-        if row.peak_bytes is None or row.overhead is None:
-            rows.append(f"<tr{kind}>{cell(row.name)}<td class='n dim' colspan='3'>does not fit</td></tr>")
-            continue
-        peak = base + row.peak_bytes
-        numbers = cell(format_bytes(peak), peak) + cell(f"{peak / eager:.0%}", peak)
-        extra = cell(figures.signed_percent(row.overhead), row.overhead)
-        rows.append(f"<tr{kind}>{cell(row.name)}{numbers}{extra}</tr>")
-    numbers_right = ("peak", "of eager", "extra time")
-    return table(["way", *numbers_right], rows, numbers_right)
+        size = None if row.peak_bytes is None or row.overhead is None else base + row.peak_bytes
+        percent = "" if size is None else f"{size / eager:.0%}"
+        rows.append({"name": row.name, "bytes": size, "percent": percent, "extra": row.overhead})
+    return rows
 
 
-def _graphs(report: Report) -> str:
-    rows = [
-        f"<tr>{cell(g.plan.name)}{cell(f'{figures.share_of_time(report, g):.0%}', g.plan.eager_seconds)}"
-        f"{cell(format_bytes(g.plan.peak_bytes), g.plan.peak_bytes)}"
-        f"{cell(format_bytes(g.plan.eager_peak_bytes), g.plan.eager_peak_bytes)}"
-        f"{cell(g.break_reason or 'the model ends')}</tr>"
-        for g in report.graphs
-    ]
-    numbers = ("time share", "own peak", "eager")
-    return table(["graph", *numbers, "ends because"], rows, numbers)
+def _notes(report: Report) -> list[str]:
+    graph = figures.main_graph(report)
+    place = figures.peak_place(report, graph) if graph else ""
+    notes = [f"The peak is at {place}"] if place else []
+    return [*notes, figures.eager_note(report), figures.floor_note(report).removesuffix(".")]
 
 
-def _breaks(report: Report) -> str:
-    rows = [
-        f"<tr>{cell(each.source or '–', kind='code')}{cell(each.reason)}{cell(figures.behind_break(each))}</tr>"
-        for each in figures.distinct_breaks(report)
-    ]
-    return table(["line", "why", "what comes behind"], rows, ())
-
-
-def _graph(report: Report, graph: GraphReport) -> str:
-    name = graph.plan.name if len(report.graphs) > 1 else ""
-    suffix = f" of {name}" if name else ""
-    parts = []
-    if graph.live_bytes and graph.eager_live_bytes:
-        legend = "".join(
-            f'<span><i class="swatch" style="background:var(--{color})"></i>{text}</span>'
-            for color, text in (("chosen", "chosen"), ("eager", "eager"), ("k0", "resident"), ("budget", "budget"))
-        )
-        drawing = svg.timeline(report, graph)
-        parts.append(card(f"Memory over the steps{suffix}", drawing, f'<div class="legend">{legend}</div>'))
-    if len(graph.curve) > 1:
-        base = figures.resident_bytes(report)
-        points = [(base + number, extra, "") for number, extra in graph.curve]
-        seconds, eager = graph.plan.seconds, graph.plan.eager_seconds
-        chosen = (base + graph.plan.peak_bytes, seconds / eager - 1 if eager else 0.0)
-        budget = base + graph.plan.budget_bytes
-        parts.append(card(f"Extra time for less memory{suffix}", svg.pareto_chart(points, chosen, budget)))
-    parts.append(card(_checkpoint_title(graph.plan, suffix), _checkpoints(graph.plan.checkpoints)))
-    return "".join(parts)
-
-
-def _checkpoint_title(plan: GraphPlan, suffix: str) -> str:
+def _graph(report: Report, graph: GraphReport) -> dict[str, Any]:
+    plan, points = graph.plan, curve_points(report, graph)
+    of = f" of {plan.name}" if len(report.graphs) > 1 else ""
+    chosen = figures.resident_bytes(report) + plan.peak_bytes, plan.seconds / (plan.eager_seconds or 1.0) - 1
     size = format_bytes(sum(c.bytes for c in plan.checkpoints))
-    again = figures.made_again(plan)
-    return f"Checkpoints{suffix}: {len(plan.checkpoints)}, {size}; {again}"
+    is_drawn = bool(graph.timeline("chosen") and graph.timeline("eager"))
+    return {
+        "plan": plan,
+        "of": of,
+        "why": graph.break_reason,
+        "share": f"{figures.share_of_time(report, graph):.0%}",
+        "plans": [timeline.name for timeline in graph.timelines] if is_drawn else [],
+        "timeline_drawing": timeline_drawing(report, graph) if is_drawn else "",
+        "points": points,
+        "ways": [name for name, *_ in shown_ways(graph)] if graph is figures.main_graph(report) else [],
+        "curve_drawing": curve_drawing(points, chosen) if points else "",
+        "tree": module_tree(report.plan.model, plan.modules),
+        "title": f"Checkpoints{of}: {len(plan.checkpoints)}, {size}; {figures.made_again(plan)}",
+    }
 
 
-def _checkpoints(checkpoints: tuple[Checkpoint, ...]) -> str:
-    rows = [
-        f"<tr>{cell(c.value, kind='code')}{cell(format_bytes(c.bytes), c.bytes)}{cell(figures.shape_text(c))}"
-        f"{cell(figures.counted(c.recomputes, most=6))}"
-        f"{cell(figures.seconds_text(c.recompute_seconds), c.recompute_seconds)}"
-        f"{cell(c.module_path, kind='code')}{cell(c.source, kind='code')}</tr>"
-        for c in checkpoints
-    ]
-    columns = ["value", "bytes", "shape", "recomputed from it", "time", "module", "source"]
-    return table(columns, rows, ("bytes", "time"), sortable=True)
+def _history(report: Report) -> list[dict[str, Any]]:
+    """The steps that say something: the first, those behind which the plan is another, those over it, and the last."""
+    room = report.plan.budget_bytes - report.plan.resident_bytes.get("reserve", 0)
+    rows = []
+    for number, step in enumerate(report.history, start=1):
+        before = report.history[number - 2].predicted_bytes if number > 1 else step.predicted_bytes
+        what = []
+        if step.predicted_bytes != before:
+            what.append(f"planned anew: {format_bytes(before)} before")
+        if step.measured_bytes > room:
+            what.append(f"{step.measured_bytes - room:,} bytes over the budget")
+        if what or number in (1, len(report.history)):
+            row = {"number": number, "predicted": step.predicted_bytes, "measured": step.measured_bytes}
+            rows.append({**row, "place": step.place, "what": "; ".join(what)})
+    return rows[-_MOST_STEPS:]
+
+
+def _history_note(report: Report) -> str:
+    count = len(report.history)
+    steps = "one step was" if count == 1 else f"the last {count:,} steps were"
+    return (
+        f"{steps.capitalize()} measured. Listed are the first, those that changed the plan or took more, and the last."
+    )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from rich.text import Text
 
 from graphopt.base.units import format_bytes
 from graphopt.report.chart import curve
 from graphopt.report.figures import signed_percent
-from graphopt.report.page import card, cell, page, tiles
-from graphopt.report.page import table as html_table
-from graphopt.report.svg import pareto_chart
+from graphopt.report.html import curve_drawing
+from graphopt.report.page_data import curve_data
+from graphopt.report.pages import render_page
 from graphopt.report.text import left_out, plain, render, table
 
 #: (peak bytes in the budget's measure, extra time as a fraction, planner)
@@ -47,24 +46,22 @@ def sweep_text(model: str, points: Points, eager_peak_bytes: int, width: int = 1
 
 def sweep_html(model: str, points: Points, eager_peak_bytes: int) -> str:
     """The curve as one self-contained page, with a table of all points; eager is the captured graph."""
-    points = sorted(points)
-    eager = eager_peak_bytes
-    rows = [
-        f"<tr>{cell(format_bytes(number), number)}{cell(f'{number / max(eager, 1):.1%}', number)}"
-        f"{cell(signed_percent(extra), extra)}{cell(planner)}</tr>"
-        for number, extra, planner in points
+    ordered = sorted(points)
+    summary = [
+        ("smallest budget", format_bytes(ordered[0][0]), ""),
+        ("eager peak", format_bytes(eager_peak_bytes), "as captured"),
+        ("extra time at the smallest", signed_percent(ordered[0][1]), ""),
     ]
-    numbers = ("budget", "of eager", "extra time")
-    summary = [("smallest budget", format_bytes(points[0][0])), ("eager peak", f"{format_bytes(eager)} (as captured)")]
-    summary.append(("extra time at the smallest", signed_percent(points[0][1])))
-    body = (
-        f"<h1>{escape(model)}</h1>"
-        + tiles(summary)
-        + card("Extra time for less memory", pareto_chart(points, None, None))
-        + card("Points", html_table([*numbers, "planner"], rows, numbers, sortable=True))
-        + f'<div class="dim">{escape(_EAGER)}</div>'
+    return render_page(
+        "sweep.html",
+        data={"graphs": [{"curve": curve_data(ordered)}]},
+        model=model,
+        summary=summary,
+        drawing=curve_drawing(ordered),
+        points=ordered,
+        eager=max(eager_peak_bytes, 1),
+        note=_EAGER,
     )
-    return page(f"graphopt sweep: {model}", body)
 
 
 def _some(points: Points) -> Points:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphopt.base.units import format_bytes
+from graphopt.problem.kinds import kind_words
 from graphopt.problem.plan import Checkpoint, GraphPlan
 from graphopt.report import figures
 from graphopt.report.chart import timeline
@@ -24,10 +25,10 @@ def render_text(report: Report, width: int = 110, color: bool = False) -> str:
     """The whole report as text of at most `width` columns, with colours of the terminal on request."""
     parts: list[RenderableType] = [*_header(report), "", _side_by_side(_breakdown(report), _comparisons(report))]
     graph = figures.main_graph(report)
-    if graph and graph.peak_op:
-        parts.append(Text(f"The peak is at {plain(figures.peak_place(report, graph))}", style="dim"))
+    if graph and (place := figures.peak_place(report, graph)):
+        parts.append(Text(f"The peak is at {plain(place)}", style="dim"))
     parts += [Text(note, style="dim") for note in (figures.eager_note(report), plain(figures.floor_note(report)))]
-    if graph and graph.live_bytes:
+    if graph and graph.timeline("chosen"):
         parts += ["", _timeline(report, graph, width)]
     for each in report.graphs[:MOST_GRAPHS]:
         parts += ["", *_checkpoints(each.plan)]
@@ -80,8 +81,7 @@ def _header(report: Report) -> list[RenderableType]:
     rows = figures.summary(report)
     first = [row for row in rows if row[0] in ("budget", "predicted peak", "measured peak", "measured in training")]
     second = [row for row in rows if row not in first]
-    models = plain(", ".join(dict.fromkeys(graph.cost_model for graph in plan.graphs)))
-    made = f"planned in {report.plan_seconds:.1f} s by {plain(plan.planner)} on {models} costs{figures.in_pieces(plan)}"
+    made = plain(figures.how_planned(report)) + figures.in_pieces(plan)
     return [
         *(name, Text.assemble(state, "  ", _row(first)), _row(second)),
         *(Text(made, style="dim"), Text(figures.optimum(report), style="dim")),
@@ -106,7 +106,7 @@ def _breakdown(report: Report) -> Table:
     )
     plan = report.plan
     for kind, size in figures.breakdown(report):
-        made.add_row(Text(plain(kind)), format_bytes(size), "", f"{size / max(plan.peak_bytes, 1):.0%}")
+        made.add_row(Text(plain(kind_words(kind))), format_bytes(size), "", f"{size / max(plan.peak_bytes, 1):.0%}")
     seen = figures.measured_bytes(report)
     total, eager = (format_bytes(seen[0]), format_bytes(seen[1])) if seen else ("not run", "not run")
     made.add_section()
@@ -149,7 +149,7 @@ def _checkpoints(plan: GraphPlan) -> list[RenderableType]:
     for c in shown:
         # Two lines a row: what would be cut in one has room in two.
         made.add_row(
-            _two_lines(c.value, figures.shape_text(c), 26),
+            _two_lines(c.value, figures.shape_text(c.shape, c.dtype), 26),
             format_bytes(c.bytes),
             Text(plain(figures.counted(c.recomputes))),
             figures.seconds_text(c.recompute_seconds),

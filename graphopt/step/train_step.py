@@ -41,9 +41,10 @@ from graphopt.report.traces.timeline import Timeline
 from graphopt.report.traces.torch_trace import log_to_torch_trace
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule
-from graphopt.run.watch.measured_step import MeasuredStep, trained_steps
+from graphopt.run.watch.measured_step import MeasuredStep, taken_steps, trained_steps
 from graphopt.step.backward_updates import BackwardUpdates
 from graphopt.step.division import Division
+from graphopt.step.gradient_sums import SummedGradients
 from graphopt.step.hand_over import HandingOver
 from graphopt.step.memory import IN_GRAPHS, StepMemory
 from graphopt.step.micro_graph import Micro, MicroCall
@@ -83,10 +84,8 @@ class TrainStep:
         self.model, self.optimizer = model, memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
-        self._exchange, self._autocast = exchange, module.autocast
-        self._state = StepState(self._scale, self._view, exchange, sharded)
-        self._sharded = sharded
-        self._in_backward = in_backward
+        self._exchange, self._sharded, self._in_backward = exchange, sharded, in_backward
+        self._autocast, self._state = module.autocast, StepState(self._scale, self._view, exchange, sharded)
         handing_over = HandingOver(memory.view, options, in_backward, exchange, sharded)
         self.division = Division(
             module,
@@ -106,10 +105,17 @@ class TrainStep:
         self._optimizer_settings = OptimizerSettings(memory.view, sharded.shapes if sharded else {})
         #: Each as a graph and as it is called; the least recently used first.
         self._windows: dict[object, tuple[fx.GraphModule, Callable[..., Any]]] = {}
-        self._accumulators: dict[str, torch.Tensor] = {}
+        self._sums = SummedGradients(memory.view)
         memory.held = self._held
         self._last: fx.GraphModule | None = None
         self._last_micros: tuple[Micro, ...] = ()
+
+    def __repr__(self) -> str:
+        name = type(self.model).__name__
+        return f"<TrainStep of {name}: {self.plan!r}>" if self.planned_graphs else f"<TrainStep of {name}: no plan yet>"
+
+    def _repr_html_(self) -> str | None:
+        return self.report._repr_html_() if self.planned_graphs else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> StepResult:
         """One optimizer step on one global batch: `loss_fn(model(*args[:-1], **kwargs), args[-1])`.
@@ -175,7 +181,7 @@ class TrainStep:
             self.division.forget_graphs()
             self._watch.forget_model()
             self._windows.clear()
-            self._accumulators.clear()
+            self._sums.clear()
             self._last, self._last_micros = None, ()
         self._in_backward.check()
 
@@ -218,7 +224,7 @@ class TrainStep:
     @property
     def accumulators(self) -> tuple[torch.Tensor, ...]:
         """Where gradients are summed up, in float32; empty without accumulation."""
-        return tuple(self._accumulators.values())
+        return self._sums.tensors
 
     @property
     def loss_scale(self) -> float:
@@ -243,12 +249,12 @@ class TrainStep:
     @property
     def report(self) -> Report:
         """The report of the plan in force, for the last batch; `print` it."""
-        report = build_report(self.plan, self.planned_graphs, self._memory.plan_seconds)
+        report = build_report(self.plan, self.planned_graphs, self._memory.plan_seconds, run_together=False)
         sends = sent(self._last_micros, self._exchange, self._sharded, self._options.compress)
         ways = *self._in_backward.ways, *self._view.ways
         figures = step_figures(self._last_micros, self.division.micro_rows, self._memory, sends, ways)
         trained = trained_steps(self.history, self._memory.budget_bytes - self._memory.reserve_bytes)
-        return replace(report, step=figures, trained=trained)
+        return replace(report, step=figures, trained=trained, history=taken_steps(self.history))
 
     @property
     def timeline(self) -> Timeline:
@@ -313,7 +319,7 @@ class TrainStep:
         for node in window.graph.find_nodes(op="placeholder"):
             role = node.meta[DESCRIPTOR]
             if isinstance(role, SummedGradient):
-                feeds.append(self._accumulator(role.parameter, node.meta["val"]))
+                feeds.append(self._sums.of(role.parameter, node.meta["val"]))
             else:
                 feeds.append(source[type(role)](role))
         return feeds
@@ -321,13 +327,7 @@ class TrainStep:
     def _held(self) -> list[torch.Tensor]:
         """Tensors of our own that stay between steps, and are counted by name."""
         kept = self._exchange.kept.values() if self._exchange else ()
-        return [*self._accumulators.values(), *(tensor for held in kept for tensor in held.values())]
-
-    def _accumulator(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        if name not in self._accumulators:
-            stepped = self._view.stepped(name)
-            self._accumulators[name] = torch.empty_like(stepped, dtype=like.dtype, requires_grad=False)
-        return self._accumulators[name]
+        return [*self._sums.tensors, *(tensor for held in kept for tensor in held.values())]
 
     def _finish(self, result: StepResult, groups: list[GroupUpdate], gradients: list[torch.Tensor]) -> None:
         """What is left to the host: an optimizer of its own, state that is new, the scheduler."""

@@ -311,7 +311,7 @@ def test_what_is_asked_for_reaches_the_api(
     saved, page = tmp_path / "saved.json", tmp_path / "report.html"
     code, out, _ = run(capsys, "plan", f"{train}:build", *options, "--save-plan", saved, "--html", page)
     assert code == 0 and "FITS" in out and page.read_text().startswith("<!doctype html>")
-    assert json.loads(saved.read_text())["schema"] == "graphopt.plan/6"
+    assert json.loads(saved.read_text())["schema"] == "graphopt.plan/7"
     assert asked == {
         "mem_budget": "8MiB", "planner": "chain", "cost_model": "roofline", "reserve": "1KiB", "plan": None,
         "plan_seconds": 2.5, "compiler": "inductor", "dynamic": None, "numerics": "bitwise", "offload": None,

@@ -104,7 +104,7 @@ def test_commands_run_one_after_the_other(
 
 
 def test_every_command_is_shown() -> None:
-    assert {words[1] for words in PAGES["cli.md"].ours} == {"plan", "verify", "sweep", "fit", "solve"}
+    assert {words[1] for words in PAGES["cli.md"].ours} == {"plan", "verify", "sweep", "fit", "solve", "diff"}
     help_text = cli.make_parser().format_help()
     shown = re.findall(r"^\| `(\w+)` \| .* \| (?:yes|no) \|$", PAGES["cli.md"].text, re.MULTILINE)
     assert shown == re.findall(r"^    (\w+) ", help_text, re.MULTILINE)

@@ -53,7 +53,8 @@ def sources() -> dict[str, Path]:
         f"{name.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}": path
         for name, folder in FOLDERS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".cpp", ".h", ".typed") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".cpp", ".h", ".typed", ".html", ".css", ".js", ".LICENSE")
+        and "__pycache__" not in path.parts
     }
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from graphopt.report.data import Report
+from graphopt.base.errors import UsageError
+from graphopt.report.data import Report, StepFigures, TakenStep
 from graphopt.report.html import render_html
 from graphopt.report.json import report_to_json
-from tests.support.plans import MIB, hostile_report, make_report
+from graphopt.report.page_data import page_data
+from tests.support.plans import MIB, hostile_report, make_report, make_timeline
 
 _VOID = {"meta", "link", "img", "br", "input", "line", "path", "circle", "rect"}
 
@@ -46,11 +52,14 @@ class _Reader(HTMLParser):
 def test_a_whole_page_that_loads_nothing(report: Report) -> None:
     page = render_html(report)
     reader = _Reader(page)
-    assert reader.tags.count("script") == 1
+    assert reader.tags.count("script") == 2  # what is drawn, and what draws it
     assert not {"link", "img", "iframe", "object", "embed"} & set(reader.tags)
     assert not [a for a in reader.attributes if a[0] in ("src", "href", "xlink:href") or a[0].startswith("on")]
-    assert "url(" not in page and "@import" not in page and "http://" not in page and "https://" not in page
-    assert "default-src 'none'" in page
+    own = page.replace("https://github.com/leeoniya/uPlot", "")  # the name of what is bundled
+    assert "url(" not in page and "@import" not in page and "http://" not in own and "https://" not in own
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html.unescape(page)
 
 
 def test_text_is_escaped() -> None:
@@ -60,28 +69,85 @@ def test_text_is_escaped() -> None:
 
 def test_it_holds_every_checkpoint_and_drawing() -> None:
     page = render_html(make_report(blocks=40))
-    assert len(re.findall(r"gpt2\.py:1\d\d in forward", page)) == 40
-    assert page.count("<svg") == 3
-    series = json.loads(re.search(r'data-series="([^"]*)"', page)[1].replace("&quot;", '"'))  # type: ignore[index]
-    assert len(series["chosen"]) == len(series["eager"])
-    assert max(series["chosen"]) == make_report().plan.peak_bytes
-    assert max(series["eager"]) == pytest.approx(make_report().plan.eager_peak_bytes, rel=0.02)
+    body, _, data = page.partition('<script type="application/json"')
+    assert len(re.findall(r'<td class="code line">gpt2\.py:1\d\d in forward', body)) == 40
+    assert body.count("<svg") == 2  # what stands there where no script runs
+    assert '"name":"eager"' in data and '"name":"minimum"' in data
+
+
+def test_what_is_alive_takes_room_by_the_step_and_not_by_step_and_value() -> None:
+    report = make_report()
+
+    def room(steps: int) -> int:
+        timeline = make_timeline("chosen", 200 * MIB, steps)
+        return len(json.dumps(page_data(replace(report, graphs=(replace(report.graphs[0], timelines=(timeline,)),)))))
+
+    assert room(4000) - room(2000) < 1.2 * (room(2000) - room(0 + 2))
+
+
+def test_a_steps_page_ends_with_the_update() -> None:
+    figures = StepFigures(2, 8, 0.1, {"gradients": 6 * MIB, "update workspace": MIB})
+    data = page_data(replace(make_report(), step=figures))
+    assert data["tail"] == [["gradients", 6 * MIB], ["update workspace", MIB]]
+    assert page_data(make_report())["tail"] is None
+
+
+def test_words_that_only_we_know_are_not_shown() -> None:
+    report = make_report()
+    resident = {**report.plan.resident_bytes, "other": 512}
+    report = replace(report, plan=replace(report.plan, resident_bytes=resident))
+    for shown in (str(report), render_html(report), report._repr_html_()):
+        words = re.sub(r"<(style|script).*?</\1>", "", shown, flags=re.DOTALL)
+        assert "tangents" not in words and "costs" not in words and not re.search(r"\bother\s+512", words)
+    assert "beside the model" in str(report) and "with operators timed on this device" in str(report)
+
+
+def test_measured_steps_say_what_changed() -> None:
+    steps = [TakenStep(130 * MIB, 129 * MIB, "in the planned graphs")] * 3
+    steps += [TakenStep(130 * MIB, 152 * MIB, "in a loss"), *[TakenStep(139 * MIB, 138 * MIB, "in the graphs")] * 9]
+    page = render_html(replace(make_report(), history=tuple(steps)))
+    rows = re.findall(r'<tr><td class="n">(\d+)</td>.*?<td>([^<]*)</td><td>([^<]*)</td></tr>', page)
+    assert rows == [
+        ("1", "in the planned graphs", ""),
+        ("4", "in a loss", "2,097,152 bytes over the budget"),
+        ("5", "in the graphs", "planned anew: 130.0 MiB before"),
+        ("13", "in the graphs", ""),
+    ]
+    assert "The last 13 steps were measured" in page and "Measured in training" not in render_html(make_report())
+
+
+def test_a_report_is_saved_by_its_ending(tmp_path: Path) -> None:
+    report = make_report()
+    report.save(tmp_path / "report.html")
+    report.save(str(tmp_path / "report.json"))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_html(report)
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report_to_json(report)))
+    with pytest.raises(UsageError, match=r"NAME\.html, or as data, NAME\.json, not as 'report\.pdf'"):
+        report.save("report.pdf")
 
 
 def test_it_says_how_far_the_optimum_may_be() -> None:
     assert "at most 3.7% above the optimum: no plan inside the budget takes" in render_html(make_report())
-    assert "at most 3.7% above the optimum of each graph&#x27;s share" in render_html(make_report(graphs=2))
+    assert "at most 3.7% above the optimum of each graph&#39;s share" in render_html(make_report(graphs=2))
 
 
 def test_light_and_dark() -> None:
-    assert "prefers-color-scheme:dark" in render_html(make_report())
+    page = render_html(make_report())
+    assert "color-scheme: light dark" in page and "light-dark(" in page and 'id="theme"' in page
 
 
 def test_one_point_and_no_points_can_be_drawn() -> None:
     report = make_report()
-    for points in ((), ((5, 0.0),), ((5, 0.0), (5, 0.0)), ((0, 0.0), (1, 0.0))):
-        graph = replace(report.graphs[0], curve=points, live_bytes=(0,), eager_live_bytes=(0,), boundary_step=0)
-        _Reader(render_html(replace(report, graphs=(graph,))))
+    one = make_timeline("chosen", 20 * MIB, 2)
+    for sizes in ((), (5,), (5, 5), (0, 1)):
+        graph = replace(
+            report.graphs[0],
+            curve=tuple((size, 0.0, "none") for size in sizes),
+            timelines=(one, replace(one, name="eager")),
+        )
+        for each in (graph, replace(graph, timelines=())):
+            shown = replace(report, graphs=(each,))
+            _Reader(render_html(shown)), _Reader(shown._repr_html_()), _Reader(shown.plan._repr_html_())
 
 
 def test_the_data_is_all_there_and_is_json() -> None:
@@ -91,7 +157,9 @@ def test_the_data_is_all_there_and_is_json() -> None:
     assert sum(data["breakdown"].values()) == report.plan.peak_bytes
     assert data["plan"]["graphs"][1]["checkpoints"][3]["module_path"] == "transformer.h.3.mlp"
     assert data["graphs"][0]["comparisons"][1] == {"name": "sqrt_n", "peak_bytes": None, "overhead": None}
-    assert data["graphs"][0]["curve"][0] == [52 * MIB, 0.61] and "curve" not in data["plan"]["graphs"][0]
+    assert data["graphs"][0]["peak_op"] == "mm_12" and max(data["graphs"][0]["live_bytes"]) == 78 * MIB
+    assert sum(data["graphs"][0]["peak_breakdown"].values()) == 78 * MIB
+    assert data["graphs"][0]["curve"][0] == [52 * MIB, 0.61, "search"] and "curve" not in data["plan"]["graphs"][0]
     assert data["measured"]["time_ratio"] == 1.19
     assert data["bound_overhead"] == pytest.approx(0.19) and not data["proven_optimal"]
     assert data["above_optimum"] == pytest.approx(0.1234567890123456789 / 0.119 - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -16,10 +17,14 @@ from torch import nn
 import graphopt
 from graphopt.api import verify
 from graphopt.api.optimize import plan_model
+from graphopt.kernels.offload.link import DepotLink
+from graphopt.plan.offload import where as depots
 from graphopt.report.data import Report
+from graphopt.report.figures import breakdown
 from graphopt.report.html import render_html
 from graphopt.report.json import report_to_json
 from graphopt.report.sweep import sweep_html
+from graphopt.report.timeline import kinds_at
 
 
 class Block(nn.Module):
@@ -51,60 +56,118 @@ BLOCKS = ("step.model", *(f"model.{i}" for i in range(4)))
 PATHS = {f"{block}{part}" for block in BLOCKS for part in ("", ".up", ".down", ".drop")}
 
 
-def planned(share: float = 0.3, loss: Callable[..., Any] | None = half_loss) -> graphopt.api.optimized.Optimized:
+def planned(share: float = 0.3, **options: Any) -> graphopt.api.optimized.Optimized:
     torch.manual_seed(0)
-    curve = graphopt.estimate(Model(), BATCH, loss, cost_model="roofline")
+    curve = graphopt.estimate(Model(), BATCH, half_loss, cost_model="roofline")
     budget = int(curve.minimum_bytes + share * (curve.eager_peak_bytes - curve.minimum_bytes))
-    return plan_model(Model(), BATCH, loss, mem_budget=budget, cost_model="roofline")
+    return plan_model(Model(), BATCH, half_loss, mem_budget=budget, cost_model="roofline", **options)
 
 
-def dots(page: str, kind: str) -> list[tuple[float, float, str]]:
-    """Place of each dot of a curve in the page's own axes, bytes and fraction, as the labels have them; its title."""
-    (drawing,) = re.findall(r'<svg class="pareto".*?</svg>', page, re.DOTALL)
-    number = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    right = re.findall(r'text-anchor="end" x="[^"]*" y="([^"]*)">([^<]*)%<', drawing)
-    below = re.findall(r'text-anchor="middle" x="([^"]*)" y="[^"]*">([\d.]+) (\w+)<', drawing)
-    heights = [(float(y) - 4, float(text) / 100) for y, text in right]
-    widths = [(float(x), float(text) * number[unit]) for x, text, unit in below]
-    found = re.findall(rf'class="{kind}" r="\d+" cx="([^"]*)" cy="([^"]*)"><title>([^<]*)<', drawing)
-    return [(_on(widths, float(x)), _on(heights, float(y)), title) for x, y, title in found]
-
-
-def _on(ticks: list[tuple[float, float]], place: float) -> float:
-    (a, low), *_, (b, high) = ticks
-    return low + (place - a) / (b - a) * (high - low)
+def data_of(page: str) -> dict[str, Any]:
+    """What the page's scripts draw."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    data: dict[str, Any] = json.loads(text)
+    return data
 
 
 def test_the_curve_shows_the_overheads_of_the_plan() -> None:
     optimized = planned()
     study, report = optimized.planned_graphs[0].study, optimized.report
     resident = sum(report.plan.resident_bytes.values())
-    expected = [(resident + p.peak_bytes, p.seconds / study.eager.seconds - 1) for p in study.curve]
-    assert len(expected) > 3 and max(extra for _, extra in expected) > 0.05, "nothing to see"
-    shown = dots(render_html(report), "point")
-    assert len(shown) == len(expected)
-    most, widest = max(extra for _, extra in expected), max(size for size, _ in expected) - min(expected)[0]
-    for (size, extra), (at_size, at_extra, title) in zip(sorted(expected), shown, strict=True):
-        assert at_extra == pytest.approx(extra, abs=0.02 * most)
-        assert at_size == pytest.approx(size, abs=0.06 * widest)  # the labels have two digits
-        assert title.endswith(f"{round(extra, 3) + 0.0:+.1%}")
-    ((_, at_extra, title),) = dots(render_html(report), "point mark")
-    assert at_extra == pytest.approx(report.plan.overhead, abs=0.02 * most)
-    assert title.endswith(f"{round(report.plan.overhead, 3) + 0.0:+.1%}")
-    curve = report_to_json(report)["graphs"][0]["curve"]
-    assert [extra for _, extra in curve] == pytest.approx([p.seconds / study.eager.seconds - 1 for p in study.curve])
+    expected = [[resident + p.peak_bytes, p.seconds / study.eager.seconds - 1, p.planner] for p in study.curve]
+    assert len(expected) > 3 and max(extra for _, extra, _ in expected) > 0.05, "nothing to see"
+    page = render_html(report)
+    (graph,) = data_of(page)["graphs"]
+    curve = graph["curve"]
+    assert curve["points"] == sorted(expected)
+    assert curve["chosen"] == [report.plan.peak_bytes, pytest.approx(report.plan.overhead)]
+    assert curve["bound"] == [report.plan.budget_bytes, pytest.approx(report.plan.bound_overhead)]
+    ways = {name: extra for name, _, extra in curve["ways"]}
+    assert ways["eager"] == 0.0 and ways["minimum"] == expected[0][1]
+    rows = re.findall(r'<td class="n" data-v="(\d+)".*?<td class="n" data-v="[^"]*">([+-][\d.]+%)</td><td>(\w+)', page)
+    assert rows == [(str(size), f"{round(extra, 3) + 0.0:+.1%}", name) for size, extra, name in sorted(expected)]
+    shown = report_to_json(report)["graphs"][0]["curve"]
+    assert shown == [[p.peak_bytes, p.seconds / study.eager.seconds - 1, p.planner] for p in study.curve]
 
 
 def test_the_sweep_shows_the_same_curve_and_says_what_eager_is() -> None:
     found = graphopt.estimate(Model(), BATCH, half_loss, cost_model="roofline")
     page, text = sweep_html(found.model, found.points, found.eager_peak_bytes), str(found)
-    most = max(extra for _, extra, _ in found.points)
-    for (_, extra, _), (_, at_extra, _) in zip(found.points, dots(page, "point"), strict=True):
-        assert at_extra == pytest.approx(extra, abs=0.02 * most)
+    assert data_of(page)["graphs"][0]["curve"]["points"] == sorted(map(list, found.points))
     for shown in (page, text):
         assert "as captured" in shown and "Eager: the captured graph as it was traced" in shown
     share = f"{found.points[0][0] / found.eager_peak_bytes:.0%}"
     assert re.search(rf"KiB +{share} ", text)
+    assert repr(found).startswith("<Estimate of Model on cpu: from ") and "<svg" in found._repr_html_()
+
+
+class Pieces(nn.Module):
+    """Two graphs, with something between them that runs as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Block(), Block()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.one(x)
+        print(end="")
+        return self.two(h).square().mean()
+
+
+def assert_adds_up(report: Report) -> None:
+    """What is shown of each step is what the simulator has there, and the highest of it is the plan's peak."""
+    resident, plan = sum(report.plan.resident_bytes.values()), report.plan
+    peaks = {"eager": plan.eager_peak_bytes, "chosen": plan.peak_bytes, "minimum": plan.minimum_bytes}
+    for name, peak_bytes in peaks.items():
+        timelines = [timeline for graph in report.graphs if (timeline := graph.timeline(name))]
+        assert resident + max(timeline.peak_bytes for timeline in timelines) == peak_bytes
+        for timeline in timelines:
+            for step in range(len(timeline.schedule)):
+                assert sum(kinds_at(timeline, step).values()) == timeline.live_bytes[step]
+    assert sum(size for _, size in breakdown(report)) == plan.peak_bytes
+
+
+def test_what_is_alive_at_each_step_adds_up_to_what_the_simulator_has_there() -> None:
+    optimized = planned(share=0.1)
+    report, (graph,) = optimized.report, optimized.planned_graphs
+    assert_adds_up(report)
+    chosen, least = report.graphs[0].timeline("chosen"), report.graphs[0].timeline("minimum")
+    simulated = graph.study.simulated(graph.schedule)
+    assert chosen is not None and chosen.live_bytes == tuple(simulated.live_bytes.tolist())
+    assert chosen.peak_step == simulated.peak_step
+    assert least is not None and max(chosen.state_bytes + least.state_bytes), "no dropout runs again: nothing to see"
+    shares = report.plan.graphs[0].modules
+    own = {op.name for op in chosen.table.ops}
+    assert sum(share.recomputed for share in shares) == len(report.plan.recomputed) and own >= {*report.plan.recomputed}
+    assert sum(share.kept for share in shares) == len(report.plan.checkpoints)
+    assert sum(share.kept_bytes for share in shares) == sum(c.bytes for c in report.plan.checkpoints)
+    states = chosen.state_bytes[chosen.peak_step]
+    assert sum(share.peak_bytes for share in shares) == report.plan.graphs[0].peak_bytes - states
+    seconds = math.fsum(share.seconds + share.again_seconds for share in shares)
+    assert seconds == pytest.approx(report.plan.graphs[0].seconds)
+    assert {share.path for share in shares} <= {*PATHS, "", "loss_fn"}
+
+
+def test_graphs_that_run_together_count_what_the_others_hold() -> None:
+    report = plan_model(Pieces(), BATCH[:1], mem_budget="1GiB", cost_model="roofline").report
+    assert len(report.graphs) == 2
+    assert_adds_up(report)
+    beside = [timeline.beside_bytes for graph in report.graphs if (timeline := graph.timeline("chosen"))]
+    assert beside[0][0] == 0 < beside[0][1] and beside[1][0] == beside[1][1] > 0
+
+
+def test_values_that_are_moved_are_told_from_those_that_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depots, "measure_link", lambda *_: DepotLink(1e11, 1e11, 1e-7))
+    report = planned(0.05, offload=str(tmp_path)).report
+    assert report.plan.fetched
+    assert_adds_up(report)
+    chosen = report.graphs[0].timeline("chosen")
+    assert chosen is not None
+    kinds = {kind for step in range(len(chosen.schedule)) for _, kind in chosen.alive_at(step)}
+    assert "fetched" in kinds
+    assert sum(share.fetched for share in report.plan.graphs[0].modules) == len(report.plan.fetched)
 
 
 def shown_by(report: Report, plan: Path) -> dict[str, str]:

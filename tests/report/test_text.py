@@ -88,7 +88,7 @@ def test_several_graphs_say_why_they_end() -> None:
 
 def test_an_empty_plan_still_has_a_report() -> None:
     report = make_report()
-    bare = replace(report.graphs[0], live_bytes=(), eager_live_bytes=(), comparisons=(), curve=(), peak_breakdown={})
+    bare = replace(report.graphs[0], timelines=(), comparisons=(), curve=())
     assert "Checkpoints" in str(replace(report, graphs=(bare,)))
     assert "GPT2" in str(replace(report, plan=replace(report.plan, graphs=()), graphs=()))
 

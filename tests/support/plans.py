@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
+from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.pieces import Pieces
-from graphopt.problem.plan import Checkpoint, GraphPlan, KeptPoint, Plan
-from graphopt.report.data import Comparison, GraphReport, Measured, Report
+from graphopt.problem.plan import Checkpoint, GraphPlan, KeptPoint, ModuleShare, Plan
+from graphopt.report.data import Comparison, GraphReport, Measured, Report, TakenStep
+from graphopt.report.timeline import GraphTable, GraphTimeline, OpRow, ValueRow
 
 MIB = 2**20
 RESIDENT = {"parameters": 20 * MIB, "buffers": MIB, "inputs": 4096, "optimizer": 40 * MIB, "reserve": 0}
@@ -37,6 +38,7 @@ def make_graph_plan(name: str = "graph 1", blocks: int = 6) -> GraphPlan:
         fetch_seconds=(1e-3, 0.25),
         fetched=("mm_1_fetched", "gelu_fetched"),
         moved_bytes=4 * MIB,
+        modules=tuple(make_share(i) for i in range(blocks)),
         curve=(
             KeptPoint(52 * MIB, 0.161, "search", f"0-{steps - 1} 0-{steps - 1} {steps}-{2 * steps - 1}"),
             KeptPoint(240 * MIB, 0.1, "none", f"0-{2 * steps - 1}"),
@@ -55,6 +57,20 @@ def make_checkpoint(i: int) -> Checkpoint:
         source=f"gpt2.py:{100 + i} in forward",
         recomputes=("native_layer_norm", "gelu", "gelu", "addmm") if i % 3 else (),
         recompute_seconds=0.0011 * (i % 3),
+    )
+
+
+def make_share(i: int) -> ModuleShare:
+    return ModuleShare(
+        path=f"transformer.h.{i}.mlp",
+        seconds=0.02,
+        peak_bytes=MIB * (i + 2),
+        kept=1,
+        kept_bytes=MIB * (i + 1),
+        recomputed=4 if i % 3 else 0,
+        again_seconds=0.0011 * (i % 3),
+        fetched=0,
+        fetched_bytes=0,
     )
 
 
@@ -83,30 +99,62 @@ def make_report(graphs: int = 1, blocks: int = 6, measured: bool = True) -> Repo
     )
 
 
+def make_timeline(name: str, peak_bytes: int, steps: int) -> GraphTimeline:
+    """A saw of so many steps, half of it forward, whose peak is right behind the middle; it is made of what is alive.
+
+    Each op of the forward makes a value that its op of the backward reads. At the peak there are besides a gradient,
+    an output, something made again and workspace.
+    """
+    half = steps // 2
+    outer, peak = 2 * MIB, 10 * MIB
+    kept = (peak_bytes - outer - peak) // half
+    sizes = [kept + (peak_bytes - outer - peak - kept * half if not i else 0) for i in range(half)]
+    values = [
+        ValueRow(f"add_{i}", size, "activations", (4, 256, size // 4096), "float32", i) for i, size in enumerate(sizes)
+    ]
+    kinds = ("gradients", 6 * MIB), ("outputs", MIB), ("activations", 3 * MIB)
+    values += [
+        ValueRow(f"{kind}_0", size, kind, (size,), "uint8", -1 if i == 2 else half)
+        for i, (kind, size) in enumerate(kinds)
+    ]
+    again = half - 1, half + 2  # an op of the forward runs again, for the last value alone
+    values[half + 2] = ValueRow("gelu_0", 3 * MIB, "activations", (3 * MIB,), "uint8", again[0])
+    forward = [make_op(f"mm_{i}", i, half, (i - 1,) if i else (), (i,)) for i in range(half)]
+    forward[-1] = make_op("gelu_0", half - 1, half, (half - 2,), (half - 1, half + 2))
+    backward = [make_op(f"mm_{half + i}", half - 1 - i, half, (half - 1 - i,), (), backward=True) for i in range(half)]
+    backward[0] = replace(
+        backward[0], name="mm_12", source="gpt2.py:77 in forward", outputs=(half, half + 1), workspace_bytes=2 * MIB
+    )
+    schedule = (*range(half), again[0], *range(half, steps))
+    lifetimes = [(i, i, 2 * half - i) for i in range(half)]
+    lifetimes[-1] = (half - 1, half - 1, half + 1)
+    lifetimes += [(half, half + 1, half + 1), (half + 1, half + 1, 2 * half), (half + 2, half, half + 1)]
+    table = GraphTable((*forward, *backward), tuple(values))
+    live = [0] * len(schedule)
+    for value, first, last in lifetimes:
+        for step in range(first, last + 1):
+            live[step] += values[value].bytes
+    live = [size + table.ops[op].workspace_bytes for size, op in zip(live, schedule, strict=True)]
+    states = (0,) * len(schedule)
+    return GraphTimeline(name, table, schedule, half, tuple(live), states, tuple(sorted(lifetimes, key=lambda s: s[1])))
+
+
+def make_op(
+    name: str, i: int, half: int, inputs: tuple[int, ...], outputs: tuple[int, ...], backward: bool = False
+) -> OpRow:
+    where = f"transformer.h.{6 * i // half}.mlp", f"gpt2.py:{100 + i} in forward"
+    return OpRow(name, *where, 1e-3, 0, inputs, outputs, backward, not backward, False)
+
+
 def make_graph_report(plan: GraphPlan, break_reason: str = "") -> GraphReport:
-    steps = 300
-    saw = [1 - abs(2 * i / steps - 1) for i in range(steps)]
-    live = [0.6 * x + 0.33 * abs(math.sin(i / 9)) * (x > 0.05) for i, x in enumerate(saw)]
-    scale = plan.peak_bytes / max(live)
-    chosen = tuple(int(x * scale) for x in live)
     return GraphReport(
         plan=plan,
         break_reason=break_reason,
-        live_bytes=chosen,
-        eager_live_bytes=tuple(int(x * plan.eager_peak_bytes) for x in saw[::2]),
-        boundary_step=140,
-        eager_boundary_step=75,
-        peak_step=chosen.index(max(chosen)),
-        peak_op="mm_12",
-        peak_source="gpt2.py:77 in forward",
-        peak_breakdown={
-            "activations": plan.peak_bytes - 12 * MIB,
-            "gradients": 6 * MIB,
-            "outputs": 1 * MIB,
-            "tangents": 0,
-            "recomputed": 3 * MIB,
-            "workspace": 2 * MIB,
-        },
+        timelines=(
+            make_timeline("eager", plan.eager_peak_bytes, 150),
+            make_timeline("chosen", plan.peak_bytes, 300),
+            make_timeline("minimum", plan.minimum_bytes, 320),
+        ),
         comparisons=(
             Comparison("eager", plan.eager_peak_bytes, 0.0),
             Comparison("sqrt_n", None, None),
@@ -114,7 +162,13 @@ def make_graph_report(plan: GraphPlan, break_reason: str = "") -> GraphReport:
             Comparison("minimum", plan.minimum_bytes, 0.61),
         ),
         floor_changes=("half the batch 20.0 MiB", "the model in bfloat16 about 12.0 MiB"),
-        curve=((52 * MIB, 0.61), (60 * MIB, 0.4), (78 * MIB, 0.2345), (120 * MIB, 0.09), (240 * MIB, 0.0)),
+        curve=(
+            (52 * MIB, 0.61, "search"),
+            (60 * MIB, 0.4, "chain"),
+            (78 * MIB, 0.2345, "search"),
+            (120 * MIB, 0.09, "mincut"),
+            (240 * MIB, 0.0, "none"),
+        ),
     )
 
 
@@ -123,17 +177,27 @@ def hostile_report() -> Report:
     evil = "<script>alert(1)</script>[red]&\"'</table>\x1b[31m"
     report = make_report(graphs=2)
     checkpoint = replace(make_checkpoint(1), value=evil, module_path=evil, source=evil, recomputes=(evil,), dtype=evil)
+    share = ModuleShare(evil, 1.0, 1, 1, 1, 1, 1.0, 1, 1)
     graphs = tuple(
         replace(
             graph,
-            plan=replace(graph.plan, name=evil, planner=evil, cost_model=evil, checkpoints=(checkpoint,)),
+            plan=replace(
+                graph.plan, name=evil, planner=evil, cost_model=evil, checkpoints=(checkpoint,), modules=(share,)
+            ),
             break_reason=evil,
-            peak_op=evil,
-            peak_source=evil,
-            peak_breakdown={evil: 1, **graph.peak_breakdown},
+            timelines=tuple(hostile_timeline(each, evil) for each in graph.timelines),
             comparisons=(Comparison(evil, 1, 0.0),),
+            curve=((52 * MIB, 0.61, evil), (78 * MIB, 0.2345, evil)),
+            floor_changes=(evil,),
         )
         for graph in report.graphs
     )
     plan = replace(report.plan, model=evil, device=evil, graphs=tuple(g.plan for g in graphs))
-    return replace(report, plan=plan, graphs=graphs)
+    history = (TakenStep(1, 2, evil), TakenStep(2, 2, evil))
+    return replace(report, plan=plan, graphs=graphs, breaks=(GraphBreak(evil, evil, evil),), history=history)
+
+
+def hostile_timeline(timeline: GraphTimeline, evil: str) -> GraphTimeline:
+    ops = tuple(replace(op, name=evil, module_path=evil, source=evil) for op in timeline.table.ops)
+    values = tuple(replace(value, name=evil, kind=evil, dtype=evil) for value in timeline.table.values)
+    return replace(timeline, table=GraphTable(ops, values))

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from graphopt.graph.step_graph import OpInfo
 from graphopt.plan.offload.lanes import Lanes, run_lanes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.shares import Turn, turns
 from graphopt.problem.plan import Plan
-from graphopt.problem.schedule import lifetimes, simulate
-from graphopt.report.build import kind_of, runs_before
+from graphopt.problem.problem import Problem
+from graphopt.problem.schedule import Schedule, lifetimes, simulate
 from graphopt.report.traces.timeline import HeldSpan, MovedSpan, OpRun, Timeline
 
 
@@ -102,7 +103,7 @@ def _laid_out(planned: Sequence[PlannedGraph], lanes: Sequence[Lanes]) -> Iterat
 def _runs(planned: PlannedGraph, lanes: Lanes, stretch: _Stretch, beside_bytes: int) -> Iterator[OpRun]:
     step, problem, schedule = planned.captured.step, planned.captured.problem, planned.schedule
     live_bytes = planned.study.simulated(schedule).live_bytes
-    again = runs_before(problem, schedule)
+    again = _runs_before(problem, schedule)
     for place in stretch.steps:
         op = step.ops[schedule[place]]
         how = "moved" if op.transfer is not None else "recomputed" if again[place] else "computed"
@@ -148,14 +149,14 @@ def _values(planned: PlannedGraph, both: _BothTurns, last_run: int) -> Iterator[
     """The graph's values, each from the op that makes it to the last that reads it; what it returns stays."""
     step, problem, schedule = planned.captured.step, planned.captured.problem, planned.schedule
     kept_bytes, outputs, end = both.backward.turn.kept_bytes, set(problem.outputs), len(schedule) - 1
-    again = runs_before(problem, schedule)
+    again = _runs_before(problem, schedule)
     for value, first, last in lifetimes(problem, schedule):
         info, op, size_bytes = step.values[value], step.ops[schedule[first]], problem.values[value].bytes
         first_run, final_run = both.runs_of(first, last)
         if kept_bytes and last == end and value in outputs:
             kept_bytes -= size_bytes
             final_run = last_run
-        kind = kind_of(info.kind, op, again=again[first])
+        kind = _kind_of(info.kind, op, again=again[first])
         label = f"{'x'.join(map(str, info.shape)) or 'scalar'} {info.dtype.removeprefix('torch.')}"
         yield HeldSpan(info.name, kind, size_bytes, first_run, final_run, label, op.module_path, op.source)
     _, own_end = both.runs_of(0, end)
@@ -176,3 +177,20 @@ def _workspaces(planned: PlannedGraph, both: _BothTurns) -> Iterator[HeldSpan]:
     for place in np.flatnonzero(states > kept_bytes).tolist():
         beside_bytes = int(states[place]) - kept_bytes
         yield HeldSpan("generator state", "generator states", beside_bytes, *both.runs_of(place, place))
+
+
+def _kind_of(kind: str, maker: OpInfo, *, again: bool) -> str:
+    """The kind of a value as it is shown: apart where its maker ran before, and made or fetched it `again`."""
+    if not again or kind != "activations":
+        return kind
+    return "recomputed" if maker.transfer is None else "fetched"
+
+
+def _runs_before(problem: Problem, schedule: Schedule) -> list[bool]:
+    """For each step whether its op has run before."""
+    seen = [False] * len(problem.ops)
+    again = []
+    for op in schedule:
+        again.append(seen[op])
+        seen[op] = True
+    return again

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.lower.halves import MOST_ROUNDS
+from graphopt.problem.kinds import kind_words
 from graphopt.run.calls.call_plan import CallPlan, MeasuredKernels
 from graphopt.run.graphs.call_key import CallKey
 
@@ -117,7 +118,7 @@ def _is_smallest(call: CallPlan) -> bool:
 
 def _error(fit: _Fit, call: CallPlan, budget_bytes: int) -> BudgetError:
     least = fit.smallest_bytes or call.peak_bytes
-    drivers = tuple(f"{kind} {format_bytes(size)}" for kind, size in call.resident_bytes.items() if size)
+    drivers = tuple(f"{kind_words(kind)} {format_bytes(size)}" for kind, size in call.resident_bytes.items() if size)
     return BudgetError(
         f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small for compiler='inductor': of {fit.rounds} "
         f"plan(s) that were compiled, the kernels of the smallest were measured at {format_bytes(least)} "

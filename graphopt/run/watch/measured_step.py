@@ -9,7 +9,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from graphopt.base.units import format_bytes
-from graphopt.report.data import OutsideShare, TrainedSteps
+from graphopt.report.data import OutsideShare, TakenStep, TrainedSteps
 from graphopt.run.watch.outside_meter import OutsideMeter, StepSeconds
 
 #: Steps that a history keeps.
@@ -51,6 +51,10 @@ class MeasuredStep:
     held_bytes: int
     outside_bytes: int | None = None
     seconds: StepSeconds | None = None
+
+    def __repr__(self) -> str:
+        planned, measured = format_bytes(self.predicted_bytes), format_bytes(self.measured_bytes)
+        return f"<MeasuredStep: {measured}, {planned} planned, {self.place.value}>"
 
 
 @dataclass(eq=False)
@@ -153,6 +157,11 @@ def trained_steps(history: Sequence[MeasuredStep], room_bytes: int) -> TrainedSt
     if not peaks:
         return None
     return TrainedSteps(len(peaks), sum(peak > room_bytes for peak in peaks), peaks[-1], max(peaks))
+
+
+def taken_steps(history: Sequence[MeasuredStep]) -> tuple[TakenStep, ...]:
+    """Measured steps as a report has them."""
+    return tuple(TakenStep(step.predicted_bytes, step.measured_bytes, step.place.value) for step in history)
 
 
 def outside_share(history: Sequence[MeasuredStep]) -> OutsideShare | None:
