@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -51,6 +52,23 @@ class MeasuredStep:
     held_bytes: int
     outside_bytes: int | None = None
     seconds: StepSeconds | None = None
+
+
+class History(deque[MeasuredStep]):
+    """The steps that were measured last, oldest first; `count` is how many there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=KEPT_STEPS)
+        self.count = 0
+
+    def append(self, step: MeasuredStep, /) -> None:
+        """A further step was measured."""
+        self.count += 1
+        super().append(step)
+
+    def becomes(self, step: MeasuredStep) -> None:
+        """More is known of the last one."""
+        self[-1] = step
 
 
 @dataclass(eq=False)
