@@ -87,7 +87,7 @@ class Optimized:
     def measured_steps(self) -> int:
         """How many training steps were measured, of which `history` has the last ones."""
         watch = self.session.loop.watch
-        return watch.history.count if watch is not None else 0
+        return watch.history.total if watch is not None else 0
 
     @property
     def graph_modules(self) -> tuple[tuple[fx.GraphModule, fx.GraphModule], ...]:

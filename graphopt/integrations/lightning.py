@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,10 +13,13 @@ from graphopt.base.units import Budget
 from graphopt.integrations.logging import NewSteps
 from graphopt.integrations.optimizers import known_optimizer
 
-try:
+if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
-except ImportError:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    try:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+    except ImportError:
+        from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class GraphoptLightningCallback(Callback):
@@ -45,8 +49,8 @@ class GraphoptLightningCallback(Callback):
                 f"training_step did not call {type(self._model).__name__}, which was optimized, or not in training "
                 "mode: name the module that it calls, GraphoptLightningCallback(..., module='...')"
             )
-        step = trainer.global_step
-        if step != self._logged_step and step % max(trainer.log_every_n_steps, 1) == 0:
+        step, often = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step != self._logged_step and step % max(often, 1) == 0:
             self._log(trainer)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
@@ -63,9 +67,10 @@ class GraphoptLightningCallback(Callback):
 
 def _module_to_optimize(pl_module: LightningModule, name: str | None) -> nn.Module:
     if name is not None:
-        found = dict(pl_module.named_modules()).get(name)
+        found: nn.Module | None = dict(pl_module.named_modules()).get(name)
         if found is None:
             raise UsageError(f"module: {type(pl_module).__name__} has no submodule {name!r}")
         return found
     trained = {parameter for parameter in pl_module.parameters() if parameter.requires_grad}
-    return next((child for child in pl_module.children() if trained <= set(child.parameters())), pl_module)
+    children: Iterator[nn.Module] = pl_module.children()
+    return next((child for child in children if trained <= set(child.parameters())), pl_module)

@@ -21,7 +21,7 @@ def known_optimizer(optimizers: Iterable[Any], model: nn.Module) -> torch.optim.
     None too where several update it: their state then counts from the second step on.
     """
     parameters = set(model.parameters())
-    unwrapped = [getattr(each, "optimizer", each) for each in optimizers]
+    unwrapped: list[torch.optim.Optimizer] = [getattr(each, "optimizer", each) for each in optimizers]
     found = [each for each in unwrapped if any(parameters.intersection(group["params"]) for group in each.param_groups)]
     if len(found) != 1:
         return None

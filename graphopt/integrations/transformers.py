@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 import graphopt
 from graphopt.base.errors import UsageError
@@ -29,10 +29,8 @@ class GraphoptCallback(TrainerCallback):
         """Stand in front of the Trainer's other callbacks, which then log what this one has to say."""
         trainer.callback_handler.callbacks.insert(0, self)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **there: Any
-    ) -> None:
-        """Optimize the model; raises what `graphopt.optimize` does, and UsageError where another wrapper is in the way."""
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **there: Any) -> None:
+        """Optimize the model; raises what `graphopt.optimize` does, and UsageError where the plan would be lost."""
         if args.torch_compile:
             raise UsageError("torch_compile: drop it, as graphopt compiles the model itself")
         if args.n_gpu > 1:
@@ -45,14 +43,14 @@ class GraphoptCallback(TrainerCallback):
 
     def on_log(
         self,
-        _args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002  it is called by this name
         state: TrainerState,
-        _control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
+        *_: Any,
+        **there: Any,
     ) -> None:
         """Add what the steps since the last log took."""
-        if self._new is None or logs is None or "loss" not in logs or not (steps := self._new.taken()):
+        logs = there.get("logs") or {}
+        if self._new is None or "loss" not in logs or not (steps := self._new.taken()):
             return
         values = self._new.values(steps)
         logs.update(values)

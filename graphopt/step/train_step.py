@@ -231,7 +231,7 @@ class TrainStep:
     @property
     def measured_steps(self) -> int:
         """How many steps were measured, of which `history` has the last ones."""
-        return self._watch.history.count
+        return self._watch.history.total
 
     @property
     def plan(self) -> Plan:

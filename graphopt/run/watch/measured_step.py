@@ -55,15 +55,15 @@ class MeasuredStep:
 
 
 class History(deque[MeasuredStep]):
-    """The steps that were measured last, oldest first; `count` is how many there ever were."""
+    """The steps that were measured last, oldest first; `total` is how many there ever were."""
 
     def __init__(self) -> None:
         super().__init__(maxlen=KEPT_STEPS)
-        self.count = 0
+        self.total = 0
 
     def append(self, step: MeasuredStep, /) -> None:
         """A further step was measured."""
-        self.count += 1
+        self.total += 1
         super().append(step)
 
     def becomes(self, step: MeasuredStep) -> None:
