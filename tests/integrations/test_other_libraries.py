@@ -25,13 +25,15 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> Result:
 def check(model: nn.Module, mem_budget: str, run: Any) -> None:
     """Eager's bits inside of a budget that is below eager's peak, and the state_dict that was."""
     state, eager = list(model.state_dict()), gradients(model, run(model))
-    graphopt.optimize(model, mem_budget, cost_model="roofline")
+    graphopt.optimize(model, mem_budget)
     ours = gradients(model, run(model))
     assert ours[0] == eager[0] and ours[1].keys() == eager[1].keys() and eager[1]
     assert [name for name, gradient in eager[1].items() if not torch.equal(gradient, ours[1][name])] == []
     assert list(model.state_dict()) == state
     plan: Any = model.graphopt.plan  # type: ignore[union-attr]
     assert plan.peak_bytes <= plan.budget_bytes < plan.eager_peak_bytes
+    (step,) = model.graphopt.history  # type: ignore[union-attr, misc]
+    assert 0 < step.measured_bytes <= plan.budget_bytes
 
 
 def test_lora_of_peft_and_its_adapter_goes_back_into_a_plain_model(tmp_path: Path) -> None:
