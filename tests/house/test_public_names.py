@@ -25,5 +25,5 @@ def test_type_checkers_see_the_lazy_names_where_they_are() -> None:
 
 
 def test_importing_graphopt_loads_neither_torch_nor_networkx() -> None:
-    code = "import sys, graphopt; sys.exit(bool({'torch', 'networkx'} & set(sys.modules)))"
+    code = "import sys, graphopt, graphopt.integrations; sys.exit(bool({'torch', 'networkx'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
