@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
-from graphopt.base.errors import BudgetError, CaptureError, UsageError
+from graphopt.base.errors import BudgetError, BudgetParseError, CaptureError, UsageError
 from graphopt.base.units import format_bytes, parse_bytes
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, break_reason, compile_graph
 from graphopt.capture.captures import warn_of_limit
@@ -26,6 +28,8 @@ from graphopt.plan.resident import device_total_bytes, resident_of_graph
 from graphopt.plan.room import Room
 from graphopt.run.calls.make_plans import making_best
 
+#: The budget where no option names one: most tools that take a backend's name take none of its options.
+BUDGET_VARIABLE = "GRAPHOPT_MEM_BUDGET"
 _OPTIONS = ("mem_budget", "planner", "cost_model", "reserve", "plan_seconds", "compiler", "numerics", "offload")
 
 
@@ -35,17 +39,14 @@ def graphopt_backend(
 ) -> Callable[..., Any]:
     """`torch.compile(model, backend="graphopt", options={"mem_budget": "8GiB"})`.
 
-    Options: `mem_budget` (needed), `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`,
-    `numerics`, `offload`. What is resident
-    is read from the graph's inputs. Raises UsageError for options that are unknown or missing, CaptureError where
-    the model breaks into several graphs (`graphopt.optimize` divides a budget over them), BudgetError
-    where it does not fit. torch.compile wraps each in its own BackendCompilerFailed.
+    Options: `mem_budget` (needed, but for the environment variable GRAPHOPT_MEM_BUDGET), `planner`, `cost_model`,
+    `reserve`, `plan_seconds`, `compiler`, `numerics`, `offload`. What is resident is read from the graph's inputs.
+    Raises UsageError for options that are unknown or missing, CaptureError where the model breaks into several graphs
+    (`graphopt.optimize` divides a budget over them), BudgetError where it does not fit. torch.compile wraps each in
+    its own BackendCompilerFailed.
     """
-    given = dict(options or {})
-    unknown = sorted(set(given) - set(_OPTIONS))
-    if unknown or "mem_budget" not in given:
-        wrong = f"unknown option {unknown[0]!r}" if unknown else "the option 'mem_budget' is missing"
-        raise UsageError(f'torch.compile(backend="graphopt"): {wrong}; options are {", ".join(_OPTIONS)}')
+    device = next(t.device for t in tensors_in(example_inputs))
+    given = _checked(options or {}, device)
     if break_reason(module):
         raise CaptureError(
             f"the model breaks into several graphs ({break_reason(module)}); use graphopt.optimize(model, "
@@ -59,9 +60,27 @@ def graphopt_backend(
         plan_seconds=given.get("plan_seconds", 0.0),
         compiler=given.get("compiler", "eager"),
         numerics=given.get("numerics", "bitwise"),
-        offload=offload_to(given.get("offload"), next(t.device for t in tensors_in(example_inputs))),
+        offload=offload_to(given.get("offload"), device),
     )
     return _compiled(module, example_inputs, given, choice).call
+
+
+def _checked(options: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The options, with the environment's budget where none is among them; raises UsageError."""
+    unknown = sorted(set(options) - set(_OPTIONS))
+    named = os.environ.get(BUDGET_VARIABLE)
+    if unknown or ("mem_budget" not in options and not named):
+        wrong = f"unknown option {unknown[0]!r}" if unknown else "the option 'mem_budget' is missing"
+        raise UsageError(
+            f'torch.compile(backend="graphopt"): {wrong}; options are {", ".join(_OPTIONS)}, and where nothing can '
+            f"give one the environment variable {BUDGET_VARIABLE} names the budget"
+        )
+    if "mem_budget" in options:
+        return dict(options)
+    try:
+        return {**options, "mem_budget": parse_bytes(named or "", device_total_bytes(device))}
+    except BudgetParseError as error:
+        raise BudgetParseError(f"the environment variable {BUDGET_VARIABLE}: {error}") from None
 
 
 def _compiled(module: fx.GraphModule, inputs: Sequence[Any], given: Mapping[str, Any], choice: Choice) -> CompiledGraph:

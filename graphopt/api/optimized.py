@@ -97,6 +97,12 @@ class Optimized:
         return tuple(watch.history) if watch is not None else ()
 
     @property
+    def measured_steps(self) -> int:
+        """How many training steps were measured, of which `history` has the last ones."""
+        watch = self.session.loop.watch
+        return watch.history.total if watch is not None else 0
+
+    @property
     def graph_modules(self) -> tuple[tuple[fx.GraphModule, fx.GraphModule], ...]:
         """(forward, backward) of every planned graph, in the order in which they run."""
         call = self.session.in_force

@@ -69,7 +69,8 @@ class GraphTimeline:
     beside_bytes: tuple[int, int] = (0, 0)
 
     def __repr__(self) -> str:
-        return f"<GraphTimeline {self.name!r}: {len(self.schedule)} steps, {self.peak_bytes:,} bytes at step {self.peak_step}>"
+        peak = f"{self.peak_bytes:,} bytes at step {self.peak_step}"
+        return f"<GraphTimeline {self.name!r}: {len(self.schedule)} steps, {peak}>"
 
     @cached_property
     def total_bytes(self) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from graphopt.device.storages import tensors_in, unique_storage_bytes
 from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
 from graphopt.run.model.request import OnExcess
 from graphopt.run.watch.known_memory import KnownMemory
-from graphopt.run.watch.measured_step import KEPT_STEPS, MeasuredStep, Place, excess_in_words
+from graphopt.run.watch.measured_step import History, MeasuredStep, Place, excess_in_words
 from graphopt.step.left_behind import LeftBehind
 from graphopt.step.memory import IN_GRAPHS, PlannedMicro, StepMemory
 
@@ -41,7 +40,7 @@ class StepWatch:
     def __init__(
         self, memory: StepMemory, on_excess: OnExcess, forget_plans: Callable[[], None], *, is_alone: bool
     ) -> None:
-        self.history: deque[MeasuredStep] = deque(maxlen=KEPT_STEPS)
+        self.history = History()
         self.is_due = self.is_confirmed = False
         self._error: BudgetError | None = None
         self._tried_bytes = 0

@@ -237,6 +237,11 @@ class TrainStep:
         return tuple(self._watch.history)
 
     @property
+    def measured_steps(self) -> int:
+        """How many steps were measured, of which `history` has the last ones."""
+        return self._watch.history.total
+
+    @property
     def plan(self) -> Plan:
         """The plan in force; raises UsageError before the first batch."""
         return self._memory.build_plan(type(self.model).__name__)

@@ -76,3 +76,15 @@ def test_too_small_a_budget_is_a_budget_error() -> None:
     with pytest.raises(BackendCompilerFailed, match="is too small") as caught:
         compiled(*BATCH)
     assert isinstance(caught.value.inner_exception, graphopt.BudgetError)
+
+
+def test_the_environment_names_the_budget_where_no_option_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHOPT_MEM_BUDGET", "100KiB")
+    with pytest.raises(BackendCompilerFailed, match="is too small"):
+        torch.compile(Blocks(), backend="graphopt")(*BATCH)
+    torch._dynamo.reset()
+    torch.compile(Blocks(), backend="graphopt", options={"mem_budget": "64MiB"})(*BATCH)
+    torch._dynamo.reset()
+    monkeypatch.setenv("GRAPHOPT_MEM_BUDGET", "8G")
+    with pytest.raises(BackendCompilerFailed, match="GRAPHOPT_MEM_BUDGET: '8G' has two readings"):
+        torch.compile(Blocks(), backend="graphopt", options={"planner": "sqrt_n"})(*BATCH)

@@ -105,7 +105,7 @@ def test_what_a_training_step_takes_is_what_its_policy_says(name):
         model, nn.functional.mse_loss, optimizer, accumulate=accumulate, masters=masters, cost_model="roofline"
     )
     step(*batch)
-    resident = [*model.parameters(), *step.state_dict()["masters"].values(), *step._accumulators.values()]
+    resident = [*model.parameters(), *step.state_dict()["masters"].values(), *step.accumulators]
     resident += [tensor for state in optimizer.state.values() for tensor in state.values()]
     with use("stock"):
         peak_bytes = measure.peak_bytes(lambda: step(*batch), resident, "cpu")

@@ -21,7 +21,9 @@ LAYERS = (
     ("run",),
     ("step", "verify"),
     ("ddp", "formats", "fsdp"),
-    *(("api",), ("",), ("cli",), ("__main__",)),
+    *(("api",), ("",)),
+    ("cli", "integrations"),
+    ("__main__",),
 )
 #: The same inside of the folders that have folders; "" are a folder's own files, which stand above its tools.
 INNER_LAYERS = {

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.epochs import Epoch, check, trained_inside
+from tests.support.epochs import check, trained_by, trained_inside
 
 trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+callbacks = pytest.importorskip("graphopt.integrations.transformers")
 
 
 def words() -> Any:
@@ -27,8 +28,8 @@ def words() -> Any:
     )
 
 
-def tuned(folder: Path, **options: Any) -> Epoch:
-    def epoch(model: nn.Module) -> list[float]:
+def tuned(folder: Path, **options: Any) -> Any:
+    def epoch(model: nn.Module, budget_bytes: int | None = None) -> list[float]:
         drawn = torch.Generator().manual_seed(1)
         texts = [" ".join(f"w{i}" for i in torch.randint(0, 510, (31,), generator=drawn).tolist()) for _ in range(16)]
         quiet = {"report_to": [], "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
@@ -37,24 +38,31 @@ def tuned(folder: Path, **options: Any) -> Epoch:
         )
         data = datasets.Dataset.from_dict({"text": texts})
         made = trl.SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=words())
+        if budget_bytes is not None:
+            callbacks.GraphoptCallback(budget_bytes, cost_model="roofline").add_to(made)
         made.train()
         return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
     return epoch
 
 
-#: Shares of eager's peak: the buffer is most of that, and no plan needs it. The defaults checkpoint, in bfloat16.
-LOOPS: dict[str, tuple[float, dict[str, Any]]] = {
-    "float32": (0.2, {"bf16": False, "gradient_checkpointing": False}),
-    "defaults": (0.33, {}),
-}
+# Of eager's peak the buffer is most, and no plan needs it.
+
+
+def test_an_epoch_of_the_sft_trainer(tmp_path: Path) -> None:
+    eager, ours, model = trained_inside(0.2, tuned(tmp_path, bf16=False, gradient_checkpointing=False))
+    check(eager, ours, model)
+    assert_one_graph(model)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
-@pytest.mark.parametrize("loop", LOOPS)
-def test_an_epoch_of_the_sft_trainer(loop: str, tmp_path: Path) -> None:
-    share, options = LOOPS[loop]
-    eager, ours, model = trained_inside(share, tuned(tmp_path, **options))
+def test_the_callback_with_its_defaults_which_checkpoint_in_bfloat16(tmp_path: Path) -> None:
+    epoch = tuned(tmp_path)
+    eager, ours, model = trained_by(epoch, 1 / 3, epoch)
     check(eager, ours, model)
+    assert_one_graph(model)
+
+
+def assert_one_graph(model: Any) -> None:
     (graph,) = model.graphopt.session.graphs
     assert graph.is_whole_model

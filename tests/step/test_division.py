@@ -104,9 +104,7 @@ def peak_of(step: TrainStep, model: nn.Module, rows: int) -> int:
     given = batch(rows)
     step(*given)
     state = [tensor for entry in step.optimizer.state.values() for tensor in entry.values()]
-    return measure.peak_bytes(
-        lambda: step(*given), [*model.parameters(), *given, *state, *step._accumulators.values()], "cpu"
-    )
+    return measure.peak_bytes(lambda: step(*given), [*model.parameters(), *given, *state, *step.accumulators], "cpu")
 
 
 def test_with_room_the_batch_is_cut_no_more_than_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def make(optimizer: Optimizers, dtype: torch.dtype = torch.float32, **options: A
 def measured(step: TrainStep, batch: Any) -> int:
     step(*batch)
     state = [t for entry in step.optimizer.state.values() for t in entry.values() if isinstance(t, torch.Tensor)]
-    held = [*step._accumulators.values(), *step.state_dict()["masters"].values()]
+    held = [*step.accumulators, *step.state_dict()["masters"].values()]
     return measure.peak_bytes(lambda: step(*batch), [*step.model.parameters(), *batch, *state, *held], "cpu")
 
 

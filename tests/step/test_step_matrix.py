@@ -92,7 +92,7 @@ def resident(step: graphopt.TrainStep, batch: Batch) -> list[Tensor]:
     """All that is there before a step and stays."""
     state = [value for entry in step.optimizer.state.values() for value in entry.values()]
     trained = [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
-    sums = step._accumulators.values()
+    sums = step.accumulators
     leaves = [*step.model.parameters(), *step.model.buffers(), *pytree.tree_leaves(batch), *state, *trained, *sums]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 

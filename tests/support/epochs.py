@@ -21,24 +21,27 @@ Row = dict[str, list[int]]
 #: Trains the model for an epoch, and says what the loss was at each step.
 Epoch = Callable[[nn.Module], list[float]]
 
-#: A loader has the next batch at hand while a step runs: ids, labels and a mask, all of 8 bytes.
-LOADED_BYTES = 2 * 3 * 4 * 32 * 8 + 64
+#: Trains the model for an epoch inside of so many bytes.
+EpochInside = Callable[[nn.Module, int], list[float]]
+
+#: Tokens of the batches of most epochs.
+TOKENS = 4 * 32
 
 
-def tiny_gpt2() -> nn.Module:
-    """Two layers of width 64 and 512 tokens, always with the same weights."""
+def tiny_gpt2(words: int = 512) -> nn.Module:
+    """Two layers of width 64, always with the same weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 512, "n_positions": 64}
+    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": words, "n_positions": 64}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
 
 
-def rows(count: int = 16, lengths: tuple[int, ...] = (32,)) -> list[Row]:
+def rows(count: int = 16, lengths: tuple[int, ...] = (32,), words: int = 512) -> list[Row]:
     """Random tokens, of these lengths in turn."""
     drawn = torch.Generator().manual_seed(1)
-    ids = [torch.randint(1, 512, (lengths[i % len(lengths)],), generator=drawn).tolist() for i in range(count)]
+    ids = [torch.randint(1, words, (lengths[i % len(lengths)],), generator=drawn).tolist() for i in range(count)]
     return [{"input_ids": each, "labels": each} for each in ids]
 
 
@@ -82,17 +85,29 @@ def seen_in(epoch: Epoch, model: nn.Module, live_bytes: int) -> Seen:
 
 
 def trained_inside(share: float, epoch: Epoch, build: Callable[[], nn.Module] = tiny_gpt2) -> tuple[Seen, Seen, Any]:
-    """An epoch in eager, and one inside of a share of what that took at its peak; the optimized model."""
+    """An epoch in eager, and one of a model that was optimized for a share of what that took at its peak; the model."""
+    return trained_by(
+        lambda model, budget_bytes: epoch(graphopt.optimize(model, budget_bytes, cost_model="roofline")),
+        share,
+        epoch,
+        build,
+    )
+
+
+def trained_by(
+    inside: EpochInside, share: float, epoch: Epoch, build: Callable[[], nn.Module] = tiny_gpt2
+) -> tuple[Seen, Seen, Any]:
+    """An epoch in eager, and one that optimizes the model itself, for a share of eager's peak; the model."""
     with collected_garbage():
         live_bytes = CpuWindow().live_bytes()
         eager = seen_in(epoch, build(), live_bytes)
     with collected_garbage():
-        live_bytes = CpuWindow().live_bytes()
-        model = graphopt.optimize(build(), int(share * max(eager.peaks)), cost_model="roofline")
-        return eager, seen_in(epoch, model, live_bytes), model
+        live_bytes, budget_bytes = CpuWindow().live_bytes(), int(share * max(eager.peaks))
+        model = build()
+        return eager, seen_in(lambda given: inside(given, budget_bytes), model, live_bytes), model
 
 
-def check(eager: Seen, ours: Seen, model: Any) -> None:
+def check(eager: Seen, ours: Seen, model: Any, tokens: int = TOKENS) -> None:
     """Bits are eager's; every step was inside of the budget, or the first that was not was told of, and no other."""
     assert ours.losses == eager.losses and len(ours.losses) > 1
     assert [name for name in eager.state if not torch.equal(eager.state[name], ours.state[name])] == []
@@ -101,7 +116,8 @@ def check(eager: Seen, ours: Seen, model: Any) -> None:
     told = [message for message in ours.told if "a training step took" in message]
     assert sum(over) == len(told) <= 1, (told, over)
     assert not over[-1]
-    room = budget_bytes + LOADED_BYTES
+    # a loader has the next batch at hand while a step runs: ids, labels and a mask, all of 8 bytes
+    room = budget_bytes + 2 * 3 * tokens * 8 + 64
     outside = [peak > room for peak, planned in zip(ours.peaks, ours.planned, strict=True) if not planned]
     assert sum(outside) <= sum(over), (budget_bytes, ours.peaks)
     assert any(plan.recomputed for plan in model.graphopt.plan.graphs)

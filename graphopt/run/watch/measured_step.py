@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -55,6 +56,23 @@ class MeasuredStep:
     def __repr__(self) -> str:
         planned, measured = format_bytes(self.predicted_bytes), format_bytes(self.measured_bytes)
         return f"<MeasuredStep: {measured}, {planned} planned, {self.place.value}>"
+
+
+class History(deque[MeasuredStep]):
+    """The steps that were measured last, oldest first; `total` is how many there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=KEPT_STEPS)
+        self.total = 0
+
+    def append(self, step: MeasuredStep, /) -> None:
+        """A further step was measured."""
+        self.total += 1
+        super().append(step)
+
+    def becomes(self, step: MeasuredStep) -> None:
+        """More is known of the last one."""
+        self[-1] = step
 
 
 @dataclass(eq=False)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, replace
 
 from graphopt.device.peak_window import CpuWindow
 from graphopt.run.graphs.call_key import Shapes
 from graphopt.run.watch.known_memory import StartOfStep
-from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress
+from graphopt.run.watch.measured_step import History, MeasuredStep, Place, StepInProgress
 
 #: Steps with the same signs that are measured as a whole, one after another.
 _MOST_IN_A_ROW = 63
@@ -83,7 +82,7 @@ class WholeStep:
         """What was counted up to now is the step's."""
         self.peak_bytes = max(self.window.peak_bytes(), self.peak_bytes)
 
-    def backward_ends(self, history: deque[MeasuredStep]) -> bool:
+    def backward_ends(self, history: History) -> bool:
         """Put it into the history; False where it took something else up to here than those before it."""
         like = self.like
         self.peak_bytes = peak_bytes = self.window.peak_bytes()
@@ -108,12 +107,12 @@ class WholeStep:
         self.is_quiet, self.is_noisy = False, True
         return self.like.measured_at(peak_bytes) if self.is_early else None
 
-    def update_ends(self, history: deque[MeasuredStep]) -> bool:
+    def update_ends(self, history: History) -> bool:
         """What was counted since the update began is the step's; False where that is more than ever before."""
         peak_bytes, like = self.window.peak_bytes(), self.like
         if self.peak_bytes < peak_bytes <= like.peak_bytes:
             self.peak_bytes, self.is_as_expected = peak_bytes, peak_bytes == like.peak_bytes
-            history[-1] = like.measured_at(peak_bytes)
+            history.becomes(like.measured_at(peak_bytes))
         return peak_bytes <= self.peak_bytes
 
     def by_place(self, place: Place) -> StepInProgress:

@@ -6,7 +6,6 @@ device's allocator; only what was there when it began is added up by name on a C
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakMethod
@@ -22,7 +21,7 @@ from graphopt.run.model.request import Request
 from graphopt.run.model.wrapping import is_sharded
 from graphopt.run.watch.corrections import Corrections
 from graphopt.run.watch.known_memory import KnownMemory, StartOfStep
-from graphopt.run.watch.measured_step import KEPT_STEPS, NO_MESSAGES, MeasuredStep, Place, StepInProgress
+from graphopt.run.watch.measured_step import NO_MESSAGES, History, Place, StepInProgress
 from graphopt.run.watch.outside_meter import meter_of
 from graphopt.run.watch.sharding import Sharding, heed_sharding
 from graphopt.run.watch.steady import Steady, WholeStep
@@ -46,7 +45,7 @@ class Watch:
         corrections: Corrections,
     ) -> None:
         self.corrections, self.aside_bytes = corrections, 0
-        self.history: deque[MeasuredStep] = deque(maxlen=KEPT_STEPS)
+        self.history = History()
         self._window, self._device, self.is_on_cuda = window, device, device.type == "cuda"
         self._counts_state, self._known = request.optimizer is None, KnownMemory(model, device)
         if request.optimizer is not None:
@@ -339,11 +338,9 @@ class Watch:
 
     def _record(self, step: StepInProgress) -> None:
         """Put the step into the history, or what is known of it by now; say so where it is over the budget."""
-        if step.is_recorded and self.history:
-            self.history.pop()
+        measured, put = step.measured(), self.history.becomes if step.is_recorded else self.history.append
+        put(measured)
         step.recorded_bytes = max(step.peak_bytes, 0)
-        measured = step.measured()
-        self.history.append(measured)
         if self.corrections.is_over(measured, step):
             names, sharding = self._known.optimizers() if self._counts_state else [], self.sharding
             held, of_block = (sharding.held_beside(step), sharding.of_block()) if sharding is not None else ({}, "")
