@@ -98,15 +98,14 @@ class TrainStep:
             around_capture=sharded.as_captured if sharded else nullcontext,
         )
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
-        tells = self._settings, self._heed_changes
         self._lockstep: Lockstep | None = None
         if exchange is not None:
-            self._lockstep = Lockstep(exchange, self.division, self._watch, *tells, is_sharded=sharded is not None)
+            tells = self.division, self._watch, self._settings, self._heed_changes
+            self._lockstep = Lockstep(exchange, *tells, is_sharded=sharded is not None)
         self._optimizer_settings = OptimizerSettings(memory.view, sharded.shapes if sharded else {})
         #: Each as a graph and as it is called; the least recently used first.
         self._windows: dict[object, tuple[fx.GraphModule, Callable[..., Any]]] = {}
-        self._sums = SummedGradients(memory.view)
-        memory.held = self._held
+        self._sums, memory.held = SummedGradients(memory.view), self._held
         self._last: fx.GraphModule | None = None
         self._last_micros: tuple[Micro, ...] = ()
 
@@ -191,7 +190,7 @@ class TrainStep:
         self._windows.clear()
 
     def _settings(self) -> Settings:
-        """What all ranks must have alike. How a rank cuts its batch, and its budget, are its own."""
+        """What all ranks must have alike."""
         assert self._exchange is not None
         return {
             **self._optimizer_settings.now(),

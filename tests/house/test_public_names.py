@@ -30,7 +30,8 @@ def test_dir_has_every_public_name() -> None:
 
 def test_importing_graphopt_and_its_help_load_nothing_large() -> None:
     """Not to be imported either by `dir(graphopt)`, which editors ask for."""
-    code = "import sys, graphopt, graphopt.integrations; dir(graphopt); from graphopt.cli.cli import main; main(['--help']); "
+    code = "import sys, graphopt, graphopt.integrations; dir(graphopt); "
+    code += "from graphopt.cli.cli import main; main(['--help']); "
     code += "sys.exit(', '.join({'torch', 'networkx', 'numpy', 'rich', 'sympy'} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
