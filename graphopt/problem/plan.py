@@ -230,8 +230,8 @@ class Plan:
         eager_seconds = graph.eager_seconds or 1.0
         points = sorted((resident + p.peak_bytes, p.seconds / eager_seconds - 1) for p in graph.curve)
         chosen = resident + graph.peak_bytes, graph.seconds / eager_seconds - 1
-        ends = [f"{format_bytes(size)}: {extra:+.1%} time" for size, extra in (points[0], points[-1])]
-        return Drawing((Line(stairs(points), filled=True),), "Extra time over peak memory", *ends, dots=(chosen,))
+        left, right = (f"{format_bytes(size)}: {extra:+.1%} time" for size, extra in (points[0], points[-1]))
+        return Drawing((Line(stairs(points), filled=True),), "Extra time over peak memory", left, right, dots=(chosen,))
 
     def save(self, path: str | Path) -> None:
         """Write the plan as a JSON file that `load` reads back exactly."""

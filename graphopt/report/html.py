@@ -66,8 +66,10 @@ def labelled(rows: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
 def curve_drawing(points: list[tuple[int, float, str]], chosen: tuple[int, float] | None = None) -> Drawing:
     """A memory/time curve without a script."""
     line = Line(stairs([(size, extra) for size, extra, _ in points]), filled=True)
-    ends = [f"{format_bytes(size)}: {figures.signed_percent(extra)} time" for size, extra, _ in (points[0], points[-1])]
-    return Drawing((line,), "Extra time over peak memory", *ends, dots=(chosen,) if chosen else ())
+    left, right = (
+        f"{format_bytes(size)}: {figures.signed_percent(extra)} time" for size, extra, _ in (points[0], points[-1])
+    )
+    return Drawing((line,), "Extra time over peak memory", left, right, dots=(chosen,) if chosen else ())
 
 
 def timeline_drawing(report: Report, graph: GraphReport) -> Drawing:
