@@ -41,7 +41,11 @@ def render_html(report: Report) -> str:
         notes=_notes(report),
         graphs=[_graph(report, graph) for graph in report.graphs],
         breaks=[
-            {"source": each.source or "–", "reason": each.reason, "behind": figures.behind_break(each)}
+            {
+                "source": each.source or "–",
+                "reason": each.reason,
+                "behind": figures.short_paths(figures.behind_break(each)),
+            }
             for each in figures.distinct_breaks(report)
         ],
         eager=max(plan.eager_peak_bytes, 1),
@@ -51,11 +55,11 @@ def render_html(report: Report) -> str:
 
 
 def labelled(rows: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    """Label, figure, and what stands behind it in brackets or after a semicolon, which is set smaller."""
+    """Label, figure, and what stands behind it in brackets, which is set smaller; where there are several, none is."""
     found = []
     for label, text in rows:
-        number, _, note = text.partition(" (")
-        found.append((label, number, note.removesuffix(")").replace(")", "", 1) if note else ""))
+        number, _, note = text.partition(" (") if text.endswith(")") and text.count("(") == 1 else (text, "", "")
+        found.append((label, number, note.removesuffix(")")))
     return found
 
 

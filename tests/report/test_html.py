@@ -15,7 +15,7 @@ import pytest
 
 from graphopt.base.errors import UsageError
 from graphopt.report.data import Report, StepFigures, TakenStep
-from graphopt.report.html import render_html
+from graphopt.report.html import labelled, render_html
 from graphopt.report.json import report_to_json
 from graphopt.report.page_data import page_data
 from tests.support.plans import MIB, hostile_report, make_report, make_timeline
@@ -100,6 +100,21 @@ def test_words_that_only_we_know_are_not_shown() -> None:
         words = re.sub(r"<(style|script).*?</\1>", "", shown, flags=re.DOTALL)
         assert "tangents" not in words and "costs" not in words and not re.search(r"\bother\s+512", words)
     assert "beside the model" in str(report) and "with operators timed on this device" in str(report)
+
+
+def test_only_one_note_in_brackets_is_set_apart() -> None:
+    rows = [
+        ("a", "3 MiB (93%)"),
+        ("b", "every x.size(0) (2 to 8), y (1 to 2)"),
+        ("c", "+19% (3 rounds) now"),
+        ("d", "4"),
+    ]
+    assert labelled(rows) == [
+        ("a", "3 MiB", "93%"),
+        ("b", "every x.size(0) (2 to 8), y (1 to 2)", ""),
+        ("c", "+19% (3 rounds) now", ""),
+        ("d", "4", ""),
+    ]
 
 
 def test_measured_steps_say_what_changed() -> None:
