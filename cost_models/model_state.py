@@ -13,6 +13,7 @@ import torch
 
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.rehearsal import rehearse_step
+from graphopt.device.elsewhere import holder_of
 from graphopt.device.storages import allocated_bytes, planned_bytes
 
 #: Whether a parameter gets a gradient.
@@ -59,7 +60,7 @@ def _held_bytes(optimizer: torch.optim.Optimizer) -> int:
         value
         for parameter, state in optimizer.state.items()
         for value in state.values()
-        if isinstance(value, torch.Tensor) and value.device == parameter.device
+        if isinstance(value, torch.Tensor) and value.device == parameter.device and holder_of(value) is None
     ]
     return sum(_storages(held).values())
 

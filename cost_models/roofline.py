@@ -16,6 +16,8 @@ from graphopt.cost_models.costs import OpCost
 from graphopt.cost_models.device_speed import DeviceSpeed, device_speed
 from graphopt.cost_models.signature import At, known_size, node_device
 from graphopt.device.storages import tensors_in
+from graphopt.kernels.streaming.blocks import slots_bytes
+from graphopt.kernels.streaming.ops import STREAMED
 
 _TRANSCENDENTALS = {
     # By name of the operator: how many exponentials' worth of work an element takes.
@@ -29,7 +31,7 @@ _LOOKUPS = {"embedding", "index", "gather", "index_select", "_unsafe_index"}
 
 
 def roofline(nodes: Sequence[Node], at: At | None = None) -> list[OpCost]:
-    """Estimate each node from the shapes, strides and dtypes in `meta["val"]`; scratch is taken to be none.
+    """Estimate each node from the shapes, strides and dtypes in `meta["val"]`; scratch is taken to be none but our own.
 
     `at` says what sizes are that are symbols; None: as they were captured.
     """
@@ -46,7 +48,18 @@ def _cost(node: Node, speed: DeviceSpeed, at: At | None) -> OpCost:
     rate = _matmul_rate(node, speed)
     compute_seconds = flops(node, at) / rate + _transcendentals(node, at) / speed.transcendentals_per_second
     traffic_seconds = moved_bytes(node, at) / speed.bytes_per_second
-    return OpCost(max(compute_seconds, traffic_seconds) + speed.op_seconds, 0)
+    return OpCost(max(compute_seconds, traffic_seconds) + speed.op_seconds, _own_scratch_bytes(node))
+
+
+def _own_scratch_bytes(node: Node) -> int:
+    """The blocks of state that is elsewhere, of an update in the backward."""
+    if node.target not in STREAMED:
+        return 0
+    given: dict[str, Any] = dict(node.kwargs)
+    params = [argument.meta["val"] for argument in given["params"]]
+    kinds = sum(bool(given.get(name)) for name in STREAMED[node.target])
+    sizes = [param.numel() for param in params], [param.dtype.itemsize for param in params]
+    return slots_bytes(*sizes, kinds, given["block_elements"])
 
 
 def flops(node: Node, at: At | None = None) -> float:

@@ -195,7 +195,8 @@ class Micros:
         if captured is None:
             raise UsageError("nothing to train: the loss depends on no parameter that requires a gradient")
         roles = [node.meta[DESCRIPTOR] for node in captured.step.graph_module.graph.find_nodes(op="placeholder")]
-        key = f"{captured.step.graph_hash} {roles}"
+        # branches of a model may have the same graph, and learn others
+        key = f"{captured.step.graph_hash} {roles} {[id(parameter) for parameter in parameters.values()]}"
         if key not in self._graphs:  # else it was captured before, for another state of the model
             at_sizes, learning = GraphAtSizes(captured, symbols.captured, choice), _learning(captured, inputs)
             guards = TracingContext.get().fake_mode.shape_env.guards  # type: ignore[union-attr]

@@ -63,9 +63,10 @@ def nothing_learned(device: torch.device, loss_scale: float) -> StepResult:
 def check_offload_optimizer(view: OptimizerView) -> None:
     """Raise UsageError where the optimizer's state cannot be elsewhere."""
     if view.elsewhere is not None and view.kind == "step":
+        kind = type(view.optimizer).__name__
         raise UsageError(
-            f"offload_optimizer= takes SGD, Adam and AdamW, and {type(view.optimizer).__name__}'s own step() wants its "
-            "state in memory"
+            f"offload_optimizer= takes SGD, Adam and AdamW, which graphopt updates. This {kind} steps by itself, as it "
+            "is another class, has hooks or is differentiable, and wants its state in memory"
         )
 
 

@@ -70,5 +70,5 @@ def state_elsewhere(where: object, device: torch.device) -> StateElsewhere | Non
     if to is None:
         return None
     assert isinstance(where, (str, Path))
-    store: StateStore = StateHost(device) if where == "host" else StateFile(folder_of(where, "offload_optimizer"))
+    store: StateStore = StateHost(device) if where == "host" else StateFile(folder_of(where))
     return StateElsewhere(store, to.link, str(where))

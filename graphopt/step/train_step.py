@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from graphopt.base.errors import UsageError
+from graphopt.base.interrupts import whole_once_begun
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.device.snapshot import generators_kept, undone
 from graphopt.device.storages import tensors_in
@@ -145,7 +146,8 @@ class TrainStep:
         feeds = self._feeds(self.graph_module, calls, pieces)
         forget_what_is_on_the_way()
         used_scale = self._scale.value.clone() if self._scale.value is not None else 1.0
-        with torch.no_grad(), torch._C._DisableAutocast():
+        whole = nullcontext() if self._view.elsewhere is None else whole_once_begun()
+        with torch.no_grad(), torch._C._DisableAutocast(), whole:
             loss, norm, found_inf, gradients = window(feeds)
         result = StepResult(loss, norm, found_inf, used_scale)
         if self._exchange:
@@ -274,10 +276,7 @@ class TrainStep:
         return self._last
 
     def state_dict(self) -> dict[str, Any]:
-        """What model.state_dict() and optimizer.state_dict() do not hold.
-
-        The loss scale, float32 masters, and what compression keeps: that is each rank's own.
-        """
+        """The loss scale, float32 masters, and what compression keeps, which is each rank's own."""
         return self._state.given()
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
@@ -288,7 +287,7 @@ class TrainStep:
         self._state.taken(state)
 
     def _window(self, calls: Sequence[MicroCall], groups: list[GroupUpdate]) -> Callable[..., Any]:
-        key = (*window_key(calls), tuple(groups))
+        key = (*window_key(calls, self._view.names), tuple(groups))
         is_new = key not in self._windows
         if is_new:
             view, options = self._view, self._options

@@ -49,11 +49,15 @@ _c10d = torch.ops._c10d_functional
 SCALE = Scaling("scale")
 
 
-def window_key(calls: Sequence[MicroCall]) -> tuple[object, ...]:
-    """Equal for windows that one graph serves: micro-batches with the same code, the same tensors shared among them."""
+def window_key(calls: Sequence[MicroCall], parameters: Mapping[int, str]) -> tuple[object, ...]:
+    """Equal for windows that one graph serves: micro-batches with the same code, the same tensors shared among them.
+
+    Parameters, whose names these are by `id`, must be the same ones too: branches of a model may have the same code.
+    """
     number: dict[object, int] = {}
     pattern = tuple(number.setdefault(identity, len(number)) for identity, _ in _given(calls))
-    return (*(call.micro.module for call in calls), pattern)
+    named = tuple(parameters.get(id(item)) for item in dict(_given(calls)).values())
+    return (*(call.micro.module for call in calls), pattern, named)
 
 
 def given_tensors(calls: Sequence[MicroCall]) -> list[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import graphopt
 from graphopt.base.errors import OffloadError, UsageError
 from graphopt.device.elsewhere import holder_of
 from graphopt.device.measure import peak_bytes
+from graphopt.kernels.streaming import ops as streaming
 
 X, Y = torch.randn(32, 128), torch.randn(32, 128)
 
@@ -144,7 +146,7 @@ def test_a_disk_that_fails_is_told_of(tmp_path: Path) -> None:
 
 def test_what_it_does_not_go_with_is_said(tmp_path: Path) -> None:
     model = build()
-    with pytest.raises(UsageError, match="takes SGD, Adam and AdamW, and RMSprop's own"):
+    with pytest.raises(UsageError, match="This RMSprop steps by itself"):
         graphopt.train_step(model, mean_square, torch.optim.RMSprop(model.parameters()), offload_optimizer=tmp_path)
     for where, message in [
         (3, "expected 'host', 'file' or a folder"),
@@ -218,3 +220,68 @@ sys.exit(code or not same)
 def test_a_process_that_is_forked_leaves_the_state_alone() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORKS], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_is_planned_again_knows_that_the_state_is_elsewhere(tmp_path: Path) -> None:
+    """A ragged batch, a second step over the same optimizer, and state that was loaded before the step was made."""
+    model = build()
+    optimizer = adamw(model)
+    with pytest.raises(graphopt.BudgetError) as least:
+        graphopt.train_step(model, mean_square, adamw(model), 1, example_inputs=(X, Y), offload_optimizer=tmp_path)
+    budget_bytes = least.value.minimum_bytes + 4096
+
+    def step_in_budget(optimizer: torch.optim.Optimizer) -> graphopt.TrainStep:
+        return graphopt.train_step(model, mean_square, optimizer, budget_bytes, offload_optimizer=tmp_path)
+
+    first = step_in_budget(optimizer)
+    for rows in (32, 32, 20, 32):
+        first(X[:rows], Y[:rows])
+    again = step_in_budget(optimizer)
+    again(X, Y)
+    saved = copy.deepcopy(optimizer.state_dict())
+    resumed = adamw(model)
+    resumed.load_state_dict(saved)
+    last = step_in_budget(resumed)
+    last(X, Y)
+    for step in (first, again, last):
+        assert max(each.measured_bytes for each in step.history) <= budget_bytes
+
+
+@pytest.mark.parametrize("cost_model", ["auto", "roofline"])
+def test_blocks_of_updates_in_the_backward_are_planned(cost_model: str, tmp_path: Path) -> None:
+    def step_in(budget_bytes: int) -> graphopt.TrainStep:
+        model = build()
+        options: dict[str, Any] = {"offload_optimizer": tmp_path, "cost_model": cost_model}
+        return graphopt.train_step(model, mean_square, adamw(model), budget_bytes, update_in_backward=True, **options)
+
+    with pytest.raises(graphopt.BudgetError) as error:
+        step_in(1).plan_for((X, Y), {})
+    step = step_in(error.value.minimum_bytes)
+    for _ in range(2):
+        step(X, Y)
+    assert max(each.measured_bytes for each in step.history) <= error.value.minimum_bytes
+
+
+def test_an_interrupt_waits_for_the_end_of_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, other = build(), build()
+    optimizer = adamw(model)
+    step = graphopt.train_step(model, mean_square, optimizer, offload_optimizer=tmp_path)
+    usual = graphopt.train_step(other, mean_square, adamw(other))
+    for each in (step, usual):
+        each(X, Y)
+    real, calls = streaming.adam_, []
+
+    def interrupts(*arguments: Any, **options: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(streaming, "adam_", interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        step(X, Y)
+    usual(X, Y)
+    monkeypatch.undo()
+    assert len(calls) > 2
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert torch.equal(step(X, Y).loss, usual(X, Y).loss)

@@ -58,7 +58,7 @@ class FileDepot:
         try:
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as the depot is there
         except OSError as error:
-            raise UsageError(f"offload: no file can be made in {str(self.folder)!r}: {error.strerror}") from error
+            raise UsageError(f"no file can be made in {str(self.folder)!r}: {error.strerror}") from error
         self.lane = Lane(self._file.fileno(), self.bytes_per_second)
         self._process, self._end, self._lock = os.getpid(), 0, threading.RLock()
         self._free.clear()

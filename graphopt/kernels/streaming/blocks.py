@@ -64,6 +64,11 @@ def places(block: Sequence[Part], itemsizes: Sequence[int]) -> list[tuple[int, i
     return found
 
 
+def slots_bytes(elements: Sequence[int], itemsizes: Sequence[int], kinds: int, most_elements: int) -> int:
+    """Bytes of all slots, for so many kinds of state."""
+    return SLOTS * kinds * slot_bytes(elements, itemsizes, most_elements)
+
+
 def slot_bytes(elements: Sequence[int], itemsizes: Sequence[int], most_elements: int) -> int:
     """Bytes of one slot for one tensor of state a parameter."""
     blocks = cut(elements, most_elements)

@@ -86,3 +86,8 @@ stream_sgd_ = define(
     _stream_sgd_,
     no_result,
 )
+#: The arguments of each that are state, and elsewhere.
+STREAMED: dict[Any, tuple[str, ...]] = {
+    stream_adam_: ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"),
+    stream_sgd_: ("momentum_buffers",),
+}

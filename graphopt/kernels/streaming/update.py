@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphopt.base.errors import OffloadError
+from graphopt.base.interrupts import uninterrupted
 from graphopt.device.elsewhere import holder_of
 from graphopt.kernels.layout import as_laid_out, flat
 from graphopt.kernels.streaming.blocks import SLOTS, Part, cut, places, slot_bytes
@@ -44,7 +45,8 @@ def update_by_blocks(rows: Rows, update: Update, most_elements: int, *, reads: b
     blocks = cut([param.numel() for param in rows.params], most_elements)
     stream = _Stream(laid_out, store, _slots(rows, most_elements))
     try:
-        _run(stream, blocks, update, reads)
+        with uninterrupted():
+            _run(stream, blocks, update, reads)
     except OffloadError as error:
         raise OffloadError(
             f"{error}. It happened in the optimizer's update: some parameters and their state are updated, and others "

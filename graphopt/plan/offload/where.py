@@ -42,11 +42,18 @@ def offload_to(where: object, device: torch.device, option: str = "offload") -> 
     if (where == "host") != (device.type == "cuda"):
         what = "moves values of a GPU" if where == "host" else "moves values in host memory"
         raise UsageError(f"{option}={str(where)!r} {what}, and the model is on {device}")
-    label, depot = host_depot(device) if where == "host" else file_depot(folder_of(where, option))
+    try:
+        label, depot = host_depot(device) if where == "host" else file_depot(folder_of(where))
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from error
+    if where != "host":
+        _warn_of_memory(folder_of(where), option)
     try:
         return Offload(label, _link_of(depot, device))
     except OffloadError as error:
-        raise UsageError(f"{option}: nothing can be moved to {str(where)!r}: {error}") from error
+        raise UsageError(
+            f"{option}: nothing can be moved to {str(where)!r}, where some MiB are written to measure it: {error}"
+        ) from error
 
 
 @cache
@@ -55,14 +62,17 @@ def _link_of(depot: Depot, device: torch.device) -> DepotLink:
     return measure_link(depot, device)
 
 
-def folder_of(where: str | Path, option: str) -> Path:
+def folder_of(where: str | Path) -> Path:
     """The folder that an option names, or the temporary one for "file". Raises UsageError where there is none."""
     folder = Path(tempfile.gettempdir()) if where == "file" else Path(where)
     if not str(where) or not folder.is_dir():
-        raise UsageError(f"{option}: {str(where)!r} is no folder; 'file' takes the temporary one")
+        raise UsageError(f"{str(where)!r} is no folder; 'file' takes the temporary one")
+    return folder
+
+
+def _warn_of_memory(folder: Path, option: str) -> None:
     if (kind := _kind_of_file_system(folder)) in _IN_MEMORY:
         logger.warning("%s: %s is a %s: what is moved there stays in memory", option, folder, kind)
-    return folder
 
 
 def _kind_of_file_system(folder: Path) -> str:
