@@ -20,7 +20,7 @@ import graphopt
 
 BATCH, STEPS, WIDTH, RATE, MOMENTUM, WARM_UP = 32, 100, 8, 0.1, 0.9, 10
 #: The share of the held-out digits that are named rightly.
-GOAL = 0.96
+GOAL = 0.95
 
 
 class Block(nn.Module):
@@ -111,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
         losses.append(loss.item())
         if step % 10 == 0:
             print(f"step {step:3d}  loss {losses[-1]:.3f}")
-    reached = quality(model)
-    print(f"{reached:.1%} of the held-out digits are named rightly; the goal is {GOAL:.0%}")
+    found = quality(model)
+    print(f"{found:.1%} of what is held out named rightly; the goal, {GOAL:.0%}, is {'not ' * (found < GOAL)}reached")
     return losses
 
 

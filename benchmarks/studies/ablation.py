@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import platform
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.studies.subjects import STUDIES, SUBJECTS, Subject
-from benchmarks.studies.training import Run, Trainer, plain_of, time_ratio
-from benchmarks.studies.variants import ALONE, BY_SGD, EAGER, LARGE_BATCH, PLAIN, RANKS, SENT, SENT_BY_SGD, Variant
+from benchmarks.studies.training import Run, Trainer, time_ratio
+from benchmarks.studies.variants import (
+    ALONE,
+    BY_SGD,
+    LARGE_BATCH,
+    MAIN_RANKS,
+    PLAIN,
+    RANKS,
+    RANKS_BY_SGD,
+    SENT,
+    Variant,
+)
 from graphopt.base.errors import BudgetError
 from tests.support.ranks import run_ranks
 
@@ -46,13 +56,14 @@ class Row:
 
 def variants_of(model: str) -> tuple[Variant, ...]:
     """What is tried on a model: all, or the main ones."""
-    is_first = any(next(iter(models)) == model for models in STUDIES.values())
-    if not is_first:
+    if all(next(iter(models)) != model for models in STUDIES.values()):
         # oneDNN has no LSTM in half precision on many processors, with or without graphopt
         return tuple(v for v in ALONE if v.is_main and not (model == "lstm" and v.is_half))
     if model == "resnet":
-        return (*ALONE, *LARGE_BATCH, *(variant for variant in RANKS if variant != SENT_BY_SGD))
-    return (*ALONE, *BY_SGD, *RANKS)
+        return (*ALONE, *LARGE_BATCH, *RANKS)
+    if model == "gpt":
+        return (*ALONE, *BY_SGD, *MAIN_RANKS, *RANKS_BY_SGD)
+    return (*ALONE, *MAIN_RANKS)
 
 
 def ablation(model: str, seeds: Sequence[int], steps: int | None, names: Sequence[str] = ()) -> Iterator[Row]:
@@ -123,19 +134,11 @@ def _thin(curve: Sequence[float]) -> tuple[float, ...]:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """The row as JSON has it, in which there is no NaN."""
+    """The row as JSON has it, in which all numbers are finite."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, float) and value != value:
+        if isinstance(value, float) and not math.isfinite(value):
             return None
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return {key: plain(value) for key, value in asdict(row).items()}
-
-
-def machine() -> str:
-    """What it was measured on, in words."""
-    return f"{platform.machine()}, one thread of a machine that others used too, Python {platform.python_version()}"
-
-
-__all__ = ["EAGER", "Row", "ablation", "as_json", "machine", "plain_of"]

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 import graphopt
 from benchmarks.studies.lars import LARS
 from benchmarks.studies.subjects import Batch, Subject
-from benchmarks.studies.variants import EAGER, PLAIN, SENT, Variant
+from benchmarks.studies.variants import EAGER, Variant
 from graphopt.device.measure import peak_bytes
 
 MOMENTUM = 0.9
 #: Peak rates of SGD with momentum, tried in factors of three with one seed of the plain loop.
 SGD_RATE = {"resnet": 0.1, "gpt": 0.3, "patches": 0.1}
-LARS_TRUST, LARS_RATE = 0.02, 0.4
+LARS_TRUST, LARS_RATE = 0.05, 0.4
 TIMED_ROUNDS = 10
 #: Rows of an embedding that at most this share of the batches hit are rare; those that most hit are frequent.
 RARE, FREQUENT = 0.05, 0.9
@@ -104,7 +104,9 @@ class Trainer:
         return loss.detach()
 
     def _one(self, number: int, count: int, batch: Batch) -> tuple[float, float, bool, bool]:
-        share = self.subject.rate(number, count) if self.variant.warm_up else (count - number) / count
+        # by what was seen of the data, so that a larger batch warms up over as much of it
+        seen, total = number * self.variant.batch, count * self.variant.batch
+        share = self.subject.rate(seen, total) if self.variant.warm_up else (total - seen) / total
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak_rate * share
         out = self.call(batch)
@@ -121,12 +123,15 @@ class Trainer:
             self.step.load_state_dict(copy.deepcopy(self._beginning))
 
     def _kept(self) -> list[Tensor]:
-        kept = self.step.state_dict().get("compression", {}) if self.step else {}
-        return [item for held in kept.values() if isinstance(held, dict) for item in held.values()]
+        kept = self.step.state_dict().get("compression", {"state": {}}) if self.step else {"state": {}}
+        return [tensor for held in kept["state"].values() for tensor in held.values()]
 
 
 def time_ratio(trainer: Trainer, plain: Trainer) -> tuple[float, float]:
-    """Median of the processor seconds of a step a row of the batch, over those of `plain`, alternating; and `plain`'s."""
+    """Processor seconds for a row of a batch, over those of `plain`, and `plain`'s for a step: medians of some rounds.
+
+    The two alternate, so that what else the machine does falls on both.
+    """
     batches = [one.batches(0, 1)[0] for one in (trainer, plain)]
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(TIMED_ROUNDS):
@@ -134,11 +139,6 @@ def time_ratio(trainer: Trainer, plain: Trainer) -> tuple[float, float]:
             found.append(_processor_seconds(lambda one=one, batch=batch: one.call(batch)))  # type: ignore[misc]
     rows = trainer.variant.batch / plain.variant.batch
     return statistics.median(a / b / rows for a, b in zip(*times, strict=True)), statistics.median(times[1])
-
-
-def plain_of(variant: Variant) -> Variant:
-    """What a variant is timed beside."""
-    return PLAIN if variant.ranks == 1 else SENT
 
 
 def _processor_seconds(run: Callable[[], object]) -> float:

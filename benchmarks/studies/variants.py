@@ -22,7 +22,7 @@ class Variant:
     `budget_share` is of the peak of the plain step; where nothing runs inside of that, the least budget is taken.
     `batch` multiplies the rows of a batch and divides the number of steps; `rate` multiplies the peak rate. Without
     `warm_up` the rate starts at its peak. `optimizer` is the example's own, "lars" or "sgd". With `ranks` of 2 each
-    gets half of every batch. `plain` names the variant whose step is timed beside this one's.
+    gets half of every batch.
     """
 
     name: str
@@ -95,7 +95,6 @@ BY_SGD = (
     Variant("SGD, rate × 3, clip value 0.01", "SGD", {"clip": ClipValue(0.01)}, optimizer="sgd", rate=3.0),
 )
 SENT = Variant("two ranks", "ranks", ranks=2)
-SENT_BY_SGD = Variant("two ranks, SGD", "ranks", ranks=2, optimizer="sgd")
 
 
 def _sent(name: str, method: Any, optimizer: str = "own", **more: Any) -> Variant:
@@ -110,7 +109,8 @@ RANKS = (
     _sent("TopK 5 %", graphopt.TopK(0.05)),
     _sent("Threshold 0.01", graphopt.Threshold(0.01, capacity=0.05)),
     _sent("PowerSGD 2", graphopt.PowerSGD(2)),
-    SENT_BY_SGD,
     _sent("DGC 5 %", graphopt.DGC(0.05), "sgd without momentum"),
     _sent("DGC 5 %, warm-up", graphopt.DGC(0.05, warmup_steps=40), "sgd without momentum"),
 )
+MAIN_RANKS = tuple(way for way in RANKS if way.name in ("two ranks", "EightBit", "TopK 5 %", "PowerSGD 2"))
+RANKS_BY_SGD = (Variant("two ranks, SGD", "ranks", ranks=2, optimizer="sgd"), RANKS[-1])
