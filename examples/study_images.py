@@ -90,19 +90,17 @@ def build(seed: int = 0) -> tuple[nn.Module, tuple[Tensor, Tensor], Callable[[Te
 def main(argv: Sequence[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description="A ResNet learns handwritten digits.")
     parser.add_argument("--mem-budget", default="2.5MB")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    model, (images, _), loss_fn = build(args.seed)
+    model, (images, _), loss_fn = build()
     optimizer = optimizer_of(model.parameters())
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, args.steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, STEPS))
     if args.mem_budget != "none":
         model = graphopt.optimize(model, args.mem_budget, example_inputs=images, optimizer=optimizer)
         print(model.graphopt.report)
 
     losses = []
-    for step, (images, digits) in zip(range(args.steps), batches(), strict=False):
+    for step, (images, digits) in zip(range(STEPS), batches(), strict=False):
         loss = loss_fn(model(images), digits)
         loss.backward()
         optimizer.step()

@@ -112,19 +112,17 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description="Monthly series, forecast a year ahead.")
     parser.add_argument("--model", choices=tuple(MODELS), default="lstm")
     parser.add_argument("--mem-budget", default="2MB")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    model, (pasts, _), loss_fn = build(args.model, args.seed)
+    model, (pasts, _), loss_fn = build(args.model)
     optimizer = optimizer_of(model.parameters())
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, args.steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, STEPS))
     if args.mem_budget != "none":
         model = graphopt.optimize(model, args.mem_budget, example_inputs=pasts, optimizer=optimizer)
         print(model.graphopt.report)
 
     losses = []
-    for step, (pasts, years) in zip(range(args.steps), batches(), strict=False):
+    for step, (pasts, years) in zip(range(STEPS), batches(), strict=False):
         loss = loss_fn(model(pasts), years)
         loss.backward()
         optimizer.step()

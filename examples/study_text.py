@@ -61,13 +61,12 @@ def numbers_of(texts: Sequence[str]) -> list[Tensor]:
 def data(name: str) -> tuple[Batch, Batch]:
     """Inputs and targets to train on, and held out (every fifth), in pieces of LENGTH words."""
     if name == "gpt":
-        (text,) = numbers_of(["\n".join(topics[key] for key in sorted(topics))])
-        rows = [text.unfold(0, LENGTH + 1, LENGTH)]
+        texts = ["\n".join(topics[key] for key in sorted(topics))]
     else:
-        paths = [Path(str(find_spec(source).origin)) for source in SOURCES]
-        rows = [text.unfold(0, LENGTH, LENGTH) for text in numbers_of([path.read_text("utf-8") for path in paths])]
+        texts = [Path(str(find_spec(source).origin)).read_text("utf-8") for source in SOURCES]
     parts: tuple[list[Batch], list[Batch]] = ([], [])
-    for label, pieces in enumerate(rows):
+    for label, words in enumerate(numbers_of(texts)):
+        pieces = words.unfold(0, LENGTH + 1, LENGTH)
         targets = pieces[:, 1:] if name == "gpt" else torch.full((len(pieces),), label)
         is_held_out = torch.arange(len(pieces)) % 5 == 4
         for part, chosen in zip(parts, (~is_held_out, is_held_out), strict=True):
@@ -114,19 +113,17 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description="Small transformers read what Python brings along.")
     parser.add_argument("--model", choices=tuple(GOALS), default="gpt")
     parser.add_argument("--mem-budget", default="4MB")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    model, (inputs, _), _ = build(args.model, args.seed)
+    model, (inputs, _), _ = build(args.model)
     optimizer = optimizer_of(model.parameters())
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, args.steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, STEPS))
     if args.mem_budget != "none":
         model = graphopt.optimize(model, args.mem_budget, example_inputs=inputs, optimizer=optimizer)
         print(model.graphopt.report)
 
     losses = []
-    for step, (inputs, targets) in zip(range(args.steps), batches(args.model), strict=False):
+    for step, (inputs, targets) in zip(range(STEPS), batches(args.model), strict=False):
         loss = loss_of(model(inputs), targets)
         loss.backward()
         optimizer.step()

@@ -13,10 +13,8 @@ from benchmarks.studies.variants import (
     ALONE,
     BY_SGD,
     LARGE_BATCH,
-    MAIN_RANKS,
     PLAIN,
     RANKS,
-    RANKS_BY_SGD,
     SENT,
     Variant,
 )
@@ -62,8 +60,8 @@ def variants_of(model: str) -> tuple[Variant, ...]:
     if model == "resnet":
         return (*ALONE, *LARGE_BATCH, *RANKS)
     if model == "gpt":
-        return (*ALONE, *BY_SGD, *MAIN_RANKS, *RANKS_BY_SGD)
-    return (*ALONE, *MAIN_RANKS)
+        return (*ALONE, *BY_SGD)
+    return ALONE
 
 
 def ablation(model: str, seeds: Sequence[int], steps: int | None, names: Sequence[str] = ()) -> Iterator[Row]:

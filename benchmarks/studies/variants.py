@@ -101,6 +101,7 @@ def _sent(name: str, method: Any, optimizer: str = "own", **more: Any) -> Varian
     return Variant(name, "ranks", {"compress": method, **more}, ranks=2, optimizer=optimizer)
 
 
+#: On the images alone, where the example's own optimizer is SGD with momentum, which DGC replaces.
 RANKS = (
     SENT,
     _sent("HalfCast fp16", graphopt.HalfCast(FP16)),
@@ -112,5 +113,3 @@ RANKS = (
     _sent("DGC 5 %", graphopt.DGC(0.05), "sgd without momentum"),
     _sent("DGC 5 %, warm-up", graphopt.DGC(0.05, warmup_steps=40), "sgd without momentum"),
 )
-MAIN_RANKS = tuple(way for way in RANKS if way.name in ("two ranks", "EightBit", "TopK 5 %", "PowerSGD 2"))
-RANKS_BY_SGD = (Variant("two ranks, SGD", "ranks", ranks=2, optimizer="sgd"), RANKS[-1])
