@@ -13,6 +13,7 @@ from benchmarks.studies.variants import (
     ALONE,
     BY_SGD,
     LARGE_BATCH,
+    MORE_SCALES,
     PLAIN,
     RANKS,
     SENT,
@@ -55,10 +56,9 @@ class Row:
 def variants_of(model: str) -> tuple[Variant, ...]:
     """What is tried on a model: all, or the main ones."""
     if all(next(iter(models)) != model for models in STUDIES.values()):
-        # oneDNN has no LSTM in half precision on many processors, with or without graphopt
-        return tuple(v for v in ALONE if v.is_main and not (model == "lstm" and v.is_half))
+        return tuple(variant for variant in ALONE if variant.is_main)
     if model == "resnet":
-        return (*ALONE, *LARGE_BATCH, *RANKS)
+        return (*ALONE, *MORE_SCALES, *LARGE_BATCH, *RANKS)
     if model == "gpt":
         return (*ALONE, *BY_SGD)
     return ALONE
@@ -67,8 +67,9 @@ def variants_of(model: str) -> tuple[Variant, ...]:
 def ablation(model: str, seeds: Sequence[int], steps: int | None, names: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of one model; `names` picks variants, `steps` is the example's own number where it is None."""
     chosen = [variant for variant in variants_of(model) if not names or variant.name in names]
-    yield from alone(SUBJECTS[model](), [variant for variant in chosen if variant.ranks == 1], seeds, steps)
     together = [variant for variant in chosen if variant.ranks > 1]
+    if len(chosen) > len(together):
+        yield from alone(SUBJECTS[model](), [variant for variant in chosen if variant.ranks == 1], seeds, steps)
     if together:
         yield from run_ranks(2, on_ranks, model, together, seeds, steps, timeout=1500)[0]
 

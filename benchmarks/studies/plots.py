@@ -51,7 +51,11 @@ def _memory(axes: Axes, rows: Rows) -> None:
         if chosen:
             peaks = [row["peak_bytes"] / 1024 for row in chosen]
             axes.plot([row["time_ratio"] for row in chosen], peaks, "o", color=colour, label=group, markersize=3)
-    axes.set(xlabel="processor time, × plain", ylabel="peak, KiB", xscale="log", yscale="log")
+    axes.set(xlabel="processor time, × plain", ylabel="peak, KiB")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.studies.ablation import variants_of
 from benchmarks.studies.subjects import STUDIES
 
 Results = Mapping[str, Any]
@@ -25,7 +26,7 @@ def tables(results_of: Callable[[str], Results]) -> dict[str, str]:
     found: dict[str, str] = {}
     every: list[Mapping[str, Any]] = []
     for study, models in STUDIES.items():
-        rows = results_of(study).get("rows", [])
+        rows = sorted(results_of(study).get("rows", []), key=_place)
         every += rows
         for model in models:
             of_model = [row for row in rows if row["model"] == model]
@@ -39,6 +40,11 @@ def tables(results_of: Callable[[str], Results]) -> dict[str, str]:
         found["state"] = _table(*_columns(basics["state"]))
         found["accumulation"] = _table(*_columns(basics["accumulation"]))
     return found
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int]:
+    names = [variant.name for variant in variants_of(row["model"])]
+    return row["model"], names.index(row["variant"])
 
 
 def ablation_table(rows: Rows, unit: str) -> str:
