@@ -59,12 +59,13 @@ def ablation_table(rows: Rows, unit: str) -> str:
         "KB sent a step",
         "losses",
     )
-    plain_peak = next(row["peak_bytes"] for row in rows if row["group"] in ("plain", "ranks"))
+    plain_peak = next(row["peak_bytes"] for row in rows if row["variant"] == "plain")
     return _table(head, [_ablation_cells(row, plain_peak) for row in rows])
 
 
 def _ablation_cells(row: Mapping[str, Any], plain_peak: int) -> tuple[str, ...]:
     peak = row["peak_bytes"]
+    is_compared = row["variant"] != "plain" and row["group"] != "ranks"
     return (
         row["variant"],
         f"{peak / 1024:,.0f} ({peak / plain_peak:.0%})",
@@ -73,7 +74,7 @@ def _ablation_cells(row: Mapping[str, Any], plain_peak: int) -> tuple[str, ...]:
         f"{sum(row['reached'])} of {len(row['reached'])}",
         ", ".join(map(str, row["skipped"])) if any(row["skipped"]) else "0",
         f"{row['sent_bytes'] / 1000:,.1f}" if row["sent_bytes"] else "",
-        "plain's bits" if all(row["same_losses"]) else "",
+        "plain's bits" if is_compared and all(row["same_losses"]) else "",
     )
 
 
