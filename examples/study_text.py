@@ -1,8 +1,8 @@
 """Two small transformers read what Python brings along: one guesses the next word of its manual, one names a source.
 
-python examples/study_text.py --mem-budget 4MB
-python examples/study_text.py --model bert --mem-budget 4MB
-graphopt plan examples/study_text.py:build --mem-budget 4MB
+python examples/study_text.py --mem-budget 3MB
+python examples/study_text.py --model bert --mem-budget 3MB
+graphopt plan examples/study_text.py:build --mem-budget 3MB
 
 `--mem-budget none` is the same loop without graphopt: it prints the same losses, to the bit.
 """
@@ -112,7 +112,7 @@ def build(name: str = "gpt", seed: int = 0) -> tuple[nn.Module, Batch, Callable[
 def main(argv: Sequence[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description="Small transformers read what Python brings along.")
     parser.add_argument("--model", choices=tuple(GOALS), default="gpt")
-    parser.add_argument("--mem-budget", default="4MB")
+    parser.add_argument("--mem-budget", default="3MB")
     args = parser.parse_args(argv)
 
     model, (inputs, _), _ = build(args.model)

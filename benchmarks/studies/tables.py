@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -125,9 +126,8 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def _power(scale: float) -> str:
-    """A scale as a power of two, which ours are."""
-    exponent = scale.hex().partition("p")[2]
-    return "2" + exponent.lstrip("+").translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+    """A scale as a power of two, which ours are, but for the digits that are kept."""
+    return "2" + str(round(math.log2(scale))).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
 
 
 def _columns(rows: Rows) -> tuple[Sequence[str], list[Sequence[str]]]:
