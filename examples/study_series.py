@@ -1,8 +1,8 @@
 """An LSTM, or a transformer over patches, forecasts a year of monthly series (statsmodels': the sea off Peru, CO₂).
 
-python examples/study_series.py --mem-budget 700KB
+python examples/study_series.py --mem-budget 4.5MB
 python examples/study_series.py --model patches --mem-budget 900KB
-graphopt plan examples/study_series.py:build --mem-budget 700KB
+graphopt plan examples/study_series.py:build --mem-budget 4.5MB
 
 `--mem-budget none` is the same loop without graphopt: it prints the same losses, to the bit.
 """
@@ -111,7 +111,7 @@ def build(name: str = "lstm", seed: int = 0) -> tuple[nn.Module, Batch, Callable
 def main(argv: Sequence[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description="Monthly series, forecast a year ahead.")
     parser.add_argument("--model", choices=tuple(MODELS), default="lstm")
-    parser.add_argument("--mem-budget", default="700KB")
+    parser.add_argument("--mem-budget", default="4.5MB")
     args = parser.parse_args(argv)
 
     model, (pasts, _), loss_fn = build(args.model)
