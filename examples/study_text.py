@@ -119,9 +119,8 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     optimizer = optimizer_of(model.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, STEPS))
     if args.mem_budget != "none":
-        # the loss is outside of the model, and is known to no plan before the first step
-        options = {"example_inputs": inputs, "optimizer": optimizer, "reserve": "200KB"}
-        model = graphopt.optimize(model, args.mem_budget, **options)
+        # the loss is outside of the model: the first step shows what it takes, and says so
+        model = graphopt.optimize(model, args.mem_budget, example_inputs=inputs, optimizer=optimizer)
         print(model.graphopt.report)
 
     losses = []
