@@ -15,7 +15,9 @@ from benchmarks.studies.page import PAGE, PLACE, filled
 from benchmarks.studies.results import RESULTS, latest
 from benchmarks.studies.subjects import STUDIES
 from benchmarks.studies.tables import tables
+from benchmarks.studies.variants import RANKS
 from examples import study_images, study_series, study_text
+from graphopt.compression.protocols import wire_bytes
 
 EXAMPLES = {"images": study_images, "text": study_text, "series": study_series}
 
@@ -32,6 +34,13 @@ def test_exact_ways_have_plain_bits_in_the_results() -> None:
     exact = [row for row in rows if row["variant"].startswith("checkpoints")]
     assert len(exact) >= len(STUDIES) and all(all(row["same_losses"]) for row in exact)
     assert all(row["peak_bytes"] <= row["budget_bytes"] for row in exact)
+
+
+def test_bytes_sent_are_those_of_the_protocols() -> None:
+    sent = {row["variant"]: row["sent_bytes"] for row in latest(RESULTS, "images")["rows"] if row["group"] == "ranks"}
+    shapes = [tuple(parameter.shape) for parameter in study_images.build()[0].parameters()]
+    assert sent == {way.name: wire_bytes(way.options.get("compress"), shapes, 2) for way in RANKS}
+    assert sent["TopK 5 %"] < sent["EightBit"] < sent["HalfCast fp16"] < sent["two ranks"] == 4 * 19_714
 
 
 @pytest.mark.slow  # a capture and two trainings of 100 steps each
