@@ -44,8 +44,7 @@ class OptimizerView:
         elsewhere: StateElsewhere | None = None,
     ) -> None:
         self.optimizer, self._model, self._wants_masters = optimizer, model, masters
-        #: Where state is that does not stay on the device.
-        self.elsewhere = elsewhere
+        self.elsewhere = elsewhere  # where state is that does not stay on the device
         self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.masters: dict[str, torch.Tensor] = {}
@@ -59,6 +58,8 @@ class OptimizerView:
         self._check_held()
         check_step_takes_no_closure(optimizer)
         self._adopt()
+        if elsewhere is not None:
+            elsewhere.heed_loads(optimizer, self._adopt)
 
     @property
     def kind(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,16 @@ class StateElsewhere:
             is_like = isinstance(held, Tensor) and held.shape == stepped.shape and held.dtype == stepped.dtype
             if is_like and holder_of(held) is not self.store:  # type: ignore[arg-type]
                 state[key] = self._moved(held, stepped)  # type: ignore[arg-type]
+
+    def heed_loads(self, optimizer: torch.optim.Optimizer, adopt: Callable[[], None]) -> None:
+        """What is loaded into the optimizer goes there at once, as long as whoever adopts is there."""
+        adopting = weakref.WeakMethod(adopt)
+
+        def loaded(_: torch.optim.Optimizer) -> None:
+            if (adopts := adopting()) is not None:
+                adopts()
+
+        optimizer.register_load_state_dict_post_hook(loaded)
 
     def _moved(self, held: Tensor, stepped: Tensor) -> Tensor:
         made = self.new(stepped)

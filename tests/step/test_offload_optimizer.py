@@ -97,10 +97,10 @@ def test_state_dicts_are_ordinary_and_what_is_loaded_goes_to_the_file(tmp_path: 
     # goes on in the same step, and in a plain loop without graphopt
     model.load_state_dict(torch.load(saved)["model"])
     optimizer.load_state_dict(torch.load(saved)["optimizer"])
-    again = [step(X, Y).loss for _ in range(2)]
-    assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
     weight = model[0][0].weight  # type: ignore[index]
     assert holder_of(optimizer.state[weight]["exp_avg"]) is not None
+    again = [step(X, Y).loss for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
     other = build()
     plain = adamw(other)
     other.load_state_dict(torch.load(saved)["model"])

@@ -122,6 +122,8 @@ class Exchange:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.view.parameters.items()}
         mine = own_state(saved, self.ranks, shapes, lambda name: (methods.get(name),))
         self.steps, self.methods, self.auto = first["steps"], methods, None
+        # what is not in a state of before the first step begins anew
+        self.kept.clear()
         with torch.no_grad():
             for name, held in mine.items():
                 for key, tensor in held.items():

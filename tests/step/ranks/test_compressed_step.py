@@ -258,6 +258,20 @@ def test_another_number_of_ranks_shares_out_what_was_kept_back() -> None:
         assert before.any() and torch.allclose(after, before, rtol=0, atol=1e-6 * float(before.abs().max()))
 
 
+def begun_anew() -> dict[str, Any]:
+    """What a step keeps that goes back, behind a step, to its state of before."""
+    step = trained(model(), METHODS["dgc"], None)
+    beginning = step.state_dict()
+    step(*batches(dist.get_rank())[0])
+    assert step.state_dict()["compression"]["state"]
+    step.load_state_dict(beginning)
+    return step.state_dict()["compression"]["state"]
+
+
+def test_a_state_of_before_the_first_step_keeps_nothing_back() -> None:
+    assert run_ranks(2, begun_anew) == [{}, {}]
+
+
 def uncompressed(saved: dict[str, Any] | None) -> dict[str, Any] | tuple[int, float]:
     """What a step without compression saves, or the steps and the sum that one goes on with that loads it."""
     step = trained(net := model(), None, None)
