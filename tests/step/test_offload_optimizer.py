@@ -139,9 +139,21 @@ def test_a_disk_that_fails_is_told_of(tmp_path: Path) -> None:
     step(X, Y)
     weight = model[0][0].weight  # type: ignore[index]
     store = holder_of(optimizer.state[weight]["exp_avg"])
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     store.lane.fails("broken", 3)  # type: ignore[union-attr]
     with pytest.raises(OffloadError, match="Load a checkpoint, and build the step anew"):
         step(X, Y)
+    with pytest.raises(OffloadError, match="not whole, as a transfer failed before.*build the step anew"):
+        step(X, Y)
+
+    optimizer = adamw(model)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    anew = graphopt.train_step(model, mean_square, optimizer, offload_optimizer=tmp_path)
+    other = build()
+    usual = graphopt.train_step(other, mean_square, adamw(other))
+    usual(X, Y)
+    assert torch.equal(anew(X, Y).loss, usual(X, Y).loss)
 
 
 def test_what_it_does_not_go_with_is_said(tmp_path: Path) -> None:

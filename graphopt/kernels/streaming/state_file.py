@@ -33,6 +33,8 @@ class StateFile:
             raise UsageError(message) from error
         self.folder, self._end, self._process = folder, 0, os.getpid()
         self._offsets: dict[int, int] = {}
+        #: Why the state is not whole; "" while it is.
+        self._failed = ""
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         self.lane = Lane(self._file.fileno(), bytes_per_second)
         weakref.finalize(self, _close, self.lane, self._process).atexit = False
@@ -67,11 +69,15 @@ class StateFile:
 
     def wait(self, transfer: int) -> None:
         """Wait for a transfer."""
-        self.lane.wait(transfer)
+        self.finish(transfer)
 
     def finish(self, transfer: int) -> None:
         """Wait for a transfer."""
-        self.lane.wait(transfer)
+        try:
+            self.lane.wait(transfer)
+        except OffloadError as error:
+            self._failed = str(error)
+            raise
 
     def _grown(self, size_bytes: int) -> int:
         """Where the next tensor lies; its blocks are reserved now, as a mapping of what a full disk lacks crashes."""
@@ -88,6 +94,8 @@ class StateFile:
     def _begin(self, is_write: bool, state: Tensor, start: int, memory: Tensor) -> int:
         if self._process != os.getpid():
             raise OffloadError("optimizer state in a file cannot be updated by a process that was forked since")
+        if self._failed:
+            raise OffloadError(f"the optimizer's state is not whole, as a transfer failed before: {self._failed}")
         offset = self._offsets[state.untyped_storage().data_ptr()] + start * state.dtype.itemsize
         # what the user writes into a tensor between two steps is as good as what was written last
         return self.lane.begin(is_write, offset, memory.data_ptr(), memory.nbytes, is_checked=False)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from graphopt.kernels.layout import flat
 
 
-class StateStore(Protocol):
-    """Makes tensors of state that are elsewhere, and moves parts of them between there and the device."""
-
-    def new(self, like: Tensor) -> Tensor:
-        """A tensor of zeros of this shape, layout and dtype. Raises OffloadError where there is no room."""
+class StateTransfers(Protocol):
+    """Moves parts of tensors of state between where they are and the device."""
 
     def read(self, state: Tensor, start: int, into: Tensor) -> Any:
         """Begin to read elements of a tensor, in the order that they have in memory, behind what uses `into` now."""
@@ -29,12 +25,15 @@ class StateStore(Protocol):
         """Wait until a transfer has ended. Raises OffloadError where it failed."""
 
 
-class InMemory:
-    """Ordinary tensors."""
+class StateStore(StateTransfers, Protocol):
+    """Makes tensors of state that are elsewhere, too."""
 
     def new(self, like: Tensor) -> Tensor:
-        """A tensor of zeros of this shape, layout and dtype."""
-        return torch.zeros_like(like)
+        """A tensor of zeros of this shape, layout and dtype. Raises OffloadError where there is no room."""
+
+
+class InMemory:
+    """Transfers of ordinary tensors, which have ended when they begin."""
 
     def read(self, state: Tensor, start: int, into: Tensor) -> None:
         """Copy elements of a tensor."""

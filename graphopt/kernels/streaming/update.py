@@ -14,7 +14,7 @@ from graphopt.base.interrupts import uninterrupted
 from graphopt.device.elsewhere import holder_of
 from graphopt.kernels.layout import as_laid_out, flat
 from graphopt.kernels.streaming.blocks import SLOTS, Part, cut, places, slot_bytes
-from graphopt.kernels.streaming.store import InMemory, StateStore
+from graphopt.kernels.streaming.store import InMemory, StateTransfers
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def update_by_blocks(rows: Rows, update: Update, most_elements: int, *, reads: b
     own. Raises OffloadError where a transfer failed: some parameters are updated then, and others are not.
     """
     # a profile runs the op on tensors of its own
-    store = cast(StateStore, holder_of(rows.states[0][0]) or InMemory())
+    store = cast(StateTransfers, holder_of(rows.states[0][0]) or InMemory())
     gradients = [as_laid_out(g, p) for g, p in zip(rows.gradients, rows.params, strict=True)]
     laid_out = Rows(rows.params, gradients, rows.states, rows.steps, rows.copies)
     blocks = cut([param.numel() for param in rows.params], most_elements)
@@ -80,7 +80,7 @@ def _slots(rows: Rows, most_elements: int) -> list[list[Tensor]]:
 class _Stream:
     """The slots of one update, each with a buffer a kind of state, and the transfers that use them."""
 
-    def __init__(self, rows: Rows, store: StateStore, slots: list[list[Tensor]]) -> None:
+    def __init__(self, rows: Rows, store: StateTransfers, slots: list[list[Tensor]]) -> None:
         self._rows, self._store, self._slots = rows, store, slots
         self._transfers: list[list[Any]] = [[] for _ in slots]
 
