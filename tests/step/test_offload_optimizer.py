@@ -143,7 +143,7 @@ def test_a_disk_that_fails_is_told_of(tmp_path: Path) -> None:
     store.lane.fails("broken", 3)  # type: ignore[union-attr]
     with pytest.raises(OffloadError, match="Load a checkpoint, and build the step anew"):
         step(X, Y)
-    with pytest.raises(OffloadError, match="not whole, as a transfer failed before.*build the step anew"):
+    with pytest.raises(OffloadError, match=r"not whole, as a transfer failed before.*build the step anew"):
         step(X, Y)
 
     optimizer = adamw(model)
