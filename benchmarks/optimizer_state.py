@@ -96,9 +96,7 @@ def main() -> None:
     usual = step_of()
     usual(words)
     usual_bytes = measured_bytes(usual, words)
-    cells: list[dict[str, Any]] = [
-        {"way": "in memory", "measured_bytes": usual_bytes, "planned_bytes": usual.plan.peak_bytes}
-    ]
+    cells: list[dict[str, Any]] = [{"way": "in memory", "measured_bytes": usual_bytes, **planned(usual)}]
     for way, options in WAYS.items():
         for rate in RATES_BYTES_PER_SECOND:
             with mock.patch.object(state_elsewhere, "StateFile", partial(StateFile, bytes_per_second=rate)):
