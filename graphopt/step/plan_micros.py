@@ -27,9 +27,9 @@ def plan_micros(
         for micro in micros:
             assert micro.planned
     except BudgetError:
-        if may_change():
-            return False
         if not watch.may_try:
+            if may_change():
+                return False
             raise
         watch.tries_without()
         for micro in micros:
