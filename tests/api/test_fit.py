@@ -68,8 +68,9 @@ def fits(rows: int, budget: int) -> bool:
     model, _, loss = build()
     batch = (torch.randn(rows, 32), torch.randn(rows, 32))
     optimizer = torch.optim.AdamW(model.parameters())
+    options: dict[str, Any] = {"cost_model": "roofline", "update_in_backward": False}
     try:
-        graphopt.train_step(model, loss, optimizer, budget, example_inputs=batch, cost_model="roofline")
+        graphopt.train_step(model, loss, optimizer, budget, example_inputs=batch, **options)
     except graphopt.BudgetError:
         return False
     return True

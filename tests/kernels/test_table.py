@@ -20,7 +20,7 @@ from graphopt.kernels.define import Implementations, implementation_for
 
 FOLDER = Path(define.__file__).parent
 #: The ops that send, or move, what others made have one implementation each, and no table.
-FAMILIES = sorted({path.parent.name for path in FOLDER.glob("*/ops.py")} - {"sharding", "offload"})
+FAMILIES = sorted({path.parent.name for path in FOLDER.glob("*/ops.py")} - {"sharding", "offload", "streaming"})
 TABLES: dict[str, dict[str, Implementations]] = {
     family: import_module(f"graphopt.kernels.{family}.ops").TABLE for family in FAMILIES
 }
