@@ -17,7 +17,7 @@ SHARE, _LEAST_ELEMENTS, _MOST_ELEMENTS = 16, 2**15, 2**21
 
 
 @dataclass(frozen=True)
-class Part:
+class StatePart:
     """Elements `start` to `stop` of a parameter, in the order that they have in memory."""
 
     parameter: int
@@ -32,13 +32,13 @@ def block_elements(elements: int) -> int:
     return wanted // VECTOR_ELEMENTS * VECTOR_ELEMENTS
 
 
-def cut(elements: Sequence[int], most_elements: int) -> list[list[Part]]:
+def cut(elements: Sequence[int], most_elements: int) -> list[list[StatePart]]:
     """Blocks of at most so many elements of parameters, which follow one another in a block, or are cut.
 
     They are cut at whole vectors: torch's kernels round otherwise in what is left at the end.
     """
     assert most_elements % VECTOR_ELEMENTS == 0
-    blocks: list[list[Part]] = []
+    blocks: list[list[StatePart]] = []
     room = 0
     for parameter, number in enumerate(elements):
         start = 0
@@ -48,13 +48,13 @@ def cut(elements: Sequence[int], most_elements: int) -> list[list[Part]]:
                 room = most_elements
             fits = number - start <= room
             stop = number if fits else start + room // VECTOR_ELEMENTS * VECTOR_ELEMENTS
-            blocks[-1].append(Part(parameter, start, stop, fits))
+            blocks[-1].append(StatePart(parameter, start, stop, fits))
             room -= stop - start
             start = stop
     return blocks
 
 
-def places(block: Sequence[Part], itemsizes: Sequence[int]) -> list[tuple[int, int]]:
+def places(block: Sequence[StatePart], itemsizes: Sequence[int]) -> list[tuple[int, int]]:
     """First byte of each part in a slot and the one behind it, for elements of these sizes by parameter."""
     found, end = [], 0
     for part in block:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from graphopt.kernels.define import define, no_result
-from graphopt.kernels.streaming.update import Rows, update_by_blocks
+from graphopt.kernels.streaming.update import UpdateRows, update_by_blocks
 from graphopt.kernels.tail.ops import ADAM_SCHEMA, SGD_SCHEMA, adam_, sgd_
 
 
@@ -41,12 +41,12 @@ def _stream_adam_(
         return
     states = [state for state in (exp_avgs, exp_avg_sqs, max_exp_avg_sqs) if state]
 
-    def update(rows: Rows) -> None:
+    def update(rows: UpdateRows) -> None:
         maxima = rows.states[2] if max_exp_avg_sqs else []
         held = rows.params, rows.gradients, rows.states[0], rows.states[1], maxima, rows.steps, rows.copies
         adam_(*held, inverse_scale, factor, found_inf, **options)
 
-    update_by_blocks(Rows(params, gradients, states, steps, copies), update, block_elements, reads=True)
+    update_by_blocks(UpdateRows(params, gradients, states, steps, copies), update, block_elements, reads=True)
     torch.autograd.graph.increment_version(params)
 
 
@@ -65,13 +65,13 @@ def _stream_sgd_(
     if _skips(found_inf):
         return
 
-    def update(rows: Rows) -> None:
+    def update(rows: UpdateRows) -> None:
         held = rows.params, rows.gradients, rows.states[0], rows.copies
         sgd_(*held, inverse_scale, factor, found_inf, **options)
 
     # what is there before the first step is not read; where that is skipped on a device, zeros must stay zeros
     reads = not options["first"] or found_inf is not None
-    update_by_blocks(Rows(params, gradients, [momentum_buffers], [], copies), update, block_elements, reads=reads)
+    update_by_blocks(UpdateRows(params, gradients, [momentum_buffers], [], copies), update, block_elements, reads=reads)
     torch.autograd.graph.increment_version(params)
 
 

@@ -13,12 +13,12 @@ from graphopt.base.errors import OffloadError
 from graphopt.base.interrupts import uninterrupted
 from graphopt.device.elsewhere import holder_of
 from graphopt.kernels.layout import as_laid_out, flat
-from graphopt.kernels.streaming.blocks import SLOTS, Part, cut, places, slot_bytes
+from graphopt.kernels.streaming.blocks import SLOTS, StatePart, cut, places, slot_bytes
 from graphopt.kernels.streaming.store import InMemory, StateTransfers
 
 
 @dataclass(frozen=True)
-class Rows:
+class UpdateRows:
     """What is updated: one tensor a parameter in each list; `states` by kind of state, the others may be empty."""
 
     params: Sequence[Tensor]
@@ -29,10 +29,10 @@ class Rows:
 
 
 #: Updates these rows, whose state is on the device.
-Update = Callable[[Rows], None]
+Update = Callable[[UpdateRows], None]
 
 
-def update_by_blocks(rows: Rows, update: Update, most_elements: int, *, reads: bool) -> None:
+def update_by_blocks(rows: UpdateRows, update: Update, most_elements: int, *, reads: bool) -> None:
     """Update all of `rows` by blocks of at most so many elements; parameters are dense, and state is laid out alike.
 
     Without `reads` what was there of the state is not wanted. The bits are those of one update, as each element has its
@@ -41,7 +41,7 @@ def update_by_blocks(rows: Rows, update: Update, most_elements: int, *, reads: b
     # a profile runs the op on tensors of its own
     store = cast(StateTransfers, holder_of(rows.states[0][0]) or InMemory())
     gradients = [as_laid_out(g, p) for g, p in zip(rows.gradients, rows.params, strict=True)]
-    laid_out = Rows(rows.params, gradients, rows.states, rows.steps, rows.copies)
+    laid_out = UpdateRows(rows.params, gradients, rows.states, rows.steps, rows.copies)
     blocks = cut([param.numel() for param in rows.params], most_elements)
     stream = _Stream(laid_out, store, _slots(rows, most_elements))
     try:
@@ -56,7 +56,7 @@ def update_by_blocks(rows: Rows, update: Update, most_elements: int, *, reads: b
         stream.settle()
 
 
-def _run(stream: _Stream, blocks: list[list[Part]], update: Update, reads: bool) -> None:
+def _run(stream: _Stream, blocks: list[list[StatePart]], update: Update, reads: bool) -> None:
     if reads:
         stream.read(0, blocks[0])
     for number, block in enumerate(blocks):
@@ -71,7 +71,7 @@ def _run(stream: _Stream, blocks: list[list[Part]], update: Update, reads: bool)
         stream.finish(slot)
 
 
-def _slots(rows: Rows, most_elements: int) -> list[list[Tensor]]:
+def _slots(rows: UpdateRows, most_elements: int) -> list[list[Tensor]]:
     elements, device = [param.numel() for param in rows.params], rows.params[0].device
     sizes = [slot_bytes(elements, [t.dtype.itemsize for t in state], most_elements) for state in rows.states]
     return [[torch.empty(size, dtype=torch.uint8, device=device) for size in sizes] for _ in range(SLOTS)]
@@ -80,17 +80,17 @@ def _slots(rows: Rows, most_elements: int) -> list[list[Tensor]]:
 class _Stream:
     """The slots of one update, each with a buffer a kind of state, and the transfers that use them."""
 
-    def __init__(self, rows: Rows, store: StateTransfers, slots: list[list[Tensor]]) -> None:
+    def __init__(self, rows: UpdateRows, store: StateTransfers, slots: list[list[Tensor]]) -> None:
         self._rows, self._store, self._slots = rows, store, slots
         self._transfers: list[list[Any]] = [[] for _ in slots]
 
-    def read(self, slot: int, block: list[Part]) -> None:
+    def read(self, slot: int, block: list[StatePart]) -> None:
         """Begin to read the state of a block."""
         for tensors, parts in zip(self._rows.states, self._parts(slot, block), strict=True):
             for part, memory in zip(block, parts, strict=True):
                 self._transfers[slot].append(self._store.read(tensors[part.parameter], part.start, memory))
 
-    def write(self, slot: int, block: list[Part]) -> None:
+    def write(self, slot: int, block: list[StatePart]) -> None:
         """Begin to write it back."""
         for tensors, parts in zip(self._rows.states, self._parts(slot, block), strict=True):
             for part, memory in zip(block, parts, strict=True):
@@ -117,7 +117,7 @@ class _Stream:
                 except OffloadError:
                     continue
 
-    def rows_of(self, slot: int, block: list[Part]) -> Rows:
+    def rows_of(self, slot: int, block: list[StatePart]) -> UpdateRows:
         """The parts of a block; a parameter's count of steps advances with its last part."""
         rows = self._rows
 
@@ -128,9 +128,9 @@ class _Stream:
             rows.steps[p.parameter] if p.is_last else rows.steps[p.parameter].clone() for p in block if rows.steps
         ]
         states = self._parts(slot, block)
-        return Rows(some(rows.params), some(rows.gradients), states, counts, some(rows.copies))
+        return UpdateRows(some(rows.params), some(rows.gradients), states, counts, some(rows.copies))
 
-    def _parts(self, slot: int, block: list[Part]) -> list[list[Tensor]]:
+    def _parts(self, slot: int, block: list[StatePart]) -> list[list[Tensor]]:
         """Where in a slot the parts of a block are, by kind of state."""
         found = []
         for tensors, buffer in zip(self._rows.states, self._slots[slot], strict=True):
