@@ -58,8 +58,7 @@ def _own_scratch_bytes(node: Node) -> int:
     given: dict[str, Any] = dict(node.kwargs)
     params = [argument.meta["val"] for argument in given["params"]]
     kinds = sum(bool(given.get(name)) for name in STREAMED[node.target])
-    sizes = [param.numel() for param in params], [param.dtype.itemsize for param in params]
-    return slots_bytes(*sizes, kinds, given["block_elements"])
+    return slots_bytes(params, kinds, given["block_elements"])
 
 
 def flops(node: Node, at: At | None = None) -> float:

@@ -23,7 +23,7 @@ BATCH, STEPS, WIDTH, RATE, MOMENTUM, WARM_UP = 32, 100, 8, 0.1, 0.9, 10
 GOAL = 0.95
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions beside a way around them (He et al., 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -42,7 +42,9 @@ class ResNet8(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, WIDTH, 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
-        self.blocks = nn.Sequential(Block(WIDTH, WIDTH, 1), Block(WIDTH, 2 * WIDTH, 2), Block(2 * WIDTH, 4 * WIDTH, 2))
+        self.blocks = nn.Sequential(
+            ResidualBlock(WIDTH, WIDTH, 1), ResidualBlock(WIDTH, 2 * WIDTH, 2), ResidualBlock(2 * WIDTH, 4 * WIDTH, 2)
+        )
         self.head = nn.Linear(4 * WIDTH, 10)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from graphopt.device.storages import allocated_bytes
 from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 from graphopt.kernels.layout import is_dense
 from graphopt.kernels.pieces import PIECE_ELEMENTS, table_bytes
-from graphopt.kernels.streaming.blocks import SLOTS, slot_bytes
+from graphopt.kernels.streaming.blocks import slots_bytes
 from graphopt.kernels.tail import definition_update
 from graphopt.passes.window.update import NUMBERS, STATE, GroupUpdate
 from graphopt.step.optimizer_view import OptimizerView
@@ -111,7 +111,7 @@ def _one_update_bytes(
     view: OptimizerView, group: GroupUpdate, names: Sequence[str], gradients: Dtypes, options: TailOptions
 ) -> int:
     """What one op of the graph allocates: torch's kernels, as ours read float32 and half gradients as they are."""
-    own_bytes = _slots_bytes(view, group, names) if names and names[0] in group.elsewhere else 0
+    own_bytes = _blocks_bytes(view, group, names) if names and names[0] in group.elsewhere else 0
     if names and _own_kernels(view.stepped(names[0]).device, group.kind, len(names)):
         left = [name for name in names if not _is_taken(view.stepped(name))]
         own_bytes += _own_update_bytes(len(names) - len(left), view.stepped(names[0]).device)
@@ -141,12 +141,10 @@ def _one_update_bytes(
     return max(own_bytes, stock_bytes) if names[0] not in group.elsewhere else own_bytes + stock_bytes
 
 
-def _slots_bytes(view: OptimizerView, group: GroupUpdate, names: Sequence[str]) -> int:
+def _blocks_bytes(view: OptimizerView, group: GroupUpdate, names: Sequence[str]) -> int:
     """What blocks of state take that come and go."""
-    stepped = [view.stepped(name) for name in names]
-    sizes = [each.numel() for each in stepped], [each.dtype.itemsize for each in stepped]
-    slot = allocated_bytes(slot_bytes(*sizes, group.block_elements), stepped[0].device)
-    return SLOTS * sum(key != "step" for key in group.state) * slot
+    kinds = sum(key != "step" for key in group.state)
+    return slots_bytes([view.stepped(name) for name in names], kinds, group.block_elements)
 
 
 def _own_update_bytes(count: int, device: torch.device) -> int:

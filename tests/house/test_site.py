@@ -141,7 +141,7 @@ def test_tables_of_accuracy_tell_what_was_over_and_by_how_much(tmp_path: Path, m
     inside = accuracy.Peak("r", "a", 1000, 1000, 990)
     over = accuracy.Peak("r", "b", 1000, 1000, 1000 + 2048)
     without = accuracy.Peak("r", "c", None, 500, 500)
-    row = accuracy.line(accuracy.Run("r", "r.json", (inside, over, without), 3))
+    row = accuracy.line(accuracy.MeasuredRun("r", "r.json", (inside, over, without), 3))
     assert row[1:4] == (3, "1 of 2", 3) and row[-1] == "2.0 KiB" and row[4].startswith("0.3281 to 1.0101")
     for name in ("matrix_cpu.json", "matrix_cpu_2026-11-29.json", "matrix_cpu_2026-12-01.json", "matrix_cpu_more.json"):
         (tmp_path / name).write_text("[]")

@@ -46,7 +46,7 @@ class Time:
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """A file of results: what was run, its rows of measured steps, and how many budgets were refused."""
 
     title: str
@@ -100,7 +100,7 @@ PEAKS: tuple[tuple[str, str, str, Callable[[Row], str], str, str], ...] = (
 )  # fmt: skip
 
 
-def runs() -> list[Run]:
+def runs() -> list[MeasuredRun]:
     """All benchmarks that predict peaks."""
     found = []
     for title, stem, key, what, predicted, measured in PEAKS:
@@ -108,7 +108,7 @@ def runs() -> list[Run]:
         rows = [row for row in rows_of(path, key) if row.get(predicted) or row.get("error")]
         ran = [row for row in rows if not row.get("error")]
         peaks = tuple(Peak(title, what(row), budget(row), row[predicted], row[measured]) for row in ran)
-        found.append(Run(title, path.name, peaks, len(rows) - len(ran)))
+        found.append(MeasuredRun(title, path.name, peaks, len(rows) - len(ran)))
     return found
 
 
@@ -125,7 +125,7 @@ def peaks() -> str:
     return f"{table(headings, [line(run) for run in runs()])}\n\nThe files, in this order: {files}."
 
 
-def line(run: Run) -> tuple[object, ...]:
+def line(run: MeasuredRun) -> tuple[object, ...]:
     limited = [peak for peak in run.peaks if peak.budget_bytes is not None]
     over = [peak.measured_bytes - peak.budget_bytes for peak in limited if not peak.is_inside]  # type: ignore[operator]
     ratios = [peak.ratio for peak in run.peaks]

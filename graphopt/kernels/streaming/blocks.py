@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from graphopt.device.storages import allocated_bytes
+
 #: While one block is computed the next one comes and the last one goes.
 SLOTS = 3
 #: Elements that any kernel's vectors divide.
@@ -64,9 +68,10 @@ def places(block: Sequence[StatePart], itemsizes: Sequence[int]) -> list[tuple[i
     return found
 
 
-def slots_bytes(elements: Sequence[int], itemsizes: Sequence[int], kinds: int, most_elements: int) -> int:
-    """Bytes of all slots, for so many kinds of state."""
-    return SLOTS * kinds * slot_bytes(elements, itemsizes, most_elements)
+def slots_bytes(params: Sequence[torch.Tensor], kinds: int, most_elements: int) -> int:
+    """Bytes of all slots, as the allocator hands them out, for so many kinds of state of these parameters."""
+    sizes = [param.numel() for param in params], [param.dtype.itemsize for param in params]
+    return SLOTS * kinds * allocated_bytes(slot_bytes(*sizes, most_elements), params[0].device)
 
 
 def slot_bytes(elements: Sequence[int], itemsizes: Sequence[int], most_elements: int) -> int:
