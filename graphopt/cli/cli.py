@@ -140,6 +140,7 @@ def _export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--onnx", metavar="PATH", required=True, help="the file to write, for example model.onnx")
     command.add_argument("--mem-budget", metavar="BYTES", help="plan for it first; without, the nodes have no notes")
     _planner(command)
+    _offload(command)
 
 
 def _numerics(command: argparse.ArgumentParser) -> None:
@@ -164,7 +165,10 @@ def _target(command: argparse.ArgumentParser) -> None:
         "an ONNX file, model.onnx",
     )
     command.add_argument(
-        "--dim", metavar="NAME=SIZE,...", action="append", help="of an ONNX file: sizes that have only a name, as N=8"
+        "--dim",
+        metavar="NAME=SIZE,...",
+        action="append",
+        help="of an ONNX file: sizes that have only a name, as N=8; others by their place, as x@0=8",
     )
     command.add_argument("--cost-model", default="auto", help="profiled, roofline or auto (default)")
     command.add_argument("--reserve", metavar="BYTES", default="0", help="bytes that you hold besides (default 0)")

@@ -152,7 +152,8 @@ def export(options: argparse.Namespace) -> CommandResult:
     planned: tuple[PlannedGraph, ...] = ()
     about: dict[str, Any] = {}
     if options.mem_budget is not None:
-        keywords = {"planner": options.planner, "plan_seconds": options.plan_seconds, **_costs(options)}
+        keywords = {"planner": options.planner, "plan_seconds": options.plan_seconds, "offload": options.offload}
+        keywords |= _costs(options)
         if target.optimizer is not None:
             keywords["optimizer"] = target.optimizer
         found = plan_model(

@@ -24,11 +24,15 @@ from onnx import ModelProto, NodeProto, checker
 from torch import nn
 
 from graphopt.base.errors import CaptureError, OnnxError
-from graphopt.plan.checkpoints import find_checkpoints
+from graphopt.graph.transfers import fetch_ops, fetched_values
+from graphopt.plan.checkpoints import kept_values
 from graphopt.plan.planned_graph import PlannedGraph
 
-#: Keys of a node's metadata: "true" or "false", a count of further runs, bytes of its values, seconds of one run.
-KEPT, RECOMPUTED, BYTES, SECONDS = (f"graphopt.{name}" for name in ("kept", "recomputed", "bytes", "seconds"))
+#: Keys of a node's metadata: "true" or "false", a count of further runs, the same of what is moved out of memory and
+#: fetched back, bytes of its values, seconds of one run.
+KEPT, RECOMPUTED, OFFLOADED, BYTES, SECONDS = (
+    f"graphopt.{name}" for name in ("kept", "recomputed", "offloaded", "bytes", "seconds")
+)
 _SCOPES, _TRACE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace"
 #: In place of a module: any.
 _ANY = "*"
@@ -44,6 +48,7 @@ class OpNote:
     where: tuple[str, str]
     kept: bool
     runs_again: int
+    offloaded: bool
     bytes: int
     seconds: float
 
@@ -91,18 +96,21 @@ def notes_of(planned: Iterable[PlannedGraph]) -> list[OpNote]:
     found = []
     for each in planned:
         step, problem = each.captured.step, each.captured.problem
-        kept = {checkpoint.value for checkpoint in find_checkpoints(step, problem, each.schedule)}
+        kept = set(kept_values(step, problem, each.schedule))
+        fetched = {value for values in fetched_values(step, each.schedule).values() for value in values}
+        handed_on = {step.ops[op].transfer.of: step.ops[op].outputs for op in fetch_ops(step)}  # type: ignore[union-attr]
         for position, (op, priced) in enumerate(zip(step.ops, problem.ops, strict=True)):
             if priced.backward or op.node is None:
                 continue
-            values = [step.values[number] for number in priced.outputs]
+            outputs = handed_on.get(position, op.outputs)
             found.append(
                 OpNote(
-                    (op.module_path, op.source),
-                    any(value.name in kept for value in values),
-                    each.schedule.count(position) - 1,
-                    sum(problem.values[number].bytes for number in priced.outputs),
-                    float(priced.seconds),
+                    where=(op.module_path, op.source),
+                    kept=not kept.isdisjoint(outputs),
+                    runs_again=each.schedule.count(position) - 1,
+                    offloaded=not fetched.isdisjoint(outputs),
+                    bytes=sum(problem.values[number].bytes for number in outputs),
+                    seconds=float(priced.seconds),
                 )
             )
     return found
@@ -130,6 +138,7 @@ def note_nodes(proto: ModelProto, notes: Sequence[OpNote]) -> int:
         entries = {
             KEPT: str(any(note.kept for note in mine)).lower(),
             RECOMPUTED: str(sum(note.runs_again for note in mine)),
+            OFFLOADED: str(any(note.offloaded for note in mine)).lower(),
             BYTES: str(sum(note.bytes for note in mine)),
             SECONDS: f"{sum(note.seconds for note in mine):.3e}",
         }

@@ -29,7 +29,17 @@ _NOT_IN_NAMES = re.compile(r"\W")
 class Builder:
     """One import: values by their names in the file, and what there is to tell of them."""
 
-    def __init__(self, model: ModelProto, folder: Path, *, with_weights: bool, title: str = "OnnxModel") -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        folder: Path,
+        *,
+        with_weights: bool,
+        title: str = "OnnxModel",
+        batch_in_file: int | None = None,
+    ) -> None:
+        self.batch_in_file, self.batch = batch_in_file, batch_in_file
+        self.of_inputs: set[str] = set()
         self.model, self.folder, self.with_weights, self.title = model, folder, with_weights, title
         self.opset = opset_of(model)
         self.root = nn.Module()
@@ -52,6 +62,8 @@ class Builder:
         Inputs that a file was `stripped` of, its weights, are made at random. Raises OnnxError with node and operator.
         """
         self.values.update(known)
+        self.batch = shapes[0][0] if self.batch_in_file is not None else None
+        self.of_inputs.update(each.name for each in inputs)
         for each in stripped:
             value = self.parameters.at_random(each.name, TensorKind(tuple(each.shape({})), each.dtype))
             trains = self.uses.trains(each.name, value.numel(), floating=True)
@@ -92,9 +104,13 @@ class Builder:
 
     def _call(self, node: NodeProto) -> Sequence[Any]:
         attributes = {each.name: self._attribute(each) for each in node.attribute}
+        batch = None
+        if self.batch_in_file is not None and self.batch is not None and self.of_inputs.intersection(node.input):
+            self.of_inputs.update(node.output)
+            batch = (self.batch_in_file, self.batch)
         asked = OnnxNode(
             node.op_type, node.name, self.opset, attributes, tuple(self._is_read(name) for name in node.output),
-            self._layer(node),
+            self._layer(node), batch,
         )  # fmt: skip
         missing = [name for name in node.input if name not in self.values]
         if missing:

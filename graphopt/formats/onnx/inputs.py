@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from onnx import ModelProto
@@ -16,6 +17,8 @@ from graphopt.formats.onnx.weights import Uses
 
 #: Examples are really made; larger ones are a mistake in `--dim`, or a file that wants to fill the memory.
 MOST_BYTES = 2**33
+#: A dimension of an input, for those whose size is a number in the file, or nothing: `x@0`.
+_PLACE = re.compile(r"(.+)@(\d+)")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def inputs_of(model: ModelProto) -> list[OnnxInput]:
         if not kind.HasField("shape"):
             raise OnnxError(f"input {each.name!r} says nothing of its shape: export the model with one")
         sizes = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or f"{each.name}_{axis}"
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or f"{each.name}@{axis}"
             for axis, dim in enumerate(kind.shape.dim)
         )
         found.append(OnnxInput(each.name, sizes, dtype))
@@ -59,6 +62,34 @@ def is_stripped(each: OnnxInput, uses: Uses) -> bool:
     """Whether an input is a weight that the file lacks: it stands in such a place, and all its sizes are numbers."""
     numbers = all(isinstance(size, int) for size in each.sizes)
     return bool(each.sizes) and numbers and each.dtype.is_floating_point and uses.is_missing(each.name)
+
+
+def resized(inputs: Sequence[OnnxInput], dims: Mapping[str, int]) -> tuple[list[OnnxInput], dict[str, int]]:
+    """The inputs with other numbers where `dims` has a dimension by its place, `x@0`; and what is left of `dims`.
+
+    Raises OnnxError where there is no such dimension, or where it has a name.
+    """
+    found = {each.name: each for each in inputs}
+    left = dict(dims)
+    names = names_of_sizes(inputs)
+    for key, size in dims.items():
+        match = _PLACE.fullmatch(key)
+        if match is None or key in names:
+            continue
+        each, axis = found.get(match[1]), int(match[2])
+        if each is None or axis >= len(each.sizes):
+            raise OnnxError(f"there is no dimension {key}; {_said(inputs)}")
+        if isinstance(each.sizes[axis], str):
+            raise OnnxError(f"the size of {key} has a name: --dim {each.sizes[axis]}={size}")
+        found[each.name] = replace(each, sizes=(*each.sizes[:axis], size, *each.sizes[axis + 1 :]))
+        del left[key]
+    return [found[each.name] for each in inputs], left
+
+
+def batch_in_file(inputs: Sequence[OnnxInput]) -> int | None:
+    """The first input's first size, where it is a number in the file: nodes may have it among theirs."""
+    first = inputs[0].sizes[0] if inputs and inputs[0].sizes else None
+    return first if isinstance(first, int) else None
 
 
 def names_of_sizes(inputs: Sequence[OnnxInput]) -> list[str]:
@@ -80,11 +111,17 @@ def check_sizes(inputs: Sequence[OnnxInput], dims: Mapping[str, int]) -> None:
         raise OnnxError(f"sizes that have only a name: {said}; give them: {' '.join(f'--dim {n}=8' for n in missing)}")
     unknown = [name for name in dims if name not in names]
     if unknown:
-        raise OnnxError(f"there is no size named {', '.join(unknown)}; there are: {', '.join(names) or 'none'}")
+        raise OnnxError(f"there is no size named {', '.join(unknown)}; {_said(inputs)}")
     for each in inputs:
         count = math.prod(each.shape(dims))
         if count * torch.empty((), dtype=each.dtype).element_size() > MOST_BYTES:
             raise OnnxError(f"input {each.name!r} of sizes {each.shape(dims)} is larger than {MOST_BYTES:,} bytes")
+
+
+def _said(inputs: Sequence[OnnxInput]) -> str:
+    """The inputs with their sizes, and how to give them."""
+    shapes = ", ".join(f"{each.name}[{', '.join(map(str, each.sizes))}]" for each in inputs)
+    return f"there are {shapes or 'no inputs'}: a name as N=8, a number by its place as NAME@0=8"
 
 
 def example(each: OnnxInput, dims: Mapping[str, int], placeholder: fx.Node, seed: int) -> Tensor:

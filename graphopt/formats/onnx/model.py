@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from graphopt.base.errors import OnnxError
 from graphopt.formats.onnx.graph import Builder
-from graphopt.formats.onnx.inputs import check_sizes, example, inputs_of, is_stripped
+from graphopt.formats.onnx.inputs import batch_in_file, check_sizes, example, inputs_of, is_stripped, resized
 from graphopt.formats.onnx.lines import name_lines
 from graphopt.formats.onnx.ops import OPERATORS
 from graphopt.formats.onnx.read import check, count_operators, opset_of, read_file
@@ -37,7 +37,7 @@ def read_model(
     sizes_change: bool = False,
     seed: int = 0,
 ) -> ImportedModel:
-    """Read an ONNX file; `dims` are sizes that have only a name in it.
+    """Read an ONNX file; `dims` are sizes that have only a name in it, and others by their place: `x@0`.
 
     Without weights these are left as they come, for the meta device. Where sizes are to change, the graph follows the
     batch and the named sizes as far as it can. Raises OnnxError for a file that cannot be read, a size that is missing,
@@ -82,9 +82,11 @@ def import_model(
     uses = uses_of(model.graph.node)
     stripped = [each for each in inputs if may_be_stripped and is_stripped(each, uses)]
     inputs = [each for each in inputs if each not in stripped]
+    in_file = batch_in_file(inputs)
+    inputs, dims = resized(inputs, dims)
     check_sizes(inputs, dims)
     shapes = [each.shape(dims) for each in inputs]
-    builder = Builder(model, folder, with_weights=with_weights, title=title)
+    builder = Builder(model, folder, with_weights=with_weights, title=title, batch_in_file=in_file)
     module = builder.build(inputs, shapes, known or {}, stripped)
     holes = [node for node in module.graph.nodes if node.op == "placeholder"]
     examples = {
@@ -94,7 +96,7 @@ def import_model(
     if sizes_change:
         follow_sizes(
             module, shapes, sizes_of(inputs, dims),
-            lambda shapes: Builder(model, folder, with_weights=False).build(
+            lambda shapes: Builder(model, folder, with_weights=False, batch_in_file=in_file).build(
                 inputs, shapes, known or {}, stripped
             ),
         )  # fmt: skip

@@ -75,6 +75,49 @@ def test_batch_normalisation_of_all_times(opset: int, attributes: dict[str, Any]
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "inception_v1", "squeezenet", "resnet50"])
+def test_public_files_in_another_batch_than_they_were_made_for(name: str) -> None:
+    """Their batch of 1 stands in their inputs, and for most in a Reshape too."""
+    path = PUBLIC / f"light_{name}.onnx"
+    if not path.is_file():
+        pytest.skip("an onnx without these files")
+    alone = read_model(path)
+    weights = {each.name for each in onnx.load(path).graph.initializer}
+    (given,) = (each.name for each in onnx.load(path).graph.input if each.name not in weights)
+    three = read_model(path, {f"{given}@0": 3}, sizes_change=True)
+    ((hole, x),) = three.example_inputs.items()
+    assert x.shape[0] == 3
+    with torch.no_grad():
+        (got,) = three.module.eval()(x)
+        wanted = torch.cat([alone.module.eval()(row[None])[0] for row in x])
+        torch.testing.assert_close(got, wanted.reshape(got.shape), rtol=1e-4, atol=1e-6)
+        (five,) = three.module(**{hole: torch.cat([x, x[:2]])})
+    torch.testing.assert_close(five, torch.cat([got, got[:2]]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_is_named_in_reshapes_follows_inputs_alone() -> None:
+    """A shape that begins with the file's batch by chance, of a weight, is left as it is."""
+    one = [
+        helper.make_node("Reshape", ["w", "row"], ["wide"]),
+        helper.make_node("Reshape", ["x", "all"], ["flat"]),
+        helper.make_node("Mul", ["flat", "wide"], ["y"]),
+    ]
+    tensors = [
+        numpy_helper.from_array(value, name)
+        for name, value in (
+            ("w", np.arange(8, dtype=np.float32).reshape(4, 2)),
+            ("row", np.array([1, -1])),
+            ("all", np.array([1, 8])),
+        )
+    ]
+    kinds = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 2, 4]), ("y", None))]
+    graph = helper.make_graph(one, "rows", [kinds[0]], [kinds[1]], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    x = torch.randn(4, 2, 4)
+    (got,) = import_model(model, NOWHERE, {"x@0": 4}).module(x)
+    torch.testing.assert_close(got, x.reshape(4, 8) * torch.arange(8.0))
+
+
 @pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "inception_v2", "resnet50", "densenet121"])
 def test_public_files_compute_what_onnx_says(name: str) -> None:
     """In evaluation, what stands beside them; and in training every weight has a gradient."""

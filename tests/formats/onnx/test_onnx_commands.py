@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from graphopt.cli import cli
@@ -77,6 +78,9 @@ def test_a_file_is_verified(model: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["plan", "{model}", "--mem-budget", "1MiB"], "--dim N=8"),
         (["plan", "{model}", "--dim", "N", "--mem-budget", "1MiB"], "no NAME=SIZE"),
         (["plan", "{model}", "--dim", "M=3,N=2", "--mem-budget", "1MiB"], "no size named M"),
+        (["plan", "{model}", "--dim", "{hole}@0=3", "--mem-budget", "1MiB"], "has a name: --dim N=3"),
+        (["plan", "{model}", "--dim", "{hole}@7=3,N=2", "--mem-budget", "1MiB"], "there is no dimension {hole}@7"),
+        (["plan", "{model}", "--dim", "{hole}@1=5,N=2", "--mem-budget", "1MiB"], "cannot be computed"),
         (["plan", "{train}:build", "--dim", "N=3", "--mem-budget", "1MiB"], "is none"),
         (["plan", "nowhere.onnx", "--mem-budget", "1MiB"], "there is no file"),
         (["plan", "{train}.onnx", "--mem-budget", "1MiB"], "no ONNX file"),
@@ -88,8 +92,9 @@ def test_usage_errors(
     train = tmp_path / "train.py"
     train.write_text(TRAIN)
     (tmp_path / "train.py.onnx").write_text(TRAIN)
-    code, out, err = run(capsys, *(word.format(model=model, train=train) for word in words))
-    assert (code, out) == (2, "") and message in err and "Traceback" not in err
+    hole = onnx.load(model).graph.input[0].name
+    code, out, err = run(capsys, *(word.format(model=model, train=train, hole=hole) for word in words))
+    assert (code, out) == (2, "") and message.format(hole=hole) in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(("package", "command"), [("onnx", "plan"), ("onnxscript", "export")])

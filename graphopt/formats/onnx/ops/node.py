@@ -41,7 +41,8 @@ DTYPES: Mapping[int, torch.dtype] = {
 class OnnxNode:
     """One node: its attributes as Python values (tensors as torch has them), and which outputs are read.
 
-    `layer(module, *inputs)` makes `module` a part of the model and calls it: for what differs in training.
+    `layer(module, *inputs)` makes `module` a part of the model and calls it: for what differs in training. `batch` is
+    the one that the file was made for, and the one that is asked for.
     """
 
     op: str
@@ -50,6 +51,7 @@ class OnnxNode:
     attributes: Mapping[str, Any]
     wanted: tuple[bool, ...]
     layer: Layer
+    batch: tuple[int, int] | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or what ONNX has where it is left out."""

@@ -21,7 +21,20 @@ def _reshape(node: OnnxNode, x: Tensor, shape: Tensor | None = None) -> Tensor:
         if any(size == 0 and place >= x.dim() for place, size in enumerate(sizes)):
             raise OnnxError(f"a size is taken over from a dimension that the input, of {x.dim()}, has not")
         sizes = [x.shape[place] if size == 0 else size for place, size in enumerate(sizes)]
-    return x.reshape(sizes)
+    return x.reshape(_with_batch(node, sizes, x))
+
+
+def _with_batch(node: OnnxNode, sizes: list[int], x: Tensor) -> list[int]:
+    """The sizes with the batch that is asked for, where they begin with the file's and hold another count.
+
+    A size that is left to be found (-1) would swallow the batch: there it goes where the input begins with it.
+    """
+    if node.batch is None or not sizes or sizes[0] != node.batch[0] or node.batch[0] == node.batch[1]:
+        return sizes
+    changed = [node.batch[1], *sizes[1:]]
+    held = max(1, math.prod(size for size in changed if size != -1))
+    fits = x.shape[:1] == (node.batch[1],) and x.numel() % held == 0 if -1 in changed else x.numel() == held
+    return changed if fits else sizes
 
 
 def _flatten(node: OnnxNode, x: Tensor) -> Tensor:
