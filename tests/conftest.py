@@ -6,6 +6,7 @@ import functools
 import gc
 import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,19 @@ def pytest_collection_finish() -> None:
 
         silence_trace()
         settle()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def roofline_is_one_machines() -> Iterator[None]:
+    """Plans by roofline's prices are the same wherever the tests run: a machine of this speed, whatever is here."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.support.machine import speed_of
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("graphopt.cost_models.roofline.device_speed", speed_of)
+        yield
 
 
 @pytest.fixture(autouse=True)
