@@ -18,7 +18,7 @@ from graphopt.capture.tangents import loss_alone
 from graphopt.device.snapshot import generators_kept
 from graphopt.device.storages import tensors_in
 from graphopt.graph.captured_graph import CapturedGraph, Decision
-from graphopt.lower.halves import MOST_ROUNDS
+from graphopt.lower.compiler import MOST_ROUNDS
 from graphopt.plan.choice import Choice
 from graphopt.plan.graph_study import studied
 from graphopt.plan.offload.where import offload_to

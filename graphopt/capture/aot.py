@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -45,11 +45,11 @@ from graphopt.emit.whole_backward import emit_beside_whole
 from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.nodes import is_own_file
 from graphopt.graph.transfers import decided_step
-from graphopt.lower.before_planning import as_inductor_partitions, decompositions
 from graphopt.lower.compiler import Compiler
-from graphopt.lower.halves import LoweredHalves, lower_halves
-from graphopt.lower.virtual_values import virtual_nodes
 from graphopt.problem.schedule import Schedule
+
+if TYPE_CHECKING:
+    from graphopt.lower.halves import LoweredHalves
 
 logger = logging.getLogger("graphopt")
 
@@ -154,11 +154,19 @@ def compile_graph(request: CaptureRequest, decide: Decide) -> CompiledGraph:
         bw_compiler=made.backward,
         inference_compiler=made.without_gradients,
         partition_fn=partition,
-        decompositions=decompositions() if request.compiler == "inductor" else None,
+        decompositions=_decompositions(request.compiler),
         keep_inference_input_mutations=True,
     )
     call = _traced(request, compiler, made.begin_anew)
     return CompiledGraph(call, made.emitted, made.runnables, made.lowered, made.many)
+
+
+def _decompositions(compiler: Compiler) -> dict[Any, Any] | None:
+    if compiler == "eager":
+        return None
+    from graphopt.lower.before_planning import decompositions
+
+    return decompositions()
 
 
 @dataclass(eq=False)
@@ -190,6 +198,8 @@ class _Compilation:
             self.emitted = write(decision)
             forward = self.emitted.forward
         if request.compiler == "inductor":
+            from graphopt.lower.halves import lower_halves
+
             self.lowered = lower_halves(self.emitted)
         return forward, self.emitted.whole_backward or self.emitted.backward
 
@@ -233,6 +243,9 @@ def _captured(
     static = [i - tokens.forward for i in static_inputs]
     virtual: FindVirtual = none_is_virtual
     if request.compiler == "inductor":
+        from graphopt.lower.before_planning import as_inductor_partitions
+        from graphopt.lower.virtual_values import virtual_nodes
+
         graph, virtual = as_inductor_partitions(graph, inputs, static), virtual_nodes
     options = (request.cost_model, request.name, break_reason, request.hand_over, request.tangents, virtual)
     captured = capture_graph(graph, static, *options, tangent_is_known=request.tangent_is_known)

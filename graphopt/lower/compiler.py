@@ -1,4 +1,4 @@
-"""Which kernels run a plan."""
+"""Which kernels run a plan. To know that takes none of Inductor, which takes a second to import."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from graphopt.base.errors import UsageError
 
 #: Eager's own kernels, op by op; or those that Inductor makes of the emitted graphs.
 Compiler = Literal["eager", "inductor"]
+#: Plans that are compiled until the kernels of one fit; most fit at once, and each takes as long as torch.compile.
+MOST_ROUNDS = 4
 
 
 def check_compiler(compiler: object) -> None:

@@ -19,9 +19,6 @@ from graphopt.lower.trial import device_of, trial_peak_bytes, trial_peak_bytes_o
 
 logger = logging.getLogger("graphopt")
 
-#: Plans that are compiled until the kernels of one fit; most fit at once, and each takes as long as torch.compile.
-MOST_ROUNDS = 4
-
 
 @dataclass(frozen=True, eq=False)
 class LoweredHalves:

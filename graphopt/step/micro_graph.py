@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -17,11 +17,13 @@ from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.roles import DESCRIPTOR, Accumulator
 from graphopt.graph.transfers import decided_step
 from graphopt.lower.compiler import Compiler
-from graphopt.lower.halves import LoweredWhole
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.other_sizes import GraphAtSizes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.run.graphs.input_symbols import InputSymbols, Sizes
+
+if TYPE_CHECKING:
+    from graphopt.lower.halves import LoweredWhole
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,11 @@ class MicroGraph:
     def _emitted(self, decision: Decision) -> fx.GraphModule | LoweredWhole:
         with generators_kept():
             emitted = emit_whole(decided_step(self.captured, decision), decision.schedule, decision.depot)
-            return emitted if self.compiler == "eager" else LoweredWhole(emitted)
+            if self.compiler == "eager":
+                return emitted
+            from graphopt.lower.halves import LoweredWhole
+
+            return LoweredWhole(emitted)
 
     @cached_property
     def accumulators(self) -> dict[int, torch.Tensor]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import fx
+
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
-from graphopt.lower.halves import MOST_ROUNDS, LoweredWhole
+from graphopt.lower.compiler import MOST_ROUNDS
 from graphopt.step.memory import StepMemory
 from graphopt.step.micro_graph import Micro
 from graphopt.step.step_watch import StepWatch
@@ -77,4 +79,4 @@ def _beside_bytes(micro: Micro) -> int:
 
 
 def _measured_bytes(micro: Micro) -> int | None:
-    return micro.module.peak_bytes if isinstance(micro.module, LoweredWhole) else None
+    return None if isinstance(micro.module, fx.GraphModule) else micro.module.peak_bytes

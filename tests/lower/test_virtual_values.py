@@ -12,8 +12,8 @@ from torch._inductor.fx_passes import post_grad
 from torch._inductor.ir import StorageBox
 
 import graphopt
-from graphopt.capture import aot
 from graphopt.graph.step_graph import StepGraph
+from graphopt.lower import halves
 from graphopt.lower.halves import LoweredHalves
 from graphopt.lower.virtual_values import STORED
 
@@ -21,7 +21,7 @@ from graphopt.lower.virtual_values import STORED
 @pytest.fixture(autouse=True)
 def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans alone are looked at: what would be compiled runs as it is written."""
-    monkeypatch.setattr(aot, "lower_halves", lambda _emitted: LoweredHalves({}, None, 0.0))
+    monkeypatch.setattr(halves, "lower_halves", lambda _emitted: LoweredHalves({}, None, 0.0))
 
 
 def planned(model: nn.Module, x: torch.Tensor) -> StepGraph:

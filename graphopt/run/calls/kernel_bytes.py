@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
-from graphopt.lower.halves import MOST_ROUNDS
+from graphopt.lower.compiler import MOST_ROUNDS
 from graphopt.problem.kinds import kind_words
 from graphopt.run.calls.call_plan import CallPlan, MeasuredKernels
 from graphopt.run.graphs.call_key import CallKey
