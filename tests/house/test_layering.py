@@ -131,3 +131,10 @@ def test_importing_them_loads_no_torch() -> None:
     modules = ", ".join(f"graphopt.{m}" for m in TORCHLESS if m != "__main__")
     code = f"import sys, {modules}\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_inductor_is_loaded_only_by_those_who_compile_with_it() -> None:
+    """That takes a second of a process's start."""
+    code = "import sys, graphopt.api.optimize, graphopt.api.train_step, graphopt.api.backend\n"
+    code += "sys.exit(bool({'torch._inductor.compile_fx', 'torch._inductor.lowering'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -25,7 +25,8 @@ from graphopt.cli.doctor.finding import Finding
 #: What these dependencies are for, beside those that nothing works without.
 _EXTRAS = {"exact": "the planner `exact`", "onnx": "ONNX files", "loops": "training loops of other libraries"}
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?:>=\s*(?P<least>[\d.]+))?.*?(?:extra == ['\"](?P<extra>\w+)['\"])?")
-_OURS = ("GRAPHOPT_CACHE_DIR", "GRAPHOPT_DEBUG")
+#: Of the environment, that graphopt itself reads.
+OWN_VARIABLES = ("GRAPHOPT_CACHE_DIR", "GRAPHOPT_DEBUG", "GRAPHOPT_MEM_BUDGET")
 _OTHERS = (
     *("NO_COLOR", "CXX", "XDG_CACHE_HOME", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TORCH_TRACE"),
     *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
@@ -157,10 +158,10 @@ def _size_of(folder: Path) -> str:
 
 def variables() -> Iterator[Finding]:
     """Variables of the environment that graphopt heeds, as far as they are set, and those that are misspelled."""
-    for name in (*_OURS, *_OTHERS):
+    for name in (*OWN_VARIABLES, *_OTHERS):
         if name in os.environ:
             yield Finding("environment", name, repr(os.environ[name]))
     for name in sorted(os.environ):
-        if name.startswith("GRAPHOPT_") and name not in _OURS:
-            remedy = f"unset it, or write one of {', '.join(_OURS)}"
+        if name.startswith("GRAPHOPT_") and name not in OWN_VARIABLES:
+            remedy = f"unset it, or write one of {', '.join(OWN_VARIABLES)}"
             yield Finding("environment", name, repr(os.environ[name]), f"{name} is not heeded", remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable
 from importlib import metadata
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import graphopt
 from graphopt.base.cache_directory import temporary_directory
 from graphopt.cli import cli
 from graphopt.cli.doctor import devices, doctor, surroundings
@@ -46,6 +48,13 @@ def examined(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], s
 def problem(data: dict[str, Any], group: str) -> str:
     (found,) = (each["problem"] for each in data["problems"] if each["group"] == group)
     return str(found)
+
+
+def test_variables_that_are_read_are_known_here_and_in_the_documentation() -> None:
+    root = Path(graphopt.__file__).parent
+    read = {name for path in root.rglob("*.py") for name in re.findall(r'"(GRAPHOPT_[A-Z_]+)"', path.read_text())}
+    documented = re.findall(r"^\| `(GRAPHOPT_\w+)`", (root.parent / "docs" / "cli.md").read_text(), re.MULTILINE)
+    assert read == set(surroundings.OWN_VARIABLES) == set(documented)
 
 
 def test_a_machine_in_order(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
