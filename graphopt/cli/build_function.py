@@ -5,29 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from graphopt.base.errors import UsageError
 from graphopt.base.progress import phase
+from graphopt.cli.target import Target
 
 #: The example of a model of which there is a configuration alone.
 _CONFIG_BATCH, _CONFIG_LENGTH = 2, 4096
 _RETURNS = "it must return (model, example_inputs), with loss_fn and optimizer behind them if there are"
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a build function returned, on the device that was asked for; `dynamic` names its inputs' dimensions."""
-
-    model: Any
-    example_inputs: Any
-    loss_fn: Callable[..., Any] | None
-    optimizer: Any = None
-    dynamic: Mapping[str, int] | None = None
 
 
 def load_target(

@@ -137,7 +137,7 @@ def fit(options: argparse.Namespace) -> CommandResult:
 
 def export(options: argparse.Namespace) -> CommandResult:
     """Write a model's forward as an ONNX file, with the plan on its nodes where there is a budget."""
-    from graphopt.cli.onnx_target import check_installed, inputs_of_forward
+    from graphopt.cli.onnx_target import check_installed
 
     if options.mem_budget is not None:
         parse_bytes(options.mem_budget, device_total_bytes=2**40)
@@ -162,7 +162,7 @@ def export(options: argparse.Namespace) -> CommandResult:
         planned, plan = found.planned_graphs, found.plan
         about = {name: getattr(plan, name) for name in ("peak_bytes", "eager_peak_bytes", "minimum_bytes", "overhead")}
         data |= about
-    nodes, noted = export_model(target.model, inputs_of_forward(target), options.onnx, planned, about)
+    nodes, noted = export_model(target.model, target.inputs_of_forward, options.onnx, planned, about)
     data |= {"nodes": nodes, "noted_nodes": noted}
     text = f"{options.onnx}: {nodes} nodes, {noted} with a note of the plan"
     return CommandResult(lambda _: text, data)

@@ -6,12 +6,9 @@ import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graphopt.base.errors import OnnxError, UsageError
-
-if TYPE_CHECKING:
-    from graphopt.cli.build_function import Target
 
 _DIM = re.compile(r"\s*([^=,]+?)\s*=\s*(\d+)\s*")
 
@@ -58,11 +55,3 @@ def mean_of_outputs(outputs: Any) -> Any:
     if not means:
         raise OnnxError("none of the outputs has a gradient: they hold whole numbers")
     return sum(means[1:], means[0])
-
-
-def inputs_of_forward(target: Target) -> Any:
-    """The example inputs without the loss function's target."""
-    inputs = target.example_inputs
-    if target.loss_fn is None or isinstance(inputs, Mapping):
-        return inputs
-    return inputs[:-1] if isinstance(inputs, tuple) else ()

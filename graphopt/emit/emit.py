@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.fx.graph import _BoxedCodeGen
 
 from graphopt.base.errors import PlanMismatchError
 from graphopt.emit.generator_state import fake_generator_state
+from graphopt.emit.half import Half
 from graphopt.emit.late_writers import check_settled
 from graphopt.emit.moved_values import MovedValues, SavedToken, arrive, fetch_from
 from graphopt.emit.value_nodes import nodes_of_values, virtual_and_their_views
@@ -43,27 +44,6 @@ class Emitted:
     forward: fx.GraphModule
     backward: fx.GraphModule
     whole_backward: fx.GraphModule | None = None
-
-
-@dataclass
-class Half:
-    """One of the two graphs while it is being written; `made` maps joint nodes to its own.
-
-    `arriving` are those that are fetched and were not yet read, with their tokens.
-    """
-
-    graph: fx.Graph
-    made: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    arriving: dict[fx.Node, tuple[fx.Node, fx.Node]] = field(default_factory=dict)
-    states: dict[int, fx.Node] = field(default_factory=dict)
-
-    def call(
-        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]
-    ) -> fx.Node:
-        """Write a call; `meta` is the new node's."""
-        made = self.graph.create_node("call_function", target, args, kwargs, name)
-        made.meta = meta
-        return made
 
 
 class Emitter:

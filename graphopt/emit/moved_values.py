@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
+from graphopt.emit.half import Half, WritesHalves
 from graphopt.graph.step_graph import OpInfo, StepGraph, tensors_of
 from graphopt.graph.transfers import fetched_values
 from graphopt.kernels.offload import ops
 from graphopt.problem.schedule import Schedule
-
-if TYPE_CHECKING:
-    from graphopt.emit.emit import Emitter, Half
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class MovedValues:
             seen.add(op)
         return found
 
-    def write(self, emitter: Emitter, half: Half, op_id: int) -> bool:
+    def write(self, emitter: WritesHalves, half: Half, op_id: int) -> bool:
         """Write an op, if it is a transfer."""
         op, last, self._last = self.step.ops[op_id], self._last, op_id
         if op.transfer is None:
@@ -86,7 +84,7 @@ class MovedValues:
         """The joint graph's nodes that were moved out, by the names of their tokens."""
         return {token.name: node for node, token in self._tokens.items()}
 
-    def made(self, emitter: Emitter, half: Half, op_id: int, again: bool) -> None:
+    def made(self, emitter: WritesHalves, half: Half, op_id: int, again: bool) -> None:
         """An op was written: what it made goes out, if it is fetched later."""
         if again or op_id not in self.fetched:
             return
@@ -96,7 +94,7 @@ class MovedValues:
         if op_id in self.apart:
             self._settle(emitter, half, op_id)
 
-    def _settle(self, emitter: Emitter, half: Half, op_id: int) -> None:
+    def _settle(self, emitter: WritesHalves, half: Half, op_id: int) -> None:
         if op_id in self._settled:
             return
         self._settled.add(op_id)
@@ -105,7 +103,7 @@ class MovedValues:
             args = (value, self._token(emitter, half, node), self.depot)
             half.call(ops.settle, args, {}, f"{node.name}_written", {**value.meta, "val": None})
 
-    def _fetch(self, emitter: Emitter, half: Half, op: OpInfo, values: tuple[int, ...]) -> None:
+    def _fetch(self, emitter: WritesHalves, half: Half, op: OpInfo, values: tuple[int, ...]) -> None:
         assert op.transfer is not None
         if op.transfer.of in self.fetched:
             self._settle(emitter, half, op.transfer.of)
@@ -119,7 +117,7 @@ class MovedValues:
         values = self.fetched.get(op_id, ())
         return [node for node in _parts(self.step.ops[op_id]) if self.step.home[node] in values]
 
-    def _token(self, emitter: Emitter, half: Half, node: fx.Node) -> fx.Node:
+    def _token(self, emitter: WritesHalves, half: Half, node: fx.Node) -> fx.Node:
         token = self._tokens[node]
         if half is emitter.forward:
             return token

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -79,6 +80,24 @@ def imports(module: str) -> set[str]:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {n if n.removeprefix("graphopt.") in SOURCES else node.module for n in names}
     return found
+
+
+def first_imports(module: str) -> set[str]:
+    """What is imported, or named in annotations, before a function is called."""
+    found, waiting = set(), list(ast.parse(SOURCES[module].read_text(encoding="utf-8")).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If):
+            waiting += [*node.body, *node.orelse]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {n if n.removeprefix("graphopt.") in SOURCES else node.module for n in names}
+    return {name.removeprefix("graphopt.") for name in found if name.startswith("graphopt.")}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = nx.DiGraph((module, name) for module in SOURCES for name in first_imports(module) if name in SOURCES)
+    assert [circle for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
 def layer(module: str) -> str:
