@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphopt.graph.step_graph import StepGraph
 from graphopt.problem.plan import Checkpoint
 from graphopt.problem.problem import Problem
-from graphopt.problem.schedule import Schedule
+from graphopt.problem.schedule import Schedule, runs_again
 
 
 def find_checkpoints(step: StepGraph, problem: Problem, schedule: Schedule) -> tuple[Checkpoint, ...]:
@@ -26,13 +26,8 @@ def kept_values(step: StepGraph, problem: Problem, schedule: Schedule) -> list[i
 
 def recomputed_names(step: StepGraph, schedule: Schedule) -> tuple[str, ...]:
     """Names of the ops that run again, once for each time, in order."""
-    seen: set[int] = set()
-    again = []
-    for op in schedule:
-        if op in seen and step.ops[op].transfer is None:
-            again.append(step.ops[op].name)
-        seen.add(op)
-    return tuple(again)
+    again = zip(schedule, runs_again(schedule), strict=True)
+    return tuple(step.ops[op].name for op, is_again in again if is_again and step.ops[op].transfer is None)
 
 
 def _first_read(step: StepGraph, problem: Problem, schedule: Schedule) -> set[int]:

@@ -60,6 +60,16 @@ def check_schedule(problem: Problem, schedule: Sequence[int]) -> Schedule:
     return tuple(schedule)
 
 
+def runs_again(schedule: Sequence[int]) -> tuple[bool, ...]:
+    """For each step whether its op has run before."""
+    seen: set[int] = set()
+    again = []
+    for op in schedule:
+        again.append(op in seen)
+        seen.add(op)
+    return tuple(again)
+
+
 def lifetimes(problem: Problem, schedule: Sequence[int]) -> list[tuple[int, int, int]]:
     """`(value, first step, last step)` of each time a value is alive, both ends included.
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from graphopt.problem.schedule import runs_again
+
 
 @dataclass(frozen=True)
 class OpRow:
@@ -97,12 +99,7 @@ class GraphTimeline:
     @cached_property
     def is_again(self) -> tuple[bool, ...]:
         """For each step whether its op has run before."""
-        seen: set[int] = set()
-        again = []
-        for op in self.schedule:
-            again.append(op in seen)
-            seen.add(op)
-        return tuple(again)
+        return runs_again(self.schedule)
 
     def alive_at(self, step: int) -> Iterator[tuple[int, str]]:
         """The values that are alive while a step runs, each with its kind; what was made a second time apart."""

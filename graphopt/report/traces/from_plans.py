@@ -12,8 +12,7 @@ from graphopt.plan.offload.lanes import Lanes, run_lanes
 from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.plan.shares import Turn, turns
 from graphopt.problem.plan import Plan
-from graphopt.problem.problem import Problem
-from graphopt.problem.schedule import Schedule, lifetimes, simulate
+from graphopt.problem.schedule import lifetimes, runs_again, simulate
 from graphopt.report.traces.timeline import HeldSpan, MovedSpan, OpRun, Timeline
 
 
@@ -103,7 +102,7 @@ def _laid_out(planned: Sequence[PlannedGraph], lanes: Sequence[Lanes]) -> Iterat
 def _runs(planned: PlannedGraph, lanes: Lanes, stretch: _Stretch, beside_bytes: int) -> Iterator[OpRun]:
     step, problem, schedule = planned.captured.step, planned.captured.problem, planned.schedule
     live_bytes = planned.study.simulated(schedule).live_bytes
-    again = _runs_before(problem, schedule)
+    again = runs_again(schedule)
     for place in stretch.steps:
         op = step.ops[schedule[place]]
         how = "moved" if op.transfer is not None else "recomputed" if again[place] else "computed"
@@ -149,7 +148,7 @@ def _values(planned: PlannedGraph, both: _BothTurns, last_run: int) -> Iterator[
     """The graph's values, each from the op that makes it to the last that reads it; what it returns stays."""
     step, problem, schedule = planned.captured.step, planned.captured.problem, planned.schedule
     kept_bytes, outputs, end = both.backward.turn.kept_bytes, set(problem.outputs), len(schedule) - 1
-    again = _runs_before(problem, schedule)
+    again = runs_again(schedule)
     for value, first, last in lifetimes(problem, schedule):
         info, op, size_bytes = step.values[value], step.ops[schedule[first]], problem.values[value].bytes
         first_run, final_run = both.runs_of(first, last)
@@ -184,13 +183,3 @@ def _kind_of(kind: str, maker: OpInfo, *, again: bool) -> str:
     if not again or kind != "activations":
         return kind
     return "recomputed" if maker.transfer is None else "fetched"
-
-
-def _runs_before(problem: Problem, schedule: Schedule) -> list[bool]:
-    """For each step whether its op has run before."""
-    seen = [False] * len(problem.ops)
-    again = []
-    for op in schedule:
-        again.append(seen[op])
-        seen[op] = True
-    return again
