@@ -24,6 +24,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from graphopt.graph.joint import JointGraph, is_tangent
 from graphopt.graph.nodes import is_random
 from graphopt.graph.roles import DESCRIPTOR
+from graphopt.lower.channels_last import turn_convolutions
 from graphopt.passes.joint.split_dropout import split_dropout
 
 _TAG, _BACKWARD = "partitioner_tag", "is_backward"
@@ -45,6 +46,7 @@ def as_inductor_partitions(joint: JointGraph, inputs: Any, static_inputs: list[i
     device = next(tensor.device for node in joint.graph.nodes if (tensor := _tensor(node)) is not None)
     with V.set_fake_mode(mode):
         module = compile_fx._recursive_joint_graph_passes(joint.module, skip_invoke_subgraph=True, input_device=device)
+        turn_convolutions(module, mode)
         halves = min_cut_rematerialization_partition(
             module,
             inputs,

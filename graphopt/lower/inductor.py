@@ -24,11 +24,10 @@ from graphopt.lower.virtual_values import STORED
 #: A boxed graph as it is called: with a list of arguments, which it empties.
 Lowered = Callable[[list[Any]], Any]
 
-#: What a plan needs of Inductor. Draws are eager's. The layout of convolutions is as it was planned: to change it costs
-#: copies (7.8 MiB on a ResNet-50 of 105) and gains nothing on a CPU (x0.860 and x0.869 of eager's time).
+#: What a plan needs of Inductor. Draws are eager's. Convolutions are turned before they are planned (`channels_last`).
 SETTINGS: dict[str, Any] = {"fallback_random": True, "layout_optimization": False}
 #: Tells what Inductor caches of ours from what it caches of others: the same graph is fused otherwise there.
-CACHE_TAG = "graphopt-3"
+CACHE_TAG = "graphopt-4"
 #: Of a graph with numbers among its inputs: the first micro-batch of a window has another one than those behind it.
 _MOST_VARIANTS = 4
 
@@ -122,7 +121,7 @@ def _sums_stay() -> Iterator[None]:
 
 @contextmanager
 def _stored_where_marked() -> Iterator[None]:
-    """Let what a plan stores be stored, though Inductor would compute it where it is read."""
+    """Let what a plan stores be stored in its place, though Inductor would compute it where it is read."""
     before = StorageBox.has_exceeded_max_reads
 
     def has_exceeded_max_reads(self: Any) -> bool:

@@ -9,6 +9,7 @@ from torch._inductor import compile_fx
 from torch._inductor.choices import InductorChoices
 from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.fx_passes import post_grad
+from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import StorageBox
 
 import graphopt
@@ -83,10 +84,15 @@ def test_a_sum_of_many_products_is_stored_on_the_way() -> None:
             return x.sum()
 
     step = planned(Unrolled(), torch.randn(16, 16))
-    sums = [op for op in step.ops if op.node is not None and op.node.meta.get(STORED)]
+    stored = {op.node: op for op in step.ops if op.node is not None and op.node.meta.get(STORED)}
     # twelve gradients of one weight: never more than two wait for the next
-    assert len(sums) >= 4 and all("add" in op.name for op in sums)
+    sums = [op for op in stored.values() if "add" in op.name]
+    assert len(sums) >= 4
     assert max(len(op.inputs) for op in sums) <= 3
+
+    # what is stored for a product is made in its place as well, not in front of the product
+    assert sum(node.target is torch.ops.aten.tanh.default for node in stored) == 11  # the last one's is summed
+    assert not any(node.meta.get(STORED) for node in step.virtual)
 
 
 def test_the_private_parts_of_inductor_that_are_changed_are_there() -> None:
@@ -97,5 +103,6 @@ def test_the_private_parts_of_inductor_that_are_changed_are_there() -> None:
     assert callable(CppScheduling.codegen_node), "kernel_groups: where C++ loops are written into one function"
     assert callable(CppScheduling._set_flush_status), "kernel_groups: ends such a function"
     assert callable(StorageBox.has_exceeded_max_reads), "inductor: what is stored though it could be computed again"
+    assert callable(GraphLowering.decide_layout_opt), "channels_last: whether convolutions are turned"
     assert callable(InductorChoices.can_fuse_vertical), "fusion_guard"
     assert callable(InductorChoices.can_fuse_horizontal), "fusion_guard"
