@@ -11,6 +11,7 @@ from graphopt.planners.curves.curve import Curve, CurvePoint, pareto, pick
 from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.mincut import mincut_curve
 from graphopt.planners.moves.fill import fill_points
+from graphopt.planners.moves.low_end import low_end_improved
 from graphopt.planners.moves.polish import lowered_at_drops, lowest_points, polish_points
 from graphopt.planners.moves.refine import refined
 from graphopt.planners.moves.retouch import retouched
@@ -40,7 +41,7 @@ def auto_curve(study: Study) -> Curve:
     curve = pareto([*_in_both_orders(study), point(study, slightly_lower(study), "reorder")])
     done: set[CurvePoint] = set()
     curve = lowered_at_drops(study, refined(study, curve), done)
-    return lowered_at_drops(study, retouched(study, curve), done)
+    return low_end_improved(study, lowered_at_drops(study, retouched(study, curve), done))
 
 
 def _in_both_orders(study: Study) -> Curve:

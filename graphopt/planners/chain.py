@@ -12,6 +12,7 @@ from graphopt.planners.chains.region_options import backward_of, kept_of, option
 from graphopt.planners.chains.regions import Regions, regions_of
 from graphopt.planners.curves.curve import Curve, CurvePoint, pareto, pick
 from graphopt.planners.curves.effort import effort_for
+from graphopt.planners.native.arrays import Floats
 from graphopt.planners.none import none_curve
 from graphopt.planners.schedules.memory_profile import point
 from graphopt.planners.study.study import Study, once_per_study
@@ -21,6 +22,8 @@ from graphopt.problem.schedule import Schedule
 MOST_REGIONS = 40
 #: The programme counts memory coarsely for the whole range, and finely for its low end.
 ROOMS = (1.0, 0.0)
+#: How many times its least memory the low end goes up to.
+LOW = 1.5
 #: The share of the peak above which the bytes that cross a border make it a wide one.
 WIDE = 0.25
 
@@ -88,11 +91,32 @@ class _Writer:
 
 def chain_points(study: Study) -> list[CurvePoint]:
     """Schedules of the programme at a few memories between its least and its greatest."""
+    return _programme_points(study)[0]
+
+
+def low_chain_points(study: Study) -> list[CurvePoint]:
+    """More of them between its least memory and half as much again, where those others lie far apart."""
+    return _programme_points(study)[1]
+
+
+@once_per_study
+def _programme_points(study: Study) -> tuple[list[CurvePoint], list[CurvePoint]]:
     regions = regions_of(study, MOST_REGIONS)
     if regions is None or _is_wide(study, regions):
-        return []
+        return [], []
     options = options_of(study, regions)
-    return [found for room in ROOMS for found in _points(study, regions, Chain(study.problem, regions, options, room))]
+    points: list[CurvePoint] = []
+    low: list[CurvePoint] = []
+    for room in ROOMS:
+        chain = Chain(study.problem, regions, options, room)
+        reachable = np.flatnonzero(np.isfinite(chain.seconds[0, -1, chain.PAD :]))
+        if not len(reachable):
+            continue
+        first, effort = int(reachable[0]), effort_for(study)
+        points += _points(study, chain, np.geomspace(max(1, first), SLOTS, effort.read_outs))
+        if room == ROOMS[-1]:
+            low = _points(study, chain, np.linspace(first, min(SLOTS, LOW * first), effort.low_read_outs))
+    return points, low
 
 
 def _is_wide(study: Study, regions: Regions) -> bool:
@@ -101,15 +125,12 @@ def _is_wide(study: Study, regions: Regions) -> bool:
     return median(crossing) > WIDE * none_curve(study)[0].peak_bytes
 
 
-def _points(study: Study, regions: Regions, chain: Chain) -> list[CurvePoint]:
+def _points(study: Study, chain: Chain, wanted: Floats) -> list[CurvePoint]:
+    """Schedules at memories in slots; of several that are equally fast only the least."""
     cost = chain.seconds[0, -1, chain.PAD :]
-    reachable = np.flatnonzero(np.isfinite(cost))
-    if not len(reachable):
-        return []
-    first = int(reachable[0])
-    wanted = np.geomspace(max(1, first), SLOTS, effort_for(study).read_outs).astype(np.int64)
-    memories = sorted({int(np.flatnonzero(cost == cost[max(m, first)])[0]) for m in wanted.tolist()})
-    return [point(study, performed(study, regions, _Writer(chain).write(m)), "chain") for m in memories]
+    first = int(np.flatnonzero(np.isfinite(cost))[0])
+    memories = sorted({int(np.flatnonzero(cost == cost[max(m, first)])[0]) for m in wanted.astype(np.int64).tolist()})
+    return [point(study, performed(study, chain.regions, _Writer(chain).write(m)), "chain") for m in memories]
 
 
 @once_per_study

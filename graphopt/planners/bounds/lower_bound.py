@@ -29,7 +29,7 @@ Order = Literal["fixed", "free"]
 FIRST_ROUND, LATER_ROUNDS, TIME = 16, 6, 20_000
 #: Moments that are looked at together, first few and then more; as far as there are not more than so many for all ops,
 #: and not fewer than the least. Steps of looking for prices take so many entries of rows all together.
-MOMENTS, MOMENTS_AND_OPS, LEAST_MOMENTS, ENTRIES = (7, 16), 10_000, 3, 25_000_000
+MOMENTS, MOMENTS_AND_OPS, LEAST_MOMENTS, ENTRIES, MOST_STEPS = (7, 16), 10_000, 3, 25_000_000, 4000
 #: Share of a step's seconds to which the best price is looked for, and by which rounding may mislead.
 ENOUGH, ROUNDING = 1e-4, 1e-9
 
@@ -63,7 +63,7 @@ def _together(study: Study, budget_bytes: int, order: Order, dearest: int, count
     if not unit:
         return 0.0
     programme = replace(programme, costs=programme.costs / unit)
-    prices = study.loops.prices(programme, 1 + ENTRIES // len(programme.row))
+    prices = study.loops.prices(programme, min(MOST_STEPS, 1 + ENTRIES // len(programme.row)))
     if prices is None:
         return 0.0
     return model.sure_seconds + unit * proven(programme, prices) - ROUNDING * problem.seconds

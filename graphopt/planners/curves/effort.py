@@ -40,6 +40,8 @@ class Effort:
     polished: tuple[float, ...]
     #: Memories at which the chain's programme is read out.
     read_outs: int
+    #: And between its least one and half as much again, for the low end alone.
+    low_read_outs: int
     #: Planners from whose lowest schedules the lowest of all is sought, and rounds of hoisting there.
     lowest: int
     hoists: int
@@ -51,6 +53,9 @@ class Effort:
     passes: tuple[BudgetSweep, ...] = ()
     #: Budgets for which cuts and local moves are made.
     retouches: int = 0
+    #: Budgets near the least peak to which schedules are lowered, and moves of local search for each.
+    low_budgets: int = 0
+    low_moves: int = 0
     #: Whether of two orders the one with the higher peak is polished and brought down too.
     both: bool = False
     #: Other drops, of at least this share of a step's seconds, are tried too, to be had for a byte less.
@@ -68,12 +73,15 @@ _TINY = Effort(
     patient=True,
     polished=(0.0,),
     read_outs=6,
+    low_read_outs=20,
     lowest=3,
     hoists=5,
     bottom=(0.95, 0.9),
     drops=16,
     passes=(BudgetSweep(0.98, 0.98, 1.04), BudgetSweep(0.98, 0.99, 1.07), BudgetSweep(0.98, 0.985, 1.03)),
     retouches=30,
+    low_budgets=12,
+    low_moves=300,
     both=True,
     least_drop=5e-4,
 )
@@ -88,16 +96,19 @@ _SMALL = Effort(
     patient=True,
     polished=(0.0,),
     read_outs=8,
+    low_read_outs=20,
     lowest=3,
     hoists=5,
     bottom=(0.95, 0.9),
     drops=16,
     passes=(BudgetSweep(0.98, 0.98, 1.04), BudgetSweep(0.98, 0.99, 1.07), BudgetSweep(0.98, 0.985, 1.03)),
     retouches=10,
+    low_budgets=12,
+    low_moves=300,
     least_drop=5e-4,
 )
-_MEDIUM = replace(_SMALL, bottom=(0.95,), drops=8, retouches=1)
-_LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0)
+_MEDIUM = replace(_SMALL, bottom=(0.95,), drops=8, retouches=1, low_budgets=10, low_moves=200)
+_LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0, low_read_outs=0, low_budgets=0)
 _HUGE = replace(
     _LARGE,
     descent=0.8,
@@ -123,6 +134,7 @@ _VAST = replace(
     apart=0.5,
     batches=20,
     read_outs=10,
+    low_read_outs=0,
     lowest=0,
     hoists=0,
     drops=0,
