@@ -29,7 +29,7 @@ Order = Literal["fixed", "free"]
 FIRST_ROUND, LATER_ROUNDS, TIME = 16, 6, 20_000
 #: Moments that are looked at together, first few and then more; as far as there are not more than so many for all ops,
 #: and not fewer than the least. Steps of looking for prices take so many entries of rows all together.
-MOMENTS, MOMENTS_AND_OPS, LEAST_MOMENTS, ENTRIES, MOST_STEPS = (7, 16), 10_000, 3, 25_000_000, 4000
+MOMENTS, MOMENTS_AND_OPS, LEAST_MOMENTS, ENTRIES, MOST_STEPS = (4, 5, 10), 8_000, 3, 30_000_000, 8000
 #: Share of a step's seconds to which the best price is looked for, and by which rounding may mislead.
 ENOUGH, ROUNDING = 1e-4, 1e-9
 

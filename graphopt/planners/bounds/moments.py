@@ -15,7 +15,7 @@ from graphopt.planners.study.study import Study
 def moments_in_order(study: Study, budget_bytes: int, count: int, dearest: int) -> Moments:
     """About so many moments, where first runs stand in the problem's own order: one is op `dearest`."""
     size = in_own_order(study).live_bytes.tolist()
-    highest = (max(ops, key=size.__getitem__) for ops in _blocks(study, budget_bytes, count))
+    highest = (max(ops, key=size.__getitem__) for ops in _blocks(study, budget_bytes, count, dearest))
     chosen = sorted({dearest, *highest})
     after = [bisect_left(chosen, op) for op in range(len(study.problem.ops))]
     before = [moment + 1 for moment in after]
@@ -29,7 +29,7 @@ def moments_in_any_order(study: Study, budget_bytes: int, count: int, dearest: i
     related, size = Related(study.problem), in_own_order(study).live_bytes.tolist()
     earlier, later = {dearest: related.before(dearest)}, {dearest: related.after(dearest)}
     fitting = earlier[dearest] | later[dearest]
-    for ops in _blocks(study, budget_bytes, count):
+    for ops in _blocks(study, budget_bytes, count, dearest):
         there = fitting.intersection(ops)
         if there:
             op = max(there, key=lambda op: (size[op], -op))
@@ -49,7 +49,14 @@ def moments_in_any_order(study: Study, budget_bytes: int, count: int, dearest: i
     return Moments(tuple(chosen), after, before)
 
 
-def _blocks(study: Study, budget_bytes: int, count: int) -> list[list[int]]:
-    """The steps of the own order that are over the budget, cut into so many parts."""
+def _blocks(study: Study, budget_bytes: int, count: int, dearest: int) -> list[list[int]]:
+    """The steps of the own order that are over the budget, cut into so many parts.
+
+    Where there is a backward, from its begin on, or from op `dearest` if that is sooner: of moments of the forward
+    before it none had a price in the bounds of three models, and they make programmes twice as large.
+    """
+    first = study.problem.first_backward
+    begin = min(dearest, first) if first < len(study.problem.ops) else 0
     over = np.flatnonzero(in_own_order(study).live_bytes > budget_bytes)
-    return [block.tolist() for block in np.array_split(over, count) if len(block)]
+    late = over[over >= begin]
+    return [block.tolist() for block in np.array_split(late, count) if len(block)]
