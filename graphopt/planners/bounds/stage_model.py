@@ -200,9 +200,7 @@ class StageModel:
         taken = op.workspace_bytes + sum(self.size[v] for v in op.outputs)
         kept = self.kept[moment]
         # In shares of the budget, or prices and seconds would be numbers of very different sizes.
-        self.rows.add(
-            kept.values(), (self.size[v] / self.budget_bytes for v in kept), 1.0 - taken / self.budget_bytes
-        )
+        self.rows.add(kept.values(), (self.size[v] / self.budget_bytes for v in kept), 1.0 - taken / self.budget_bytes)
 
     def _first_runs(self) -> None:
         """An op of which it is not known in which short window it first runs does so in one of them."""

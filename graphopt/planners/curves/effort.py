@@ -56,6 +56,8 @@ class Effort:
     #: Budgets near the least peak to which schedules are lowered, and moves of local search for each.
     low_budgets: int = 0
     low_moves: int = 0
+    #: Other numbers of regions with which the chain's programme is looked at there.
+    low_regions: tuple[int, ...] = ()
     #: Whether of two orders the one with the higher peak is polished and brought down too.
     both: bool = False
     #: Other drops, of at least this share of a step's seconds, are tried too, to be had for a byte less.
@@ -108,7 +110,7 @@ _SMALL = Effort(
     least_drop=5e-4,
 )
 _MEDIUM = replace(_SMALL, bottom=(0.95,), drops=8, retouches=1, low_budgets=10, low_moves=200)
-_LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0, low_read_outs=0, low_budgets=0)
+_LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0, low_read_outs=10, low_budgets=0)
 _HUGE = replace(
     _LARGE,
     descent=0.8,
@@ -119,6 +121,7 @@ _HUGE = replace(
     apart=0.7,
     batches=40,
     patient=False,
+    low_read_outs=0,
     lowest=1,
     hoists=1,
     bottom=(0.9,),
@@ -147,7 +150,7 @@ _TABLE = (
     (300, _SMALL),
     (500, replace(_SMALL, retouches=4)),
     (1000, replace(_MEDIUM, lowest=2)),
-    (1500, _MEDIUM),
+    (1500, replace(_MEDIUM, low_regions=(20, 80))),
     (6000, _LARGE),
     (20_000, _HUGE),
     (math.inf, _VAST),

@@ -30,7 +30,7 @@ LOWER, MOST_LOWER = 0.98, 3
 def low_end_improved(study: Study, known: Curve) -> Curve:
     """The curve, at least as good everywhere."""
     effort = effort_for(study)
-    if not effort.low_budgets:
+    if not effort.low_read_outs:
         return known
     chain = (fill_under(profile_of(study, p.steps), p.peak_bytes) for p in low_chain_points(study))
     curve = with_points(known, (line.point("chain") for line in chain))
@@ -39,7 +39,7 @@ def low_end_improved(study: Study, known: Curve) -> Curve:
         budget = max(_untried(curve, tried), default=(0.0, 0))[1]
         tried.add(budget)
         curve = with_points(curve, _from_above(study, curve, budget, effort.low_moves))
-    for _ in range(MOST_LOWER):
+    for _ in range(MOST_LOWER if effort.low_budgets else 0):
         least = curve[0].peak_bytes
         curve = with_points(curve, _from_above(study, curve, int(least * LOWER), effort.low_moves))
         if curve[0].peak_bytes == least:
@@ -48,7 +48,7 @@ def low_end_improved(study: Study, known: Curve) -> Curve:
 
 
 def _untried(curve: Curve, tried: set[int]) -> Iterator[tuple[float, int]]:
-    """For each step of the staircase at the low end its area, and a budget that was not tried: where it begins, or half."""
+    """For each step of the staircase at the low end its area, and a untried budget: where it begins, or half."""
     for low, high in pairwise(curve):
         if low.peak_bytes > TOP * curve[0].peak_bytes:
             break
