@@ -97,8 +97,8 @@ def chain_points(study: Study) -> list[CurvePoint]:
 def low_chain_points(study: Study) -> list[CurvePoint]:
     """More of them between its least memory and half as much again, where those others lie far apart.
 
-    With fewer and larger regions, and with more and smaller ones, too, where there is time for it: which ones are the
-    best there differs from memory to memory (lstm at 1.2 times its least: +95 % with 30 regions, +75 % with 61).
+    In other numbers of regions too, where there is time for it: which is the best differs from memory to memory. An
+    LSTM takes +95 % with 30 regions and +75 % with 61 at 1.2 times its least memory, and only those 30 reach that one.
     """
     points, counts = list(_programme_points(study)[1]), {_count(regions_of(study, MOST_REGIONS))}
     for most in effort_for(study).low_regions:

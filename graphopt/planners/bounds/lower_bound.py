@@ -27,9 +27,11 @@ Order = Literal["fixed", "free"]
 
 #: Steps looked at in a round, and the ops (all steps of all rounds together) that there is time for.
 FIRST_ROUND, LATER_ROUNDS, TIME = 16, 6, 20_000
-#: Moments that are looked at together, first few and then more; as far as there are not more than so many for all ops,
-#: and not fewer than the least. Steps of looking for prices take so many entries of rows all together.
-MOMENTS, MOMENTS_AND_OPS, LEAST_MOMENTS, ENTRIES, MOST_STEPS = (4, 5, 10), 8_000, 3, 30_000_000, 8000
+#: Moments that are looked at together (of 2 to 20, those few proved most in the same time), for problems of so many
+#: ops, and in budgets of at most this share of the own order's peak: above it they proved nothing more.
+MOMENTS, MOST_OPS, TIGHT = (4, 5), 1000, 0.7
+#: Steps of looking for prices take so many entries of rows all together, and are not more than so many.
+ENTRIES, MOST_STEPS = 30_000_000, 8000
 #: Share of a step's seconds to which the best price is looked for, and by which rounding may mislead.
 ENOUGH, ROUNDING = 1e-4, 1e-9
 
@@ -45,12 +47,10 @@ def lower_bound_seconds(problem: Problem | Study, budget_bytes: int, order: Orde
     if _never_fits(study.problem, budget_bytes):
         return math.inf
     worst = _look_around(study, budget_bytes, order)
-    if not worst.seen or worst.seconds == math.inf:
+    is_tight = budget_bytes <= TIGHT * in_own_order(study).peak_bytes
+    if not is_tight or worst.seconds == math.inf or len(study.problem.ops) > MOST_OPS:
         return worst.seconds
-    most = MOMENTS_AND_OPS // len(study.problem.ops)
-    counts = sorted({min(count, most) for count in MOMENTS})
-    together = (_together(study, budget_bytes, order, worst.step, count) for count in counts if count >= LEAST_MOMENTS)
-    return max([worst.seconds, *together])
+    return max(worst.seconds, *(_together(study, budget_bytes, order, worst.step, count) for count in MOMENTS))
 
 
 def _together(study: Study, budget_bytes: int, order: Order, dearest: int, count: int) -> float:
