@@ -100,6 +100,8 @@ def low_chain_points(study: Study) -> list[CurvePoint]:
     In other numbers of regions too, where there is time for it: which is the best differs from memory to memory. An
     LSTM takes +95 % with 30 regions and +75 % with 61 at 1.2 times its least memory, and only those 30 reach that one.
     """
+    if not effort_for(study).low_read_outs:
+        return []
     points, counts = list(_programme_points(study)[1]), {_count(regions_of(study, MOST_REGIONS))}
     for most in effort_for(study).low_regions:
         regions = regions_of(study, most)

@@ -8,10 +8,9 @@ more memory, whose choice of what is kept is sound and of which only what is too
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from graphopt.planners.chain import low_chain_points
 from graphopt.planners.curves.curve import Curve, CurvePoint, at_most, with_points
 from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.moves.anneal import lowered_by
@@ -27,13 +26,11 @@ WIDER = 0.02
 LOWER, MOST_LOWER = 0.98, 3
 
 
-def low_end_improved(study: Study, known: Curve) -> Curve:
-    """The curve, at least as good everywhere."""
+def low_end_improved(study: Study, known: Curve, more: Sequence[CurvePoint] = ()) -> Curve:
+    """The curve, at least as good everywhere; `more` schedules are filled and looked at first."""
     effort = effort_for(study)
-    if not effort.low_read_outs:
-        return known
-    chain = (fill_under(profile_of(study, p.steps), p.peak_bytes) for p in low_chain_points(study))
-    curve = with_points(known, (line.point("chain") for line in chain))
+    filled = [fill_under(profile_of(study, p.steps), p.peak_bytes).point(p.planner) for p in more]
+    curve = with_points(known, filled)
     tried: set[int] = set()
     for _ in range(effort.low_budgets):
         budget = max(_untried(curve, tried), default=(0.0, 0))[1]
