@@ -33,7 +33,9 @@ def low_end_improved(study: Study, known: Curve, more: Sequence[CurvePoint] = ()
     curve = with_points(known, filled)
     tried: set[int] = set()
     for _ in range(effort.low_budgets):
-        budget = max(_untried(curve, tried), default=(0.0, 0))[1]
+        _, budget = max(_untried(curve, tried), default=(0.0, 0))
+        if not budget:
+            break
         tried.add(budget)
         curve = with_points(curve, _from_above(study, curve, budget, effort.low_moves))
     for _ in range(MOST_LOWER if effort.low_budgets else 0):
@@ -45,7 +47,7 @@ def low_end_improved(study: Study, known: Curve, more: Sequence[CurvePoint] = ()
 
 
 def _untried(curve: Curve, tried: set[int]) -> Iterator[tuple[float, int]]:
-    """For each step of the staircase at the low end its area, and a untried budget: where it begins, or half."""
+    """For each step of the staircase at the low end its area, and an untried budget: where it begins, or half."""
     for low, high in pairwise(curve):
         if low.peak_bytes > TOP * curve[0].peak_bytes:
             break

@@ -94,7 +94,7 @@ def test_what_runs_again_more_than_once_is_paid_for_as_often() -> None:
     alone = [StepModel(study, step, wanted_in_order(problem)(step), 92).best(0.1, 1e-6).seconds for step in range(5)]
     assert max(alone) == pytest.approx(8.0)
     # At the first of the two a twentieth of the value may stay.
-    assert lower_bound_seconds(study, 92, "fixed") == pytest.approx(12.0 + 8.0 + 8.0 * 19 / 20, rel=1e-3)
+    assert bound(study, 92, "fixed", 5, 3) == pytest.approx(12.0 + 8.0 + 8.0 * 19 / 20, rel=1e-3)
 
 
 def test_the_long_window_needs_inputs_as_a_whole() -> None:
