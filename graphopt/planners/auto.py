@@ -6,11 +6,12 @@ member is better than the portfolio.
 
 from __future__ import annotations
 
-from graphopt.planners.chain import chain_curve
+from graphopt.planners.chain import chain_curve, low_chain_points
 from graphopt.planners.curves.curve import Curve, CurvePoint, pareto, pick
 from graphopt.planners.curves.effort import effort_for
 from graphopt.planners.mincut import mincut_curve
 from graphopt.planners.moves.fill import fill_points
+from graphopt.planners.moves.low_end import low_end_improved
 from graphopt.planners.moves.polish import lowered_at_drops, lowest_points, polish_points
 from graphopt.planners.moves.refine import refined
 from graphopt.planners.moves.retouch import retouched
@@ -40,7 +41,8 @@ def auto_curve(study: Study) -> Curve:
     curve = pareto([*_in_both_orders(study), point(study, slightly_lower(study), "reorder")])
     done: set[CurvePoint] = set()
     curve = lowered_at_drops(study, refined(study, curve), done)
-    return lowered_at_drops(study, retouched(study, curve), done)
+    curve = lowered_at_drops(study, retouched(study, curve), done)
+    return low_end_improved(study, curve, low_chain_points(study))
 
 
 def _in_both_orders(study: Study) -> Curve:

@@ -31,17 +31,31 @@ def wanted_in_any_order(problem: Problem) -> Wanted:
 
     Looked up step by step: for all pairs of ops it would take memory in the square of their number.
     """
-    ops, producer, readers = problem.ops, problem.producer, problem.readers
-    outputs = set(problem.outputs)
-    makers = [{producer[v] for v in op.inputs} - {-1} for op in ops]
-    followers = [{r for v in op.outputs for r in readers[v]} for op in ops]
+    related, outputs = Related(problem), set(problem.outputs)
 
     def wanted(step: int) -> list[int]:
-        before, after = _reached(step, makers), _reached(step, followers)
-        made = (v for op_id in before for v in ops[op_id].outputs)
-        return sorted(v for v in made if v in outputs or not after.isdisjoint(readers[v]))
+        before, after = related.before(step), related.after(step)
+        made = (v for op_id in before for v in problem.ops[op_id].outputs)
+        return sorted(v for v in made if v in outputs or not after.isdisjoint(problem.readers[v]))
 
     return wanted
+
+
+class Related:
+    """Which ops depend on which."""
+
+    def __init__(self, problem: Problem) -> None:
+        producer, readers = problem.producer, problem.readers
+        self._makers = [{producer[v] for v in op.inputs} - {-1} for op in problem.ops]
+        self._followers = [{r for v in op.outputs for r in readers[v]} for op in problem.ops]
+
+    def before(self, op: int) -> set[int]:
+        """All that an op depends on."""
+        return _reached(op, self._makers)
+
+    def after(self, op: int) -> set[int]:
+        """All that depends on it."""
+        return _reached(op, self._followers)
 
 
 def _reached(start: int, next_to: Sequence[set[int]]) -> set[int]:

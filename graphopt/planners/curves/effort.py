@@ -40,6 +40,8 @@ class Effort:
     polished: tuple[float, ...]
     #: Memories at which the chain's programme is read out.
     read_outs: int
+    #: And between its least one and half as much again, for the low end alone.
+    low_read_outs: int
     #: Planners from whose lowest schedules the lowest of all is sought, and rounds of hoisting there.
     lowest: int
     hoists: int
@@ -51,6 +53,11 @@ class Effort:
     passes: tuple[BudgetSweep, ...] = ()
     #: Budgets for which cuts and local moves are made.
     retouches: int = 0
+    #: Budgets near the least peak to which schedules are lowered, and moves of local search for each.
+    low_budgets: int = 0
+    low_moves: int = 0
+    #: Other numbers of regions with which the chain's programme is looked at there.
+    low_regions: tuple[int, ...] = ()
     #: Whether of two orders the one with the higher peak is polished and brought down too.
     both: bool = False
     #: Other drops, of at least this share of a step's seconds, are tried too, to be had for a byte less.
@@ -68,12 +75,15 @@ _TINY = Effort(
     patient=True,
     polished=(0.0,),
     read_outs=6,
+    low_read_outs=20,
     lowest=3,
     hoists=5,
     bottom=(0.95, 0.9),
     drops=16,
     passes=(BudgetSweep(0.98, 0.98, 1.04), BudgetSweep(0.98, 0.99, 1.07), BudgetSweep(0.98, 0.985, 1.03)),
     retouches=30,
+    low_budgets=12,
+    low_moves=300,
     both=True,
     least_drop=5e-4,
 )
@@ -88,16 +98,19 @@ _SMALL = Effort(
     patient=True,
     polished=(0.0,),
     read_outs=8,
+    low_read_outs=20,
     lowest=3,
     hoists=5,
     bottom=(0.95, 0.9),
     drops=16,
     passes=(BudgetSweep(0.98, 0.98, 1.04), BudgetSweep(0.98, 0.99, 1.07), BudgetSweep(0.98, 0.985, 1.03)),
     retouches=10,
+    low_budgets=12,
+    low_moves=300,
     least_drop=5e-4,
 )
-_MEDIUM = replace(_SMALL, bottom=(0.95,), drops=8, retouches=1)
-_LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0)
+_MEDIUM = replace(_SMALL, bottom=(0.95,), drops=8, retouches=1, low_budgets=10, low_moves=200)
+_LARGE = replace(_MEDIUM, walks=(0.4, 0.18, 0.04, 0.0225), retouches=0, low_read_outs=10, low_budgets=0)
 _HUGE = replace(
     _LARGE,
     descent=0.8,
@@ -108,6 +121,7 @@ _HUGE = replace(
     apart=0.7,
     batches=40,
     patient=False,
+    low_read_outs=0,
     lowest=1,
     hoists=1,
     bottom=(0.9,),
@@ -123,6 +137,7 @@ _VAST = replace(
     apart=0.5,
     batches=20,
     read_outs=10,
+    low_read_outs=0,
     lowest=0,
     hoists=0,
     drops=0,
@@ -134,8 +149,8 @@ _TABLE = (
     (130, _TINY),
     (300, _SMALL),
     (500, replace(_SMALL, retouches=4)),
-    (1000, replace(_MEDIUM, lowest=2)),
-    (1500, _MEDIUM),
+    (1000, replace(_MEDIUM, lowest=2, low_budgets=8)),
+    (1500, replace(_MEDIUM, low_regions=(80,), low_budgets=6)),
     (6000, _LARGE),
     (20_000, _HUGE),
     (math.inf, _VAST),

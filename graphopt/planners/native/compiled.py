@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from graphopt.planners.native.anneal_round import AnnealRound
 from graphopt.planners.native.arrays import Floats, Ints
+from graphopt.planners.native.linear_programme import LinearProgramme
 from graphopt.planners.native.tables import Tables
 from graphopt.problem.problem import Problem
 
@@ -67,6 +68,15 @@ class CompiledLoops:
         clock = ctypes.c_double(what.seconds_left)
         faster = self._taken(self._call("anneal", *_row(schedule), *counts, clock, ctypes.byref(seconds)))
         return None if faster is None else (faster, seconds.value)
+
+    def prices(self, programme: LinearProgramme, steps: int, /) -> Floats | None:
+        """cpp/prices.cpp."""
+        found = np.empty(len(programme.limits))
+        matrix = (_whole(len(programme.row)), *map(_at, (programme.row, programme.column, programme.factor)))
+        rows = (_whole(len(programme.limits)), _at(programme.limits))
+        columns = (_whole(len(programme.costs)), *map(_at, (programme.costs, programme.least)))
+        self._library.graphopt_prices(*matrix, *rows, *columns, _whole(steps), _at(found))
+        return found
 
     def min_cut(self, out_at: Ints, out: Ints, to: Ints, room: Ints) -> Sequence[bool]:
         """cpp/flow.cpp."""

@@ -9,6 +9,7 @@ from graphopt.planners.native.anneal_round import AnnealRound
 from graphopt.planners.native.arrays import Floats, Ints
 from graphopt.planners.native.build import library
 from graphopt.planners.native.compiled import CompiledLoops
+from graphopt.planners.native.linear_programme import LinearProgramme
 from graphopt.planners.native.plain import PlainLoops
 from graphopt.problem.problem import Problem
 
@@ -56,6 +57,13 @@ class Loops(Protocol):
 
     def anneal(self, schedule: Ints, what: AnnealRound, /) -> tuple[Ints, float] | None:
         """The best schedule that a round finds and its seconds; None where none is faster."""
+        ...
+
+    def prices(self, programme: LinearProgramme, steps: int, /) -> Floats | None:
+        """A price of 0 or more for each row, by so many steps towards those that prove most; None where there are none.
+
+        Costs should be about 1.
+        """
         ...
 
     def min_cut(self, out_at: Ints, out: Ints, to: Ints, room: Ints) -> Sequence[bool]:

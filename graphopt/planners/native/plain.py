@@ -8,6 +8,7 @@ import numpy as np
 
 from graphopt.planners.native.anneal_round import AnnealRound
 from graphopt.planners.native.arrays import Floats, Ints
+from graphopt.planners.native.linear_programme import LinearProgramme
 from graphopt.planners.native.plain_copies import Recomputation, recomputations, without_idle
 from graphopt.planners.native.plain_flow import min_cut
 from graphopt.planners.native.plain_lower import lower
@@ -20,7 +21,7 @@ FAR_ABOVE, FAR_ABOVE_STEP = 1.5, 0.01
 
 
 class PlainLoops:
-    """The loops in Python; see `loops.Loops`. Walks and annealing are left out."""
+    """The loops in Python; see `loops.Loops`. Walks, annealing and prices are left out."""
 
     #: For a curve of 270 ops, with as much tried; with less tried in turn it takes about eight times as long.
     slowness = 30
@@ -93,6 +94,10 @@ class PlainLoops:
         return None
 
     def anneal(self, _schedule: Ints, _what: AnnealRound, /) -> tuple[Ints, float] | None:
+        """Nothing: it pays only as machine code."""
+        return None
+
+    def prices(self, _programme: LinearProgramme, _steps: int, /) -> Floats | None:
         """Nothing: it pays only as machine code."""
         return None
 

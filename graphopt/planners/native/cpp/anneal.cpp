@@ -16,6 +16,8 @@ namespace {
 // Ops that one eviction may ask to run again, and evictions that one move may make; values looked at and priced for one
 // eviction.
 constexpr i64 LONGEST = 40, MOST = 24, LOOKED_AT = 48, PRICED = 10;
+// Attempts to bring a start that does not fit under the budget, and the evictions of each.
+constexpr i64 ATTEMPTS = 6, MOST_AT_FIRST = 400;
 // Chance to overlook a candidate, and to forbid the eviction that a move undoes.
 constexpr double BLINK = 0.1, BANNED = 0.7;
 // Recomputations dropped besides the first, and how far from it, in steps.
@@ -74,6 +76,8 @@ class Search {
     // Labels of recomputations; a track's `place` is the place in this list.
     Labels again;
 
+    // Evict until all fits, where the start does not; true where that is so, in one of some attempts.
+    bool begin(double most_seconds);
     // Drop some recomputations that lie close together, evict until all fits; true where that is taken.
     bool try_move(double temperature);
 
@@ -100,7 +104,7 @@ class Search {
     void undo();
     void drop(Label label);
     Labels neighbours(Label first);
-    bool recreate(double most_seconds);
+    bool recreate(double most_seconds, i64 most);
     bool choose(i64 rank, i64 excess, double allowed, Eviction &best);
     bool find_gap(i64 value, Label label, Label &start, Label &stop) const;
     std::vector<Candidate> look(i64 rank, i64 excess, double allowed);
@@ -207,6 +211,21 @@ void Search::drop(Label given) {
     }
 }
 
+bool Search::begin(double most_seconds) {
+    for (i64 attempt = 0; attempt < ATTEMPTS; ++attempt) {
+        if (is_crowded_) {
+            track.renumber({&again, &first_});
+            is_crowded_ = false;
+        }
+        if (recreate(most_seconds, MOST_AT_FIRST)) {
+            log_.clear();
+            return true;
+        }
+        undo();
+    }
+    return false;
+}
+
 bool Search::try_move(double temperature) {
     if (is_crowded_) {
         track.renumber({&again, &first_});
@@ -219,7 +238,7 @@ bool Search::try_move(double temperature) {
     for (Label label : neighbours(first)) drop(label);
     if (bans)
         for (i64 value : row(problem_.made, undone)) banned_[value] = 1;
-    const bool taken = recreate(most_seconds);
+    const bool taken = recreate(most_seconds, MOST);
     if (bans)
         for (i64 value : row(problem_.made, undone)) banned_[value] = 0;
     if (taken)
@@ -243,8 +262,8 @@ Labels Search::neighbours(Label first) {
 }
 
 // Evict until the budget holds; false where that fails or takes too long.
-bool Search::recreate(double most_seconds) {
-    for (i64 turn = 0; turn < MOST; ++turn) {
+bool Search::recreate(double most_seconds, i64 most) {
+    for (i64 turn = 0; turn < most; ++turn) {
         const i64 rank = std::max_element(track.memory.begin(), track.memory.end()) - track.memory.begin();
         const i64 excess = track.memory[rank] - budget_;
         if (excess <= 0) return track.seconds < most_seconds;
@@ -352,25 +371,27 @@ using Clock = std::chrono::steady_clock;
 
 }  // namespace
 
-// The first `moves` moves of a round of `length`, for so many seconds. The length of the best schedule that is faster
-// than `best_seconds`, which become its own, or -1.
+// The first `moves` moves of a round of `length`, for so many seconds; a start that does not fit is brought under the
+// budget first. The length of the best schedule that is faster than `best_seconds`, which become its own, or -1.
 extern "C" i64 graphopt_anneal(
     const Problem *problem, const i64 *schedule, i64 steps, i64 budget, i64 seed, i64 length, i64 moves,
     double seconds_left, double *best_seconds) {
     const auto start = Clock::now();
     Search search(*problem, schedule, steps, budget, seed);
-    if (search.again.empty()) return -1;
-    const double extra = search.track.seconds - problem->total_seconds;
-    const double hot = HOT * extra / static_cast<double>(search.again.size());
+    if (!search.begin(std::min(search.track.seconds, *best_seconds) + *best_seconds)) return -1;
     Ints best;
-    for (i64 move = 0; move < moves; ++move) {
-        const double part = static_cast<double>(move) / static_cast<double>(length);
-        if (search.try_move(hot * std::pow(COLD / HOT, part)) &&
-            search.track.seconds < *best_seconds * (1 - LEAST_GAIN)) {
+    const auto offer = [&] {
+        if (search.track.seconds < *best_seconds * (1 - LEAST_GAIN)) {
             *best_seconds = search.track.seconds;
             best = search.track.op;
         }
-        if (search.again.empty()) break;
+    };
+    offer();
+    const double extra = search.track.seconds - problem->total_seconds;
+    const double hot = HOT * extra / static_cast<double>(search.again.size());
+    for (i64 move = 0; move < moves && !search.again.empty(); ++move) {
+        const double part = static_cast<double>(move) / static_cast<double>(length);
+        if (search.try_move(hot * std::pow(COLD / HOT, part))) offer();
         if (move % 64 == 0 && std::chrono::duration<double>(Clock::now() - start).count() > seconds_left) break;
     }
     return best.empty() ? -1 : keep(std::move(best));
