@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import torch
 from sklearn.datasets import load_digits
@@ -51,6 +52,7 @@ class ResNet8(nn.Module):
         return self.head(self.blocks(self.stem(images)).mean((2, 3)))
 
 
+@cache
 def data(held_out: bool) -> tuple[Tensor, Tensor]:
     """Images (1, 8, 8) from 0 to 1, and their digits: every fifth of 1,797 is held out, the others are trained on."""
     digits = load_digits()

@@ -59,7 +59,7 @@ def numbers_of(texts: Sequence[str]) -> list[Tensor]:
 
 @cache
 def data(name: str) -> tuple[Batch, Batch]:
-    """Inputs and targets to train on, and held out (every fifth), in pieces of LENGTH words."""
+    """Inputs and targets to train on, and held out, in pieces of LENGTH words."""
     if name == "gpt":
         texts = ["\n".join(topics[key] for key in sorted(topics))]
     else:
@@ -68,7 +68,7 @@ def data(name: str) -> tuple[Batch, Batch]:
     for label, words in enumerate(numbers_of(texts)):
         pieces = words.unfold(0, LENGTH + 1, LENGTH)
         targets = pieces[:, 1:] if name == "gpt" else torch.full((len(pieces),), label)
-        is_held_out = torch.arange(len(pieces)) % 5 == 4
+        is_held_out = torch.arange(len(pieces)) % (20 if name == "gpt" else 5) == 4
         for part, chosen in zip(parts, (~is_held_out, is_held_out), strict=True):
             part.append((pieces[chosen, :LENGTH], targets[chosen]))
     trained, held_out = ((torch.cat(x), torch.cat(y)) for x, y in (zip(*part, strict=True) for part in parts))

@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
         for row in ablation(model, range(args.seeds), steps, variants):
             qualities = " ".join(f"{quality:.4f}" for quality in row.qualities)
             figures = f"{row.peak_bytes:,} bytes, {row.time_ratio:.2f} × time, quality {qualities}"
-            print(f"{model}, {row.variant}: {figures}, skipped {row.skipped}, sent {row.sent_bytes:,}", flush=True)
+            skipped = [len(steps) for steps in row.skipped]
+            print(f"{model}, {row.variant}: {figures}, skipped {skipped}, sent {row.sent_bytes:,}", flush=True)
             add(path, found, as_json(row))
 
 

@@ -7,31 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.studies.subjects import STUDIES, SUBJECTS, Subject
+from benchmarks.studies.subjects import SUBJECTS, Subject
 from benchmarks.studies.training import Run, Trainer, time_ratio
-from benchmarks.studies.variants import (
-    ALONE,
-    BY_SGD,
-    LARGE_BATCH,
-    MORE_SCALES,
-    PLAIN,
-    RANKS,
-    SENT,
-    Variant,
-)
+from benchmarks.studies.variants import PLAIN, SENT, Variant, variants_of
 from graphopt.base.errors import BudgetError
 from tests.support.ranks import run_ranks
-
-#: Points of a curve that are kept.
-POINTS = 40
 
 
 @dataclass(frozen=True)
 class Row:
     """One variant of one model, over all seeds.
 
-    `time_ratio` is processor seconds for as many rows of data, over those of the plain step. `same_losses` says for
-    each seed whether all losses are the bits of the plain step's; curves are every so many steps, of each seed.
+    `seconds` is the processor's for a step, `time_ratio` for as many rows of data over the plain step's. `qualities`
+    are those at the end, `curves` (steps done, quality) of each seed. `skipped` names steps from 0. `same_losses` says
+    for each seed whether all losses are the bits of the plain step's; `scales` are of every step, where there is one.
     """
 
     model: str
@@ -40,28 +29,17 @@ class Row:
     budget_bytes: int | None
     peak_bytes: int
     time_ratio: float
-    plain_seconds: float
+    seconds: float
     sent_bytes: int
     steps: int
     qualities: tuple[float, ...]
     reached: tuple[bool, ...]
-    skipped: tuple[int, ...]
+    curves: tuple[tuple[tuple[int, float], ...], ...]
+    skipped: tuple[tuple[int, ...], ...]
     clipped: tuple[int, ...]
     same_losses: tuple[bool, ...]
     moved: tuple[tuple[float, float] | None, ...]
-    losses: tuple[tuple[float, ...], ...]
     scales: tuple[tuple[float, ...], ...]
-
-
-def variants_of(model: str) -> tuple[Variant, ...]:
-    """What is tried on a model: all, or the main ones."""
-    if all(next(iter(models)) != model for models in STUDIES.values()):
-        return tuple(variant for variant in ALONE if variant.is_main)
-    if model == "resnet":
-        return (*ALONE, *MORE_SCALES, *LARGE_BATCH, *RANKS)
-    if model == "gpt":
-        return (*ALONE, *BY_SGD)
-    return ALONE
 
 
 def ablation(model: str, seeds: Sequence[int], steps: int | None, names: Sequence[str] = ()) -> Iterator[Row]:
@@ -113,23 +91,18 @@ def _row(trainer: Trainer, plain: Trainer, seeds: Sequence[int], steps: int | No
     subject, variant = trainer.subject, trainer.variant
     count = steps or subject.steps
     runs = plain_runs if trainer is plain else [trainer.train(seed, count) for seed in seeds]
+    qualities = tuple(run.qualities[-1][1] for run in runs)
     peak = trainer.peak_bytes()
     ratio, seconds = (1.0, time_ratio(plain, plain)[1]) if trainer is plain else time_ratio(trainer, plain)
     return Row(
         *(subject.name, variant.name, variant.group, trainer.budget_bytes, peak, round(ratio, 3), round(seconds, 5)),
         *(trainer.step.report.step.sent_bytes if trainer.step else 0, len(runs[0].losses)),
-        *(tuple(run.quality for run in runs), tuple(subject.reaches(run.quality) for run in runs)),
+        *(qualities, tuple(map(subject.reaches, qualities)), tuple(run.qualities for run in runs)),
         *(tuple(run.skipped for run in runs), tuple(run.clipped for run in runs)),
         tuple(run.losses == other.losses for run, other in zip(runs, plain_runs, strict=True)),
         tuple(run.moved for run in runs),
-        tuple(_thin(run.losses) for run in runs),
-        tuple(_thin(run.scales) for run in runs),
+        tuple(run.scales for run in runs) if "loss_scale" in variant.options else (),
     )
-
-
-def _thin(curve: Sequence[float]) -> tuple[float, ...]:
-    every = max(1, len(curve) // POINTS)
-    return tuple(float(f"{value:.4g}") for value in curve[::every])
 
 
 def as_json(row: Row) -> dict[str, Any]:

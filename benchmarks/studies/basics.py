@@ -115,15 +115,20 @@ def accumulation_rows() -> Iterator[dict[str, Any]]:
         ("gpt", "four micro-batches", None),
         ("gpt", "one micro-batch, other draws of dropout", None),
         ("gpt", "four micro-batches, no dropout", nn.Dropout),
+        ("translation", "four micro-batches by rows, no dropout", nn.Dropout),
+        ("translation", "four micro-batches by tokens, no dropout", nn.Dropout),
         ("lstm", "four micro-batches", None),
     ):
         count, seed = (1, 1) if what.startswith("one") else (4, 0)
-        whole, other = _first_gradient(name, 1, fixed), _first_gradient(name, count, fixed, seed)
+        weights = "tokens" if "tokens" in what else "rows"
+        whole, other = _first_gradient(name, 1, fixed), _first_gradient(name, count, fixed, seed, weights)
         apart = float((whole - other).norm() / whole.norm())
         yield {"model": name, "the first step in": what, "gradient differs by": float(f"{apart:.2g}")}
 
 
-def _first_gradient(name: str, accumulate: int, fixed: type[nn.Module] | None, seed: int = 0) -> Tensor:
+def _first_gradient(
+    name: str, accumulate: int, fixed: type[nn.Module] | None, seed: int = 0, weights: str = "rows"
+) -> Tensor:
     """What one step of SGD at a rate of 1 takes off the parameters, in one vector; modules of a kind as in eval."""
     subject = SUBJECTS[name]()
     model = subject.build(0)
@@ -135,7 +140,7 @@ def _first_gradient(name: str, accumulate: int, fixed: type[nn.Module] | None, s
     batch = next(subject.batches(subject.rows))
     before = nn.utils.parameters_to_vector(model.parameters()).detach()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    step = graphopt.train_step(model, subject.loss_fn, optimizer, accumulate=accumulate)
+    step = graphopt.train_step(model, subject.loss_fn, optimizer, accumulate=accumulate, weights=weights)
     torch.manual_seed(seed)
     step(*batch)
     return before - nn.utils.parameters_to_vector(model.parameters()).detach()

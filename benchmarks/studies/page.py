@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.studies.results import latest
 from benchmarks.studies.subjects import STUDIES
-from benchmarks.studies.tables import tables
+from benchmarks.studies.tables import UNITS, tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "studies.md"
 #: A table stands between two comments, the first of which has its name.
@@ -32,7 +32,8 @@ def show(folder: Path) -> None:
     made = tables(lambda part: latest(folder, part))
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
     for study, models in STUDIES.items():
-        first = next(iter(models))
-        rows = [row for row in latest(folder, study).get("rows", []) if row["model"] == first]
+        rows = latest(folder, study).get("rows", [])
+        of_models = {model: [row for row in rows if row["model"] == model] for model in models}
         if rows:
-            draw(rows, PAGE.parent / f"studies_{study}.svg")
+            goals = {model: make().goal for model, make in models.items()}
+            draw(of_models, UNITS, goals, PAGE.parent / f"studies_{study}.svg")

@@ -1,4 +1,4 @@
-"""The five models of the three studies, as the examples have them."""
+"""The six models of the three studies, as the examples have them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from examples import study_images, study_series, study_text
+from examples import study_images, study_series, study_text, study_translation
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Subject:
     """A model, what it is trained on, and what it should reach.
 
-    `quality` is what `unit` says, of what is held out; `rate` the share of the peak rate at (step, steps).
+    `quality` is what `unit` says, of what is held out; `rate` the share of the peak rate at (step, steps). `weights`
+    is how micro-batches and ranks are weighed: by rows, or by tokens where some rows have more of them than others.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Subject:
     quality: Callable[[nn.Module], float]
     optimizer_of: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
     rate: Callable[[int, int], float]
+    weights: str | None = None
 
     def reaches(self, quality: float) -> bool:
         """Whether that is as good as the goal, or better."""
@@ -59,6 +61,15 @@ def _text(name: str) -> Subject:
     )
 
 
+def _translation() -> Subject:
+    study = study_translation
+    return Subject(
+        *("translation", "loss a character, in nats", study.GOAL, False, study.STEPS, study.BATCH),
+        *(lambda seed: study.build(seed)[0], study.batches, study.loss_of),
+        *(study.quality, study.optimizer_of, study.rate, "tokens"),
+    )
+
+
 def _series(name: str) -> Subject:
     study = study_series
     _, _, loss_fn = study.build(name)
@@ -69,10 +80,10 @@ def _series(name: str) -> Subject:
     )
 
 
-#: Of each study first the model that everything is tried on, then one that the main things are tried on.
+#: The models of each study.
 STUDIES: dict[str, dict[str, Callable[[], Subject]]] = {
     "images": {"resnet": _images},
-    "text": {"gpt": lambda: _text("gpt"), "bert": lambda: _text("bert")},
+    "text": {"gpt": lambda: _text("gpt"), "bert": lambda: _text("bert"), "translation": _translation},
     "series": {"patches": lambda: _series("patches"), "lstm": lambda: _series("lstm")},
 }
 SUBJECTS = {name: make for models in STUDIES.values() for name, make in models.items()}

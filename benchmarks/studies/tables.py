@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.studies.ablation import variants_of
 from benchmarks.studies.subjects import STUDIES
+from benchmarks.studies.variants import variants_of
 
+#: No loss or error of a training that learned anything is above.
+DIVERGED = 10
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 #: Of each model, what its quality is.
@@ -17,6 +19,7 @@ UNITS = {
     "resnet": "digits named rightly",
     "gpt": "nats a word",
     "bert": "sources named rightly",
+    "translation": "nats a character",
     "patches": "error over seasonal naive's",
     "lstm": "error over seasonal naive's",
 }
@@ -35,7 +38,8 @@ def tables(results_of: Callable[[str], Results]) -> dict[str, str]:
                 found[model] = ablation_table(of_model, UNITS[model])
     if every:
         found["scales"] = scale_table(every)
-        found["moved"] = moved_table([row for row in every if row["model"] == "gpt"])
+        found["moved"] = moved_table(every)
+        found["overview"] = overview_table(every)
     basics = results_of("basics")
     if basics:
         found["state"] = _table(*_columns(basics["state"]))
@@ -53,6 +57,7 @@ def ablation_table(rows: Rows, unit: str) -> str:
     head = (
         "way",
         "peak, KiB",
+        "ms a step",
         "time, ×",
         unit,
         "seeds that reach the goal",
@@ -70,13 +75,31 @@ def _ablation_cells(row: Mapping[str, Any], plain_peak: int) -> tuple[str, ...]:
     return (
         row["variant"],
         f"{peak / 1024:,.0f} ({peak / plain_peak:.0%})",
+        f"{row['seconds'] * 1000:.1f}",
         f"{row['time_ratio']:.2f}",
         _spread(row["qualities"]),
         f"{sum(row['reached'])} of {len(row['reached'])}",
-        ", ".join(map(str, row["skipped"])) if any(row["skipped"]) else "0",
+        _skips(row) if any(row["skipped"]) else "0",
         f"{row['sent_bytes'] / 1000:,.1f}" if row["sent_bytes"] else "",
         "plain's bits" if is_compared and all(row["same_losses"]) else "",
     )
+
+
+def overview_table(rows: Rows) -> str:
+    """The mean quality of every way with every model, and where a seed missed the goal."""
+    models = list(dict.fromkeys(model for models in STUDIES.values() for model in models))
+    found = {(row["model"], row["variant"]): row for row in rows}
+    names = dict.fromkeys(variant.name for model in models for variant in variants_of(model))
+    cells = [(name, *(_overview_cell(found.get((model, name))) for model in models)) for name in names]
+    return _table(("way", *models), cells)
+
+
+def _overview_cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    if None in row["qualities"] or max(row["qualities"]) > DIVERGED:
+        return "diverged"
+    return f"{statistics.mean(row['qualities']):.3f}" + " ✗" * (not all(row["reached"]))
 
 
 def scale_table(rows: Rows) -> str:
@@ -88,7 +111,7 @@ def scale_table(rows: Rows) -> str:
             row["model"],
             row["variant"],
             ", ".join(_power(curve[-1]) for curve in row["scales"]),
-            ", ".join(map(str, row["skipped"])),
+            _skips(row),
             str(row["steps"]),
             _spread(row["qualities"]),
         )
@@ -99,7 +122,7 @@ def scale_table(rows: Rows) -> str:
 
 def moved_table(rows: Rows) -> str:
     """How far rare and frequent rows of the embedding moved, and how often the norm was above its threshold."""
-    head = ("way", "rare rows moved", "frequent rows moved", "rare over frequent", "steps clipped", UNITS["gpt"])
+    head = ("model", "way", "rare rows moved", "frequent rows moved", "rare over frequent", "steps clipped", "quality")
     cells = []
     for row in rows:
         moved = [pair for pair in row["moved"] if pair is not None and None not in pair]
@@ -109,8 +132,12 @@ def moved_table(rows: Rows) -> str:
         share = statistics.mean(row["clipped"]) / row["steps"]
         clipped = f"{share:.0%}" if "clip norm" in row["variant"] else ""
         shares = (f"{rare:.3g}", f"{frequent:.3g}", f"{rare / frequent:.2g}", clipped)
-        cells.append((row["variant"], *shares, _spread(row["qualities"])))
+        cells.append((row["model"], row["variant"], *shares, _spread(row["qualities"])))
     return _table(head, cells)
+
+
+def _skips(row: Mapping[str, Any]) -> str:
+    return ", ".join(str(len(steps)) for steps in row["skipped"])
 
 
 def _spread(values: Sequence[float | None]) -> str:
@@ -118,7 +145,7 @@ def _spread(values: Sequence[float | None]) -> str:
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "not a number"
-    if max(numbers) > 1000:
+    if max(numbers) > DIVERGED:
         return f"{max(numbers):.1g} at worst"
     low, mean, high = min(numbers), statistics.mean(numbers), max(numbers)
     lost = f", {len(values) - len(numbers)} not a number" if len(numbers) < len(values) else ""
@@ -126,7 +153,7 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def _power(scale: float) -> str:
-    """A scale as a power of two, which ours are, but for the digits that are kept."""
+    """A scale as a power of two, which ours are."""
     return "2" + str(round(math.log2(scale))).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
 
 

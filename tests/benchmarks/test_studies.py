@@ -13,13 +13,25 @@ from benchmarks.studies.__main__ import main
 from benchmarks.studies.lars import LARS
 from benchmarks.studies.page import PAGE, PLACE, filled
 from benchmarks.studies.results import RESULTS, latest
-from benchmarks.studies.subjects import STUDIES
+from benchmarks.studies.subjects import STUDIES, SUBJECTS
 from benchmarks.studies.tables import tables
-from benchmarks.studies.variants import RANKS
-from examples import study_images, study_series, study_text
+from benchmarks.studies.training import LARS_RATE, SGD_RATE
+from benchmarks.studies.variants import RANKS, variants_of
+from examples import study_images, study_series, study_text, study_translation
 from graphopt.compression.protocols import wire_bytes
 
-EXAMPLES = {"images": study_images, "text": study_text, "series": study_series}
+EXAMPLES = {
+    "images": study_images,
+    "text": study_text,
+    "translation": study_translation,
+    "series": study_series,
+}
+#: Beside the plain step, its loop and its checkpoints: for each study what the others' small ablation has not.
+SMALL_WAYS = {
+    "images": ["fp16, dynamic from 2²⁴"],
+    "text": ["LARS, batch × 4, warm-up"],
+    "series": ["bf16, constant 1024", "two ranks", "DGC 5 %, warm-up"],
+}
 
 
 def test_the_tables_of_the_page_are_those_of_the_results() -> None:
@@ -34,6 +46,13 @@ def test_exact_ways_have_plain_bits_in_the_results() -> None:
     exact = [row for row in rows if row["variant"].startswith("checkpoints")]
     assert len(exact) >= len(STUDIES) and all(all(row["same_losses"]) for row in exact)
     assert all(row["peak_bytes"] <= row["budget_bytes"] for row in exact)
+
+
+@pytest.mark.parametrize("study", sorted(STUDIES))
+def test_every_way_is_in_the_results_of_every_model(study: str) -> None:
+    rows = latest(RESULTS, study)["rows"]
+    for model in STUDIES[study]:
+        assert {row["variant"] for row in rows if row["model"] == model} == {way.name for way in variants_of(model)}
 
 
 def test_bytes_sent_are_those_of_the_protocols() -> None:
@@ -58,7 +77,7 @@ def test_each_reaches_its_goal_with_and_without_graphopt_by_the_same_bits(
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_a_small_ablation_has_all_of_its_rows(name: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
-    ways = ["a loop without graphopt", "plain", "checkpoints, 50 %"]
+    ways = ["a loop without graphopt", "plain", "checkpoints, 50 %", *SMALL_WAYS[name]]
     main(
         [
             name,
@@ -75,9 +94,14 @@ def test_a_small_ablation_has_all_of_its_rows(name: str, tmp_path: Path) -> None
     )
     rows = {row["variant"]: row for row in json.loads(path.read_text())["rows"]}
     assert list(rows) == ways
+    assert all(row["curves"][0][-1] == [row["steps"], row["qualities"][0]] for row in rows.values())
     tight = rows["checkpoints, 50 %"]
     assert tight["same_losses"] == [True]
     assert tight["peak_bytes"] <= tight["budget_bytes"] < rows["plain"]["peak_bytes"]
+
+
+def test_every_model_has_a_rate_for_every_optimizer() -> None:
+    assert set(SGD_RATE) == set(LARS_RATE) == set(SUBJECTS)
 
 
 def test_lars_steps_by_the_share_of_the_weight_that_its_paper_names() -> None:
