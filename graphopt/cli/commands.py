@@ -165,6 +165,8 @@ def export(options: argparse.Namespace) -> CommandResult:
     nodes, noted = export_model(target.model, target.inputs_of_forward, options.onnx, planned, about)
     data |= {"nodes": nodes, "noted_nodes": noted}
     text = f"{options.onnx}: {nodes} nodes, {noted} with a note of the plan"
+    if planned and not noted:
+        text += " (none of them is found among the plan's operators, as in a model that was an ONNX file)"
     return CommandResult(lambda _: text, data)
 
 

@@ -21,7 +21,8 @@ def parse_dims(texts: Sequence[str]) -> dict[str, int]:
             match = _DIM.fullmatch(part)
             if match is None:
                 raise UsageError(f"--dim {text!r}: {part!r} is no NAME=SIZE, as in --dim N=8")
-            found[match[1]] = int(match[2])
+            if found.setdefault(match[1], int(match[2])) != int(match[2]):
+                raise UsageError(f"--dim gives {match[1]} two sizes, {found[match[1]]} and {match[2]}")
     return found
 
 

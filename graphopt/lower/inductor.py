@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import fx
 from torch._guards import detect_fake_mode
-from torch._inductor import compile_fx, config
+from torch._inductor import compile_fx, config, lowering
 from torch._inductor.fx_passes import post_grad
 from torch._inductor.ir import Pointwise, StorageBox
 from torch._inductor.virtualized import V
@@ -27,7 +27,11 @@ Lowered = Callable[[list[Any]], Any]
 #: What a plan needs of Inductor. Draws are eager's. Convolutions are turned before they are planned (`channels_last`).
 SETTINGS: dict[str, Any] = {"fallback_random": True, "layout_optimization": False}
 #: Tells what Inductor caches of ours from what it caches of others: the same graph is fused otherwise there.
-CACHE_TAG = "graphopt-4"
+CACHE_TAG = "graphopt-5"
+_FALLBACKS = {
+    torch.ops.aten.avg_pool2d_backward.default: lowering.fallback_avg_pool2d_backward,
+    torch.ops.aten.avg_pool3d_backward.default: lowering.fallback_avg_pool3d_backward,
+}
 #: Of a graph with numbers among its inputs: the first micro-batch of a window has another one than those behind it.
 _MOST_VARIANTS = 4
 
@@ -104,6 +108,7 @@ def as_planned() -> Iterator[None]:
         stack.enter_context(torch.compiler.config.patch(cache_key_tag=CACHE_TAG))  # type: ignore[attr-defined]
         stack.enter_context(V.set_choices_handler(FusionGuard()))
         stack.enter_context(_sums_stay())
+        stack.enter_context(_averages_at_edges())
         stack.enter_context(_stored_where_marked())
         stack.enter_context(groups_end_where_memory_is_freed())
         yield
@@ -116,6 +121,25 @@ def _sums_stay() -> Iterator[None]:
     The product with a tied weight would move behind the whole backward, and keep the logits' gradient alive until then.
     """
     with mock.patch.object(post_grad, "should_prefer_unfused_addmm", lambda _match: True):
+        yield
+
+
+@contextmanager
+def _averages_at_edges() -> Iterator[None]:
+    """Let eager's kernels compute gradients of average pools with `ceil_mode`.
+
+    Inductor's own divide by the size of a whole window where it reaches beyond the edge (torch 2.13, CPU).
+    """
+    own = {each: lowering.lowerings[each] for each in _FALLBACKS}
+
+    def lowered(target: Any) -> Callable[..., Any]:
+        def choose(gradient: Any, x: Any, size: Any, stride: Any, padding: Any, ceil_mode: bool, *more: Any) -> Any:
+            made = _FALLBACKS[target] if ceil_mode else own[target]
+            return made(gradient, x, size, stride, padding, ceil_mode, *more)
+
+        return choose
+
+    with mock.patch.dict(lowering.lowerings, {each: lowered(each) for each in _FALLBACKS}):
         yield
 
 

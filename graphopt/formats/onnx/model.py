@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from graphopt.formats.onnx.graph import Builder
 from graphopt.formats.onnx.inputs import batch_in_file, check_sizes, example, inputs_of, is_stripped, resized
 from graphopt.formats.onnx.lines import name_lines
 from graphopt.formats.onnx.ops import OPERATORS
+from graphopt.formats.onnx.other_batch import change_of, why_rows_differ
 from graphopt.formats.onnx.read import check, count_operators, opset_of, read_file
 from graphopt.formats.onnx.sizes import follow_sizes, sizes_of
 from graphopt.formats.onnx.weights import uses_of
@@ -82,7 +83,7 @@ def import_model(
     uses = uses_of(model.graph.node)
     stripped = [each for each in inputs if may_be_stripped and is_stripped(each, uses)]
     inputs = [each for each in inputs if each not in stripped]
-    in_file = batch_in_file(inputs)
+    in_file, own = batch_in_file(inputs), inputs
     inputs, dims = resized(inputs, dims)
     check_sizes(inputs, dims)
     shapes = [each.shape(dims) for each in inputs]
@@ -93,13 +94,17 @@ def import_model(
         hole.name: example(each, dims, hole, seed + place)
         for place, (each, hole) in enumerate(zip(inputs, holes, strict=True))
     }
-    if sizes_change:
-        follow_sizes(
-            module, shapes, sizes_of(inputs, dims),
-            lambda shapes: Builder(model, folder, with_weights=False, batch_in_file=in_file).build(
-                inputs, shapes, known or {}, stripped
-            ),
-        )  # fmt: skip
+
+    def build(shapes: Sequence[Sequence[int]]) -> fx.GraphModule:
+        other = Builder(model, folder, with_weights=False, batch_in_file=in_file)
+        return other.build(inputs, shapes, known or {}, stripped)
+
+    change = change_of(own, inputs, dims, sizes_change=sizes_change)
+    reason = "" if change is None or not with_weights else why_rows_differ(module, build, inputs, dims, change)
+    if reason and change is not None and change.is_asked_for:
+        raise OnnxError(reason)
+    if sizes_change and not reason:
+        follow_sizes(module, shapes, sizes_of(inputs, dims), build)
     name_lines(module, f"{title}.onnx")
     return ImportedModel(module.train(), examples, builder.notes.lines())
 

@@ -78,6 +78,7 @@ def test_a_file_is_verified(model: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["plan", "{model}", "--mem-budget", "1MiB"], "--dim N=8"),
         (["plan", "{model}", "--dim", "N", "--mem-budget", "1MiB"], "no NAME=SIZE"),
         (["plan", "{model}", "--dim", "M=3,N=2", "--mem-budget", "1MiB"], "no size named M"),
+        (["plan", "{model}", "--dim", "N=3,N=4", "--mem-budget", "1MiB"], "gives N two sizes, 3 and 4"),
         (["plan", "{model}", "--dim", "{hole}@0=3", "--mem-budget", "1MiB"], "has a name: --dim N=3"),
         (["plan", "{model}", "--dim", "{hole}@7=3,N=2", "--mem-budget", "1MiB"], "there is no dimension {hole}@7"),
         (["plan", "{model}", "--dim", "{hole}@1=5,N=2", "--mem-budget", "1MiB"], "cannot be computed"),

@@ -40,6 +40,8 @@ def _resize(
         new = [math.floor(x.shape[axis] * factor) for axis, factor in zip(along, factors, strict=True)]
     else:
         new = integers(sizes, "sizes")
+        if node.batch is not None and along[:1] == [0] and new[0] == node.batch[0] and x.shape[0] == node.batch[1]:
+            new[0] = node.batch[1]  # a batch is never resized: the file's own stands there
         factors = [size / x.shape[axis] for axis, size in zip(along, new, strict=True)]
         factors, new = _with_policy(node, x, along, factors, new)
     region = numbers(roi, "roi") if roi is not None and roi.numel() else [0.0] * len(along) + [1.0] * len(along)
