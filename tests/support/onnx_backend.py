@@ -43,7 +43,7 @@ class Prepared(BackendRep):
 
     def _run(self, given: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         free = {name: value for name, value in given.items() if name not in known}
-        empty = {f"{name}_{axis}": 0 for name, v in free.items() for axis, size in enumerate(v.shape) if not size}
+        empty = {f"{name}@{axis}": 0 for name, v in free.items() for axis, size in enumerate(v.shape) if not size}
         found = import_model(self.model, NOWHERE, empty, known=known)
         with torch.no_grad():
             outputs: tuple[Tensor, ...] = found.module.eval()(*free.values())
