@@ -145,12 +145,12 @@ def test_solve_with_room_recomputes_nothing_and_proves_it(chain: Path, capsys: p
 
 
 def test_solve_with_less_room(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "solve", chain, "--mem-budget", "300", "--json")
+    code, out, _ = run(capsys, "solve", chain, "--mem-budget", "350", "--json")
     data = json.loads(out)
     assert code == 0 and data["feasible"] and not data["proven_optimal"]
-    assert data["minimum_bytes"] <= data["peak_bytes"] <= 300
+    assert data["minimum_bytes"] <= data["peak_bytes"] <= 350
     assert data["seconds"] > data["lower_bound_seconds"] > 18 and data["overhead"] > 0
-    text = run(capsys, "solve", chain, "--mem-budget", "300")[1]
+    text = run(capsys, "solve", chain, "--mem-budget", "350")[1]
     assert "ops run again" in text and "above the optimum" in text
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import graphopt
-from graphopt.capture import aot
 from graphopt.device.measure import peak_bytes
 from graphopt.graph.step_graph import StepGraph
+from graphopt.lower import halves
 from graphopt.lower.halves import LoweredHalves
 
 aten = torch.ops.aten
@@ -21,7 +21,7 @@ X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be compiled runs as it is written, with eager's kernels."""
-    monkeypatch.setattr(aot, "lower_halves", lambda _emitted: LoweredHalves({}, None, 0.0))
+    monkeypatch.setattr(halves, "lower_halves", lambda _emitted: LoweredHalves({}, None, 0.0))
 
 
 class Net(nn.Module):
