@@ -28,6 +28,7 @@ Lowered = Callable[[list[Any]], Any]
 SETTINGS: dict[str, Any] = {"fallback_random": True, "layout_optimization": False}
 #: Tells what Inductor caches of ours from what it caches of others: the same graph is fused otherwise there.
 CACHE_TAG = "graphopt-5"
+#: Eager's kernels, where Inductor's own are wrong: see `_averages_at_edges`.
 _FALLBACKS = {
     torch.ops.aten.avg_pool2d_backward.default: lowering.fallback_avg_pool2d_backward,
     torch.ops.aten.avg_pool3d_backward.default: lowering.fallback_avg_pool3d_backward,

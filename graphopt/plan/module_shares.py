@@ -10,7 +10,7 @@ from graphopt.graph.transfers import fetched_values
 from graphopt.plan.checkpoints import kept_values
 from graphopt.problem.plan import ModuleShare
 from graphopt.problem.problem import Problem
-from graphopt.problem.schedule import Schedule, lifetimes
+from graphopt.problem.schedule import Schedule, lifetimes, runs_again
 
 
 @dataclass
@@ -28,15 +28,13 @@ class _Sums:
 def module_shares(step: StepGraph, problem: Problem, schedule: Schedule, peak_step: int) -> tuple[ModuleShare, ...]:
     """One share a module, in the order in which they first run; all of a graph is in exactly one of them."""
     sums: defaultdict[str, _Sums] = defaultdict(_Sums)
-    seen: set[int] = set()
-    for op in schedule:
+    for op, is_again in zip(schedule, runs_again(schedule), strict=True):
         info, of = step.ops[op], sums[step.ops[op].module_path]
-        if op not in seen and info.transfer is None:
+        if not is_again and info.transfer is None:
             of.seconds += problem.ops[op].seconds
         elif info.transfer is None:
             of.recomputed += 1
             of.again_seconds += problem.ops[op].seconds
-        seen.add(op)
     for place, values in fetched_values(step, schedule).items():
         of = sums[step.ops[schedule[place]].module_path]
         of.fetched += 1

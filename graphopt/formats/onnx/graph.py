@@ -38,7 +38,9 @@ class Builder:
         title: str = "OnnxModel",
         batch_in_file: int | None = None,
     ) -> None:
-        self.batch_in_file, self.batch = batch_in_file, batch_in_file
+        self.batch_in_file = batch_in_file
+        #: That, and the one that is asked for; None where the file has none.
+        self.batch: tuple[int, int] | None = None
         self.of_inputs: set[str] = set()
         self.model, self.folder, self.with_weights, self.title = model, folder, with_weights, title
         self.opset = opset_of(model)
@@ -62,7 +64,7 @@ class Builder:
         Inputs that a file was `stripped` of, its weights, are made at random. Raises OnnxError with node and operator.
         """
         self.values.update(known)
-        self.batch = shapes[0][0] if self.batch_in_file is not None else None
+        self.batch = None if self.batch_in_file is None else (self.batch_in_file, shapes[0][0])
         self.of_inputs.update(each.name for each in inputs)
         for each in stripped:
             value = self.parameters.at_random(each.name, TensorKind(tuple(each.shape({})), each.dtype))
@@ -104,13 +106,12 @@ class Builder:
 
     def _call(self, node: NodeProto) -> Sequence[Any]:
         attributes = {each.name: self._attribute(each) for each in node.attribute}
-        batch = None
-        if self.batch_in_file is not None and self.batch is not None and self.of_inputs.intersection(node.input):
+        is_of_inputs = not self.of_inputs.isdisjoint(node.input)
+        if is_of_inputs:
             self.of_inputs.update(node.output)
-            batch = (self.batch_in_file, self.batch)
         asked = OnnxNode(
             node.op_type, node.name, self.opset, attributes, tuple(self._is_read(name) for name in node.output),
-            self._layer(node), batch,
+            self._layer(node), self.batch if is_of_inputs else None,
         )  # fmt: skip
         missing = [name for name in node.input if name not in self.values]
         if missing:

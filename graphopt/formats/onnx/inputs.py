@@ -92,6 +92,11 @@ def batch_in_file(inputs: Sequence[OnnxInput]) -> int | None:
     return first if isinstance(first, int) else None
 
 
+def batch_places(inputs: Sequence[OnnxInput]) -> tuple[int, ...]:
+    """The inputs, by number, whose first size is the first one's."""
+    return tuple(place for place, each in enumerate(inputs) if each.sizes[:1] == inputs[0].sizes[:1])
+
+
 def names_of_sizes(inputs: Sequence[OnnxInput]) -> list[str]:
     """Names of sizes, in the order in which they come."""
     return list(dict.fromkeys(size for each in inputs for size in each.sizes if isinstance(size, str)))

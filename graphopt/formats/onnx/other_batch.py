@@ -6,14 +6,15 @@ What is made for another batch may then have the right shapes and mix its rows. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphopt.base.errors import OnnxError
-from graphopt.formats.onnx.inputs import OnnxInput, example
+from graphopt.formats.onnx.inputs import OnnxInput, batch_in_file, batch_places, example
+from graphopt.formats.onnx.sizes import Build
 
 #: What a difference may be of the largest value: another batch takes other kernels, and mixed rows differ by far more.
 _MOST_DIFFERENCE = 1e-3
@@ -45,24 +46,20 @@ def change_of(
     if ways:
         ((before, after),) = ways
         return BatchChange(tuple(changed), before, after, True)
-    if not sizes_change or not own or not own[0].sizes or not isinstance(own[0].sizes[0], int):
+    in_file = batch_in_file(own)
+    if not sizes_change or in_file is None:
         return None
-    places = tuple(place for place, each in enumerate(own) if each.sizes[:1] == own[0].sizes[:1])
-    return BatchChange(places, own[0].sizes[0], _TIMES * own[0].sizes[0], False)
+    return BatchChange(batch_places(own), in_file, _TIMES * in_file, False)
 
 
 def why_rows_differ(
-    module: fx.GraphModule,
-    build: Callable[[Sequence[Sequence[int]]], fx.GraphModule],
-    inputs: Sequence[OnnxInput],
-    dims: Mapping[str, int],
-    change: BatchChange,
+    module: fx.GraphModule, build: Build, inputs: Sequence[OnnxInput], dims: Mapping[str, int], change: BatchChange
 ) -> str:
-    """Why rows of the changed batch are not those of the file's own; "" where they are. `module` has the weights."""
+    """Why rows of the changed batch are not those of the file's own; "" where they are. `module` is of these inputs."""
     to = change.to if change.to <= _MOST_TIMES * change.own else _TIMES * change.own
     try:
-        alone = _with_batch(module, build, inputs, dims, change, change.own)
-        many = _with_batch(module, build, inputs, dims, change, to)
+        shapes = [each.shape(dims) for each in inputs]
+        alone, many = (_with_batch(module, build, shapes, change, batch) for batch in (change.own, to))
         holes = [node for node in many.graph.nodes if node.op == "placeholder"]
         changed = [replace(each, sizes=(to, *each.sizes[1:])) if i in change.places else each
                    for i, each in enumerate(inputs)]  # fmt: skip
@@ -89,15 +86,11 @@ def why_rows_differ(
 
 
 def _with_batch(
-    module: fx.GraphModule,
-    build: Callable[[Sequence[Sequence[int]]], fx.GraphModule],
-    inputs: Sequence[OnnxInput],
-    dims: Mapping[str, int],
-    change: BatchChange,
-    batch: int,
+    module: fx.GraphModule, build: Build, shapes: Sequence[Sequence[int]], change: BatchChange, batch: int
 ) -> fx.GraphModule:
     """The model in another batch, with the weights of `module`; constants are its own, as the batch may be in them."""
-    shapes = [each.shape(dims) for each in inputs]
+    if shapes[change.places[0]][0] == batch:
+        return module.eval()
     made = build([[batch, *shape[1:]] if i in change.places else shape for i, shape in enumerate(shapes)])
     held = {name: value for name, value in module.state_dict().items() if not name.startswith("constant_")}
     made.load_state_dict(held, strict=False, assign=True)

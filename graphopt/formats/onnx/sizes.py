@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx
 
 from graphopt.base.errors import OnnxError
-from graphopt.formats.onnx.inputs import OnnxInput
+from graphopt.formats.onnx.inputs import OnnxInput, batch_places
 
 #: Makes the graph anew, with these sizes of its inputs.
 Build = Callable[[Sequence[Sequence[int]]], fx.GraphModule]
@@ -47,7 +47,7 @@ def sizes_of(inputs: Sequence[OnnxInput], dims: Mapping[str, int]) -> list[Size]
     shapes = [each.shape(dims) for each in inputs]
     if not shapes or not shapes[0]:
         return []
-    batch = tuple((n, 0) for n, each in enumerate(inputs) if each.sizes and each.sizes[0] == inputs[0].sizes[0])
+    batch = tuple((n, 0) for n in batch_places(inputs))
     found = [Size(shapes[0][0], batch)]
     names = dict.fromkeys(size for each in inputs for size in each.sizes if isinstance(size, str))
     for name in names:

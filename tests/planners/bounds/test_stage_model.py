@@ -54,29 +54,17 @@ def budgets_of(problem: Problem) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_never_above_the_optimum_in_the_own_order(seed: int) -> None:
-    problem = chain_problem(seed, 4) if seed % 2 else random_problem(seed, 8)
+@pytest.mark.parametrize(("order", "length", "ops"), [("fixed", 4, 8), ("free", 3, 6)])
+def test_never_above_the_optimum(order: Order, length: int, ops: int, seed: int) -> None:
+    problem = chain_problem(seed, length) if seed % 2 else random_problem(seed, ops)
     study, rng = Study(problem), random.Random(seed)
     for budget in budgets_of(problem):
-        best = optimum_seconds(problem, budget, in_order=True)
+        best = optimum_seconds(problem, budget, in_order=order == "fixed")
         for _ in range(3):
             dearest = rng.randrange(len(problem.ops))
-            found = bound(study, budget, "fixed", rng.randint(1, 8), dearest)
+            found = bound(study, budget, order, rng.randint(1, 8), dearest)
             assert found <= best + 1e-9 * problem.seconds
-        assert lower_bound_seconds(study, budget, "fixed") <= best
-
-
-@pytest.mark.parametrize("seed", range(24))
-def test_never_above_the_optimum_in_any_order(seed: int) -> None:
-    problem = chain_problem(seed, 3) if seed % 2 else random_problem(seed, 6)
-    study, rng = Study(problem), random.Random(seed)
-    for budget in budgets_of(problem):
-        best = optimum_seconds(problem, budget, in_order=False)
-        for _ in range(3):
-            dearest = rng.randrange(len(problem.ops))
-            found = bound(study, budget, "free", rng.randint(1, 8), dearest)
-            assert found <= best + 1e-9 * problem.seconds
-        assert lower_bound_seconds(study, budget) <= best
+        assert lower_bound_seconds(study, budget, order) <= best
 
 
 def test_what_runs_again_more_than_once_is_paid_for_as_often() -> None:
