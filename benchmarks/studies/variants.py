@@ -113,20 +113,7 @@ RANKS = (
 )
 
 
-#: On the translation, whose captures take longest (each step of an `nn.GRU` is in the graph): one of each kind.
-ONE_OF_EACH_KIND = (
-    *("a loop without graphopt", "plain", "checkpoints, 50 %", "checkpoints, 25 %", "accumulate 4"),
-    *("clip norm 0.1", "clip norm 1", "clip value 0.001", "bf16, no scale"),
-    *("fp16, dynamic from 2¹⁶", "fp16, dynamic from 2²⁴", "fp16, dynamic from 1"),
-    *("accumulate 4, clip norm 1, 25 %", "fp16, dynamic, clip norm 1", "batch × 4", "SGD", "SGD, batch × 4"),
-    *("SGD, batch × 4, rate × 4, warm-up", "LARS, batch × 4, warm-up"),
-    *("two ranks", "TopK 5 %", "DGC 5 %, warm-up"),
-)
-
-
 def variants_of(model: str) -> tuple[Variant, ...]:
     """What is tried on a model: everything, but for fp16 on `nn.LSTM`, which PyTorch does not run on a CPU."""
     every = (*ALONE, *SCALES, *TOGETHER, *LARGE_BATCH, *BY_SGD, *RANKS)
-    if model == "translation":
-        return tuple(way for way in every if way.name in ONE_OF_EACH_KIND)
     return tuple(way for way in every if model != "lstm" or way.options.get("autocast") != FP16)
