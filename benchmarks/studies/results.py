@@ -16,9 +16,13 @@ def path_of(part: str) -> Path:
 
 
 def latest(folder: Path, part: str) -> dict[str, Any]:
-    """The latest results of a study; none where there are none."""
-    paths = sorted(folder.glob(f"studies_{part}_cpu_*.json"))
-    return load(paths[-1]) if paths else {}
+    """The latest results of a study, row by row, as one model or way may be run again; none where there are none."""
+    found: dict[str, Any] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"studies_{part}_cpu_*.json")):
+        found = load(path)
+        rows |= {(row["model"], row["variant"]): row for row in found.get("rows", [])}
+    return {**found, "rows": list(rows.values())} if rows else found
 
 
 def load(path: Path) -> dict[str, Any]:
