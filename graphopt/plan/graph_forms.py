@@ -23,8 +23,10 @@ from graphopt.graph.symbols import shape_env
 from graphopt.plan.choice import Choice
 from graphopt.plan.generator_states import with_generator_states
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.schedule_pool import MOST_ADDED
 from graphopt.planners import pareto_curve
 from graphopt.problem.problem import Problem, Value
+from graphopt.problem.runs import thinned
 from graphopt.problem.schedule import Schedule
 
 #: Beyond any size of an input.
@@ -87,8 +89,9 @@ class GraphForms:
 
     def plan_at(self, sizes: Mapping[str, int]) -> list[Schedule]:
         """What planners make of the graph at these sizes, which from now on counts at all of them."""
-        problem = self.problem(sizes)
-        found = [settle(self.graph.step, point.schedule) for point in pareto_curve(problem)]
+        step = self.graph.step
+        curve = thinned(pareto_curve(self.problem(sizes)), MOST_ADDED)
+        found = [settle(step, point.schedule) if step.late_writers else point.schedule for point in curve]
         known = set(self.schedules)
         self.schedules.extend(schedule for schedule in dict.fromkeys(found) if schedule not in known)
         return found

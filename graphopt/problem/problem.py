@@ -14,6 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from graphopt.base.errors import ProblemError
 
 SCHEMA = "graphopt.problem/1"
@@ -85,6 +88,19 @@ class Problem:
             for value in op.inputs:
                 readers[value].append(op_id)
         return tuple(map(tuple, readers))
+
+    @cached_property
+    def is_recomputable(self) -> npt.NDArray[np.bool_]:
+        """For each op whether it may run again."""
+        return np.array([op.recomputable for op in self.ops], dtype=np.bool_)
+
+    @cached_property
+    def made_and_read(self) -> npt.NDArray[np.int64]:
+        """Two rows: the op that makes a value, and one that reads it; a column for each such pair."""
+        producer = self.producer
+        pairs = {(producer[v], op_id) for op_id, op in enumerate(self.ops) for v in op.inputs if producer[v] >= 0}
+        found: npt.NDArray[np.int64] = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
+        return found
 
     @cached_property
     def first_backward(self) -> int:

@@ -40,6 +40,8 @@ def check_schedule(problem: Problem, schedule: Sequence[int]) -> Schedule:
     Valid: every op at least once, an op that is not recomputable exactly once, and every input
     produced before it is read.
     """
+    if _is_valid(problem, schedule):
+        return tuple(schedule)
     produced = [maker < 0 for maker in problem.producer]
     seen = [0] * len(problem.ops)
     for step, op_id in enumerate(schedule):
@@ -58,6 +60,21 @@ def check_schedule(problem: Problem, schedule: Sequence[int]) -> Schedule:
     if missing:
         raise ScheduleError(f"op {missing[0]} ({problem.ops[missing[0]].name!r}) is never run")
     return tuple(schedule)
+
+
+def _is_valid(problem: Problem, schedule: Sequence[int]) -> bool:
+    """Whether it is a valid schedule, without a word on why not: curves have a thousand of some thousand steps."""
+    count = len(problem.ops)
+    if not all(type(op_id) is int and 0 <= op_id < count for op_id in schedule):
+        return False
+    steps = np.array(schedule, dtype=np.int64)
+    runs, first = np.bincount(steps, minlength=count), np.full(count, len(steps))
+    first[steps[::-1]] = np.arange(len(steps))[::-1]
+    if runs.min(initial=1) < 1 or (runs[~problem.is_recomputable] > 1).any():
+        return False
+    # what an op reads is there at each of its runs, if it is at the first
+    makers, readers = problem.made_and_read
+    return bool((first[makers] < first[readers]).all())
 
 
 def runs_again(schedule: Sequence[int]) -> tuple[bool, ...]:

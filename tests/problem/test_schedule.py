@@ -92,3 +92,35 @@ def test_empty_schedule_costs_nothing() -> None:
 def test_invalid_schedule_is_refused_with_its_step(schedule: tuple[int, ...], message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         check_schedule(chain(), schedule)
+
+
+def is_valid(problem: Problem, schedule: list[int]) -> bool:
+    """Word by word: ops that are there, once where they must not run again, whose inputs were produced before."""
+    for step, op_id in enumerate(schedule):
+        if not 0 <= op_id < len(problem.ops) or (op_id in schedule[:step] and not problem.ops[op_id].recomputable):
+            return False
+        if any(maker not in schedule[:step] for v in problem.ops[op_id].inputs if (maker := problem.producer[v]) >= 0):
+            return False
+    return set(range(len(problem.ops))) <= set(schedule)
+
+
+@given(seed=st.integers(0, 10**6), ops=st.integers(1, 14), changes=st.lists(st.integers(0, 2**20), max_size=3))
+def test_what_is_checked_is_what_is_valid(seed: int, ops: int, changes: list[int]) -> None:
+    problem = random_problem(seed, ops)
+    schedule = list(random_schedule(problem, seed))
+    for change in changes:
+        place, other = change % len(schedule), (change // 31) % len(schedule)
+        kind = change % 4
+        if kind == 0:
+            schedule[place], schedule[other] = schedule[other], schedule[place]
+        elif kind == 1:
+            schedule.insert(place, (change // 7) % (ops + 2) - 1)
+        elif kind == 2 and len(schedule) > 1:
+            del schedule[place]
+        else:
+            schedule[place] = schedule[other]
+    try:
+        found = check_schedule(problem, schedule) == tuple(schedule)
+    except ScheduleError:
+        found = False
+    assert found == is_valid(problem, schedule)
