@@ -86,12 +86,14 @@ class Estimate:
 
     def formula_in(self, ranges: Mapping[str, tuple[int, int]]) -> Formula:
         """The same formula, shown for these ranges of sizes."""
-        return self._forms("formula").formula_in({**self._forms("formula").around, **ranges})
+        return self._forms("formula").formula_up_to({**self._forms("formula").around, **ranges})
 
     def grid(self, sizes: Sequence[Mapping[str, int]], mem_budget: Budget | None = None) -> list[GridPoint]:
         """What a step takes at each of these sizes, with the price in a budget, without sizes that are not served."""
         forms, budget = self._forms("grid"), None if mem_budget is None else self.bytes_of(mem_budget)
         served = [each for each in sizes if not forms.graph.refusal({**forms.graph.sizes, **each})]
+        for each in served:  # what planners find at one size may be the best at another, before or behind it
+            forms.plan_for(forms.complete(each), budget)
         return [forms.point(each, budget) for each in served]
 
     def fits(self, mem_budget: Budget, **sizes: int) -> bool:

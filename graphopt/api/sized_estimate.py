@@ -49,10 +49,20 @@ class SizedEstimate(BySize):
             for name, size in graph.sizes.items()
         }
 
-    def formula_in(self, ranges: Ranges, chosen: Schedule | None = None) -> Formula:
-        """The closed forms, and lines that show them in these ranges; `chosen` is a plan's schedule."""
+    def formula_up_to(self, ranges: Ranges) -> Formula:
+        """As `formula`, shown in these ranges; the minimum is of the schedule that takes least at the largest sizes."""
+        largest = {name: high for name, (_, high) in ranges.items()}
+        return self.formula_in(ranges, least_at=None if self.graph.refusal(largest) else largest)
+
+    def formula_in(
+        self, ranges: Ranges, chosen: Schedule | None = None, least_at: Mapping[str, int] | None = None
+    ) -> Formula:
+        """The closed forms, and lines that show them in these ranges; `chosen` is a plan's schedule.
+
+        The minimum is of the schedule that takes least at `least_at`, the example's sizes where that is None.
+        """
         graph = self.graph
-        peaks = {"eager": self.eager, "minimum": self.minimum}
+        peaks = {"eager": self.eager, "minimum": self.minimum_at(least_at) if least_at else self.minimum}
         if chosen is not None:
             peaks["chosen"] = graph.peak(chosen) + self.resident
         parameters, optimizer = (Form.of(self._resident_bytes.get(kind, 0)) for kind in ("parameters", "optimizer"))
@@ -62,16 +72,15 @@ class SizedEstimate(BySize):
             **{name: form.expression for name, form in (*peaks.items(), *kinds.items())},
             flops=graph.flops.expression,
             sizes=dict(graph.sizes),
-            shown=formula_lines(peaks, kinds, graph.flops, ranges),
+            shown=formula_lines(peaks, kinds, graph.flops, ranges, least_at or graph.sizes),
         )
 
     def point(self, sizes: Mapping[str, int], budget_bytes: int | None) -> GridPoint:
         """Peaks at these sizes, and the price in the budget."""
         complete = self.complete(sizes)
         within = None if budget_bytes is None else self.within(budget_bytes, complete)
-        overhead = None if within is None else within.overhead
-        peaks = self.eager_bytes(complete), self.minimum_bytes(complete)
-        return GridPoint(tuple(sizes.values()), *peaks, overhead)
+        least = self.minimum_bytes(complete) if within is None else self.least_known_bytes(complete)
+        return GridPoint(tuple(sizes.values()), self.eager_bytes(complete), least, within.overhead if within else None)
 
     def complete(self, sizes: Mapping[str, int], asked: str | None = None) -> dict[str, int]:
         """The sizes, with those of the example where none are given; `asked` is what is looked for.

@@ -48,20 +48,29 @@ class BySize:
     @property
     def minimum(self) -> Form:
         """The peak of the schedule that takes least at the sizes of the example."""
-        return self._least_at(self.graph.sizes) + self.resident
+        return self.minimum_at(self.graph.sizes)
+
+    def minimum_at(self, sizes: Sizes) -> Form:
+        """The peak, at all sizes, of the schedule that takes least at these; another one may take less elsewhere."""
+        self.plan_for(sizes, None)
+        return self._least_at(sizes) + self.resident
 
     def eager_bytes(self, sizes: Sizes) -> int:
         """The peak of the captured order at these sizes."""
         return self._own_eager.at(sizes) + self.resident.at(sizes)
 
     def minimum_bytes(self, sizes: Sizes) -> int:
-        """The least of all schedules that are known, with those of planners at about these sizes."""
-        self._plan_near(sizes)
+        """The least of all schedules, with those of planners at these very sizes."""
+        self.plan_for(sizes, None)
+        return self.least_known_bytes(sizes)
+
+    def least_known_bytes(self, sizes: Sizes) -> int:
+        """The least of the schedules that are known: what is needed at the most."""
         return min(self._family.at(sizes)) + self.resident.at(sizes)
 
     def within(self, budget_bytes: int, sizes: Sizes) -> AtSize | None:
         """The fastest schedule that fits, eager's where it does; None where none does."""
-        self._plan_near(sizes)
+        self.plan_for(sizes, budget_bytes)
         peaks = np.array(self._family.at(sizes), dtype=object) + self.resident.at(sizes)
         runs = runs_by_op(self.graph.schedules, len(self.graph.graph.problem.ops))
         seconds = runs @ self.graph.seconds(sizes)
@@ -95,11 +104,17 @@ class BySize:
             logger.warning("%s %d fits, and may not be the largest: %s", name, found, why)
         return found
 
-    def _plan_near(self, sizes: Sizes) -> None:
-        """Ask the planners where eager takes more or less by `_FACTOR` than at all sizes where they were asked."""
+    def plan_for(self, sizes: Sizes, budget_bytes: int | None) -> None:
+        """Ask the planners where eager takes more or less by `_FACTOR` than at all sizes where they were asked.
+
+        So they are where nothing that is known fits the budget, or where there is none: what takes least at some sizes
+        may be far from it at twice as many.
+        """
         self._planned_bytes = self._planned_bytes or [self._own_eager.at(self.graph.sizes)]
         now = self._own_eager.at(sizes)
-        if all(max(now, known) >= _FACTOR * min(now, known) for known in self._planned_bytes):
+        is_far = all(max(now, known) >= _FACTOR * min(now, known) for known in self._planned_bytes)
+        is_open = budget_bytes is None or self.least_known_bytes(sizes) > budget_bytes
+        if is_far or (is_open and now not in self._planned_bytes):
             self._planned_bytes.append(now)
             self.graph.plan_at(sizes)
 

@@ -20,9 +20,9 @@ class Formula:
     """What a training step takes as functions of the sizes of its inputs, for sympy; `str()` shows them.
 
     Bytes are in the budget's own measure. `eager` and `minimum` are peaks, of the captured order and of the schedule
-    that takes least at the example's sizes, `chosen` that of a plan, None where nothing is planned for a budget; the
-    others are what each kind takes. `flops` are of the step in which nothing is computed twice. `sizes` are those of
-    the example.
+    that takes least at the example's sizes, or at the largest of a table; `chosen` is that of a plan, None where
+    nothing is planned for a budget; the others are what each kind takes. `flops` are of the step in which nothing is
+    computed twice. `sizes` are those of the example.
     """
 
     eager: sympy.Expr
@@ -45,13 +45,19 @@ class Formula:
         return {name: str(getattr(self, name)) for name in names if getattr(self, name) is not None}
 
 
-def formula_lines(peaks: Mapping[str, Form], kinds: Mapping[str, Form], flops: Form, ranges: Ranges) -> tuple[str, ...]:
-    """The closed forms as lines of text: peaks as far as they matter in these ranges of sizes."""
+def formula_lines(
+    peaks: Mapping[str, Form], kinds: Mapping[str, Form], flops: Form, ranges: Ranges, least_at: Mapping[str, int]
+) -> tuple[str, ...]:
+    """The closed forms as lines of text: peaks as far as they matter in these ranges of sizes.
+
+    `least_at` are the sizes at which the minimum's schedule takes least of all.
+    """
     where = ", ".join(f"{name} from {low:,} to {high:,}" for name, (low, high) in ranges.items())
     lines = [f"peaks in bytes, {where}; the largest of each:"]
     for title, form in peaks.items():
         lines += _aligned(title, _largest_first(form.within(ranges), ranges))
-    lines += ["", "bytes of"]
+    least = ", ".join(f"{name} {size:,}" for name, size in least_at.items())
+    lines += [f"  (minimum: the schedule that takes least at {least})", "", "bytes of"]
     lines += [line for title, form in kinds.items() for line in _aligned(title, _largest_first(form, ranges))]
     return (*lines, "", *_aligned("operations", _largest_first(flops, ranges, in_bytes=False)))
 
