@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from graphopt.plan.graph_forms import GraphForms, runs_by_op
 
 logger = logging.getLogger("graphopt")
 
-#: Planners are asked at further sizes as long as that finds more room, so often at the most.
-_MOST_ASKED = 4
+#: So far above a size the next one that a capture serves is looked for.
+_NEAR = 64
 
 #: Schedules that were planned at sizes where eager takes less or more by this factor are not looked at alone.
 _FACTOR = 3.0
@@ -87,19 +87,19 @@ class BySize:
     def most(self, name: str, budget_bytes: int, others: Sizes, *, eager: bool = False) -> int:
         """The largest size of that name that fits; 0 where none does. `eager` asks for that with nothing recomputed.
 
-        Planners are asked at what is found, as `optimize()` will ask them, until they agree.
+        By the schedules that are known first. Then planners are asked at what was found, as `optimize()` will ask them,
+        and at the next size, until the one fits and the other does not.
         """
-        forms = Family([self._own_eager]) if eager else self._family
-        found = self._most(name, budget_bytes, others, forms)
-        fitting = [found] if eager else []
-        for _ in range(0 if eager or not found else _MOST_ASKED):
-            forms = Family(list(map(self.graph.peak, self.graph.plan_at({**others, name: found}))))
-            size = self._most(name, budget_bytes, others, forms)
-            fitting += [found] if size >= found else []
-            if size == found:
-                break
-            found = size
-        found = max(fitting, default=found)
+        known = Family([self._own_eager]) if eager else self._family
+        fits = self._fitting(name, budget_bytes, others, lambda sizes: min(known.at(sizes)))
+        low = self._least_served(name, others)
+        sizes = (low, self.graph.sizes[name])
+        if eager:
+            found = self._largest(name, others, fits, next(filter(fits, sizes), 0))
+        else:
+            asked = self._fitting(name, budget_bytes, others, self._planned_minimum_bytes)
+            found = self._largest(name, others, fits, next(filter(fits, sizes), 0))
+            found = self._agreed(name, others, asked, found) or next(filter(asked, sizes), 0)
         if found and (why := self.graph.refusal({**others, name: found + 1})):
             logger.warning("%s %d fits, and may not be the largest: %s", name, found, why)
         return found
@@ -118,23 +118,52 @@ class BySize:
             self._planned_bytes.append(now)
             self.graph.plan_at(sizes)
 
-    def _most(self, name: str, budget_bytes: int, others: Sizes, forms: Family) -> int:
+    def _fitting(
+        self, name: str, budget_bytes: int, others: Sizes, least_bytes: Callable[[Sizes], int]
+    ) -> Callable[[int], bool]:
+        @cache
         def fits(size: int) -> bool:
             sizes = {**others, name: size}
-            return not self.graph.refusal(sizes) and min(forms.at(sizes)) + self.resident.at(sizes) <= budget_bytes
+            return not self.graph.refusal(sizes) and least_bytes(sizes) + self.resident.at(sizes) <= budget_bytes
 
-        low = self.graph.ranges[name][0]
-        if not fits(low) and not fits(low := self.graph.sizes[name]):
+        return fits
+
+    def _planned_minimum_bytes(self, sizes: Sizes) -> int:
+        return min(Family(list(map(self.graph.peak, self.graph.plan_at(sizes)))).at(sizes))
+
+    def _agreed(self, name: str, others: Sizes, asked: Callable[[int], bool], found: int) -> int:
+        """The largest size that fits by what planners find at it, near one that is expected to; 0 where none does."""
+        low = self._least_served(name, others)
+        if found and not asked(found):
+            return self._between(name, others, asked, low, found) if asked(low) else 0
+        if not found and not asked(found := low):
+            return 0
+        above = next((s for s in range(found + 1, found + _NEAR) if not self.graph.refusal({**others, name: s})), 0)
+        return self._largest(name, others, asked, above) if above and asked(above) else found
+
+    def _largest(self, name: str, others: Sizes, fits: Callable[[int], bool], low: int) -> int:
+        """The largest size that fits, from one that does; 0 where that is 0."""
+        if not low:
             return 0
         high = 2 * low
         while fits(high):
             low, high = high, 2 * high
+        return self._between(name, others, fits, low, high)
+
+    def _between(self, name: str, others: Sizes, fits: Callable[[int], bool], low: int, high: int) -> int:
+        """The largest size that fits, where `low` does and `high` does not."""
         while high - low > 1:
             middle = self._served(name, others, (low + high) // 2, low)
             if middle == low:  # nothing from there to the middle is served
                 middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
+
+    def _least_served(self, name: str, others: Sizes) -> int:
+        """The smallest size of that name that the capture serves, up to the example's."""
+        most = self.graph.sizes[name]
+        sizes = range(self.graph.ranges[name][0], most)
+        return next((size for size in sizes if not self.graph.refusal({**others, name: size})), most)
 
     def _served(self, name: str, others: Sizes, size: int, low: int) -> int:
         """The largest size from `low` to `size` that the capture serves: a network may take multiples of 8 alone."""

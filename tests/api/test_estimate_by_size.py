@@ -91,6 +91,28 @@ def test_a_table_knows_what_planners_find_at_each_size() -> None:
                 assert point.minimum_bytes <= budget
 
 
+class Deep(nn.Module):
+    """Gradients take most with few tokens, activations with many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(32, 64), nn.Linear(64, 32)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(10))
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        for block in self.blocks:
+            x = x + block(x)
+        return nn.functional.cross_entropy(self.head(x).flatten(0, 1), labels.flatten())
+
+
+@pytest.mark.parametrize("length", [64, 256])
+def test_the_largest_batch_is_known_far_from_the_example(length: int) -> None:
+    there = graphopt.estimate(Deep(), tokens(3, length), cost_model="roofline")
+    found = graphopt.estimate(Deep(), tokens(2, 4), dynamic={"batch": 0, "length": 1}, cost_model="roofline")
+    assert found.max_batch(there.minimum_bytes, length=length) == 3
+
+
 def test_the_formula_can_be_read(by_tokens: graphopt.Estimate) -> None:
     text = str(by_tokens.formula)
     assert "batch from 1 to 32, length from 4 to 256" in text and "·batch·length²" in text
