@@ -17,8 +17,10 @@ logger = logging.getLogger("graphopt")
 #: So far above a size the next one that a capture serves is looked for.
 _NEAR = 64
 
-#: Schedules that were planned at sizes where eager takes less or more by this factor are not looked at alone.
-_FACTOR = 3.0
+#: Planners are asked at sizes where eager takes less or more by this factor than where they were asked before: within
+#: it, schedules planned elsewhere were at most 1.7 points of a step slower on two transformers at 50 % and more of
+#: eager's peak; at 2.8 times the size, 14 points at 35 %.
+_FACTOR = 2.0
 
 Sizes = Mapping[str, int]
 
