@@ -13,9 +13,11 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from graphopt.api.optimize import device_of
 from graphopt.api.train_step import train_step
 from graphopt.base.errors import CaptureError, UsageError
 from graphopt.base.units import Budget
+from graphopt.capture.mends.operators_on_meta import operators_on_meta
 from graphopt.report.fit import Fit, Way
 from graphopt.run.model.loss_module import as_call
 from graphopt.step.division import Division, Trial, walk
@@ -49,8 +51,26 @@ def fit_model(
 
     `optimizer` is one, or its name in OPTIMIZERS; `options` are those of `train_step()`. The largest batch
     is looked for with stand-ins that have no memory, and at bytes without the ops' scratch first; at the
-    size found, ops that were not measured before are run alone. Raises CaptureError and UsageError.
+    size found, ops that were not measured before are run alone. A model on the meta device is priced by the roofline.
+    Raises CaptureError and UsageError.
     """
+    if device_of(model).type != "meta":
+        return _fitted(model, example_inputs, loss_fn, mem_budget, optimizer, tell, options)
+    with operators_on_meta():
+        return _fitted(
+            model, example_inputs, loss_fn, mem_budget, optimizer, tell, {**options, "cost_model": "roofline"}
+        )
+
+
+def _fitted(
+    model: nn.Module,
+    example_inputs: Any,
+    loss_fn: Callable[..., Any] | None,
+    mem_budget: Budget,
+    optimizer: torch.optim.Optimizer | str,
+    tell: Tell,
+    options: Mapping[str, Any],
+) -> Fit:
     args, kwargs = as_call(example_inputs, None)
     held = _optimizer(optimizer, model) if isinstance(optimizer, str) else optimizer
 

@@ -20,7 +20,7 @@ from graphopt.base.errors import CaptureError, PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic, dynamic_with
 from graphopt.capture.check_tensors import check_inputs
-from graphopt.capture.mends.operators_on_meta import operators_on_meta
+from graphopt.capture.mends.operators_on_meta import NO_DERIVATIVE, operators_on_meta
 from graphopt.capture.repeated.periods import NotAlike
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.snapshot import generators_kept
@@ -192,10 +192,7 @@ def _planned_on_meta(module: StepModule, options: dict[str, Any]) -> StepModule:
 def check_gradients_on_meta(planned: Sequence[PlannedGraph]) -> None:
     """Raise CaptureError where no gradient came out: some operators have no derivative on the meta device."""
     if not any(each.captured.step.joint.gradients for each in planned):
-        raise CaptureError(
-            "no parameter gets a gradient on the meta device, where some operators have no derivative: build the model "
-            "on a device"
-        )
+        raise CaptureError(NO_DERIVATIVE)
 
 
 def _request(

@@ -34,7 +34,9 @@ def load_target(
         raise UsageError(f"--dim names sizes of an ONNX file, and {spec!r} is none")
     if spec.endswith(".json"):
         if device != "meta":
-            raise UsageError(f"{spec!r}: a model of which there is a configuration alone needs --meta")
+            raise UsageError(
+                f"{spec!r}: a model of which there is a configuration alone needs --meta; plan, sweep and fit take it"
+            )
         return _of_config(spec)
     place, _, name = spec.rpartition(":")
     if not place or not name.isidentifier():

@@ -92,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     _planner(fit)
     _numerics(fit)
     _offload(fit)
+    _meta(fit)
     fit.add_argument(
         "--optimizer",
         choices=("adamw", "adam", "sgd", "none"),

@@ -116,9 +116,10 @@ def fit(options: argparse.Namespace) -> CommandResult:
     parse_bytes(options.mem_budget, device_total_bytes=2**40)
     from graphopt.api.fit import fit_model
     from graphopt.cli.build_function import load_target
+    from graphopt.cli.over import ON_META
     from graphopt.report.fit import fit_text
 
-    target = load_target(options.target, options.device, options.dim, sizes_change=True)
+    target = load_target(options.target, "meta" if options.meta else options.device, options.dim, sizes_change=True)
     found = fit_model(
         target.model,
         target.example_inputs,
@@ -132,7 +133,9 @@ def fit(options: argparse.Namespace) -> CommandResult:
         **_costs(options),
     )
     data = {"schema": "graphopt.fit/1", **asdict(found)}
-    return CommandResult(lambda color: fit_text(found, color=color), data, 0 if found.chosen else BudgetError.exit_code)
+    behind = f"\n\n{ON_META}" if options.meta else ""
+    exit_code = 0 if found.chosen else BudgetError.exit_code
+    return CommandResult(lambda color: fit_text(found, color=color) + behind, data, exit_code)
 
 
 def export(options: argparse.Namespace) -> CommandResult:

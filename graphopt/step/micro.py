@@ -23,6 +23,7 @@ from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.captures import Capture, Recaptures, this_capture
 from graphopt.capture.changing_sizes import Sizes, fix_sizes
 from graphopt.capture.dynamo import compiled, graphopt_errors
+from graphopt.capture.mends.operators_on_meta import NO_DERIVATIVE
 from graphopt.capture.noted_breaks import in_own_words, in_users_code, noted_breaks, nothing_captured
 from graphopt.capture.numbers import examples_of
 from graphopt.graph.captured_graph import CapturedGraph
@@ -199,6 +200,8 @@ class Micros:
         key = f"{captured.step.graph_hash} {roles} {[id(parameter) for parameter in parameters.values()]}"
         if key not in self._graphs:  # else it was captured before, for another state of the model
             at_sizes, learning = GraphAtSizes(captured, symbols.captured, choice), _learning(captured, inputs)
+            if captured.step.device.type == "meta" and not (learning.returned or learning.used):
+                raise CaptureError(NO_DERIVATIVE)
             guards = TracingContext.get().fake_mode.shape_env.guards  # type: ignore[union-attr]
             self._graphs[key] = MicroGraph(at_sizes, symbols, learning, guards, len(guards), choice.compiler)
         return key

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import graphopt
+from graphopt.api.fit import fit_model
 from graphopt.api.optimize import plan_model
 from graphopt.cli import cli
 from graphopt.cli.build_function import load_target
@@ -109,3 +110,31 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "needs --meta" in capsys.readouterr().err
     assert cli.main(["plan", str(path), "--meta", "--mem-budget", "1GiB"]) == 2
     assert "no configuration of a causal language model" in capsys.readouterr().err
+
+
+def test_what_fits_is_what_fits_on_a_device(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two equal batches, so that what the optimizer holds and the sums of gradients are in it."""
+    target = load_target(str(config), "meta")
+    with torch.random.fork_rng():
+        model = AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(config))
+    model.loss_type = "ForCausalLM"
+    inputs = {
+        name: torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
+        for name, value in target.example_inputs.items()
+    }
+    on_device = fit_model(model.train(), inputs, mem_budget="4MiB", cost_model="roofline")
+    on_meta = fit_model(target.model, target.example_inputs, mem_budget="4MiB")
+    least = [[way.minimum_bytes for way in found.ways] for found in (on_device, on_meta)]
+    assert len(least[0]) == len(least[1]) > 1
+    assert least[1] == pytest.approx(least[0], rel=0.03)
+    assert cli.main(["fit", str(config), "--meta", "--mem-budget", "4MiB"]) in (0, 3)
+    assert "on the meta device: nothing was allocated or run" in capsys.readouterr().out
+
+
+def test_a_step_that_learns_nothing_there_is_an_error(config: Path) -> None:
+    """Without the mends no operator before the loss has a derivative: bytes of a step without gradients are none."""
+    model = load_target(str(config), "meta").model
+    ids = torch.zeros(2, 8, dtype=torch.long, device="meta")
+    step = graphopt.train_step(model, None, torch.optim.AdamW(model.parameters()), "1GiB", cost_model="roofline")
+    with pytest.raises(graphopt.CaptureError, match="no parameter gets a gradient on the meta device"):
+        step.division.trial((), {"input_ids": ids, "labels": ids, "use_cache": False}, 2)

@@ -14,6 +14,12 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 aten = torch.ops.aten
 
+#: What is said where a capture on the meta device has no gradient, in spite of all below.
+NO_DERIVATIVE = (
+    "no parameter gets a gradient on the meta device, where some operators have no derivative: build the model on a "
+    "device"
+)
+
 
 @contextmanager
 def operators_on_meta() -> Iterator[None]:
