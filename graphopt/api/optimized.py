@@ -75,6 +75,7 @@ class Optimized:
             compiled=_compiled(self.in_force),
             size_conditions=_size_conditions(self.session),
             history=taken_steps(self.history),
+            scratch=self.session.loop.found_scratch,
         )
 
     @property
