@@ -95,7 +95,7 @@ class Optimized:
         Empty where nothing can be measured: on a CPU without a C++ compiler, and inside of FSDP2.
         """
         watch = self.session.loop.watch
-        return tuple(watch.history) if watch is not None else ()
+        return watch.history.kept() if watch is not None else ()
 
     @property
     def measured_steps(self) -> int:

@@ -125,7 +125,7 @@ class StepWatch:
         highest = max(plans, key=lambda planned: planned.peak_bytes)
         peaks = {place: there_bytes + max(peak - live_bytes, 0) for place, peak in self._peaks.items()}
         place = max(peaks, key=lambda each: peaks[each])
-        self.history.append(MeasuredStep(highest.peak_bytes, peaks[place], place, state_bytes, kept_bytes))
+        self.history.adds(MeasuredStep(highest.peak_bytes, peaks[place], place, state_bytes, kept_bytes))
         self._judge(highest, peaks)
         return result
 

@@ -236,7 +236,7 @@ class TrainStep:
     @property
     def history(self) -> tuple[MeasuredStep, ...]:
         """The steps that were measured last, oldest first; empty on a CPU without a C++ compiler."""
-        return tuple(self._watch.history)
+        return self._watch.history.kept()
 
     @property
     def measured_steps(self) -> int:
