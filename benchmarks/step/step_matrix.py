@@ -6,7 +6,7 @@ Every model with AdamW, its batch whole, in four micro-batches and cut as `accum
 budget that its step reports, and 60 % of the way from there to what it takes without one; with and without
 clipping by norm and a dynamic loss scale, so that each of the four combinations comes at one of the budgets. Peaks
 are the allocator's over one step, everything on the device counted; a model that cannot be cut, or breaks into
-several graphs, is said and left out.
+several graphs, is said and left out. The file is written after each model, and names those that are whole in it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import graphopt
-from benchmarks.common import ZOO, LossModule, build_case, write_json
+from benchmarks.common import ZOO, LossModule, about, build_case, write_json
 from graphopt.base.errors import GraphoptError
 from graphopt.device import measure
 from graphopt.device.storages import tensors_in
@@ -116,13 +116,15 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     cells: list[Cell] = []
+    done: list[str] = []
     for name in args.models:
         for ways in WAYS:
             try:
                 cells += cells_of(name, ways)
             except GraphoptError as error:
                 cells.append(Cell(name, ways, 0, False, False, error=f"{type(error).__name__}: {error}"))
-            write_json(args.json, [asdict(cell) for cell in cells])
+        done.append(name)
+        write_json(args.json, {**about("cpu"), "models": done, "rows": [asdict(cell) for cell in cells]})
         print(name, file=sys.stderr)
     Console(width=None if sys.stdout.isatty() else 130).print(show(cells))
     return int(not all(cell.fits for cell in cells if not cell.error))

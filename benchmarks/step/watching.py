@@ -1,12 +1,15 @@
 """What watching costs: a step with the watch over it against the same step without, and the counter of allocations.
 
-python -m benchmarks.step.watching [--rounds 21] [--json out.json]
+python -m benchmarks.step.watching [--rounds 21] [--inside] [--json out.json]
 
 All in one process and over one model: two copies of a model differ by more than the watch costs, as their memory lies
 elsewhere. The watch is taken from the model, and the counter from PyTorch's allocator, in alternating rounds of a few
 steps: "steady" steps are measured as a whole, "by place" is what the first steps of a plan cost, and all that are not
 like those before them. How much two equal halves of the rounds without the watch differ is shown too. Times are the
 process's own (one thread); a round counts as its median step, and a ratio is with over without.
+
+With `--inside` the watch's functions are timed where they are called in a step, less what timing takes: where other
+work runs beside it, the ratios of whole steps tell nothing.
 """
 
 from __future__ import annotations
@@ -159,6 +162,76 @@ def compare_watch(name: str, rounds: int) -> list[Cost]:
     ]
 
 
+@dataclass(frozen=True)
+class Inside:
+    """What one function of the watch takes in a step: a tenth of its calls took less, and half of them."""
+
+    function: str
+    tenth_seconds: float
+    median_seconds: float
+
+
+def inside(name: str, steps: int) -> list[Inside]:
+    """Steady steps with each function of the watch timed, and the hooks of optimizers; "nothing" is taken off."""
+    step, model = make_step(SHAPES[name])
+    watch = model.graphopt.session.loop.watch  # type: ignore[union-attr]
+    taken: dict[str, list[int]] = {}
+    now = time.perf_counter_ns
+
+    def timed(what: str, call: Callable[..., object]) -> Callable[..., object]:
+        times = taken.setdefault(what, [])
+
+        def run(*args: object) -> object:
+            start = now()
+            result = call(*args)
+            times.append(now() - start)
+            return result
+
+        return run
+
+    def around(what: str, call: Callable[..., object]) -> Callable[..., object]:
+        """Of what is around a graph, without the graph."""
+        times = taken.setdefault(what, [])
+
+        def run(graph: Callable[[object], object], args: object) -> object:
+            of_graph = 0
+
+            def timed_graph(args: object) -> object:
+                nonlocal of_graph
+                start = now()
+                result = graph(args)
+                of_graph = now() - start
+                return result
+
+            start = now()
+            result = call(timed_graph, args)
+            times.append(now() - start - of_graph)
+            return result
+
+        return run
+
+    begins, nothing = watch.begins, timed("nothing", lambda *_: None)
+    watch.begins = timed("begins", lambda *args: begins(*args[:4], is_behind=args[4]))
+    known = watch.begins
+
+    def begin(*args: object, is_behind: bool) -> None:
+        known(*args, is_behind)
+        nothing()
+
+    watch.begins, watch.forward_ends = begin, timed("forward_ends", watch.forward_ends)
+    for each in ("around_forward", "around_backward"):
+        setattr(watch, each, around(each, getattr(watch, each)))
+    hooks = optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks
+    with ExitStack() as stack:
+        for found, what in zip(hooks, ("before the update", "behind the update"), strict=True):
+            stack.enter_context(mock.patch.dict(found, {key: timed(what, hook) for key, hook in found.items()}))
+        for _ in range(steps):
+            step()
+    tenths = {what: (statistics.quantiles(times, n=10)[0], statistics.median(times)) for what, times in taken.items()}
+    tenth, median = tenths.pop("nothing")
+    return [Inside(what, (a - tenth) / 1e9, (b - median) / 1e9) for what, (a, b) in tenths.items()]
+
+
 def compare_counter(name: str, rounds: int) -> list[Cost]:
     """The counter of allocations, over a step in eager."""
     assert cpu_counter() is not None
@@ -171,8 +244,16 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--inside", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.inside:
+        found = inside("small operators", 1500)
+        for each in found:
+            print(f"{each.function:20} {each.tenth_seconds * 1e6:6.1f} µs {each.median_seconds * 1e6:6.1f} µs")
+        print(f"{'together':20} {sum(each.tenth_seconds for each in found) * 1e6:6.1f} µs")
+        write_json(options.json, {**about("cpu"), "inside": [asdict(each) for each in found]})
+        return 0
     costs = [cost for name in SHAPES for of in (compare_watch, compare_counter) for cost in of(name, options.rounds)]
     table = Table("model", "what", "a step without", "with / without", "quartiles")
     for cost in costs:

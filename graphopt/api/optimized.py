@@ -75,6 +75,7 @@ class Optimized:
             compiled=_compiled(self.in_force),
             size_conditions=_size_conditions(self.session),
             history=taken_steps(self.history),
+            scratch=self.session.loop.found_scratch,
         )
 
     @property
@@ -94,7 +95,7 @@ class Optimized:
         Empty where nothing can be measured: on a CPU without a C++ compiler, and inside of FSDP2.
         """
         watch = self.session.loop.watch
-        return tuple(watch.history) if watch is not None else ()
+        return watch.history.kept() if watch is not None else ()
 
     @property
     def measured_steps(self) -> int:

@@ -8,27 +8,36 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
+// What is needed of Python's stable ABI, so that nothing but torch's headers has to be there.
 extern "C" {
 
-// Read by Python where they lie: a call costs more than what is measured.
-extern std::atomic<int64_t> graphopt_cpu_live, graphopt_cpu_peak;
-std::atomic<int64_t> graphopt_cpu_live{0}, graphopt_cpu_peak{0};
+struct PyObject;
+struct PyMethodDef {
+  const char* name;
+  PyObject* (*call)(PyObject*, PyObject*);
+  int flags;
+  const char* doc;
+};
+PyObject* PyCFunction_NewEx(PyMethodDef*, PyObject*, PyObject*);
+PyObject* PyLong_FromLongLong(long long);
+long PyLong_AsLong(PyObject*);
 
 }  // extern "C"
 
 namespace {
 
-static_assert(std::atomic<int64_t>::is_always_lock_free && sizeof(std::atomic<int64_t>) == sizeof(int64_t));
+constexpr int kNoArguments = 4;  // METH_NOARGS
 
 constexpr size_t kHeader = 64;  // c10::gAlignment, so that data is aligned as before
 
-std::atomic<int64_t>& live = graphopt_cpu_live;
-std::atomic<int64_t>& peak = graphopt_cpu_peak;
+std::atomic<int64_t> live{0}, peak{0};
 
 void count(int64_t bytes) {
   const int64_t now = live.fetch_add(bytes, std::memory_order_relaxed) + bytes;
@@ -66,6 +75,34 @@ struct CountingAllocator final : c10::Allocator {
 
 CountingAllocator counting;
 
+// The counter knows one peak, since it was last taken. Each window has the most that others took since it looked itself;
+// -1 where the window is closed. Python holds its lock whenever these are read or written.
+std::vector<int64_t> taken;
+
+int64_t& taken_by_others(PyObject* window) { return taken[PyLong_AsLong(window)]; }
+
+PyObject* live_bytes(PyObject*, PyObject*) { return PyLong_FromLongLong(live.load(std::memory_order_relaxed)); }
+
+PyObject* peak_bytes(PyObject* window, PyObject*) {
+  return PyLong_FromLongLong(std::max(peak.load(std::memory_order_relaxed), taken_by_others(window)));
+}
+
+PyObject* take_peak_bytes(PyObject* window, PyObject*) {
+  const int64_t now = peak.exchange(live.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  for (auto& each : taken)
+    if (each >= 0) each = std::max(each, now);
+  auto& own = taken_by_others(window);
+  const int64_t most = own;
+  own = 0;
+  return PyLong_FromLongLong(most);
+}
+
+PyMethodDef functions[] = {
+    {"live_bytes", live_bytes, kNoArguments, nullptr},
+    {"peak_bytes", peak_bytes, kNoArguments, nullptr},
+    {"take", take_peak_bytes, kNoArguments, nullptr},
+};
+
 }  // namespace
 
 extern "C" {
@@ -79,9 +116,22 @@ int graphopt_count_cpu_memory() {
   return c10::GetAllocator(c10::DeviceType::CPU) == &counting;
 }
 
-// The most that was allocated since the last call.
-int64_t graphopt_take_cpu_peak() {
-  return peak.exchange(live.load(std::memory_order_relaxed), std::memory_order_relaxed);
+// A new window: its number.
+long graphopt_open_cpu_window() {
+  const auto free = std::find(taken.begin(), taken.end(), -1);
+  const long number = free - taken.begin();
+  if (free == taken.end()) taken.push_back(0);
+  else *free = 0;
+  return number;
+}
+
+void graphopt_close_cpu_window(long number) { taken[number] = -1; }
+
+// What a window tells: what is allocated now, the most since it took that, and the same taken, by these numbers. They are
+// functions of Python's own kind: they are called some ten times in a training step, and ctypes takes several times as
+// long for each.
+PyObject* graphopt_cpu_function(PyObject* window, int number) {
+  return PyCFunction_NewEx(&functions[number], window, nullptr);
 }
 
 }  // extern "C"

@@ -25,11 +25,17 @@ logger = logging.getLogger("graphopt")
 
 @dataclass(frozen=True)
 class CpuCounter:
-    """What is allocated now, and the most that was since that was taken; taking it holds the GIL, which is faster."""
+    """Opens and closes windows, by number. A window's functions tell what is allocated now, the most since that was
+    taken, and take it.
+    """
 
-    live_bytes: ctypes.c_int64
-    peak_bytes: ctypes.c_int64
-    take_peak_bytes: Callable[[], int]
+    open_window: Callable[[], int]
+    close_window: Callable[[int], None]
+    function: Callable[[int, int], Callable[[], int]]
+
+    def functions(self, window: int) -> tuple[Callable[[], int], Callable[[], int], Callable[[], int]]:
+        """What is allocated now, the most since that was taken, and the same taken."""
+        return self.function(window, 0), self.function(window, 1), self.function(window, 2)
 
 
 @cache
@@ -50,8 +56,11 @@ def cpu_counter() -> CpuCounter | None:
     if not library.graphopt_count_cpu_memory():
         logger.warning("memory is not measured on the CPU: another allocator stands in the place of torch's own")
         return None
-    live, peak = (ctypes.c_int64.in_dll(library, f"graphopt_cpu_{name}") for name in ("live", "peak"))
-    return CpuCounter(live, peak, ctypes.PYFUNCTYPE(ctypes.c_int64)(("graphopt_take_cpu_peak", library)))
+    return CpuCounter(
+        ctypes.PYFUNCTYPE(ctypes.c_long)(("graphopt_open_cpu_window", library)),
+        ctypes.PYFUNCTYPE(None, ctypes.c_long)(("graphopt_close_cpu_window", library)),
+        ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.c_int)(("graphopt_cpu_function", library)),
+    )
 
 
 def _cxx11_abi() -> bool:

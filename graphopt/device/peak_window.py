@@ -8,42 +8,22 @@ import torch
 
 from graphopt.device.cpu_counter import cpu_counter
 
-#: The counter knows one peak, since it was last read: whoever reads it tells all others.
-_lookers: list[weakref.ref[CpuWindow]] = []
-
 
 class CpuWindow:
-    """Bytes that torch's CPU allocator handed out since it is counted, over all threads."""
+    """Bytes that torch's CPU allocator handed out since it is counted, over all threads.
+
+    `live_bytes()` is what is allocated now, of all that was allocated since the counter is there, `peak_bytes()` the
+    most that was since the last `take()`, and `take()` the same, which begins anew.
+    """
 
     def __init__(self) -> None:
         counter = cpu_counter()
         assert counter is not None
-        self._live, self._peak, self._take_peak = counter.live_bytes, counter.peak_bytes, counter.take_peak_bytes
-        self._peak_bytes = 0
-        _lookers.append(weakref.ref(self, _lookers.remove))
+        number = counter.open_window()
+        # functions of C++: all of them are called in every step
+        self.live_bytes, self.peak_bytes, self.take = counter.functions(number)
+        weakref.finalize(self, counter.close_window, number).atexit = False
         self.take()
-
-    def live_bytes(self) -> int:
-        """What is allocated now, of all that was allocated since the counter is there."""
-        return self._live.value
-
-    def peak_bytes(self) -> int:
-        """The most that was allocated since the last `take`."""
-        peak_bytes = self._peak.value
-        return peak_bytes if peak_bytes > self._peak_bytes else self._peak_bytes
-
-    def take(self) -> int:
-        """The most that was allocated since the last call."""
-        peak_bytes = self._take_peak()
-        if len(_lookers) > 1:
-            for there in tuple(_lookers):
-                looker = there()
-                if looker is not None and looker._peak_bytes < peak_bytes:
-                    looker._peak_bytes = peak_bytes
-        if not self._peak_bytes:
-            return peak_bytes
-        most, self._peak_bytes = max(peak_bytes, self._peak_bytes), 0
-        return most
 
 
 class CudaWindow:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -22,12 +23,16 @@ _OPERATOR = re.compile(r"\btorch\.ops\.(\w+\.\w+\.\w+)\(")
 _MODULE = re.compile(r"\bself\.(\w+)\(")
 
 
-def direct(module: fx.GraphModule, behind: Callable[[], None] | None = None) -> Callable[..., Any]:
+#: Runs a graph inside of another one: given are that graph, what runs it, and its arguments.
+AroundInner = Callable[[fx.GraphModule, Callable[..., Any], list[Any]], Any]
+
+
+def direct(module: fx.GraphModule, around: AroundInner | None = None) -> Callable[..., Any]:
     """What `module.forward` does, graphs inside of it too; not to be used once a graph was changed.
 
-    Behind each graph inside of it `behind` is called, if given.
+    What is `around` runs each graph inside of it, if given.
     """
-    python, without_python = _as_python(module, behind), native(module) if _is_boxed(module) else None
+    python, without_python = _as_python(module, around), native(module) if _is_boxed(module) else None
     if without_python is None:
         return python
 
@@ -38,23 +43,16 @@ def direct(module: fx.GraphModule, behind: Callable[[], None] | None = None) -> 
     return run
 
 
-def _followed(call: Callable[..., Any], behind: Callable[[], None] | None) -> Callable[..., Any]:
-    if behind is None:
-        return call
-
-    def run(*args: Any) -> Any:
-        results = call(*args)
-        behind()
-        return results
-
-    return run
+def _inner(module: fx.GraphModule, around: AroundInner | None) -> Callable[..., Any]:
+    call = direct(module)
+    return call if around is None else partial(around, module, call)
 
 
 def _is_boxed(module: fx.GraphModule) -> bool:
     return isinstance(module.graph._codegen, _BoxedCodeGen)
 
 
-def _as_python(module: fx.GraphModule, behind: Callable[[], None] | None) -> Callable[..., Any]:
+def _as_python(module: fx.GraphModule, around: AroundInner | None) -> Callable[..., Any]:
     code = module.graph.python_code("self")
     found = dict(code.globals)
     operators = {str(node.target): node.target for node in module.graph.nodes if type(node.target) is OpOverload}
@@ -72,7 +70,7 @@ def _as_python(module: fx.GraphModule, behind: Callable[[], None] | None) -> Cal
             return call[0]
         name = f"call_{call[1]}"
         if name not in found:
-            found[name] = _followed(direct(inner[call[1]]), behind)
+            found[name] = _inner(inner[call[1]], around)
         return f"{name}("
 
     source = _MODULE.sub(graph, _OPERATOR.sub(operator, code.src))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from graphopt.graph.step_graph import StepGraph
+from graphopt.graph.step_graph import StepGraph, with_storage_bytes
 from graphopt.problem.pieces import WHOLE, Pieces
-from graphopt.problem.problem import Problem
+from graphopt.problem.problem import Problem, Value
 from graphopt.problem.schedule import Schedule
 
 
@@ -57,6 +57,23 @@ class Forms:
         return self._made[pieces]
 
 
+@dataclass(frozen=True)
+class TakenByOp:
+    """What an op was seen to take as it ran in a step: scratch beyond what it left, all that it left, and the bytes of
+    the storage of each tensor that it gave.
+    """
+
+    scratch_bytes: int
+    left_bytes: int
+    storage_bytes: tuple[int, ...]
+
+    def most(self, other: TakenByOp) -> TakenByOp:
+        """The most of both."""
+        pairs = zip(self.storage_bytes, other.storage_bytes, strict=False)
+        scratch_bytes = max(self.scratch_bytes, other.scratch_bytes)
+        return TakenByOp(scratch_bytes, max(self.left_bytes, other.left_bytes), tuple(max(pair) for pair in pairs))
+
+
 #: A graph that nothing divides, or that serves several sizes.
 NO_FORMS = Forms(tuple, 0, lambda _pieces: _never())
 
@@ -80,6 +97,8 @@ class CapturedGraph:
     forms: Forms = NO_FORMS
     loss_bytes: int = 0
     moved: tuple[int, ...] = ()
+    #: What ops took in steps beyond what their prices say, by name: here it is counted.
+    taken: Mapping[str, TakenByOp] = field(default_factory=dict)
 
     @property
     def captured_schedule(self) -> Schedule:
@@ -87,10 +106,10 @@ class CapturedGraph:
         return tuple(range(len(self.problem.ops)))
 
     def form(self, pieces: Pieces) -> CapturedGraph:
-        """The graph in these pieces, with the same loss outside of it."""
+        """The graph in these pieces, with the same loss outside of it; ops that are in both take what they took."""
         if pieces == self.pieces:
             return self
-        form = self.forms.of(pieces)
+        form = with_taken(self.forms.of(pieces), self.taken)
         return with_loss_bytes(form, self.loss_bytes) if self.loss_bytes else form
 
 
@@ -105,6 +124,21 @@ def with_loss_bytes(graph: CapturedGraph, loss_bytes: int) -> CapturedGraph:
     boundary = replace(boundary, workspace_bytes=max(loss_bytes - tangent_bytes, 0))
     ops = (*graph.problem.ops[:at], boundary, *graph.problem.ops[at + 1 :])
     return replace(graph, problem=replace(graph.problem, ops=ops), loss_bytes=loss_bytes)
+
+
+def with_taken(graph: CapturedGraph, taken: Mapping[str, TakenByOp]) -> CapturedGraph:
+    """The graph whose ops of these names take at least so much as they were seen to."""
+    if not taken:
+        return graph
+    seen = [taken.get(op.name) for op in graph.step.ops]
+    storages = [each.storage_bytes if each else None for each, op in zip(seen, graph.step.ops, strict=True) if op.node]
+    step = with_storage_bytes(graph.step, storages)
+    ops = tuple(
+        replace(op, workspace_bytes=max(op.workspace_bytes, each.scratch_bytes)) if each else op
+        for op, each in zip(graph.problem.ops, seen, strict=True)
+    )
+    values = tuple(Value(value.bytes) for value in step.values)
+    return replace(graph, step=step, problem=replace(graph.problem, values=values, ops=ops), taken=taken)
 
 
 def _never() -> CapturedGraph:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from graphopt.base.errors import UsageError
 from graphopt.base.records import write_text
+from graphopt.problem.found_scratch import FoundScratch
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.problem.plan import GraphPlan, Plan
 from graphopt.report.timeline import GraphTimeline
@@ -150,7 +151,7 @@ class Report:
 
     `breaks` says why some of the model runs outside of the planned graphs, and `outside` how much that is;
     `size_conditions` what must hold of sizes for these graphs to serve them. `history` has the steps that were measured
-    last, oldest first.
+    last, oldest first, and `scratch` the operators that took more in them than was planned.
     """
 
     plan: Plan
@@ -164,6 +165,7 @@ class Report:
     compiled: CompiledKernels | None = None
     size_conditions: tuple[str, ...] = ()
     history: tuple[TakenStep, ...] = ()
+    scratch: tuple[FoundScratch, ...] = ()
 
     def __str__(self) -> str:
         from graphopt.report.text import render_text

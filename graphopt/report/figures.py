@@ -189,6 +189,7 @@ def summary(report: Report) -> list[tuple[str, str]]:
         rows.append(("measured peak", f"{format_bytes(seen[0])} ({seen[0] / max(plan.budget_bytes, 1):.0%})"))
     if report.trained is not None:
         rows.append(("measured in training", _trained(report.trained)))
+    rows += [("counted as measured", str(operator)) for operator in report.scratch]
     if report.outside is not None or is_in_pieces(report):
         rows.append(("outside of the plan", _outside(report.outside)))
     captured = format_bytes(plan.eager_peak_bytes)

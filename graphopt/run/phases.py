@@ -120,7 +120,7 @@ class Running:
         if self.plan_piece is not None:
             self.written.keep([args[position] for position in graph.writes])
         self._ran += compiled.emitted is not None
-        return graph.train(compiled, args)
+        return graph.train(self.planning.key, args)
 
     def _plan_anew(self, graph: DynamoGraph) -> None:
         """Plan it for the tangents that came; where there is no plan for these, the one that it has stays."""

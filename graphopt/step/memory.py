@@ -29,16 +29,13 @@ from graphopt.plan.workspaces import take_workspaces
 from graphopt.problem.plan import Plan
 from graphopt.run.calls.make_plans import at_least_the_smallest, making_best
 from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
-from graphopt.run.watch.causes import above_plan
+from graphopt.run.watch.causes import IN_GRAPHS
 from graphopt.run.watch.measured_step import Place
 from graphopt.step.micro_graph import Learning, Micro, MicroGraph
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, kept_table_bytes, tail_bytes
 
 logger = logging.getLogger("graphopt")
-
-#: The kind of what was measured beside a micro-batch's graph, and not behind it.
-IN_GRAPHS = above_plan(Place.GRAPHS)
 
 
 @dataclass(frozen=True, eq=False)

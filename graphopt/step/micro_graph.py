@@ -150,6 +150,10 @@ class Micro:
     def forget_study(self) -> None:
         """It is studied anew too."""
         self.forget_plan()
+        self.forget_known()
+
+    def forget_known(self) -> None:
+        """It is studied anew, and its plan stays."""
         self.__dict__.pop("study", None)
 
 

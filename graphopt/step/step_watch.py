@@ -5,20 +5,27 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import fx
 
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
-from graphopt.device.peak_window import peak_window
+from graphopt.device.peak_window import CpuWindow, peak_window
 from graphopt.device.storages import tensors_in, unique_storage_bytes
+from graphopt.problem.found_scratch import FoundScratch
 from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
 from graphopt.run.model.request import OnExcess
+from graphopt.run.watch.causes import IN_GRAPHS
+from graphopt.run.watch.corrections import LEAVES_ROOM
 from graphopt.run.watch.known_memory import KnownMemory
 from graphopt.run.watch.measured_step import History, MeasuredStep, Place, excess_in_words
+from graphopt.run.watch.scratch_search import LOOKS_FOR_IT
 from graphopt.step.left_behind import LeftBehind
-from graphopt.step.memory import IN_GRAPHS, PlannedMicro, StepMemory
+from graphopt.step.memory import PlannedMicro, StepMemory
+from graphopt.step.micro_graph import Micro
+from graphopt.step.micro_search import MicroSearch
 
 logger = logging.getLogger("graphopt")
 
@@ -49,8 +56,16 @@ class StepWatch:
         self._window = peak_window(memory.device)
         # what the network lets go of late would count as kept; on CUDA all that is there counts
         self._left = LeftBehind() if is_alone and memory.device.type == "cpu" else None
+        # where several ranks plan alike, none knows of an operator what the others do not
+        may_search = is_alone and memory.choice.compiler == "eager" and isinstance(self._window, CpuWindow)
+        self._search = MicroSearch(memory) if may_search else None
         self._peaks: dict[Place, int] = {}
         self._told: dict[str, int] = {}
+
+    @property
+    def found_scratch(self) -> tuple[FoundScratch, ...]:
+        """The operators that took more than planned, as far as they were found."""
+        return self._search.found if self._search is not None else ()
 
     @property
     def may_try(self) -> bool:
@@ -62,6 +77,8 @@ class StepWatch:
         self._known = self._known_memory()
         self.is_due = self.is_confirmed = False
         self._tried_bytes = 0
+        if self._search is not None:
+            self._search.ends()
 
     def corrects(self) -> None:
         """The step that begins is planned anew."""
@@ -81,18 +98,22 @@ class StepWatch:
         if error is not None:
             raise error
 
-    def graphs_ran(self) -> None:
-        """A micro-batch's graph has run: what comes is behind it."""
+    def runs_graph(self, module: fx.GraphModule, run: Callable[..., Any], args: list[Any]) -> Any:
+        """Run a micro-batch's graph; what comes then is behind it."""
+        result = run(args) if self._search is None else self._search.run(module, run, args)
         self._look(Place.GRAPHS)
+        return result
 
-    def measured(self, batch: list[torch.Tensor], plans: Sequence[PlannedMicro], run: Callable[[], T]) -> T:
+    def measured(self, batch: list[torch.Tensor], micros: Sequence[Micro], run: Callable[[], T]) -> T:
         """Run a step of these micro-batches, which are planned, and measure it."""
-        window = self._window
+        plans, window = self._memory.plans_of(micros), self._window
         if window is None:
             self._memory.is_trial = False
             return run()
         live_bytes = window.live_bytes()
         start_bytes, state_bytes = (live_bytes, 0) if self._memory.device.type == "cuda" else self._there(batch)
+        if self._search is not None:
+            self._search.step_begins(micros)
         kept_bytes = self._left.begins(live_bytes, start_bytes + state_bytes) if self._left else 0
         self._peaks = {}
         window.take()
@@ -104,7 +125,7 @@ class StepWatch:
         highest = max(plans, key=lambda planned: planned.peak_bytes)
         peaks = {place: there_bytes + max(peak - live_bytes, 0) for place, peak in self._peaks.items()}
         place = max(peaks, key=lambda each: peaks[each])
-        self.history.append(MeasuredStep(highest.peak_bytes, peaks[place], place, state_bytes, kept_bytes))
+        self.history.adds(MeasuredStep(highest.peak_bytes, peaks[place], place, state_bytes, kept_bytes))
         self._judge(highest, peaks)
         return result
 
@@ -131,7 +152,8 @@ class StepWatch:
         was_trial, memory.is_trial = memory.is_trial, False
         excess_bytes = step.measured_bytes + memory.reserve_bytes - memory.budget_bytes
         self.is_confirmed = was_trial and excess_bytes > 0
-        if excess_bytes <= 0 and not was_trial:
+        is_searched = self._search is not None and self._search.is_running
+        if excess_bytes <= 0 and not was_trial and not is_searched:
             return
         grown = memory.grown(planned)
         if step.held_bytes > planned.resident_bytes.get(_KEPT, 0):
@@ -140,8 +162,20 @@ class StepWatch:
         named_bytes = sum(parts.values()) - memory.reserve_bytes
         above = {place: peak - planned.peaks[place] - named_bytes for place, peak in peaks.items()}
         if excess_bytes > 0:
-            self._tell(grown, parts, above, excess_bytes)
-            return
+            self._tell(planned, grown, parts, above, excess_bytes)
+        elif was_trial:
+            self._ends_trial(planned, grown, parts, above)
+        located = self._search.step_ends(planned, above[Place.GRAPHS]) if self._search is not None else None
+        if located is not None:
+            memory.above_bytes, self.is_due = located.beside_bytes, True
+            logger.warning("%s", located)
+            warnings.warn(f"graphopt: {located}", stacklevel=5)
+
+    def _ends_trial(
+        self, planned: PlannedMicro, grown: dict[str, int], parts: dict[str, int], above: dict[Place, int]
+    ) -> None:
+        """The smallest plan was inside the budget: what did not come again is forgotten."""
+        memory = self._memory
         again_bytes, self.is_due = max(above[Place.GRAPHS], 0), True
         room_bytes = memory.budget_bytes - planned.peaks[Place.GRAPHS] - sum(parts.values())
         # beside another plan it took more: the smallest one is known to fit
@@ -150,7 +184,14 @@ class StepWatch:
         again_bytes += sum(parts.values())
         logger.info("of what earlier steps took above the plan, %s came again", format_bytes(again_bytes))
 
-    def _tell(self, grown: dict[str, int], parts: dict[str, int], above: dict[Place, int], excess_bytes: int) -> None:
+    def _tell(
+        self,
+        planned: PlannedMicro,
+        grown: dict[str, int],
+        parts: dict[str, int],
+        above: dict[Place, int],
+        excess_bytes: int,
+    ) -> None:
         """Say what was above the plan, by kind or by place, and count it from the next call on."""
         memory, step = self._memory, self.history[-1]
         if above[Place.GRAPHS] > 0:
@@ -171,7 +212,10 @@ class StepWatch:
             memory.levels |= {each: max(size, memory.levels.get(each, 0)) for each, size in grown.items()}
             memory.above_bytes += parts.get(IN_GRAPHS, 0)
             self.is_due = True
-            message += " From the next call on the plan leaves room for it."
+            message += LEAVES_ROOM
+            if self._search is not None and kind == IN_GRAPHS and above[Place.GRAPHS] > 0:
+                self._search.begins(planned, above[Place.GRAPHS])
+                message += LOOKS_FOR_IT
         logger.warning("%s", message)
         if times == 1:
             warnings.warn(f"graphopt: {message}", stacklevel=6)

@@ -42,12 +42,13 @@ from graphopt.report.traces.timeline import Timeline
 from graphopt.report.traces.torch_trace import log_to_torch_trace
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule
+from graphopt.run.watch.causes import IN_GRAPHS
 from graphopt.run.watch.measured_step import MeasuredStep, taken_steps, trained_steps
 from graphopt.step.backward_updates import BackwardUpdates
 from graphopt.step.division import Division
 from graphopt.step.gradient_sums import SummedGradients
 from graphopt.step.hand_over import HandingOver
-from graphopt.step.memory import IN_GRAPHS, StepMemory
+from graphopt.step.memory import StepMemory
 from graphopt.step.micro_graph import Micro, MicroCall
 from graphopt.step.options import StepOptions, StepResult, nothing_learned
 from graphopt.step.plan_micros import plan_micros
@@ -133,8 +134,8 @@ class TrainStep:
             return nothing_learned(self._memory.device, self.loss_scale)
         groups = self._view.groups()
         window = self._window(calls, groups)
-        plans, batch = self._memory.plans_of(self._last_micros), tensors_in((args, kwargs))
-        result = self._watch.measured(batch, plans, lambda: self._run(window, calls, pieces, groups))
+        batch = tensors_in((args, kwargs))
+        result = self._watch.measured(batch, self._last_micros, lambda: self._run(window, calls, pieces, groups))
         is_strict = self._options.on_excess == "raise"
         with raising_together(self._exchange.ranks if self._exchange and is_strict else None):
             self._watch.raises()
@@ -235,7 +236,7 @@ class TrainStep:
     @property
     def history(self) -> tuple[MeasuredStep, ...]:
         """The steps that were measured last, oldest first; empty on a CPU without a C++ compiler."""
-        return tuple(self._watch.history)
+        return self._watch.history.kept()
 
     @property
     def measured_steps(self) -> int:
@@ -257,10 +258,10 @@ class TrainStep:
         """The report of the plan in force, for the last batch; `print` it."""
         report = build_report(self.plan, self.planned_graphs, self._memory.plan_seconds, run_together=False)
         sends = sent(self._last_micros, self._exchange, self._sharded, self._options.compress)
-        ways = *self._in_backward.ways, *self._view.ways
+        ways, scratch = (*self._in_backward.ways, *self._view.ways), self._watch.found_scratch
         figures = step_figures(self._last_micros, self.division.micro_rows, self._memory, sends, ways)
         trained = trained_steps(self.history, self._memory.budget_bytes - self._memory.reserve_bytes)
-        return replace(report, step=figures, trained=trained, history=taken_steps(self.history))
+        return replace(report, step=figures, trained=trained, history=taken_steps(self.history), scratch=scratch)
 
     @property
     def timeline(self) -> Timeline:
@@ -296,7 +297,7 @@ class TrainStep:
                 window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
                 rows = self._sharded.in_window if self._sharded else None
                 run_passes(window, window_passes(groups, options.clip, options.loss_scale, rows))
-                self._windows[key] = window, direct(window, self._watch.graphs_ran)
+                self._windows[key] = window, direct(window, self._watch.runs_graph)
             if len(self._windows) > MOST_GRAPHS:
                 del self._windows[next(iter(self._windows))]
         self._windows[key] = self._windows.pop(key)

@@ -45,6 +45,19 @@ def test_other_threads_count() -> None:
     assert window.live_bytes() - before == 40_000
 
 
+def test_a_window_that_opens_where_another_closed_starts_anew() -> None:
+    first, closed = CpuWindow(), CpuWindow()
+    before = first.live_bytes()
+    torch.empty(10_000, dtype=torch.uint8)
+    assert closed.take() - before == 10_000
+    torch.empty(5_000, dtype=torch.uint8)
+    assert first.take() - before == 10_000
+    del closed
+    opened = CpuWindow()
+    torch.empty(1_000, dtype=torch.uint8)
+    assert opened.peak_bytes() - before == opened.take() - before == first.take() - before == 1_000
+
+
 def test_a_block_from_before_the_counter_is_not_counted_when_it_goes() -> None:
     counter = cpu_counter()
     assert counter is not None

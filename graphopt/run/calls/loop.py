@@ -14,6 +14,9 @@ from torch import nn
 from graphopt.device.peak_window import peak_window
 from graphopt.device.snapshot import generators_kept
 from graphopt.emit.runnable import Runnable
+from graphopt.plan.found_scratch import StepAbovePlan
+from graphopt.plan.shares import joint_peak_bytes
+from graphopt.problem.found_scratch import FoundScratch
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.calls.forwards import Forwards, Pattern
 from graphopt.run.graphs.call_key import Call, CallKey, KnownShapes, Shapes
@@ -23,7 +26,10 @@ from graphopt.run.model.part import Part
 from graphopt.run.model.request import Request
 from graphopt.run.model.short_step import extension_of
 from graphopt.run.model.wrapping import Wrapping, bytes_of, holds_gradients, is_sharded
-from graphopt.run.watch.corrections import Corrections
+from graphopt.run.watch.causes import IN_GRAPHS
+from graphopt.run.watch.corrections import Corrected, Corrections
+from graphopt.run.watch.measured_step import MeasuredStep
+from graphopt.run.watch.scratch_search import ScratchSearch
 from graphopt.run.watch.watch import Watch
 
 
@@ -39,7 +45,11 @@ class Loop:
     ) -> None:
         self.watch: Watch | None = None
         self.shapes = KnownShapes()
-        self._model, self._request, self._corrected, self._plans_loss = model, request, corrected, plans_loss
+        self._model, self._request, self._plans_loss = model, request, plans_loss
+        self._forget_plans = corrected
+        self._search: ScratchSearch | None = None
+        self._searched_steps = 0
+        self._last_plan: CallPlan | None = None
         self._forwards, self._pattern = Forwards(), Pattern()
         #: Held while the model is called, which several threads may.
         self.one_at_a_time = threading.RLock()
@@ -53,7 +63,7 @@ class Loop:
             part.departs()
             return
         if self.watch is None or self.watch.sharding is None:
-            self.watch = watch_of(self._model, self._request, self._corrected, self._plans_loss)
+            self.watch = watch_of(self._model, self._request, self._corrects, self._plans_loss)
         if self.watch is not None:
             self.watch.arrives()
         yield
@@ -69,9 +79,11 @@ class Loop:
         as it copies it into a bucket.
         """
         waiting, gradients = self._forwards.waiting(), self._gradients(wrapping)
+        if not waiting and self.search() is not None:
+            self._heed_search()
         sharded = is_sharded(self._model)
         shapes, tensors = self.shapes.and_tensors_of(call)
-        self.watch = self.watch or watch_of(self._model, self._request, self._corrected, self._plans_loss)
+        self.watch = self.watch or watch_of(self._model, self._request, self._corrects, self._plans_loss)
         if self.watch is not None:
             held = sum(bytes_of(wrapping, self._model).values()) if wrapping is not None else 0
             self.watch.begins(shapes, tensors, gradients, held, is_behind=bool(waiting))
@@ -89,6 +101,7 @@ class Loop:
     def ends(self, plan: CallPlan | None, result: Any) -> None:
         """The call was run by its plan, or by none."""
         if plan is not None:
+            self._last_plan = plan
             self._forwards.has_run(plan.key, plan, result)
         if plan is not None and self._request.part is not None:
             self._request.part.ran(plan.planned[0].study, plan.planned[0].schedule)
@@ -149,8 +162,64 @@ class Loop:
             if this is not None and this.watch is not None:
                 this.watch.other_tangents_came()
 
+        def search() -> ScratchSearch | None:
+            this = loop()
+            return this.search() if this is not None else None
+
         extend = extension_of(self._model)
-        return Surroundings(run, around_forward, around_backward, is_alone, other_tangents_came, extend)
+        around = (around_forward, around_backward)
+        return Surroundings(run, *around, is_alone, other_tangents_came, search, extend)
+
+    def search(self) -> ScratchSearch | None:
+        """Looks for the operators that took more than planned; None where nothing does."""
+        return self._search if self._search is not None and self._search.is_running else None
+
+    @property
+    def found_scratch(self) -> tuple[FoundScratch, ...]:
+        """The operators that took more than planned, as far as they were found."""
+        return tuple(self._search.found.values()) if self._search is not None else ()
+
+    def _corrects(self, above_plan: MeasuredStep | None) -> bool:
+        """There is less room than was thought, perhaps as a step was above its plan because of a planned graph.
+
+        True where the operator is looked for that this was.
+        """
+        self._forget_plans()
+        if above_plan is None or self._last_plan is None or not self._may_search():
+            return False
+        assert self.watch is not None
+        self._search = self._search or ScratchSearch()
+        if not self._search.is_running:
+            self._searched_steps = self.watch.history.total
+        self._search.begins(self._above_plan(self._last_plan, above_plan))
+        return True
+
+    def _may_search(self) -> bool:
+        """Whether graphs may run node by node: not compiled ones; and on CUDA a peak is known for whole steps alone."""
+        watch = self.watch
+        is_plain = watch is not None and not watch.is_on_cuda and watch.sharding is None
+        return is_plain and self._request.choice.compiler == "eager"
+
+    def _above_plan(self, plan: CallPlan, measured: MeasuredStep) -> StepAbovePlan:
+        assert self.watch is not None
+        pairs = dict(zip(plan.graphs, plan.planned, strict=True))
+        searched = {graph: graph.searched(plan.key, planned) for graph, planned in pairs.items()}
+        above_bytes = self.watch.corrections.above_plan(measured, plan.resident_bytes.get(IN_GRAPHS, 0))
+        return StepAbovePlan(tuple(searched[graph] for graph in plan.graphs), above_bytes, joint_peak_bytes)
+
+    def _heed_search(self) -> None:
+        """A step may have been run node by node: count what it shows, and plan anew."""
+        search, watch, plan = self._search, self.watch, self._last_plan
+        assert search is not None and watch is not None and plan is not None
+        if not search.has_run or watch.history.total == self._searched_steps:
+            return
+        self._searched_steps = watch.history.total
+        beside_bytes = sum(plan.resident_bytes.values()) - plan.resident_bytes.get(IN_GRAPHS, 0)
+        step = self._above_plan(plan, watch.history[-1])
+        found = search.ends_step(step, self._request.budget_bytes - beside_bytes)
+        if found is not None:
+            watch.corrections.is_located(found)
+            self._forget_plans()
 
     def held_bytes(
         self,
@@ -185,9 +254,7 @@ class Loop:
 
 
 @generators_kept()
-def watch_of(
-    model: nn.Module, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]
-) -> Watch | None:
+def watch_of(model: nn.Module, request: Request, corrected: Corrected, plans_loss: Callable[[], bool]) -> Watch | None:
     """A watch over a model's steps; None where its device's memory cannot be measured, or others watch over it."""
     first = next(iter((*model.parameters(), *model.buffers())), None)
     device = first.device if first is not None else torch.device("cpu")

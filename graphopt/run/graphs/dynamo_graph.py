@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -21,7 +21,10 @@ from graphopt.graph.captured_graph import CapturedGraph, Decision
 from graphopt.graph.joint import JointGraph
 from graphopt.passes.joint import RETURN_GRADIENTS, Passes, add_gradients
 from graphopt.plan.choice import Choice
+from graphopt.plan.found_scratch import SearchedGraph
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.other_sizes import GraphAtSizes
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.run.graphs.autocast_backward import (
     has_full_precision_products,
     say_if_backward_is_inside,
@@ -40,13 +43,20 @@ from graphopt.run.model.short_step import Extend
 Plan = Callable[[GraphStudy], Decision]
 
 
+class Search(Protocol):
+    """Looks for what ops take."""
+
+    def runs(self, at_sizes: GraphAtSizes, runnables: Sequence[Runnable], /) -> None:
+        """These are run."""
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What a graph's owner has to say: what a call of it does, and what is around its forward and its backward.
 
     `is_alone` tells whether no other forward waits for its backward. `other_tangents_came` is called where a backward
-    begins that was not planned. `extend` makes the graph that is planned of the captured one; what it is made of is not
-    run.
+    begins that was not planned. `search` is there while what ops take is looked for. `extend` makes the graph that is
+    planned of the captured one; what it is made of is not run.
     """
 
     run: Callable[[DynamoGraph, tuple[Any, ...]], Any]
@@ -54,6 +64,7 @@ class Surroundings:
     around_backward: Callable[[Callable[[list[Any]], Any], list[Any]], Any]
     is_alone: Callable[[], bool]
     other_tangents_came: Callable[[], None]
+    search: Callable[[], Search | None]
     extend: Extend | None = None
 
 
@@ -162,6 +173,10 @@ class DynamoGraph:
         if key.adds in self._serving:
             self.compiled[key] = self._serving[key.adds].with_schedule(chosen[-1].schedule)
 
+    def searched(self, key: CallKey, planned: PlannedGraph) -> SearchedGraph:
+        """The graph as it is planned for calls like `key`, to look for what its ops take."""
+        return self.studies.searched(key.adds, self.symbols.sizes_in(key.shapes), planned)
+
     def compile_without_gradients(self, key: CallKey, choice: Choice) -> None:
         """Compile a graph that needs no gradient, to run as it is."""
 
@@ -170,8 +185,11 @@ class DynamoGraph:
 
         self._compile(key, choice, decide)
 
-    def train(self, compiled: CompiledGraph, args: tuple[Any, ...]) -> Any:
-        """Run it as it is planned."""
+    def train(self, key: CallKey, args: tuple[Any, ...]) -> Any:
+        """Run it as it is planned for calls like `key`."""
+        compiled = self.compiled[key]
+        if compiled.emitted is not None:
+            self._tell_search(key.adds, compiled.runnables[:1])
         result = compiled.call(*args)
         self.depending.returned(result)
         autocast = next((name for name, _, _ in self.ambient.autocast if torch.is_autocast_enabled(name)), None)
@@ -212,6 +230,11 @@ class DynamoGraph:
             decide(extend(captured, self.module))
             self.compiled[key] = CompiledGraph(refuse, None, [])
 
+    def _tell_search(self, adds: bool, runnables: Sequence[Runnable]) -> None:
+        """These are about to run; a backward is compiled when it first does."""
+        if (search := self.around.search()) is not None:
+            search.runs(self.studies.graph(adds), runnables)
+
     def _forgets_studies(self) -> None:
         self.studies.clear()
         self._serving.clear()
@@ -242,6 +265,7 @@ class DynamoGraph:
 
         def backward(runnable: Runnable, args: list[Any]) -> Any:
             self.depending.warn_if_watched()
+            self._tell_search(adds, [runnable])
 
             def run(args: list[Any]) -> Any:
                 assert runnable.modules is not None

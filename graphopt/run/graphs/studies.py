@@ -9,8 +9,10 @@ import sympy
 
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.plan.choice import Choice
+from graphopt.plan.found_scratch import SearchedGraph
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.plan.other_sizes import GraphAtSizes
+from graphopt.plan.planned_graph import PlannedGraph
 from graphopt.problem.schedule import Schedule
 
 #: Studies that are kept of one graph with all that was derived from them; others are kept without, by their plans.
@@ -49,6 +51,21 @@ class Studies:
         self._known[key] = study
         while len(self._known) > _MOST_STUDIES:
             self._known.pop(next(iter(self._known))).forget_derived()
+        return study
+
+    def searched(self, adds: bool, sizes: Mapping[sympy.Symbol, int], planned: PlannedGraph) -> SearchedGraph:
+        """The graph at these sizes as it is planned, to look for what its ops take."""
+        return SearchedGraph(self.graph(adds), planned, lambda: self._found(adds, sizes), self._known.clear)
+
+    def graph(self, adds: bool) -> GraphAtSizes:
+        """The graph as it was captured, which needs a gradient."""
+        graph = self._graphs[adds]
+        assert graph is not None
+        return graph
+
+    def _found(self, adds: bool, sizes: Mapping[sympy.Symbol, int]) -> GraphStudy:
+        study = self.at(adds, sizes)
+        assert study is not None
         return study
 
     def at_hand(self, adds: bool) -> dict[Schedule, None]:

@@ -24,6 +24,10 @@ def above_plan(place: Place) -> str:
     return f"measured above the plan, {place.value}"
 
 
+#: The kind of what was taken in a planned graph, beside what the plan says of it.
+IN_GRAPHS = above_plan(Place.GRAPHS)
+
+
 def cause_of(
     measured: MeasuredStep,
     step: StepInProgress,
@@ -59,17 +63,19 @@ def cause_of(
         )
     if optimizers and measured.state_bytes > counted.get(STATE, 0):
         return _of_state(measured, optimizers)
-    if step.front_bytes > counted.get(FRONT, 0):
+    # what is little of an excess in a planned graph is not its cause
+    least_bytes = excess_bytes // 2 if measured.place is Place.GRAPHS else 0
+    if step.front_bytes - counted.get(FRONT, 0) > least_bytes:
         return FRONT, (
             f"{format_bytes(step.front_bytes)} are kept for the backward of what made the model's inputs: optimize one "
             "module that holds both, and both are planned."
         )
-    if step.raised_bytes > counted.get(RAISED, 0):
+    if step.raised_bytes - counted.get(RAISED, 0) > least_bytes:
         return RAISED, (
             f"{format_bytes(step.raised_bytes)} of a forward that raised an error are held by its traceback, as the "
             "model is called again where that is handled: call it behind the `except` block."
         )
-    if measured.held_bytes > counted.get(HELD, 0):
+    if measured.held_bytes - counted.get(HELD, 0) > least_bytes:
         return HELD, (
             f"When the step began, {format_bytes(measured.held_bytes)} of what the model had returned before were "
             "still held: `del` outputs, or detach what is kept of them."

@@ -9,24 +9,43 @@ from collections.abc import Callable, Mapping
 from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.run.model.request import Request
-from graphopt.run.watch.causes import FRONT, HELD, LASTING, LOSS, ONLY_TOLD, RAISED, STATE, above_plan, cause_of
+from graphopt.run.watch.causes import (
+    FRONT,
+    HELD,
+    IN_GRAPHS,
+    LASTING,
+    LOSS,
+    ONLY_TOLD,
+    RAISED,
+    STATE,
+    above_plan,
+    cause_of,
+)
 from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress, excess_in_words
+from graphopt.run.watch.scratch_search import LOOKS_FOR_IT, Located
 
 logger = logging.getLogger("graphopt")
 
 #: Corrections for one cause after which it is only told of: what grows at every step cannot be planned for.
 _MOST_CORRECTIONS = 4
+LEAVES_ROOM = " From the next call on the plan leaves room for it."
+
+
+#: Called where what is to be counted has changed; given is the step that took more in a planned graph than is planned.
+#: True where the operator is looked for that this was.
+Corrected = Callable[[MeasuredStep | None], bool]
 
 
 class Corrections:
     """`extra_bytes` says what is to be counted beside the plan from now on, by kind.
 
     `loss_bytes` is what is to be counted between the model's forward and its backward, beside what the plan holds.
-    `corrected` is called where either has changed. `plans_loss` tells whether a plan can have a loss in it: where the
+    `corrected` is called where either has changed, with the step that was above its plan in a planned graph, if that is
+    why. `plans_loss` tells whether a plan can have a loss in it: where the
     model is one graph.
     """
 
-    def __init__(self, request: Request, corrected: Callable[[], None], plans_loss: Callable[[], bool]) -> None:
+    def __init__(self, request: Request, corrected: Corrected, plans_loss: Callable[[], bool]) -> None:
         self.extra_bytes: dict[str, int] = {}
         self.loss_bytes = 0
         self._request, self._corrected, self._plans_loss = request, corrected, plans_loss
@@ -66,7 +85,7 @@ class Corrections:
         named = {STATE: measured.state_bytes, HELD: measured.held_bytes, FRONT: step.front_bytes}
         levels = {**named, RAISED: step.raised_bytes, **sharding}
         extra_bytes = levels.get(kind) or self.extra_bytes.get(kind, 0) + more_bytes
-        self._tell(kind, message, extra_bytes, is_first=is_first)
+        self._tell(kind, message, extra_bytes, measured, is_first=is_first)
 
     def tries_without(self) -> bool:
         """Whether a step is to show if what was measured above the plan comes again; it then is not counted.
@@ -91,7 +110,7 @@ class Corrections:
             if again_bytes > 0:
                 tried_bytes = min(self._tried_bytes, self._request.budget_bytes - measured.predicted_bytes)
                 self.extra_bytes[above_plan(measured.place)] = max(again_bytes, tried_bytes)
-            self._corrected()
+            self._corrected(None)
         if not step.judged_bytes:
             self._is_confirmed = False
         self._is_on_trial = False
@@ -115,13 +134,26 @@ class Corrections:
     def _above_budget(self, measured: MeasuredStep) -> int:
         return measured.measured_bytes + self._request.reserve_bytes - self._request.budget_bytes
 
-    def _tell(self, kind: str, message: str, extra_bytes: int, *, is_first: bool) -> None:
+    def is_located(self, found: Located) -> None:
+        """What was above the plan in a planned graph is counted there: so much is still to be kept free beside it."""
+        self.extra_bytes.pop(IN_GRAPHS, None)
+        if found.beside_bytes:
+            self.extra_bytes[IN_GRAPHS] = found.beside_bytes
+        logger.warning("%s", found)
+        warnings.warn(f"graphopt: {found}", stacklevel=6)
+
+    def above_plan(self, measured: MeasuredStep, counted_bytes: int) -> int:
+        """By how much a step was above its plan, of which `counted_bytes` were kept free for just that."""
+        return measured.measured_bytes + self._request.reserve_bytes - measured.predicted_bytes + counted_bytes
+
+    def _tell(self, kind: str, message: str, extra_bytes: int, measured: MeasuredStep, *, is_first: bool) -> None:
         times = self._told[kind] = self._told.get(kind, 0) + is_first
         if kind not in ONLY_TOLD and times <= _MOST_CORRECTIONS:
             if kind != LOSS:
                 self.extra_bytes[kind] = extra_bytes
-            self._corrected()
-            message += " From the next call on the plan leaves room for it."
+            message += LEAVES_ROOM
+            if self._corrected(measured if kind == IN_GRAPHS else None):
+                message += LOOKS_FOR_IT
         logger.warning("%s", message)
         if times == 1 and is_first:
             warnings.warn(f"graphopt: {message}", stacklevel=6)

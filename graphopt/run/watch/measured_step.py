@@ -59,16 +59,31 @@ class MeasuredStep:
 
 
 class History(deque[MeasuredStep]):
-    """The steps that were measured last, oldest first; `total` is how many there ever were."""
+    """The steps that were measured last, oldest first.
+
+    In every step of a steady loop one is appended, which does nothing else: old ones go when another is added, or when
+    they are asked for.
+    """
 
     def __init__(self) -> None:
-        super().__init__(maxlen=KEPT_STEPS)
-        self.total = 0
+        super().__init__()
+        self._let_go = 0
 
-    def append(self, step: MeasuredStep, /) -> None:
+    @property
+    def total(self) -> int:
+        """How many steps were ever measured."""
+        return self._let_go + len(self)
+
+    def adds(self, step: MeasuredStep) -> None:
         """A further step was measured."""
-        self.total += 1
-        super().append(step)
+        self.append(step)
+        while len(self) > KEPT_STEPS:
+            self.popleft()
+            self._let_go += 1
+
+    def kept(self) -> tuple[MeasuredStep, ...]:
+        """The last ones, as many as are kept."""
+        return tuple(self)[-KEPT_STEPS:]
 
     def becomes(self, step: MeasuredStep) -> None:
         """More is known of the last one."""

@@ -338,7 +338,7 @@ class Watch:
 
     def _record(self, step: StepInProgress) -> None:
         """Put the step into the history, or what is known of it by now; say so where it is over the budget."""
-        measured, put = step.measured(), self.history.becomes if step.is_recorded else self.history.append
+        measured, put = step.measured(), self.history.becomes if step.is_recorded else self.history.adds
         put(measured)
         step.recorded_bytes = max(step.peak_bytes, 0)
         if self.corrections.is_over(measured, step):
