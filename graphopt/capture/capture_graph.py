@@ -13,7 +13,7 @@ from graphopt.capture.read_joint import build_step_graph
 from graphopt.capture.tangents import ChooseTangents, all_tangents
 from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.emit.whole_backward import kept_for_whole
-from graphopt.graph.captured_graph import CapturedGraph, Division, Forms, WholeBackward
+from graphopt.graph.captured_graph import CapturedGraph, Divisible, Forms, WholeBackward
 from graphopt.graph.fingerprint import hash_with_tangents
 from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.nodes import is_collective
@@ -111,7 +111,7 @@ class _Making:
         return step, problem, whole
 
 
-def _division(clean: JointGraph, planned: frozenset[int], tangent_is_known: bool) -> Division:
+def _division(clean: JointGraph, planned: frozenset[int], tangent_is_known: bool) -> Divisible:
     """The pieces of a graph whose backward is made for the tangents that are planned for."""
     if len(planned) < len(clean.tangents):
         clean = copy_joint(clean)

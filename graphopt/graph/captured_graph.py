@@ -34,7 +34,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Division:
+class Divisible:
     """In which pieces a graph can be run, and which of its values they divide.
 
     `shares` says, by the name of the node that makes it, how large such a value is as a share of the largest one.
@@ -51,7 +51,7 @@ class Forms:
     `largest_bytes` are those of the largest value that may be divided.
     """
 
-    find: Callable[[], Division]
+    find: Callable[[], Divisible]
     largest_bytes: int
     make: Callable[[Pieces], CapturedGraph]
     _made: dict[Pieces, CapturedGraph] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Forms:
         return self.division.pieces
 
     @cached_property
-    def division(self) -> Division:
+    def division(self) -> Divisible:
         """What pieces divide; most graphs are never asked, and looking takes some tenths of a second."""
         return self.find()
 
@@ -74,7 +74,7 @@ class Forms:
 
 
 #: A graph that nothing divides, or that serves several sizes.
-NO_FORMS = Forms(Division, 0, lambda _pieces: _never())
+NO_FORMS = Forms(Divisible, 0, lambda _pieces: _never())
 
 
 @dataclass(frozen=True)

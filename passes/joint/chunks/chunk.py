@@ -6,7 +6,7 @@ import math
 
 from torch import fx
 
-from graphopt.graph.captured_graph import Division
+from graphopt.graph.captured_graph import Divisible
 from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.numbers import is_symbol
 from graphopt.graph.step_graph import tensors_of
@@ -47,22 +47,22 @@ def chunk(joint: JointGraph, pieces: Pieces, *, tangent_is_known: bool = False) 
     return bool(regions)
 
 
-def division(joint: JointGraph, *, tangent_is_known: bool = False) -> Division:
+def division(joint: JointGraph, *, tangent_is_known: bool = False) -> Divisible:
     """The pieces in which a joint graph can be run, fewest first, and what they divide; none where nothing can be."""
     if any(is_symbol(size) for node in joint.graph.nodes for held in tensors_of(node) for size in held.shape):
-        return Division()  # how many rows there are is known at each call, and pieces of them are not
+        return Divisible()  # how many rows there are is known at each call, and pieces of them are not
     whole, joint = joint, copy_joint(joint)
     hoist_cuts(joint)
     regions = [region for region in find_regions(joint) if _numel(region) >= LEAST_NUMEL]
     if not regions:
-        return Division()
+        return Divisible()
     largest = max(map(_numel, regions))
     most = min(max(region.total for region in regions), largest // LEAST_PIECE_NUMEL)
     some = any(at_once(joint, region, tangent_is_known=tangent_is_known) for region in regions)
     ways = (True, False) if some else (False,)
     pieces = tuple(Pieces(count, way) for count in COUNTS if count <= most for way in ways)
     divided = {node.name: _numel(region) / largest for region in regions for node in region.large}
-    return Division(pieces, divided | _cut_off(whole, joint, largest))
+    return Divisible(pieces, divided | _cut_off(whole, joint, largest))
 
 
 def _cut_off(whole: JointGraph, hoisted: JointGraph, largest: int) -> dict[str, float]:
