@@ -1,20 +1,21 @@
-"""Logits in pieces: smallest budgets and times of language models, whole, in pieces, and with losses cut by hand.
+"""Logits in pieces: smallest budgets and times of language models, beside rivals at the same peaks.
 
 python -m benchmarks.chunks [--only NAME ...] [--json out.json]
 
-"by hand" is the model with `torch.utils.checkpoint` around each of 32 pieces of head and loss, "linear_cross_entropy"
-with PyTorch's own op in pieces of as many rows. Smallest budgets are those of `optimize`; peaks are measured from
-outside, by the allocator's events. Times are processor time on one thread over eager's, medians of rounds in which
-all ways take turns, each at its smallest budget and at one that all of them have: the smallest of the whole, by 1.1.
+GPT-2-, Llama- and T5-like models of 32,000 and 128,000 words. Smallest budgets are those of `optimize`: with whole
+logits, with `numerics="reordered"`, and of the same model with `torch.nn.functional.linear_cross_entropy` written into
+it. Rivals are that model in eager, and Inductor with its auto-chunker; graphopt gets the peak of each as its budget.
+Peaks are measured from outside, by the allocator's events, times are processor time on one thread: all ways of a model
+take turns, and medians are over those of eager with whole logits.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,184 +24,233 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import graphopt
 from benchmarks.common import about, write_json
 from graphopt.device.measure import peak_bytes
 
-PIECES, ROUNDS = 32, 5
+ROUNDS, WARM_UP = 3, 2
+BATCH = (4, 128)
+#: Of `linear_cross_entropy` and the auto-chunker: 64 rows of 512 in a piece, the fastest that was tried of 16 to 256.
+PIECES = 8
+#: Models of more words are not compiled: with each way that is timed there it would take longer than all else.
+MOST_COMPILED = 32_000
 CPU = torch.device("cpu")
 
 
-class Small(nn.Module):
-    """An embedding, a layer, a head; the loss is made whole, by hand in pieces, or by PyTorch's own op."""
+@dataclass(frozen=True)
+class Family:
+    """A model of transformers' with so many words, the states that its head reads, and the words that these foresee."""
 
-    def __init__(self, classes: int, width: int, how: str = "whole") -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.body = nn.Embedding(classes, width), nn.Linear(width, width)
-        self.head, self.how = nn.Linear(width, classes, bias=False), how
-
-    def forward(self, ids: Tensor) -> Tensor:
-        hidden = torch.tanh(self.body(self.embed(ids))).flatten(0, 1)
-        return loss_of(hidden, self.head.weight, ids.flatten(), self.how)
+    build: Callable[[int], nn.Module]
+    hidden: Callable[[Any, Tensor], Tensor]
+    targets: Callable[[Tensor], Tensor]
 
 
-class OfTransformers(nn.Module):
-    """A causal language model of transformers', with its own loss or one of ours; it returns the loss alone."""
-
-    def __init__(self, model: nn.Module, how: str = "whole") -> None:
-        super().__init__()
-        self.model, self.how = model, how
-
-    def forward(self, ids: Tensor) -> Tensor:
-        if self.how == "whole":
-            return self.model(input_ids=ids, labels=ids).loss  # type: ignore[no-any-return]
-        hidden = self.model.base_model(input_ids=ids).last_hidden_state.flatten(0, 1)
-        targets = F.pad(ids, (0, 1), value=-100)[:, 1:].flatten()
-        return loss_of(hidden, self.model.get_output_embeddings().weight, targets, self.how)  # type: ignore[operator]
-
-
-def loss_of(hidden: Tensor, weight: Tensor, targets: Tensor, how: str) -> Tensor:
-    """The mean cross-entropy of all rows."""
-    if how == "whole":
-        return F.cross_entropy(F.linear(hidden, weight), targets)
-    rows = -(-hidden.shape[0] // PIECES)
-    if how == "linear_cross_entropy":
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
-        return F.linear_cross_entropy(hidden, weight, targets, options=options)  # type: ignore[no-any-return]
-
-    def piece(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
-
-    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
-    sums = [checkpoint(piece, h, weight, t, use_reentrant=False) for h, t in parts]
-    return sum(sums) / (targets != -100).sum()  # type: ignore[return-value]
-
-
-def gpt2(how: str) -> nn.Module:
-    """Four layers and 32,000 words; head and embedding are one."""
+def gpt2(words: int) -> nn.Module:
+    """Two layers; head and embedding are one."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.manual_seed(0)
     drops = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    sizes = {"n_layer": 4, "n_embd": 256, "n_head": 4, "n_positions": 256}
-    config = GPT2Config(vocab_size=32_000, use_cache=False, bos_token_id=0, eos_token_id=0, **sizes, **drops)
-    return OfTransformers(GPT2LMHeadModel(config), how)
+    sizes = {"n_layer": 2, "n_embd": 128, "n_head": 4, "n_positions": 128}
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=words, use_cache=False, bos_token_id=0, eos_token_id=0, **sizes, **drops)
+    )
 
 
-def llama(how: str) -> nn.Module:
-    """Four layers and 32,000 words."""
+def llama(words: int) -> nn.Module:
+    """Two layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-    return OfTransformers(LlamaForCausalLM(LlamaConfig(vocab_size=32_000, use_cache=False, **sizes)), how)
+    sizes = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=words, use_cache=False, **sizes))
 
 
-#: Name -> the model by how its loss is made, and a batch.
-CASES: dict[str, tuple[Callable[[str], nn.Module], tuple[int, int], int]] = {
-    "8,000 words, width 64, 4 x 128": (lambda how: Small(8_000, 64, how), (4, 128), 8_000),
-    "16,000 words, width 128, 8 x 256": (lambda how: Small(16_000, 128, how), (8, 256), 16_000),
-    "GPT-2, 32,000 words, 4 x 256": (gpt2, (4, 256), 32_000),
-    "Llama, 32,000 words, 4 x 256": (llama, (4, 256), 32_000),
+def t5(words: int) -> nn.Module:
+    """Two layers of each kind, with a gated activation."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 128, "d_kv": 32, "d_ff": 344, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+    config = T5Config(
+        vocab_size=words, use_cache=False, feed_forward_proj="gated-gelu", decoder_start_token_id=0, **sizes
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def _of_decoder(model: Any, ids: Tensor) -> Tensor:
+    return model.base_model(input_ids=ids).last_hidden_state  # type: ignore[no-any-return]
+
+
+def _of_t5(model: Any, ids: Tensor) -> Tensor:
+    read = model.encoder(input_ids=ids).last_hidden_state
+    hidden = model.decoder(input_ids=model._shift_right(ids), encoder_hidden_states=read).last_hidden_state
+    return hidden * model.model_dim**-0.5 if model.config.scale_decoder_outputs else hidden  # type: ignore[no-any-return]
+
+
+def _next(ids: Tensor) -> Tensor:
+    return F.pad(ids, (0, 1), value=-100)[:, 1:]
+
+
+FAMILIES = {
+    "GPT-2": Family(gpt2, _of_decoder, _next),
+    "Llama": Family(llama, _of_decoder, _next),
+    "T5": Family(t5, _of_t5, lambda ids: ids),
 }
-#: How a loss is made, and what of graphopt's numerics.
-WAYS = {
-    "whole": ("whole", "bitwise"),
-    "reordered": ("whole", "reordered"),
-    "by hand": ("by hand", "bitwise"),
-    "linear_cross_entropy": ("linear_cross_entropy", "bitwise"),
-}
+CASES = {f"{name}, {words:,} words": (name, words) for words in (32_000, 128_000) for name in FAMILIES}
 
 
-def run_case(name: str, rounds: int) -> list[dict[str, Any]]:
-    """A row for each way."""
-    build, shape, classes = CASES[name]
-    ids = torch.randint(0, classes, shape, generator=torch.Generator().manual_seed(0))
-    eager = build("whole")
-    rows, steps = [], {"eager": _step(eager, ids)}
-    whole_bytes = 0
-    for way, (how, numerics) in WAYS.items():
-        least_bytes, why_not = _smallest_budget(build(how), ids, numerics)
-        if way == "whole":
-            whole_bytes = int(1.1 * least_bytes)
-        row: dict[str, Any] = {"case": name, "way": way, "smallest_budget_bytes": least_bytes, "why_not": why_not}
-        for at, budget in (("least", least_bytes), ("equal", whole_bytes)):
-            if not why_not and least_bytes <= budget:
-                row |= _planned(build(how), ids, budget, numerics, at, steps, way)
-        plain = build(how)
-        steps[f"{way} in eager"] = _step(plain, ids)
-        row["eager_peak_bytes"] = peak_bytes(_step(plain, ids), [*plain.parameters(), ids], CPU)
-        rows.append(row)
-    seconds = _in_turns(steps, rounds)
-    for row in rows:
-        for at in ("least", "equal", "in eager"):
-            key = f"{row['way']} {at}"
-            if key in seconds:
-                row[f"time_{at.replace(' ', '_')}"] = seconds[key] / seconds["eager"]
-    return rows
+class Loss(nn.Module):
+    """A model of a family that returns its loss alone.
+
+    It is the model's own, or made of states and weight: "flat" of all rows at once, "by hand" in pieces of them.
+    """
+
+    def __init__(self, family: Family, words: int, how: str = "own") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model, self.family, self.how = family.build(words), family, how
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Mean loss of all tokens."""
+        if self.how == "own":
+            return self.model(input_ids=ids, labels=ids).loss  # type: ignore[no-any-return]
+        hidden, targets = self.family.hidden(self.model, ids).flatten(0, 1), self.family.targets(ids).flatten()
+        weight = self.model.get_output_embeddings().weight  # type: ignore[operator]
+        if self.how == "flat":
+            return F.cross_entropy(F.linear(hidden, weight), targets)
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=hidden.shape[0] // PIECES)
+        return F.linear_cross_entropy(hidden, weight, targets, options=options)  # type: ignore[no-any-return]
 
 
-def _planned(
-    model: nn.Module, ids: Tensor, budget: int, numerics: Any, at: str, steps: dict[str, Callable[[], None]], way: str
-) -> dict[str, Any]:
-    graphopt.optimize(model, budget, example_inputs=ids, numerics=numerics)
-    plan = model.graphopt.plan  # type: ignore[union-attr]
-    step = steps[f"{way} {at}"] = _step(model, ids)
-    step()
-    model.zero_grad()
-    measured = peak_bytes(step, [*model.parameters(), ids], CPU)
-    return {
-        f"budget_{at}_bytes": budget,
-        f"measured_{at}_bytes": measured,
-        f"overhead_{at}": plan.overhead,
-        f"pieces_{at}": ", ".join(map(str, plan.pieces)),
-        f"plan_seconds_{at}": model.graphopt.report.plan_seconds,  # type: ignore[union-attr]
+@dataclass
+class Way:
+    """One way to train: what it takes, and its step, to be timed."""
+
+    name: str
+    peak_bytes: int
+    step: Callable[[], None]
+    budget_bytes: int = 0
+    pieces: str = ""
+    plan_seconds: float = 0.0
+
+
+def run_case(name: str, rounds: int) -> dict[str, Any]:
+    """Smallest budgets, and a row for each way."""
+    family_name, words = CASES[name]
+    family = FAMILIES[family_name]
+    ids = torch.randint(0, words, BATCH, generator=torch.Generator().manual_seed(0))
+    smallest = {
+        "whole": _smallest_budget(Loss(family, words), ids, "bitwise"),
+        "reordered": _smallest_budget(Loss(family, words), ids, "reordered"),
+        "by hand": _smallest_budget(Loss(family, words, "by hand"), ids, "bitwise"),
     }
+    rivals = [
+        _way("eager", Loss(family, words), ids),
+        _way("linear_cross_entropy in eager", Loss(family, words, "by hand"), ids),
+        _inductor(Loss(family, words, "flat"), ids) if words <= MOST_COMPILED else None,
+    ]
+    ways = [_planned("graphopt, smallest budget", Loss(family, words), ids, smallest["reordered"])]
+    for rival in rivals[1:]:
+        if rival is not None:
+            ways.append(_planned(f"graphopt, peak of {rival.name}", Loss(family, words), ids, rival.peak_bytes))
+    there = [way for way in (*rivals, *ways) if way is not None]
+    seconds = _in_turns(there, rounds)
+    rows = [
+        {
+            "way": way.name,
+            "budget_bytes": way.budget_bytes,
+            "peak_bytes": way.peak_bytes,
+            "seconds": seconds[way.name],
+            "time_over_eager": seconds[way.name] / seconds["eager"],
+            "pieces": way.pieces,
+            "plan_seconds": way.plan_seconds,
+        }
+        for way in there
+    ]
+    return {"case": name, "smallest_budget_bytes": smallest, "rows": rows}
 
 
-def _smallest_budget(model: nn.Module, ids: Tensor, numerics: Any) -> tuple[int, str]:
-    try:
-        graphopt.optimize(copy.deepcopy(model), 1_000_000, example_inputs=ids, numerics=numerics)
-    except graphopt.BudgetError as error:
-        return error.minimum_bytes, ""
-    except graphopt.GraphoptError as error:
-        return 0, str(error).splitlines()[0]
-    return 1_000_000, ""
-
-
-def _step(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+def _way(name: str, model: nn.Module, ids: Tensor, **found: Any) -> Way:
     def step() -> None:
         model.zero_grad()
         model(ids).backward()
 
-    return step
+    for _ in range(WARM_UP):
+        step()
+    model.zero_grad()
+    return Way(name, peak_bytes(step, [*model.parameters(), *model.buffers(), ids], CPU), step, **found)
 
 
-def _in_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
+def _planned(name: str, model: nn.Module, ids: Tensor, budget_bytes: int) -> Way | None:
+    try:
+        graphopt.optimize(model, budget_bytes, example_inputs=ids, numerics="reordered")
+    except graphopt.BudgetError:
+        return None
+    pieces = ", ".join(map(str, model.graphopt.plan.pieces))  # type: ignore[union-attr]
+    seconds = model.graphopt.report.plan_seconds  # type: ignore[union-attr]
+    return _way(name, model, ids, budget_bytes=budget_bytes, pieces=pieces, plan_seconds=seconds)
+
+
+def _inductor(model: nn.Module, ids: Tensor) -> Way | None:
+    """Inductor with its auto-chunker; None where it cuts nothing, of which only its log tells.
+
+    It refuses logits that are viewed as a batch of sequences, as models of transformers' do, and by default those of
+    less than 8 times the elements of states and weight together.
+    """
+    import torch._inductor.config as settings
+    import torch._inductor.fx_passes.joint_graph  # else its own package cannot be imported
+    from torch._inductor.fx_passes import auto_chunker
+
+    cut = []
+    chunk = auto_chunker.chunk
+
+    def noted(graph: Any) -> Any:
+        found = chunk(graph)
+        cut.append(found)
+        return found
+
+    torch._dynamo.reset()
+    auto_chunker.chunk = noted
+    try:
+        chosen = {"enable": True, "num_chunk": PIECES, "amplify_ratio_threshold": 1}
+        with settings.patch({f"auto_chunker.{key}": value for key, value in chosen.items()}):
+            way = _way("Inductor, auto-chunker", torch.compile(model), ids)  # type: ignore[arg-type]
+    finally:
+        auto_chunker.chunk = chunk
+    return way if cut else None
+
+
+def _smallest_budget(model: nn.Module, ids: Tensor, numerics: Any) -> int:
+    torch._dynamo.reset()
+    try:
+        graphopt.optimize(model, 1_000_000, example_inputs=ids, numerics=numerics)
+    except graphopt.BudgetError as error:
+        return error.minimum_bytes
+    raise AssertionError("a million bytes hold no model of so many words")
+
+
+def _in_turns(ways: list[Way], rounds: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    for number in range(rounds):
+        for way in ways if number % 2 == 0 else ways[::-1]:
+            way.step()  # behind the steps of others this one is watched more closely
             started = time.process_time()
-            step()
-            if number:
-                seconds[name].append(time.process_time() - started)
+            way.step()
+            seconds[way.name].append(time.process_time() - started)
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def table_of(rows: list[dict[str, Any]]) -> Table:
-    """The rows for people."""
-    columns = ("case", "way", "smallest budget", "measured", "eager", "time there", "time at equal budget", "pieces")
-    made = Table(*columns, title="Bytes in MB; times over eager's with whole logits")
-    for row in rows:
-        sizes = [row.get(key) for key in ("smallest_budget_bytes", "measured_least_bytes", "eager_peak_bytes")]
-        times = [row.get("time_least"), row.get("time_equal")]
-        shown = [f"{size / 1e6:.1f}" if size else "-" for size in sizes]
-        shown += [f"{ratio:.2f}" if ratio else "-" for ratio in times]
-        made.add_row(row["case"], row["way"], *shown, row.get("pieces_least", row["why_not"]))
-    return made
+def tables_of(cases: list[dict[str, Any]]) -> list[Table]:
+    """The results for people."""
+    floors = Table("model", "whole", "reordered", "by hand", "over by hand", title="Smallest budgets, MB")
+    times = Table("model", "way", "peak, MB", "time over eager's", "pieces", title="At the same peaks")
+    for case in cases:
+        whole, ours, theirs = (case["smallest_budget_bytes"][key] for key in ("whole", "reordered", "by hand"))
+        floors.add_row(case["case"], *(f"{size / 1e6:.1f}" for size in (whole, ours, theirs)), f"{ours / theirs:.3f}")
+        for row in case["rows"]:
+            shown = [f"{row['peak_bytes'] / 1e6:.1f}", f"{row['time_over_eager']:.2f}", row["pieces"]]
+            times.add_row(case["case"], row["way"], *shown)
+    return [floors, times]
 
 
 def main() -> None:
@@ -211,9 +261,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for name in options.only for row in run_case(name, options.rounds)]
-    Console(width=160).print(table_of(rows))
-    write_json(options.json, {**about(CPU), "pieces_by_hand": PIECES, "rows": rows})
+    cases = []
+    for name in options.only:
+        started = time.perf_counter()
+        cases.append(run_case(name, options.rounds))
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+        write_json(options.json, {**about(CPU), "pieces_by_hand": PIECES, "cases": cases})
+    for table in tables_of(cases):
+        Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from graphopt.capture.read_joint import build_step_graph
 from graphopt.capture.tangents import ChooseTangents, all_tangents
 from graphopt.cost_models import COST_MODELS, OpCost
 from graphopt.emit.whole_backward import kept_for_whole
-from graphopt.graph.captured_graph import CapturedGraph, Forms, WholeBackward
+from graphopt.graph.captured_graph import CapturedGraph, Divisible, Forms, WholeBackward
 from graphopt.graph.fingerprint import hash_with_tangents
 from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.nodes import is_collective
 from graphopt.graph.roles import PRICE
 from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
 from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes, in_pieces, with_tangents
-from graphopt.passes.joint.chunks.chunk import possible_pieces
+from graphopt.passes.joint.chunks.chunk import division
 from graphopt.passes.run_passes import run_passes
 from graphopt.problem.pieces import WHOLE, Pieces
 from graphopt.problem.problem import Problem
@@ -78,7 +78,7 @@ def capture_graph(
         return CapturedGraph(name, break_reason, divided, problem, whole, pieces, forms)
 
     forms = Forms(
-        lambda: _possible_pieces(clean, planned, tangent_is_known),
+        lambda: _division(clean, planned, tangent_is_known),
         max((value.bytes for value in step.values if value.kind == "activations"), default=0),
         lambda pieces: form(pieces) if pieces != WHOLE else replace(captured, forms=forms),
     )
@@ -111,12 +111,12 @@ class _Making:
         return step, problem, whole
 
 
-def _possible_pieces(clean: JointGraph, planned: frozenset[int], tangent_is_known: bool) -> Sequence[Pieces]:
+def _division(clean: JointGraph, planned: frozenset[int], tangent_is_known: bool) -> Divisible:
     """The pieces of a graph whose backward is made for the tangents that are planned for."""
     if len(planned) < len(clean.tangents):
         clean = copy_joint(clean)
         run_passes(clean, (with_tangents(planned),))
-    return possible_pieces(clean, tangent_is_known=tangent_is_known)
+    return division(clean, tangent_is_known=tangent_is_known)
 
 
 def _known(node: fx.Node) -> OpCost | None:

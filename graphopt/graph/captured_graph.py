@@ -33,6 +33,17 @@ class Decision:
     depot: str = ""
 
 
+@dataclass(frozen=True)
+class Divisible:
+    """In which pieces a graph can be run, and which of its values they divide.
+
+    `shares` says, by the name of the node that makes it, how large such a value is as a share of the largest one.
+    """
+
+    pieces: Sequence[Pieces] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Forms:
     """A captured graph in pieces, each form made when it is first asked for; `find` looks for those that there are.
@@ -40,14 +51,19 @@ class Forms:
     `largest_bytes` are those of the largest value that may be divided.
     """
 
-    find: Callable[[], Sequence[Pieces]]
+    find: Callable[[], Divisible]
     largest_bytes: int
     make: Callable[[Pieces], CapturedGraph]
     _made: dict[Pieces, CapturedGraph] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def every(self) -> Sequence[Pieces]:
-        """In which pieces there is a form; most graphs are never asked, and looking takes some tenths of a second."""
+        """In which pieces there is a form."""
+        return self.division.pieces
+
+    @cached_property
+    def division(self) -> Divisible:
+        """What pieces divide; most graphs are never asked, and looking takes some tenths of a second."""
         return self.find()
 
     def of(self, pieces: Pieces) -> CapturedGraph:
@@ -75,7 +91,7 @@ class TakenByOp:
 
 
 #: A graph that nothing divides, or that serves several sizes.
-NO_FORMS = Forms(tuple, 0, lambda _pieces: _never())
+NO_FORMS = Forms(Divisible, 0, lambda _pieces: _never())
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import numpy as np
 
 from graphopt.base.errors import InfeasibleError, PlanMismatchError, ScheduleError
 from graphopt.emit.late_writers import settle
-from graphopt.graph.captured_graph import CapturedGraph
+from graphopt.graph.captured_graph import NO_FORMS, CapturedGraph
 from graphopt.graph.transfers import fetch_ops, graph_with_transfers
 from graphopt.kernels.offload.link import DepotLink
 from graphopt.plan.choice import Choice
 from graphopt.plan.generator_states import most_generator_state_bytes, with_generator_states
+from graphopt.plan.in_proportion import in_proportion
 from graphopt.plan.kept_curves import keep_curve, kept_curve
 from graphopt.plan.offload.candidates import fetch_seconds
 from graphopt.plan.schedule_pool import MOST_ADDED, SchedulePool
@@ -66,6 +67,7 @@ class GraphStudy:
         self.is_reordered = is_reordered
         self._forms: dict[Pieces, GraphStudy] = {}
         self._moving: dict[tuple[DepotLink, float], GraphStudy | None] = {}
+        self._as_if: dict[int, GraphStudy] = {}
 
     def reordered(self) -> GraphStudy:
         """The same graph, were sums added up in another order."""
@@ -85,6 +87,16 @@ class GraphStudy:
         if pieces not in self._forms:
             self._forms[pieces] = GraphStudy(self.graph.form(pieces), origin=self, is_reordered=self.is_reordered)
         return self._forms[pieces]
+
+    def as_if_in(self, count: int) -> GraphStudy:
+        """What the graph would be in so many pieces, with smaller values and all else as it is: a guess.
+
+        It is made in milliseconds, where a form is rewritten and profiled.
+        """
+        if count not in self._as_if:
+            problem = in_proportion(self.graph, count)
+            self._as_if[count] = GraphStudy(replace(self.graph, problem=problem, forms=NO_FORMS))
+        return self._as_if[count]
 
     def as_in(self, other: GraphStudy, choice: Choice) -> GraphStudy:
         """The graph in the form that another one is in."""
@@ -179,6 +191,7 @@ class GraphStudy:
             self.__dict__.pop(name, None)
         self._forms.clear()
         self._moving.clear()
+        self._as_if.clear()
 
     def _simulated(self, schedule: Schedule, steps: Ints) -> Simulation:
         live_bytes, _, seconds = self.planned.loops.profile(steps)

@@ -77,4 +77,6 @@ def look_again(users: Iterable[fx.Node]) -> None:
 
 
 def _looks_at_first(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+    """Whether it is a view of its first input; `_unsafe_view` is one, and does not say so."""
+    is_view = isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+    return is_view or node.target is aten._unsafe_view.default

@@ -20,6 +20,11 @@ from graphopt.passes.joint.chunks.rows import Rows
 from graphopt.passes.joint.chunks.writing import Writer
 
 aten = torch.ops.aten
+#: Of products those that add theirs to another value, in place and as a new one.
+_ADDING = {
+    "mm": (aten.addmm_.default, aten.addmm.default),
+    "bmm": (aten.baddbmm_.default, aten.baddbmm.default),
+}
 
 
 class AddedUp:
@@ -32,9 +37,10 @@ class AddedUp:
     def add_product(self, left: fx.Node, right: fx.Node) -> None:
         """Add the product of a piece of both."""
         if self._sum is None or tensor(self._sum).dtype != tensor(left).dtype:
-            self._add(self._writer.call(aten.mm.default, (left, right), self._node))
+            self._add(self._writer.call(self._node.target, (left, right), self._node))
             return
-        target = aten.addmm_.default if self._in_place else aten.addmm.default
+        in_place, new = _ADDING[name_of(self._node)]
+        target = in_place if self._in_place else new
         self._sum = self._writer.call(target, (self._sum, left, right), self._node)
 
     def add_reduced(self, source: fx.Node, piece: fx.Node, rows: Rows) -> None:

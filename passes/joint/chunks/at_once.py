@@ -9,7 +9,7 @@ is small without a loss scale would be lost: there it is not done.
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.levels import levels
 from graphopt.passes.joint.chunks.linear import is_linear
 from graphopt.passes.joint.chunks.ops import is_tensor, tensor
-from graphopt.passes.joint.chunks.region import LARGE, RowRegion, may_be_in_pieces
+from graphopt.passes.joint.chunks.region import LARGE, RowRegion, may_be_in_pieces, with_replaced
 from graphopt.passes.joint.chunks.writing import result_of
 
 aten = torch.ops.aten
@@ -67,11 +67,7 @@ def move_into_forward(joint: JointGraph, region: RowRegion, found: AtOnce, *, ta
         node.meta["partitioner_tag"] = "is_forward"
         for source, copy in copies.items():
             node.replace_input_with(source, copy)
-    sums = {
-        node: {copies.get(source, source): rows for source, rows in needs.items()}
-        for node, needs in region.sums.items()
-    }
-    return replace(region, sums=sums)
+    return with_replaced(region, copies)
 
 
 def _may_be_copied(node: fx.Node, region: RowRegion) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
+from torch import fx
+
+from graphopt.graph.captured_graph import Divisible
 from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.numbers import is_symbol
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.at_once import at_once
 from graphopt.passes.joint.chunks.find import find_regions
 from graphopt.passes.joint.chunks.hoist_cuts import hoist_cuts
-from graphopt.passes.joint.chunks.ops import shape_of
+from graphopt.passes.joint.chunks.ops import is_tensor, shape_of
+from graphopt.passes.joint.chunks.region import LARGE, RowRegion, with_replaced
 from graphopt.passes.joint.chunks.rewrite import rewrite
 from graphopt.problem.pieces import Pieces
 
@@ -19,32 +22,56 @@ from graphopt.problem.pieces import Pieces
 COUNTS = (2, 4, 8, 16, 32, 64)
 #: A graph with no larger value stays whole: an op costs some microseconds, and what it saves is less than a MiB.
 LEAST_NUMEL = 2**18
+#: Elements of the smallest pieces that are tried, for the same reason.
+LEAST_PIECE_NUMEL = 2**15
 
 
 def chunk(joint: JointGraph, pieces: Pieces, *, tangent_is_known: bool = False) -> bool:
-    """Run the regions of a joint graph in so many pieces each; True where there is one.
+    """Run the regions of a joint graph in pieces; True where there is one.
 
+    The region with the largest values is run in so many pieces, others in as many as make theirs no larger.
     `tangent_is_known` says that the forward may read what the backward starts from.
     """
     hoist_cuts(joint)
     regions = find_regions(joint)
+    largest = max(map(_numel, regions), default=0)
+    replaced: dict[fx.Node, fx.Node] = {}
     for region in regions:
-        found = at_once(joint, region, tangent_is_known=tangent_is_known) if pieces.at_once else None
-        rewrite(joint, region, pieces.count, found, tangent_is_known=tangent_is_known)
+        count = -(-pieces.count * _numel(region) // largest)
+        if count > 1:
+            region = with_replaced(region, replaced)
+            found = at_once(joint, region, tangent_is_known=tangent_is_known) if pieces.at_once else None
+            replaced |= rewrite(joint, region, count, found, tangent_is_known=tangent_is_known)
     if regions:
         joint.module.recompile()
     return bool(regions)
 
 
-def possible_pieces(joint: JointGraph, *, tangent_is_known: bool = False) -> Sequence[Pieces]:
-    """The pieces in which a joint graph can be run, fewest first; none where nothing in it is independent by row."""
+def division(joint: JointGraph, *, tangent_is_known: bool = False) -> Divisible:
+    """The pieces in which a joint graph can be run, fewest first, and what they divide; none where nothing can be."""
     if any(is_symbol(size) for node in joint.graph.nodes for held in tensors_of(node) for size in held.shape):
-        return ()  # how many rows there are is known at each call, and pieces of them are not
-    joint = copy_joint(joint)
+        return Divisible()  # how many rows there are is known at each call, and pieces of them are not
+    whole, joint = joint, copy_joint(joint)
     hoist_cuts(joint)
-    regions = [r for r in find_regions(joint) if math.prod(shape_of(r.large[0])) >= LEAST_NUMEL]
-    most = max((region.total for region in regions), default=0)
+    regions = [region for region in find_regions(joint) if _numel(region) >= LEAST_NUMEL]
+    if not regions:
+        return Divisible()
+    largest = max(map(_numel, regions))
+    most = min(max(region.total for region in regions), largest // LEAST_PIECE_NUMEL)
     some = any(at_once(joint, region, tangent_is_known=tangent_is_known) for region in regions)
-    return tuple(
-        Pieces(count, way) for count in COUNTS if count <= most for way in ((True, False) if some else (False,))
-    )
+    ways = (True, False) if some else (False,)
+    pieces = tuple(Pieces(count, way) for count in COUNTS if count <= most for way in ways)
+    divided = {node.name: _numel(region) / largest for region in regions for node in region.large}
+    return Divisible(pieces, divided | _cut_off(whole, joint, largest))
+
+
+def _cut_off(whole: JointGraph, hoisted: JointGraph, largest: int) -> dict[str, float]:
+    """What has gone from a graph where rows are cut in front of a head: large values under other names."""
+    there = {node.name for node in hoisted.graph.nodes}
+    gone = [node for node in whole.graph.nodes if node.name not in there and is_tensor(node)]
+    shares = {node.name: math.prod(shape_of(node)) / largest for node in gone}
+    return {name: share for name, share in shares.items() if share >= LARGE}
+
+
+def _numel(region: RowRegion) -> int:
+    return math.prod(shape_of(region.large[0]))

@@ -165,7 +165,7 @@ def _replayed(writer: Writer, chain: tuple[fx.Node, ...], node: fx.Node, width: 
 def _viewable(writer: Writer, node: fx.Node, shape: list[int]) -> fx.Node:
     try:
         node.meta["val"].view(shape)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # of fake tensors the one or the other
         return writer.call(aten.clone.default, (node,), node, memory_format=torch.contiguous_format)
     return node
 

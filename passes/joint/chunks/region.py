@@ -8,8 +8,8 @@ logits that are returned, is made whole outside, and the region is what reads it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -17,6 +17,7 @@ from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import has_effect, is_random, is_view
 from graphopt.graph.roles import RUN_ONCE
 from graphopt.passes.joint.chunks.ops import is_tensor, name_of, shape_of
+from graphopt.passes.joint.chunks.reach import descendants
 from graphopt.passes.joint.chunks.rows import Rows
 from graphopt.passes.joint.chunks.rules import Sources, sources
 from graphopt.passes.joint.chunks.sums import is_weight_of_loss, summands
@@ -33,13 +34,14 @@ class RowRegion:
     """Nodes that are run piece by piece, in order, and how many rows they have.
 
     `rows` says where each has its rows, `sums` are those that are added up over all, with where their inputs have
-    rows.
+    rows. It is complete where no value was needed whole that could have been one of them.
     """
 
     total: int
     nodes: tuple[fx.Node, ...]
     rows: Mapping[fx.Node, Rows]
     sums: Mapping[fx.Node, Sources]
+    is_complete: bool
 
     @property
     def large(self) -> tuple[fx.Node, ...]:
@@ -47,6 +49,15 @@ class RowRegion:
         stored = [node for node in self.rows if is_tensor(node) and not is_view(node)]
         most = max((_numel(node) for node in stored), default=0)
         return tuple(node for node in stored if _numel(node) >= LARGE * most)
+
+
+def with_replaced(region: RowRegion, replaced: Mapping[fx.Node, fx.Node]) -> RowRegion:
+    """The region, where what it reads of others has come in the place of what was there."""
+    sums = {
+        node: {replaced.get(source, source): rows for source, rows in needs.items()}
+        for node, needs in region.sums.items()
+    }
+    return replace(region, sums=sums)
 
 
 class _NeededWhole(Exception):
@@ -131,15 +142,21 @@ class _Growth:
             raise _NeededWhole(source)
 
 
-def find_region(joint: JointGraph, start: fx.Node, rows: Rows, total: int) -> RowRegion | None:
-    """The region that begins with `start`, whose `total` rows are at `rows`; None where there is none."""
+def find_region(
+    joint: JointGraph, start: fx.Node, rows: Rows, total: int, *, apart: Set[fx.Node] = frozenset()
+) -> RowRegion | None:
+    """The region that begins with `start`, whose `total` rows are at `rows`; None where there is none.
+
+    Nodes that are `apart`, those of the backward, are not brought together with others by what stands between them:
+    between the forward and the backward of a block is the rest of the model.
+    """
     whole: set[fx.Node] = set()
     large_numel = LARGE * _numel(start)
     while True:
         growth = _Growth(total, large_numel, whole)
         try:
             growth.run(start, rows)
-            _take_in_between(growth)
+            _take_in_between(growth, apart)
         except _NeededWhole as found:
             assert found.node not in whole, f"{found.node} is made whole, and asked for once more"
             whole.add(found.node)
@@ -149,7 +166,7 @@ def find_region(joint: JointGraph, start: fx.Node, rows: Rows, total: int) -> Ro
         break
     members = {*growth.rows, *growth.sums}
     nodes = tuple(node for node in joint.graph.nodes if node in members)
-    return RowRegion(total, nodes, growth.rows, growth.sums) if growth.rows else None
+    return RowRegion(total, nodes, growth.rows, growth.sums, not whole) if growth.rows else None
 
 
 def may_be_in_pieces(node: fx.Node) -> bool:
@@ -159,10 +176,11 @@ def may_be_in_pieces(node: fx.Node) -> bool:
     return name_of(node) in ("", "detach") or not (is_random(node) or has_effect(node))
 
 
-def _take_in_between(growth: _Growth) -> None:
+def _take_in_between(growth: _Growth, apart: Set[fx.Node]) -> None:
     """Small values between two of the region join it: what they are made of would else have to be whole first."""
     while True:
-        behind = _descendants(growth.rows)
+        behind = descendants(growth.rows.keys() - apart) - apart
+        behind |= descendants(growth.rows.keys() & apart) if apart else set()
         single = [(node, found[0]) for node, found in growth.given.items() if node in behind and len(found) == 1]
         between = [(node, rows) for node, rows in single if node not in growth.whole and may_be_in_pieces(node)]
         joining = [(node, rows, sources(node, rows, growth.total)) for node, rows in between]
@@ -173,17 +191,6 @@ def _take_in_between(growth: _Growth) -> None:
             if node in growth.given:
                 growth.joins(node, rows, needs)
         growth.drain()
-
-
-def _descendants(nodes: Mapping[fx.Node, Rows]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        for user in waiting.pop().users:
-            if user not in found:
-                found.add(user)
-                waiting.append(user)
-    return found
 
 
 def _possible_rows(node: fx.Node, total: int) -> Iterator[Rows]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from graphopt.passes.joint.chunks.ops import given, is_tensor, name_of, shape_of
 from graphopt.passes.joint.chunks.region import RowRegion
 from graphopt.passes.joint.chunks.rows import Rows
 from graphopt.passes.joint.chunks.rules import Sources, sources
-from graphopt.passes.joint.chunks.sums import NO_REDUCTION, is_reduced_loss, is_weight_of_loss
+from graphopt.passes.joint.chunks.sums import NO_REDUCTION, PRODUCTS, is_reduced_loss, is_weight_of_loss
 from graphopt.passes.joint.chunks.write_rows import write_rows_
 from graphopt.passes.joint.chunks.writing import Writer, users_outside
 from graphopt.passes.joint.skip_clones import look_again
@@ -32,8 +32,8 @@ aten = torch.ops.aten
 
 def rewrite(
     joint: JointGraph, region: RowRegion, pieces: int, early: AtOnce | None = None, *, tangent_is_known: bool = False
-) -> None:
-    """Run `region` in so many pieces of its rows, or one for each row where there are fewer.
+) -> Mapping[fx.Node, fx.Node]:
+    """Run `region` in so many pieces of its rows, or one for each row where there are fewer; what replaced its nodes.
 
     Each pass over the pieces makes all of one before the next; with `early` there is one pass for forward and backward.
     Rows that come out are put together: those of the backward are written to one buffer. Sums are added up.
@@ -48,6 +48,7 @@ def rewrite(
     if early is not None and not tangent_is_known:
         rewriting.multiply_by(early.tangent)
     rewriting.finish()
+    return rewriting.whole
 
 
 def bounds(total: int, pieces: int) -> list[tuple[int, int]]:
@@ -147,7 +148,7 @@ class _Rewriting:
             return
         if node not in self.sums:
             self.sums[node] = AddedUp(self.writer, node, in_place=node in self.late)
-        if name_of(node) == "mm":
+        if name_of(node) in PRODUCTS:
             left, right = node.args[:2]
             self.sums[node].add_product(parts[left], parts[right])  # type: ignore[index]
         else:

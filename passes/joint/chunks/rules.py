@@ -183,6 +183,20 @@ def _product(node: fx.Node, rows: Rows) -> Sources | None:
     return found
 
 
+def _products(node: fx.Node, rows: Rows) -> Sources | None:
+    """A stack of products: rows are some of them, or rows of each on the left, or columns of each on the right."""
+    beside, left, right = (None, *node.args[:2]) if name_of(node) == "bmm" else node.args[:3]
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+    if rows.count != 1 or (left is right and rows.first != 0):
+        return None
+    read = ((left, right), (left,), (right,))[rows.first]
+    if isinstance(beside, fx.Node):
+        if shape_of(beside) != shape_of(node):
+            return None
+        read = (*read, beside)
+    return dict.fromkeys(read, rows)
+
+
 def _loss(node: fx.Node, rows: Rows) -> Sources | None:
     """What `nll_loss` gives for each row; of its backward, a row of the gradient."""
     named = given(node)
@@ -212,6 +226,7 @@ _RULES: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset(MADE), _made),
     (frozenset(("gather", "scatter", "scatter_add")), _indexed),
     (frozenset(("mm", "addmm")), _product),
+    (frozenset(("bmm", "baddbmm")), _products),
     (frozenset(("nll_loss_forward", "nll_loss_backward")), _loss),
     (frozenset(("",)), _part),
 )

@@ -13,15 +13,18 @@ from graphopt.passes.joint.chunks.rules import Sources
 #: Of `nll_loss_forward`: a loss for each row.
 NO_REDUCTION = 0
 _OVER_ALL = (1, 2)
+#: Products of two matrices, or of each two of a stack.
+PRODUCTS = ("mm", "bmm")
 
 
 def summands(node: fx.Node, source: fx.Node, rows: Rows) -> Sources | None:
     """Where the inputs of a sum over the rows of `source` have them; None where `node` is no such sum."""
     name = name_of(node)
-    if name == "mm":
+    if name in PRODUCTS:
         left, right = node.args[:2]
         assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-        found = {left: Rows(1, 1, rows.each), right: Rows(0, 1, rows.each)}
+        of = len(shape_of(node))
+        found = {left: Rows(of - 1, 1, rows.each), right: Rows(of - 2, 1, rows.each)}
         return found if left is not right and found.get(source) == rows else None
     if name in ("sum", "mean") and name in REDUCING:
         dims, _ = reduced(node)

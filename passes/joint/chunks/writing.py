@@ -54,7 +54,7 @@ class Writer:
         shape = [*value.shape[: rows.first], -1, *value.shape[rows.end :]]
         try:
             value.view(shape)
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # of fake tensors the one or the other
             node = self.call(aten.clone.default, (node,), like, memory_format=torch.contiguous_format)
         return self.call(aten.view.default, (node, shape), like)
 
