@@ -179,15 +179,25 @@ def scaled() -> None:
     both_ways(True, None, 2, loss_scale=graphopt.ConstantLossScale(2.0**12))
 
 
-def of_method(method: Any) -> tuple[list[float], list[float], dict[str, Tensor], int]:
-    """Losses compressed and not; parameters, and the bytes that are sent."""
+def of_method(method: Any, copies: int = 1) -> tuple[list[float], list[float], dict[str, Tensor], float]:
+    """Losses compressed and not; parameters, and the part of the bytes that is still sent, gathers among them."""
     found = []
+    shard: Any = True if copies == 1 else init_device_mesh("cpu", (copies, dist.get_world_size() // copies))
     for compress in (method, None):
         model = seeded(Mixed)
-        step = graphopt.train_step(model, F.mse_loss, sgd(model), shard=True, compress=compress, cost_model="roofline")
+        step = graphopt.train_step(model, F.mse_loss, sgd(model), shard=shard, compress=compress, cost_model="roofline")
         losses = [float(step(*batch(i, dist.get_rank())).loss) for i in range(STEPS)]
         found.append((losses, whole_parameters(step), step.report.step.sent_bytes))
-    return found[0][0], found[1][0], found[0][1], found[0][2]
+    return found[0][0], found[1][0], found[0][1], found[0][2] / found[1][2]
+
+
+@pytest.mark.parametrize("method", [graphopt.QSGD(8), graphopt.HalfCast(torch.bfloat16)])
+def test_copies_of_two_are_near_with_other_methods_too(method: Any) -> None:
+    together = run_ranks(4, of_method, method, 2)
+    for losses, uncompressed, parameters, _ in together:
+        torch.testing.assert_close(losses, uncompressed, rtol=0.02, atol=0)
+        assert losses == together[0][0] and losses != uncompressed
+        assert all(torch.equal(value, together[0][2][name]) for name, value in parameters.items())
 
 
 def test_random_rounding_is_near_and_alike_on_all_ranks() -> None:
@@ -195,6 +205,7 @@ def test_random_rounding_is_near_and_alike_on_all_ranks() -> None:
     torch.testing.assert_close(first[0], first[1], rtol=0.02, atol=0)
     assert first[0] == second[0] and first[0] != first[1]
     assert all(torch.equal(value, second[2][name]) for name, value in first[2].items())
+    assert 0.6 < first[3] < 0.67  # a parameter is gathered twice, or once, in 4 bytes; its gradient takes 1.01
 
 
 def trained(steps: list[int], spoilt: int, micros: int) -> tuple[dict[str, Tensor], dict[str, Any], list[bool]]:
