@@ -79,8 +79,9 @@ def _begin(
         tensor.copy_(left)
     sent = part_bytes(how, [tuple(g.shape) for g in gradients], world)
     received = wire.new_empty(world * sent[rank])
-    holders = holders_of(wire)
-    work = dist.all_to_all_single(received, wire, [sent[rank]] * world, sent, group=group, async_op=True)
+    holders, sizes = holders_of(wire), [sent[rank]] * world
+    # views, which nobody else holds: so is seen when the backend's thread has let go of them
+    work = dist.all_to_all_single(received[:], wire[:], sizes, sent, group=group, async_op=True)
     set_out(wire, Travelling([work], holders))
     return wire, received
 
