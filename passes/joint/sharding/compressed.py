@@ -76,7 +76,7 @@ class CompressedWriter:
             meta,
         )
         wire_bytes = node.meta["val"][0].numel()
-        node.meta[PRICE] = (self.how.seconds(wire_bytes), encode_scratch_bytes(method, shapes, device))
+        node.meta[PRICE] = (self.how.seconds(wire_bytes), encode_scratch_bytes(method, shapes, self.how.world, device))
         return node
 
     def end(self, parcel: Sequence[fx.Node], sent: fx.Node, behind: fx.Node, meta: Mapping[str, Any]) -> fx.Node:

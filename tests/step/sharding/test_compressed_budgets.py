@@ -73,3 +73,14 @@ def test_steps_stay_inside_their_budgets_and_predictions_hold(method: Any, how: 
             assert planned - measured < 0.02 * planned
             kept = isinstance(method, graphopt.EightBit)
             assert resident.get("compression", 0) == (2 * 4 * 5 * 160 * 160 if kept else 0)
+
+
+def stock_peaks() -> list[tuple[int, int, int, dict[str, int]]]:
+    with graphopt.kernels.use("stock"):
+        return [cell for how in (graphopt.EightBit(), graphopt.QSGD(8)) for cell in peaks(how, True, 1, 1)]
+
+
+def test_what_torchs_own_ops_hold_is_counted_too() -> None:
+    for budget, planned, measured, _ in run_ranks(2, stock_peaks)[0]:
+        assert measured <= planned <= budget
+        assert planned - measured < 0.02 * planned
