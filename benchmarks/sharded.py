@@ -100,12 +100,12 @@ def by_fsdp(case: Sharded, *, checkpoints: bool) -> Way:
     return Way(name, step, lambda: [*locals_of(), *_state(optimizer), *model.buffers()], parameters)
 
 
-def by_graphopt(case: Sharded, budget_bytes: int | None) -> Way:
+def by_graphopt(case: Sharded, budget_bytes: int | None, name: str = "graphopt", **options: Any) -> Way:
     """The whole step, in a budget a rank."""
     model = case.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     whole = _Loss(model, case)
-    step = graphopt.train_step(whole, None, optimizer, budget_bytes, shard=True)
+    step = graphopt.train_step(whole, None, optimizer, budget_bytes, **{"shard": True, **options})
 
     def run(batch: tuple[Tensor, ...]) -> Tensor:
         return step(*batch).loss
@@ -115,8 +115,11 @@ def by_graphopt(case: Sharded, budget_bytes: int | None) -> Way:
             return [p.detach().clone() for p in model.parameters()]
 
     run(case.batch(0, dist.get_rank()))
-    held = lambda: [*(p.data for p in model.parameters()), *_state(optimizer), *model.buffers()]  # noqa: E731
-    return Way("graphopt", run, held, parameters, budget_bytes, step.plan.peak_bytes)
+    exchange = step._exchange
+    assert exchange is not None
+    kept = lambda: [*_state(optimizer), *exchange.tensors]  # noqa: E731
+    held = lambda: [*(p.data for p in model.parameters()), *kept(), *model.buffers()]  # noqa: E731
+    return Way(name, run, held, parameters, budget_bytes, step.plan.peak_bytes)
 
 
 class _Loss(nn.Module):
@@ -166,7 +169,7 @@ def run_model(name: str, rounds: int, device: str = "cpu") -> list[Cell]:
     differences = [
         max(float((a - b).abs().max()) for a, b in zip(way.parameters(), reference, strict=True)) for way in ways
     ]
-    seconds = _seconds(ways, case, rounds)
+    seconds = seconds_of(ways, case, rounds)
     world = dist.get_world_size()
     rows = zip(ways, peaks, seconds, differences, strict=True)
     return [Cell(name, world, w.name, w.budget_bytes, w.planned_bytes, p, s, d) for w, p, s, d in rows]
@@ -185,7 +188,8 @@ def _least_bytes(case: Sharded) -> int:
             return budget
 
 
-def _seconds(ways: list[Way], case: Sharded, rounds: int) -> list[float]:
+def seconds_of(ways: list[Way], case: Sharded, rounds: int) -> list[float]:
+    """Of a step of each, the median over rounds in which they alternate, on the slowest rank."""
     found: list[list[float]] = [[] for _ in ways]
     for number in range(WARM_UP_STEPS + rounds):
         for way, seconds in zip(ways, found, strict=True):

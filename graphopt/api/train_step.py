@@ -120,7 +120,7 @@ def train_step(
     choose. With `shard` each rank keeps its rows of parameters, gradients and optimizer state, and what is gathered is
     planned like all else; the model is whole inside of `with step.whole_model():` only. True shares out over all ranks,
     a mesh of two dimensions (copies, rows) over those of its second one; "gradients" leaves parameters whole and shares
-    out the rest. In one process it changes nothing.
+    out the rest; `compress` is EightBit, HalfCast or QSGD then, or None. In one process it changes nothing.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
@@ -160,7 +160,8 @@ def train_step(
             view = OptimizerView(optimizer, model, masters=masters, rows=rows, elsewhere=away)
             if isinstance(sharded, ShardedParameters):
                 sharded.has_masters(view.masters)
-            exchange = Exchange(ranks, view, compress, scaled=loss_scale is not None) if ranks else None
+            scaled = loss_scale is not None
+            exchange = Exchange(ranks, view, compress, scaled=scaled, shared=sharded) if ranks else None
             check_offload_optimizer(view)
             check_compiler_with(compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)
@@ -177,7 +178,7 @@ def train_step(
         choice,
         budget_bytes,
         reserve_bytes,
-        tail=TailOptions(scaled=loss_scale is not None, normed=isinstance(clip, ClipNorm)),
+        tail=TailOptions(scaled=scaled, normed=isinstance(clip, ClipNorm)),
         **({"kept_bytes": exchange.kept_bytes} if exchange else {}),
     )
     module = LossModule(model, loss_fn, device.type, autocast)

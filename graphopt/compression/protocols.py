@@ -196,7 +196,8 @@ def _eight_bit(bucket: Bucket) -> Protocol:
         wire = _ops.requantize_.default(received, bucket.gradients, bucket.rank, world)
     wires = yield AllGather(wire)
     yield Agree()
-    _ops.commit_.default(residuals, bucket.gradients, bucket.overflow)
+    if residuals:
+        _ops.commit_.default(residuals, bucket.gradients, bucket.overflow)
     _ops.dequantize_.default(wires, bucket.gradients, 1 if world > 2 else world, bucket.scale)
 
 

@@ -46,7 +46,8 @@ class HandingOver:
             passes = self._gradient_passes(trained, summed, fuse)
             if self.sharded is not None:
                 positions = [position for position, item in given.items() if self.sharded.has(item)]
-                passes = (*shard_parameters(positions, self.sharded.how), *passes)
+                compressed = self.exchange.by_rows(joint, trained) if self.exchange else None
+                passes = (*shard_parameters(positions, self.sharded.how, compressed), *passes)
             return (*passes, *exchange.passes(joint, trained)) if exchange else passes
 
         update = self.view.update_kind(in_backward=self.in_backward.are_on)

@@ -11,6 +11,7 @@ from graphopt.base.errors import UsageError
 from graphopt.capture.changing_sizes import Dynamic, sizes_of
 from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
+from graphopt.compression.rows import ByRows
 from graphopt.lower.compiler import Compiler
 from graphopt.passes.window.clip import Clip
 from graphopt.passes.window.loss_scale import LossScale
@@ -84,8 +85,15 @@ def check_shard_with(
     options: StepOptions, optimizer: torch.optim.Optimizer, choice: Choice, *, masters: bool, parameters_too: bool
 ) -> None:
     """Raise UsageError for what parameters that are shared out over ranks do not go with."""
-    if options.compress is not None:
-        raise UsageError("shard= does not go with compress=: gradients are scattered as they are")
+    if not isinstance(options.compress, ByRows | None):
+        raise UsageError(
+            f"shard= does not go with compress={type(options.compress).__name__}(...): what is scattered can be "
+            "compressed by EightBit(), HalfCast() and QSGD()"
+        )
+    if options.compress is not None and options.update_in_backward is True:
+        raise UsageError(
+            "update_in_backward=True does not go with shard= and compress=: ranks agree first that nothing overflowed"
+        )
     if choice.compiler == "inductor":
         raise UsageError("shard= does not go with compiler='inductor': use compiler='eager'")
     if choice.offload is not None:

@@ -294,7 +294,8 @@ class TrainStep:
             view, options = self._view, self._options
             names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             with generators_kept():
-                window = build_window(calls, view.names, names, self._exchange.ranks.name if self._exchange else None)
+                ranks, commits = (e.ranks.name, e.commits) if (e := self._exchange) else (None, False)
+                window = build_window(calls, view.names, names, ranks, commits=commits)
                 rows = self._sharded.in_window if self._sharded else None
                 run_passes(window, window_passes(groups, options.clip, options.loss_scale, rows))
                 self._windows[key] = window, direct(window, self._watch.runs_graph)
@@ -330,8 +331,7 @@ class TrainStep:
 
     def _held(self) -> list[torch.Tensor]:
         """Tensors of our own that stay between steps, and are counted by name."""
-        kept = self._exchange.kept.values() if self._exchange else ()
-        return [*self._sums.tensors, *(tensor for held in kept for tensor in held.values())]
+        return [*self._sums.tensors, *(self._exchange.tensors if self._exchange else ())]
 
     def _finish(self, result: StepResult, groups: list[GroupUpdate], gradients: list[torch.Tensor]) -> None:
         """What is left to the host: an optimizer of its own, state that is new, the scheduler."""

@@ -7,7 +7,7 @@ with the gradients. It returns (loss, norm, found_inf, gradients); without passe
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ from graphopt.step.micro_graph import MicroCall
 
 aten = torch.ops.aten
 _c10d = torch.ops._c10d_functional
+_ops = torch.ops.graphopt
 SCALE = Scaling("scale")
 
 
@@ -77,14 +78,21 @@ def _identity(item: object, number: int, index: int) -> object:
 
 
 def build_window(
-    calls: Sequence[MicroCall], parameters: Mapping[int, str], names: Mapping[int, str], group_name: str | None = None
+    calls: Sequence[MicroCall],
+    parameters: Mapping[int, str],
+    names: Mapping[int, str],
+    group_name: str | None = None,
+    *,
+    commits: bool = False,
 ) -> fx.GraphModule:
     """The window's graph before any pass.
 
     `parameters` has the names of those to train, `names` of all parameters and buffers, both by `id`. With
-    the name of a process group the loss is the mean over its ranks' batches, of which weights are shares.
+    the name of a process group the loss is the mean over its ranks' batches, of which weights are shares. With
+    `commits` every micro-batch sends gradients, and the ranks agree at the end whether to keep what it kept back.
     """
-    return _WindowWriter(calls, parameters, names, group_name).build()
+    writer = _WindowWriter(calls, parameters, names, group_name)
+    return writer.build(writer.commit if commits else lambda: None)
 
 
 class _WindowWriter:
@@ -104,11 +112,13 @@ class _WindowWriter:
         self.accumulators: dict[str, fx.Node] = {}
         self.gradients: dict[str, fx.Node] = {}
         self.given: dict[object, fx.Node] = {}
+        #: What compression keeps, by key and parameter.
+        self.kept: dict[str, dict[str, fx.Node]] = {}
         for number, (identity, item) in enumerate(dict(_given(calls)).items()):
             name = names.get(id(item), f"batch_{number}")
             self.given[identity] = add_input(self.graph, as_name(name), Given(number, name))
 
-    def build(self) -> fx.GraphModule:
+    def build(self, end: Callable[[], None]) -> fx.GraphModule:
         weights = [add_input(self.graph, f"weight_{i}", Weight(i)) for i in range(len(self.calls))]
         for call in self.calls:
             self.add_accumulators(call)
@@ -118,12 +128,24 @@ class _WindowWriter:
         if self.group_name is not None:
             sent = self.graph.call_function(_c10d.all_reduce_.default, (loss, "sum", self.group_name))
             loss = self.graph.call_function(_c10d.wait_tensor.default, (sent,))
+        end()
         for name, node in self.gradients.items():
             node.meta[ROLE] = WindowGradient(name)
         self.graph.output((loss, None, None, list(self.gradients.values())))
         self.graph.set_codegen(_BoxedCodeGen())
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph, "TrainingStep")
+
+    def commit(self) -> None:
+        """What micro-batches kept back is kept where no gradient of any rank overflowed."""
+        flag = find_input(self.graph, Overflow())
+        if flag is None:
+            return
+        sent = self.graph.call_function(_c10d.all_reduce_.default, (flag, "max", self.group_name))
+        self.graph.call_function(_c10d.wait_tensor.default, (sent,))
+        if self.kept:
+            both = [[self.kept[key][name] for name in self.kept["residual"]] for key in ("residual", "pending")]
+            self.graph.call_function(_ops.commit_.default, (*both, flag))
 
     def add_accumulators(self, call: MicroCall) -> None:
         for index, value in call.micro.graph.accumulators.items():
@@ -176,17 +198,27 @@ class _WindowWriter:
     def exchanged(self, role: object, call: MicroCall) -> fx.Node:
         """What the last micro-batch needs to compress gradients."""
         if isinstance(role, MicroKept):
-            name = self.parameters[id(call.flat[role.index])]
-            return add_input(self.graph, f"{role.key}_{as_name(name)}", Kept(name, role.key))
+            return self.kept_of(role, call)
         if isinstance(role, MicroScale):
             scale = find_input(self.graph, SCALE) or add_input(self.graph, "scale", SCALE)
             return inverse_of(self.graph, scale) if role.inverse else scale
         if isinstance(role, Overflow):
-            flag = add_input(self.graph, "overflow", role)
-            self.graph.call_function(aten.zero_.default, (flag,))
+            if (flag := find_input(self.graph, role)) is None:
+                flag = add_input(self.graph, "overflow", role)
+                self.graph.call_function(aten.zero_.default, (flag,))
             return flag
         assert isinstance(role, Draw)
-        return add_input(self.graph, "draw", role)
+        return find_input(self.graph, role) or add_input(self.graph, "draw", role)
+
+    def kept_of(self, role: MicroKept, call: MicroCall) -> fx.Node:
+        """What is kept of a parameter. What a later micro-batch is the first to send begins as it was before."""
+        name = self.parameters[id(call.flat[role.index])]
+        held = self.kept.setdefault(role.key, {})
+        if name not in held:
+            held[name] = add_input(self.graph, f"{role.key}_{as_name(name)}", Kept(name, role.key))
+            if role.key == "pending" and call is not self.calls[0]:
+                self.graph.call_function(aten.copy_.default, (held[name], self.kept["residual"][name]))
+        return held[name]
 
     def module_name(self, module: nn.Module) -> str:
         if module not in self.module_names:

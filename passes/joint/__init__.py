@@ -23,7 +23,7 @@ from graphopt.passes.joint.free_shapes import free_shapes
 from graphopt.passes.joint.keep_gradients import keep_gradients
 from graphopt.passes.joint.own_gradients import own_gradients
 from graphopt.passes.joint.read_written_parts import read_written_parts
-from graphopt.passes.joint.sharding.how import RowsOver
+from graphopt.passes.joint.sharding.how import CompressedRows, RowsOver
 from graphopt.passes.joint.sharding.shard import shard
 from graphopt.passes.joint.sizes_from_inputs import sizes_from_inputs
 from graphopt.passes.joint.skip_clones import skip_clones
@@ -90,9 +90,9 @@ def sum_gradients(wanted: Iterable[int], *, fuse_products: bool) -> Passes:
     return (NamedPass("accumulate", run, requires=(gradients_are_unused,), ensures=(no_gradient_is_returned,)),)
 
 
-def shard_parameters(positions: Iterable[int], how: RowsOver) -> Passes:
-    """The primals at these positions are this rank's rows of parameters."""
-    run = partial(shard, positions=frozenset(positions), how=how)
+def shard_parameters(positions: Iterable[int], how: RowsOver, compressed: CompressedRows | None = None) -> Passes:
+    """The primals at these positions are this rank's rows of parameters; `compressed` is how gradients travel."""
+    run = partial(shard, positions=frozenset(positions), how=how, compressed=compressed)
     return (NamedPass("shard", run, requires=(gradients_are_unused,)),)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,9 +64,9 @@ def whole_parameters(step: graphopt.TrainStep) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def step_peak_bytes(step: graphopt.TrainStep, batch: tuple[Tensor, ...]) -> int:
-    """What one step takes on this rank, all that it holds counted; the least of three."""
-    held = [*(p.data for p in step.model.parameters()), *step.model.buffers(), *batch, *step.accumulators]
+def step_peak_bytes(step: graphopt.TrainStep, batch: tuple[Tensor, ...], kept: Sequence[Tensor] = ()) -> int:
+    """What one step takes on this rank, all that it holds counted, and what is `kept` back; the least of three."""
+    held = [*(p.data for p in step.model.parameters()), *step.model.buffers(), *batch, *step.accumulators, *kept]
     held += [t for state in step.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     return min(peak_bytes(lambda: step(*batch), held, "cpu") for _ in range(3))
 

@@ -34,13 +34,25 @@ def forget_what_is_on_the_way() -> None:
     _ON_THE_WAY.clear()
 
 
+def set_out(tensor: Tensor, travelling: Travelling) -> None:
+    """A tensor is on its way."""
+    _ON_THE_WAY[tensor.data_ptr()] = travelling
+
+
+def arrived(tensor: Tensor) -> Tensor:
+    """The tensor, waited for if it is on its way."""
+    if (travelling := _ON_THE_WAY.pop(tensor.data_ptr(), None)) is not None:
+        travelling.arrive(tensor)
+    return tensor
+
+
 def _gather(shards: list[Tensor], rows: list[int], label: str) -> list[Tensor]:
     group = group_of(label)
     wholes = _empty_wholes(shards, rows, label)
     if len(wholes) > 1:
         Message(wholes, group).gather(shards)
     elif wholes[0].numel():
-        _ON_THE_WAY[wholes[0].data_ptr()] = begin_gather(wholes[0], shards[0], group)
+        set_out(wholes[0], begin_gather(wholes[0], shards[0], group))
     return wholes
 
 
@@ -49,15 +61,9 @@ def _empty_wholes(shards: list[Tensor], rows: list[int], label: str) -> list[Ten
     return [shard.new_empty((n, *shard.shape[1:])) for shard, n in zip(shards, rows, strict=True)]
 
 
-def _gathered(whole: Tensor) -> Tensor:
-    if (travelling := _ON_THE_WAY.pop(whole.data_ptr(), None)) is not None:
-        travelling.arrive(whole)
-    return whole
-
-
 def _begin_scatter(gradients: list[Tensor], label: str) -> None:
     if len(gradients) == 1 and gradients[0].numel():
-        _ON_THE_WAY[gradients[0].data_ptr()] = begin_scatter(gradients[0], group_of(label))
+        set_out(gradients[0], begin_scatter(gradients[0], group_of(label)))
 
 
 def _end_scatter(gradients: list[Tensor], label: str, copies: str, world: int) -> list[Tensor]:  # noqa: ARG001
@@ -70,7 +76,7 @@ def _end_scatter(gradients: list[Tensor], label: str, copies: str, world: int) -
 def _scattered(gradients: list[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
     if len(gradients) > 1:
         return Message(gradients, group).scatter()
-    whole = _gathered(gradients[0])
+    whole = arrived(gradients[0])
     mine = part_of(len(whole), dist.get_rank(group), dist.get_world_size(group))
     return [whole[mine].clone()]
 
@@ -118,7 +124,7 @@ def _nothing(tensors: list[Tensor], group: str) -> None:  # noqa: ARG001
 
 
 gather = define("gather(Tensor[] shards, int[] rows, str group) -> Tensor[]", _gather, _empty_wholes)
-gathered = define("gathered(Tensor(a) whole) -> Tensor(a)", _gathered, lambda whole: whole)
+gathered = define("gathered(Tensor(a) whole) -> Tensor(a)", arrived, lambda whole: whole)
 begin_scatter_ = define("begin_scatter_(Tensor(a!)[] gradients, str group) -> ()", _begin_scatter, _nothing)
 end_scatter = define(
     "end_scatter(Tensor[] gradients, str group, str copies, int world) -> Tensor[]", _end_scatter, _fake_end_scatter

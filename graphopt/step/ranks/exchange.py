@@ -16,6 +16,7 @@ from graphopt.compression.measured_choice import choose_methods
 from graphopt.compression.methods import DGC, Compression
 from graphopt.compression.protocols import at_step, state_shapes
 from graphopt.compression.residuals import initial_state, of_each_rank, own_state
+from graphopt.compression.rows import ByRows
 from graphopt.compression.spelling import method_from_spelled, spelled
 from graphopt.device.ranks import Ranks
 from graphopt.graph.joint import JointGraph
@@ -23,26 +24,46 @@ from graphopt.graph.roles import DESCRIPTOR, Draw, Kept, Overflow
 from graphopt.passes.joint import Passes, send_sums
 from graphopt.passes.joint.buckets import COMPRESSED_BYTES
 from graphopt.passes.joint.compress import in_order_of_readiness
+from graphopt.passes.joint.sharding.how import CompressedRows
 from graphopt.step.micro_graph import MicroCall
 from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.sharding.parameters import ShardedParameters
+from graphopt.step.sharding.shared_state import SharedState
 
 Methods = Mapping[str, Compression | None]
+#: How parameters, or gradients and state alone, are shared out.
+Shared = ShardedParameters | SharedState
 
 
 class Exchange:
     """How a step's gradients go to the other ranks.
 
     `methods` are by parameter; with `Auto` they are chosen when the backward is known. `steps` counts those
-    that were taken, skipped ones too; `kept` is what methods keep, by parameter and key.
+    that were taken, skipped ones too; `kept` is what methods keep, by parameter and key. With `shared` parameters are
+    shared out over ranks, and gradients are scattered: what is kept of one is as large as the whole parameter, and has
+    a second tensor, `pending`, for what a step keeps back before the ranks have agreed.
     """
 
-    def __init__(self, ranks: Ranks, view: OptimizerView, how: Compression | Auto | None, *, scaled: bool) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        view: OptimizerView,
+        how: Compression | Auto | None,
+        *,
+        scaled: bool,
+        shared: Shared | None = None,
+    ) -> None:
         _check_momentum(how, view)
         self.ranks, self.view, self.scaled = ranks, view, scaled
         self.auto = how if isinstance(how, Auto) else None
         self.chooses = self.auto is not None
+        self.shared = shared
+        self.shapes: Mapping[str, Shape] = {name: tuple(p.shape) for name, p in view.parameters.items()}
+        if shared is not None:
+            self.shapes = {name: tuple(shape) for name, shape in shared.shapes.items()}
         method = None if isinstance(how, Auto) else how
-        self.methods: Methods = {name: method if _is_single(p) else None for name, p in view.parameters.items()}
+        self.methods: Methods = {name: method if self._may(p) else None for name, p in view.parameters.items()}
+        self.pending: dict[str, torch.Tensor] = {}
         self.reasons: tuple[str, ...] = ()
         self.steps = 0
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
@@ -73,21 +94,44 @@ class Exchange:
         methods = {primals[i].meta[DESCRIPTOR].idx: now[self.view.names[id(item)]] for i, item in trained.items()}
         return send_sums(self.ranks, methods, scaled=self.scaled)
 
+    def by_rows(self, joint: JointGraph, trained: Mapping[int, Any]) -> CompressedRows | None:
+        """How gradients of the joint graph's primals are scattered; None where all go as they are."""
+        assert self.shared is not None
+        methods = {at: self.methods[self.view.names[id(item)]] for at, item in trained.items()}
+        if not joint.gradients or not any(methods.values()):
+            return None
+        by_rows = {at: method for at, method in methods.items() if isinstance(method, ByRows)}
+        placed = self.shared.placed
+        return CompressedRows(by_rows, self.scaled, placed.copies.world if placed.copies else 1)
+
+    @property
+    def commits(self) -> bool:
+        """Whether the ranks agree at a step's end, and not in its last micro-batch."""
+        return self.shared is not None and any(self.methods.values())
+
     def kept_bytes(self, names: Iterable[str]) -> int:
         """Bytes of what is kept for these parameters."""
-        shapes = (
-            shape
-            for name in names
-            for shape in state_shapes(self.methods[name], tuple(self.view.parameters[name].shape)).values()
-        )
-        return sum(4 * torch.Size(shape).numel() for shape in shapes)
+        shapes = (shape for name in names for shape in state_shapes(self.methods[name], self.shapes[name]).values())
+        return sum(4 * torch.Size(shape).numel() for shape in shapes) * (2 if self.shared is not None else 1)
 
     def kept_of(self, name: str, key: str) -> torch.Tensor:
         """One tensor that is kept; made where there is none."""
+        parameter = self.view.parameters[name].detach()
+        if self.shared is not None and parameter.shape != self.shapes[name]:
+            parameter = parameter.new_empty(self.shapes[name])
+        if key == "pending":
+            if name not in self.pending:
+                self.pending[name] = torch.zeros_like(parameter, dtype=torch.float32)
+            return self.pending[name]
         held = self.kept.setdefault(name, {})
         if key not in held:
-            held.update(initial_state(self.methods[name], name, self.view.parameters[name].detach()))
+            held.update(initial_state(self.methods[name], name, parameter))
         return held[key]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that is kept."""
+        return [*(tensor for held in self.kept.values() for tensor in held.values()), *self.pending.values()]
 
     def sources(self, device: torch.device) -> dict[type, Callable[[Any], Any]]:
         """What goes into a window's inputs, by role."""
@@ -119,8 +163,7 @@ class Exchange:
         methods = {name: method_from_spelled(data) for name, data in first["methods"].items()}
         if set(methods) != set(self.methods) or not (self.chooses or methods == self.methods):
             raise UsageError("the saved state was compressed in other ways, or is another model's")
-        shapes = {name: tuple(parameter.shape) for name, parameter in self.view.parameters.items()}
-        mine = own_state(saved, self.ranks, shapes, lambda name: (methods.get(name),))
+        mine = own_state(saved, self.ranks, self.shapes, lambda name: (methods.get(name),))
         self.steps, self.methods, self.auto = first["steps"], methods, None
         # what is not in a state of before the first step begins anew
         self.kept.clear()
@@ -133,6 +176,10 @@ class Exchange:
         """What a report says of it."""
         held = Counter(str(method) if method else "none" for method in self.methods.values())
         return (*self.reasons, *(f"compression {method}: {count} parameters" for method, count in held.items()))
+
+    def _may(self, parameter: torch.Tensor) -> bool:
+        """Whether methods may compress its gradient: what is summed up, or scattered, is float32."""
+        return parameter.dtype == torch.float32 if self.shared is not None else _is_single(parameter)
 
     def _now(self) -> Methods:
         return {name: at_step(method, self.steps) for name, method in self.methods.items()}

@@ -36,5 +36,6 @@ def sent(
     lines = (
         f"parameters: {sharded.placed.spelled}",
         f"gathered: {format_bytes(gathered)} in a step; all parameters are {format_bytes(sharded.whole_bytes)}",
+        *(exchange.lines() if compress is not None else ()),
     )
     return exchange.ranks.world, int((gathered + scattered) * others), lines

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch._guards import detect_fake_mode
 
 from graphopt.base.parts import part_of
+from graphopt.compression.rows import ByRows
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,16 @@ class RowsOver:
         assert mode is not None
         with mode:
             return whole.new_empty((part_of(len(whole), 0, self.world).stop, *whole.shape[1:]))
+
+
+@dataclass(frozen=True)
+class CompressedRows:
+    """How gradients travel compressed: the method of each primal by its position, None as it is.
+
+    Only float32 ones have a method. With `scaled` there is a loss scale, from which what is kept back is free.
+    """
+
+    methods: Mapping[int, ByRows | None]
+    scaled: bool
+    #: How many ranks hold the same rows.
+    copies: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import fx
 
@@ -10,8 +10,11 @@ from graphopt.graph.step_graph import tensors_of
 from graphopt.kernels.sharding.transport import ALONE_BYTES
 
 
-def parcels(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
-    """Cut nodes that hold a tensor each into parcels, in the order in which these are complete; one dtype in each."""
+def parcels(nodes: Iterable[fx.Node], kind: Callable[[fx.Node], object] = lambda _: None) -> list[list[fx.Node]]:
+    """Cut nodes that hold a tensor each into parcels, in the order in which these are complete.
+
+    Those in one parcel have one dtype, and are of one `kind`.
+    """
     found: list[list[fx.Node]] = []
     open_parcels: dict[object, list[fx.Node]] = {}
     for node in nodes:
@@ -19,10 +22,11 @@ def parcels(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
             found.append([node])
             continue
         (tensor,) = tensors_of(node)
-        parcel = open_parcels.setdefault(tensor.dtype, [])
+        key = tensor.dtype, kind(node)
+        parcel = open_parcels.setdefault(key, [])
         parcel.append(node)
         if sum(map(bytes_of, parcel)) >= ALONE_BYTES:
-            found.append(open_parcels.pop(tensor.dtype))
+            found.append(open_parcels.pop(key))
     return [*found, *open_parcels.values()]
 
 

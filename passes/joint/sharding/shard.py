@@ -10,20 +10,26 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from graphopt.base.errors import UsageError
+from graphopt.compression import row_ops
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import source_line, writes_input
 from graphopt.kernels.sharding import ops
 from graphopt.passes.joint.sharding.gather import gather_parameters
-from graphopt.passes.joint.sharding.how import RowsOver
+from graphopt.passes.joint.sharding.how import CompressedRows, RowsOver
 from graphopt.passes.joint.sharding.scatter import scatter_gradients
 
+_SENDS = ops.gather, ops.begin_scatter_, row_ops.begin_exchange_
 
-def shard(joint: JointGraph, positions: Collection[int], how: RowsOver) -> bool:
+
+def shard(
+    joint: JointGraph, positions: Collection[int], how: RowsOver, compressed: CompressedRows | None = None
+) -> bool:
     """Shard the primals at these positions; True where there is one that was not sharded yet.
 
-    Raises UsageError where the forward writes one.
+    With `compressed` the graph gets as new inputs what the methods keep, a flag for gradients that are not finite, a
+    number to draw from and, where there is one, the loss scale. Raises UsageError where the forward writes one.
     """
-    if not positions or any(node.target in (ops.gather, ops.begin_scatter_) for node in joint.graph.nodes):
+    if not positions or any(node.target in _SENDS for node in joint.graph.nodes):
         return False
     primals, found = joint.primals, joint.gradients
     wholes = [primals[position] for position in sorted(positions)]
@@ -37,7 +43,7 @@ def shard(joint: JointGraph, positions: Collection[int], how: RowsOver) -> bool:
                 )
     if how.gathers:
         gather_parameters(joint, wholes, how)
-    rows = scatter_gradients(joint, {at: node for at, node in found.items() if at in positions}, how)
+    rows = scatter_gradients(joint, {at: node for at, node in found.items() if at in positions}, how, compressed)
     joint.set_gradients({**found, **rows})
     joint.graph.lint()
     joint.module.recompile()

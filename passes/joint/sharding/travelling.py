@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphopt.graph.step_graph import StepGraph
+from graphopt.compression import row_ops
+from graphopt.graph.step_graph import StepGraph, tensors_of
 from graphopt.kernels.sharding import ops
 from graphopt.passes.joint.sharding.parcels import bytes_of
 
@@ -17,6 +18,8 @@ def gathered_bytes(step: StepGraph, schedule: Sequence[int]) -> int:
 
 
 def scattered_bytes(step: StepGraph) -> int:
-    """Bytes of the gradients that are scattered."""
-    sent = [node for node in step.compute_nodes if node.target is ops.begin_scatter_]
-    return sum(bytes_of(gradient) for node in sent for gradient in node.all_input_nodes)
+    """Bytes of the gradients that are scattered, as they travel."""
+    nodes = step.compute_nodes
+    whole = [bytes_of(g) for node in nodes if node.target is ops.begin_scatter_ for g in node.all_input_nodes]
+    wires = [tensors_of(node)[0].nbytes for node in nodes if node.target is row_ops.begin_exchange_]
+    return sum(whole) + sum(wires)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from graphopt.base.errors import UsageError
+from graphopt.compression import row_ops
+from graphopt.compression.methods import EightBit
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import PRICE, RUN_ONCE
 from graphopt.kernels.sharding import ops
 from graphopt.kernels.sharding.transport import ALONE_BYTES
 from graphopt.passes.joint import CLEANING, shard_parameters
 from graphopt.passes.joint.contract import RULES
-from graphopt.passes.joint.sharding.how import RowsOver
+from graphopt.passes.joint.sharding.how import CompressedRows, RowsOver
 from graphopt.passes.joint.sharding.parcels import bytes_of
 from graphopt.passes.run_passes import run_passes
 from tests.support.joint import joint_graph, text_of
@@ -40,6 +42,23 @@ def sharded(model: nn.Module, x: Tensor, how: RowsOver = HOW) -> tuple[JointGrap
     run_passes(joint, CLEANING)
     run_passes(joint, shard_parameters(static, how), RULES)
     return joint, text_of(joint.graph)
+
+
+def test_what_is_scattered_compressed_is_priced_as_it_travels_and_never_runs_again() -> None:
+    joint, static = joint_graph(Two(), torch.randn(4, 160))
+    run_passes(joint, CLEANING)
+    methods = dict.fromkeys(range(3), EightBit())
+    run_passes(joint, shard_parameters(static, HOW, CompressedRows(methods, scaled=True)), RULES)
+    (begin,), (end,) = of_kind(joint, row_ops.begin_exchange_), of_kind(joint, row_ops.end_exchange_)
+    blocks = 2 * -(-54 * 160 // 512) + -(-52 * 160 // 512)  # of each rank's rows by themselves
+    assert [each.nbytes for each in begin.meta["val"]] == [516 * blocks, 3 * 516 * -(-54 * 160 // 512)]
+    assert begin.meta[PRICE] == (pytest.approx(1e-9 * 516 * blocks), 0)
+    assert [tuple(each.shape) for each in end.meta["val"]] == [(54, 160)]
+    assert begin.meta[RUN_ONCE] and end.meta[RUN_ONCE]
+    (small,) = of_kind(joint, ops.begin_scatter_)  # fewer than 1,024 elements
+    assert bytes_of(small.args[0][0]) == 5 * 160 * 4  # type: ignore[index, arg-type]
+    assert len(of_kind(joint, row_ops.note_not_finite_)) == 1
+    assert not run_passes(joint, shard_parameters(static, HOW, CompressedRows(methods, scaled=True)), RULES)
 
 
 def of_kind(joint: JointGraph, target: Callable[..., object]) -> list[torch.fx.Node]:

@@ -243,7 +243,9 @@ def refusals() -> list[str]:
     strided = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     attempt(lambda: step(Scalar()))
     attempt(lambda: step(strided))
-    attempt(lambda: step(nn.Linear(4, 4), compress=graphopt.EightBit()))
+    attempt(lambda: step(nn.Linear(4, 4), compress=graphopt.TopK()))
+    attempt(lambda: step(nn.Linear(4, 4), compress="auto"))
+    attempt(lambda: step(nn.Linear(4, 4), compress=graphopt.EightBit(), update_in_backward=True))
     attempt(lambda: step(nn.Linear(4, 4), compiler="inductor"))
     attempt(lambda: step(nn.Linear(4, 4), optimizer=lambda p: optim.Muon(p[:1])))
     model = seeded()
@@ -296,7 +298,9 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
     expected = [
         "the parameter one is a single number",
         "rows are shared out of contiguous parameters",
-        "compress=",
+        "compress=TopK(...)",
+        "compress=Auto(...)",
+        "ranks agree first that nothing overflowed",
         "compiler='inductor'",
         "Muon",
         "cannot be called by itself",
