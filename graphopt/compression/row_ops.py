@@ -23,12 +23,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from graphopt.base.parts import part_of
-from graphopt.compression.bucket import Agree, Bucket, Shape
-from graphopt.compression.collectives import Sender
+from graphopt.compression.bucket import Agree, AllGather, AllReduce, Bucket, Message, Shape
 from graphopt.compression.methods import QSGD, EightBit, HalfCast
 from graphopt.compression.protocols import protocol_of
 from graphopt.compression.rows import ByRows, decode, encode, note_not_finite, part_bytes
-from graphopt.device.ranks import ranks_of
+from graphopt.device.ranks import Ranks, ranks_of
 from graphopt.kernels.define import define, no_result
 from graphopt.kernels.sharding.ops import arrived, set_out
 from graphopt.kernels.sharding.transport import Travelling, group_of, holders_of
@@ -141,13 +140,31 @@ def _sum_over_copies(
         scale=None if isinstance(method, HalfCast) else scale,
         draw=draw,
     )
-    running, sender = protocol_of(method)(bucket), Sender(ranks)
+    running = protocol_of(method)(bucket)
     said = next(running)
     while not isinstance(said, Agree):
-        said = running.send(sender.finish(sender.begin(said)))
+        said = running.send(_answer(said, ranks))
     for tensor, rounded_off in zip(left, rows if left else (), strict=True):
         tensor.add_(rounded_off)
     assert next(running, None) is None
+
+
+def _answer(message: Message, ranks: Ranks) -> Tensor:
+    """What the ranks make of a message, when the backend has let go of both. It is given views, as above."""
+    own: Tensor = message.tensor
+    result = own
+    if not isinstance(message, AllReduce):
+        result = own.new_empty(own.numel() * (ranks.world if isinstance(message, AllGather) else 1))
+    holders = holders_of(own), holders_of(result)
+    if isinstance(message, AllReduce):
+        work = dist.all_reduce(own[:], group=ranks.group, async_op=True)
+    elif isinstance(message, AllGather):
+        work = dist.all_gather(list(result.chunk(ranks.world)), own[:], group=ranks.group, async_op=True)
+    else:
+        work = dist.all_to_all_single(result[:], own[:], group=ranks.group, async_op=True)
+    Travelling([work], holders[0]).arrive(own)
+    Travelling([], holders[1]).arrive(result)
+    return result
 
 
 def _fake_end(wire: Tensor, *arguments: Any) -> list[Tensor]:
