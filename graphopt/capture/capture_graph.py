@@ -19,7 +19,7 @@ from graphopt.graph.joint import JointGraph, copy_joint
 from graphopt.graph.nodes import is_collective
 from graphopt.graph.roles import PRICE
 from graphopt.graph.step_graph import StepGraph, to_problem, with_storage_bytes
-from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes, in_pieces, with_tangents
+from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, Passes, in_pieces, summing_in_place, with_tangents
 from graphopt.passes.joint.chunks.chunk import division
 from graphopt.passes.run_passes import run_passes
 from graphopt.problem.pieces import WHOLE, Pieces
@@ -95,14 +95,20 @@ class _Making:
     tangents: ChooseTangents | None
     virtual: FindVirtual
 
+    def hands_over(self, joint: JointGraph, static_inputs: Sequence[int]) -> Passes:
+        """The passes that decide what becomes of the gradients."""
+        passes = self.hand_over(joint, static_inputs)
+        # a compiler that makes kernels of its own wants a functional graph, and reuses memory as it sees fit
+        return summing_in_place(passes) if self.virtual is none_is_virtual else passes
+
     def priced(self, joint: JointGraph, rewriting: Passes) -> tuple[StepGraph, Problem, WholeBackward | None]:
         """The graph as ops and values with their prices, and with all tangents where it has fewer."""
         static_inputs, virtual = self.static_inputs, self.virtual
         if self.tangents is None or len(joint.tangents) < 2:
-            run_passes(joint, (*rewriting, *self.hand_over(joint, static_inputs)))
+            run_passes(joint, (*rewriting, *self.hands_over(joint, static_inputs)))
             step, whole = build_step_graph(joint, static_inputs, virtual(joint)), None
         else:
-            step, whole = _chosen(joint, static_inputs, self.hand_over, self.tangents, virtual, rewriting)
+            step, whole = _chosen(joint, static_inputs, self.hands_over, self.tangents, virtual, rewriting)
         estimated = COST_MODELS[self.cost_model](step.compute_nodes)
         costs = [_known(node) or cost for node, cost in zip(step.compute_nodes, estimated, strict=True)]
         _warn_of_unmeasured(step, costs, self.cost_model)
@@ -143,7 +149,8 @@ def _chosen(
 ) -> tuple[StepGraph, WholeBackward | None]:
     """The step with the tangents that are chosen, beside it with all of them, which returns its gradients."""
     own = copy_joint(joint)
-    run_passes(joint, return_all(joint, static_inputs))
+    returned = return_all(joint, static_inputs)
+    run_passes(joint, summing_in_place(returned) if virtual is none_is_virtual else returned)
     step = build_step_graph(joint, static_inputs, virtual(joint))
     defined = choose(step)
     has_all = defined == all_tangents(joint)

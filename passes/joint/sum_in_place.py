@@ -1,0 +1,82 @@
+"""Passes: the gradients that one tensor gets from several places are added up in place, as autograd adds them.
+
+A functional graph adds two of them into a third, which eager never has: for a weight that embeds words and is the head
+too, as large as the logits of many models. Autograd adds into the one that came first (`accumulate` in
+torch/csrc/autograd/input_buffer.cpp). In place or not, a sum has the same bits.
+
+Sums are marked first, as the passes that hand gradients over take them from the graph's outputs, and changed last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import torch
+from torch import fx
+
+from graphopt.graph.joint import JointGraph
+from graphopt.graph.nodes import is_view
+from graphopt.graph.numbers import is_symbol
+from graphopt.graph.roles import RUN_ONCE
+from graphopt.kernels.layout import is_dense
+
+aten = torch.ops.aten
+_IS_SUM = "graphopt_is_sum_of_gradients"
+#: They write what this step has made, and give it back: what it holds is nobody else's.
+_IN_PLACE = (aten.add_.Tensor, aten.addmm_.default, aten.baddbmm_.default)
+
+
+def mark_sums(joint: JointGraph) -> bool:
+    """Mark the sums that gradients are, and those that these are sums of; False, as nothing is computed otherwise."""
+    waiting = list(joint.gradients.values())
+    while waiting:
+        node = waiting.pop()
+        if node.op == "call_function" and node.target is aten.add.Tensor and not node.kwargs:
+            node.meta[_IS_SUM] = True
+            waiting += node.all_input_nodes
+    return False
+
+
+def sum_in_place(joint: JointGraph) -> bool:
+    """Add into one of both, where that is read by nobody else and laid out like the sum; True where one was."""
+    late, changed = joint.backward_nodes(), False
+    for node in joint.graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        if not node.meta.get(_IS_SUM) or node not in late or len(node.all_input_nodes) != 2:
+            continue
+        one, other = node.all_input_nodes
+        for to, added in ((one, other), (other, one)):
+            maker = _maker(to, node, late)
+            if maker is not None:
+                node.target, node.args = aten.add_.Tensor, (to, added)
+                node.meta = {**node.meta, "val": to.meta["val"]}
+                maker.meta = {**maker.meta, RUN_ONCE: True}
+                changed = True
+                break
+    if changed:
+        joint.module.recompile()
+    return changed
+
+
+def _maker(to: fx.Node, total: fx.Node, late: Set[fx.Node]) -> fx.Node | None:
+    """The op of the backward that made the memory of `to`, which nobody but the sum reads; None where there is none."""
+    a, b = to.meta["val"], total.meta["val"]
+    if any(map(is_symbol, (*a.shape, *b.shape))):
+        return None  # comparing sizes would make conditions of them
+    if (a.shape, a.stride(), a.dtype, a.device) != (b.shape, b.stride(), b.dtype, b.device) or not is_dense(a):
+        return None
+    node, reader = to, total
+    while set(node.users) == {reader} and node in late and node.op == "call_function":
+        if not is_view(node):
+            return node if _makes_its_own(node) and a.untyped_storage().nbytes() == a.nbytes else None
+        node, reader = node.all_input_nodes[0], node
+    return None
+
+
+def _makes_its_own(node: fx.Node) -> bool:
+    """Whether its one result is memory that it made, or that such an op made for it to write into."""
+    if node.target in _IN_PLACE:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(node.meta.get("val"), torch.Tensor):
+        return False
+    schema = node.target._schema
+    return len(schema.returns) == 1 and schema.returns[0].alias_info is None and not schema.is_mutable

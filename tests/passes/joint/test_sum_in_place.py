@@ -1,0 +1,124 @@
+"""Gradients that one weight gets from several places are added up in place, and only where nobody else reads them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt
+from graphopt.device.measure import peak_bytes
+from graphopt.graph.roles import RUN_ONCE
+from graphopt.passes.joint.sum_in_place import mark_sums, sum_in_place
+from tests.support.joint import joint_graph, text_of
+
+WORDS, WIDTH = 4000, 64
+
+
+class Tied(nn.Module):
+    """A weight that embeds words, twice if `again`, and is the head too; with `scaled` the head's is read once more."""
+
+    def __init__(self, words: int = WORDS, width: int = WIDTH, again: bool = False, scaled: bool = False) -> None:
+        super().__init__()
+        self.words, self.mix = nn.Embedding(words, width), nn.Linear(width, width)
+        self.again, self.scaled = again, scaled
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.mix(self.words(ids)).tanh()
+        if self.again:
+            hidden = hidden + self.words(ids.flip(0))
+        weight = self.words.weight * 0.5 if self.scaled else self.words.weight
+        return nn.functional.cross_entropy((hidden @ weight.t()).flatten(0, -2), ids.flatten())
+
+
+def test_the_gradients_of_a_weight_are_added_up_in_place() -> None:
+    joint, _ = joint_graph(Tied(5, 3), torch.tensor([[1, 2]]))
+    before = text_of(joint.graph)
+    mark_sums(joint)
+    assert text_of(joint.graph) == before and before.count("add.Tensor") == 1
+    assert sum_in_place(joint)
+    text = text_of(joint.graph)
+    (line,) = [line for line in text.splitlines() if "add_.Tensor" in line]
+    (total,) = [node for node in joint.graph.nodes if "add_.Tensor" in str(node.target)]
+    to, added = total.all_input_nodes
+    assert total.meta["val"].untyped_storage()._cdata == to.meta["val"].untyped_storage()._cdata
+    assert "add.Tensor" not in text and line.split(" = ")[0] in text.splitlines()[-1]
+    assert sum(bool(node.meta.get(RUN_ONCE)) for node in joint.graph.nodes) == 1 and not added.meta.get(RUN_ONCE)
+    assert not sum_in_place(joint)
+
+
+class Kept(nn.Module):
+    """Sums of gradients of which one is read twice, is as small as a number, or is an input's beside a weight's."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.weight, self.bias = kind, nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "one gradient for two":
+            # the product's gradient is that of both, and so of the sum
+            return ((self.weight + x).sin() + self.weight.sin() + self.weight).square().sum()
+        if self.kind == "expanded":
+            return (self.bias + x).sum() + self.bias.sum()
+        return (self.weight @ x).sum() + (x @ self.weight).sum() + self.weight.sum()
+
+
+@pytest.mark.parametrize("kind", ["one gradient for two", "expanded", "an expanded number"])
+def test_gradients_are_eagers_wherever_sums_are(kind: str) -> None:
+    torch.manual_seed(0)
+    eager, x = Kept(kind), torch.randn(4, 4, requires_grad=True)
+    model, ours = copy.deepcopy(eager), x.detach().clone().requires_grad_()
+    graphopt.optimize(model, "1MiB")
+    for _ in range(2):
+        eager(x).backward()
+        model(ours).backward()
+    pairs = [(a.grad, b.grad) for a, b in zip(eager.parameters(), model.parameters(), strict=True)]
+    assert all(torch.equal(a, b) for a, b in [*pairs, (x.grad, ours.grad)] if a is not None)
+
+
+def measured(model: nn.Module, ids: torch.Tensor) -> int:
+    def step() -> None:
+        model.zero_grad()
+        model(ids).backward()
+
+    step()
+    return peak_bytes(step, [*model.parameters(), ids], "cpu")
+
+
+@pytest.mark.parametrize("how", [{}, {"again": True}, {"scaled": True}])
+def test_a_tied_weights_gradients_take_no_third_of_their_size(how: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    eager, ids = Tied(**how), torch.randint(WORDS, (2, 4))
+    eager(ids).backward()
+    model = graphopt.optimize(copy.deepcopy(eager), "100MB", example_inputs=ids)
+    least = model.graphopt.plan.minimum_bytes
+    model.graphopt.restore()
+    graphopt.optimize(model, least, example_inputs=ids)
+    weight_bytes = WORDS * WIDTH * 4
+    assert measured(model, ids) <= least < (4.1 if how.get("scaled") else 3.1) * weight_bytes
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(eager.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"update_in_backward": True}, {"clip": "norm"}])
+def test_a_step_trains_a_tied_weight_as_eager_does(options: dict[str, Any]) -> None:
+    given = {**options, **({"clip": graphopt.ClipNorm(0.1)} if "clip" in options else {})}
+    torch.manual_seed(0)
+    eager, ids = Tied(), torch.randint(WORDS, (4, 4))
+    model = copy.deepcopy(eager)
+    theirs, ours = (torch.optim.SGD(each.parameters(), lr=1e-2) for each in (eager, model))
+    step = graphopt.train_step(model, None, ours, "100MB", **given)
+    for _ in range(3):
+        theirs.zero_grad()
+        micros = ids.chunk(options.get("accumulate", 1))
+        for micro in micros:
+            (eager(micro) / len(micros)).backward()
+        if "clip" in options:
+            nn.utils.clip_grad_norm_(eager.parameters(), 0.1)
+        theirs.step()
+        step(ids)
+    for a, b in zip(eager.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-7)
+        assert options or torch.equal(a, b)
