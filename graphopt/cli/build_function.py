@@ -78,8 +78,8 @@ def _of_config(path: str) -> Target:
     try:
         config = AutoConfig.from_pretrained(path)
         config.use_cache = False
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.bfloat16)  # type: ignore[no-untyped-call]
+        with torch.device("meta"):  # in float32 where the configuration names no dtype, as from_config makes it
+            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UsageError(f"{path} is no configuration of a causal language model: {error}") from error
     model.loss_type = "ForCausalLM"  # unset, transformers warns at every step

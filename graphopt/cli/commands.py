@@ -41,7 +41,7 @@ def plan(options: argparse.Namespace) -> CommandResult:
     target, keywords = _prepare(options)
     with phase("loading PyTorch"):
         from graphopt.api.optimize import plan_model
-        from graphopt.cli.over import ON_META, parse_dynamic
+        from graphopt.cli.over import on_meta, parse_dynamic
         from graphopt.report.json import report_to_json
         from graphopt.report.text import render_text
 
@@ -59,7 +59,7 @@ def plan(options: argparse.Namespace) -> CommandResult:
         behind, data = f"\n\n{formula}", {"formula": formula.as_text()}
     _write_graphs(options, optimized)
     data["phases"] = options.phases.seconds
-    behind += f"\n\n{ON_META}" if options.meta else ""
+    behind += f"\n\n{on_meta(target.model)}" if options.meta else ""
     behind += f"\n\n{seconds_by_phase(options.phases.seconds)}"
     return CommandResult(lambda color: render_text(report, color=color) + behind, report_to_json(report) | data)
 
@@ -116,7 +116,7 @@ def fit(options: argparse.Namespace) -> CommandResult:
     parse_bytes(options.mem_budget, device_total_bytes=2**40)
     from graphopt.api.fit import fit_model
     from graphopt.cli.build_function import load_target
-    from graphopt.cli.over import ON_META
+    from graphopt.cli.over import on_meta
     from graphopt.report.fit import fit_text
 
     target = load_target(options.target, "meta" if options.meta else options.device, options.dim, sizes_change=True)
@@ -133,7 +133,7 @@ def fit(options: argparse.Namespace) -> CommandResult:
         **_costs(options),
     )
     data = {"schema": "graphopt.fit/1", **asdict(found)}
-    behind = f"\n\n{ON_META}" if options.meta else ""
+    behind = f"\n\n{on_meta(target.model)}" if options.meta else ""
     exit_code = 0 if found.chosen else BudgetError.exit_code
     return CommandResult(lambda color: fit_text(found, color=color) + behind, data, exit_code)
 

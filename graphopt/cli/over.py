@@ -7,17 +7,16 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt.base.errors import UsageError
 from graphopt.base.units import parse_bytes
 
+if TYPE_CHECKING:
+    from torch import nn
+
 _PATTERN = re.compile(r"\s*([A-Za-z_]\w*)(?:@(\d+))?\s*=\s*([\d_]+)\s*:\s*([\d_]+)\s*")
-#: What there is to say of a model without weights.
-ON_META = (
-    "on the meta device: nothing was allocated or run. Times are the roofline's, with an A100's data sheet; scratch "
-    "memory of operators is not counted"
-)
+
 #: Sizes of one name, evenly by their ratios.
 _STEPS = 8
 
@@ -67,7 +66,7 @@ def sweep_over(options: argparse.Namespace, costs: dict[str, Any]) -> tuple[Call
     each = [sizes_between(low, high) for low, high in ranges.values()]
     budget_bytes = None if options.mem_budget is None else found.bytes_of(options.mem_budget)
     points = found.grid([dict(zip(ranges, sizes, strict=True)) for sizes in product(*each)], budget_bytes)
-    grid = SizeGrid(found.model, tuple(ranges), tuple(points), budget_bytes, _note(options, found.device))
+    grid = SizeGrid(found.model, tuple(ranges), tuple(points), budget_bytes, _note(options, target.model))
     formula = found.formula_in(ranges)
     data: dict[str, Any] = {
         "schema": "graphopt.sizes/1",
@@ -86,9 +85,18 @@ def parse_dynamic(text: str) -> dict[str, int]:
     return {name.strip(): int(dimension) for name, _, dimension in parts}
 
 
-def _note(options: argparse.Namespace, device: str) -> str:
-    if device == "meta":
-        return ON_META
+def on_meta(model: nn.Module) -> str:
+    """What there is to say of a model without weights, with the dtypes that its bytes are of."""
+    dtypes = dict.fromkeys(str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters())
+    return (
+        f"on the meta device: nothing was allocated or run. Parameters are {' and '.join(dtypes)}. Times are the "
+        "roofline's, with an A100's data sheet; scratch memory of operators is not counted"
+    )
+
+
+def _note(options: argparse.Namespace, model: nn.Module) -> str:
+    if options.meta:
+        return on_meta(model)
     return "times are the roofline's; scratch memory of operators is not counted" if is_estimated(options) else ""
 
 

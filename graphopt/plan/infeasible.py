@@ -9,6 +9,7 @@ from graphopt.base.units import format_bytes
 from graphopt.kernels.offload.link import DepotLink
 from graphopt.plan.floor import floor_changes
 from graphopt.plan.graph_study import GraphStudy
+from graphopt.plan.numerics import Numerics
 from graphopt.plan.offload.worth import HIDDEN_SHARE
 from graphopt.plan.pieces import smallest_forms
 from graphopt.problem.kinds import kind_words
@@ -24,17 +25,19 @@ def budget_error(
     budget_bytes: int,
     resident_bytes: Mapping[str, int],
     planner: str,
+    numerics: Numerics = "bitwise",
 ) -> BudgetError:
     """The error for graphs that need `own_minimum_bytes` beside what is resident."""
     resident = sum(resident_bytes.values())
     minimum_bytes = resident + own_minimum_bytes
     hungriest = max(graphs, key=lambda graph: graph.curve[0].peak_bytes)
     drivers = (*_resident_drivers(resident_bytes), *_peak_drivers(hungriest))
+    advice = _advice(hungriest, own_minimum_bytes, budget_bytes - resident, planner, numerics)
     lines = [
         f"{format_bytes(budget_bytes)} ({budget_bytes:,} bytes) is too small: with planner {planner!r} this step "
         f"needs at least {format_bytes(minimum_bytes)} ({minimum_bytes:,} bytes).",
         "What fills it: " + "; ".join(drivers) + ".",
-        "What to try: " + "; ".join(_advice(hungriest, own_minimum_bytes, budget_bytes - resident, planner)) + ".",
+        "What to try: " + "; ".join(advice) + ".",
     ]
     # planners are asked where somebody means the budget, and not where the least is all that is asked for
     is_meant = budget_bytes >= _MEANT_SHARE * minimum_bytes
@@ -88,8 +91,12 @@ def _peak_drivers(study: GraphStudy) -> list[str]:
     return [*drivers, f"all alive while {op.name}{where} runs"]
 
 
-def _advice(study: GraphStudy, own_minimum_bytes: int, own_budget_bytes: int, planner: str) -> list[str]:
+def _advice(
+    study: GraphStudy, own_minimum_bytes: int, own_budget_bytes: int, planner: str, numerics: Numerics
+) -> list[str]:
     tips = []
+    if numerics == "reordered" and study.graph.step.has_changing_sizes:
+        tips.append("dynamic=False, as a graph that serves many sizes of inputs is not run in pieces")
     if study.kept:
         tips.append("planning anew, without the kept plan")
     if planner != "auto":

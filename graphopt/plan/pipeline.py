@@ -44,7 +44,7 @@ def plan_within(
         return plan_graph(study, own_bytes, choice)
     except InfeasibleError as error:
         least = error.minimum_bytes
-        raise budget_error([study], least, budget_bytes, resident_bytes, choice.planner) from None
+        raise budget_error([study], least, budget_bytes, resident_bytes, choice.planner, choice.numerics) from None
 
 
 def plan_as(study: GraphStudy, schedule: Schedule, choice: Choice) -> PlannedGraph:

@@ -128,7 +128,15 @@ def test_what_fits_is_what_fits_on_a_device(config: Path, capsys: pytest.Capture
     assert len(least[0]) == len(least[1]) > 1
     assert least[1] == pytest.approx(least[0], rel=0.03)
     assert cli.main(["fit", str(config), "--meta", "--mem-budget", "4MiB"]) in (0, 3)
-    assert "on the meta device: nothing was allocated or run" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "on the meta device: nothing was allocated or run. Parameters are float32." in " ".join(text.split())
+
+
+def test_a_configuration_without_a_dtype_is_of_float32_as_transformers_makes_it(tmp_path: Path) -> None:
+    fields = {**LlamaConfig(vocab_size=512, num_key_value_heads=2, max_position_embeddings=64, **SHAPE).to_dict()}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({key: value for key, value in fields.items() if key not in ("dtype", "torch_dtype")}))
+    assert {parameter.dtype for parameter in load_target(str(path), "meta").model.parameters()} == {torch.float32}
 
 
 def test_a_step_that_learns_nothing_there_is_an_error(config: Path) -> None:

@@ -183,3 +183,15 @@ def test_pieces_as_text() -> None:
         "4 pieces",
         "4 pieces, gradients with the loss",
     ]
+
+
+def test_where_another_shape_loses_the_pieces_the_error_says_how_to_keep_them() -> None:
+    """One graph for all shapes is whole, as its rows are not known."""
+    model, _ = optimized()
+    model(some_ids()).backward()
+    with pytest.raises(graphopt.BudgetError, match="dynamic=False, as a graph that serves many sizes"):
+        model(some_ids()[:, :-5]).backward()
+    model, _ = optimized(dynamic=False)
+    model(some_ids()).backward()
+    model.zero_grad()
+    model(some_ids()[:, :-5]).backward()

@@ -86,7 +86,7 @@ def in_the_place_of(
             return plan_graph(study, candidate.peak_bytes, choice)
     schedules[position : position + 1] = [study.curve[0].schedule]
     least = joint_peak_bytes(studies, schedules)
-    raise budget_error([study], least, budget_bytes, call.resident_bytes, choice.planner)
+    raise budget_error([study], least, budget_bytes, call.resident_bytes, choice.planner, choice.numerics)
 
 
 def with_piece(call: CallPlan, position: int, graph: DynamoGraph, planned: PlannedGraph) -> CallPlan:

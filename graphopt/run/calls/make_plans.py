@@ -80,7 +80,7 @@ def making_in_pattern(sequence: Sequence[GraphStudy], pattern: Sequence[GraphStu
         at = bisect_right(prices, 0, key=excess_bytes)
         if not at:
             least = room.own_bytes + excess_bytes(prices[0])
-            raise budget_error(pattern, least, room.budget_bytes, room.resident_bytes, choice.planner)
+            raise budget_error(pattern, least, room.budget_bytes, room.resident_bytes, choice.planner, choice.numerics)
         studies = dict.fromkeys(sequence)
         return [plan_as(study, _below(curves[study], prices[at - 1]).schedule, choice) for study in studies]
 
@@ -134,4 +134,6 @@ def _shares(sequence: Sequence[GraphStudy], room: Room, choice: Choice) -> dict[
         return shares
     except InfeasibleError as error:
         least = error.minimum_bytes
-        raise budget_error(sequence, least, room.budget_bytes, room.resident_bytes, choice.planner) from None
+        raise budget_error(
+            sequence, least, room.budget_bytes, room.resident_bytes, choice.planner, choice.numerics
+        ) from None
