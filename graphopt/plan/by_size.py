@@ -41,6 +41,8 @@ class BySize:
         self._known: tuple[int, Family] | None = None
         #: Eager's own peaks at the sizes that planners were asked for.
         self._planned_bytes: list[int] = []
+        #: And what they found to be the least, by sizes.
+        self._least_bytes: dict[tuple[tuple[str, int], ...], int] = {}
 
     @property
     def eager(self) -> Form:
@@ -62,9 +64,8 @@ class BySize:
         return self._own_eager.at(sizes) + self.resident.at(sizes)
 
     def minimum_bytes(self, sizes: Sizes) -> int:
-        """The least of all schedules, with those of planners at these very sizes."""
-        self.plan_for(sizes, None)
-        return self.least_known_bytes(sizes)
+        """The least that planners find at these very sizes, as `optimize()` will ask them there."""
+        return self._planned_minimum_bytes(sizes) + self.resident.at(sizes)
 
     def least_known_bytes(self, sizes: Sizes) -> int:
         """The least of the schedules that are known: what is needed at the most."""
@@ -118,7 +119,7 @@ class BySize:
         is_open = budget_bytes is None or self.least_known_bytes(sizes) > budget_bytes
         if is_far or (is_open and now not in self._planned_bytes):
             self._planned_bytes.append(now)
-            self.graph.plan_at(sizes)
+            self._planned_minimum_bytes(sizes)
 
     def _fitting(
         self, name: str, budget_bytes: int, others: Sizes, least_bytes: Callable[[Sizes], int]
@@ -131,7 +132,11 @@ class BySize:
         return fits
 
     def _planned_minimum_bytes(self, sizes: Sizes) -> int:
-        return min(Family(list(map(self.graph.peak, self.graph.plan_at(sizes)))).at(sizes))
+        key = tuple(sorted(sizes.items()))
+        if key not in self._least_bytes:
+            found = Family(list(map(self.graph.peak, self.graph.plan_at(sizes)))).at(sizes)
+            self._least_bytes[key] = min(found)
+        return self._least_bytes[key]
 
     def _agreed(self, name: str, others: Sizes, asked: Callable[[int], bool], found: int) -> int:
         """The largest size that fits by what planners find at it, near one that is expected to; 0 where none does."""

@@ -91,6 +91,16 @@ def test_a_table_knows_what_planners_find_at_each_size() -> None:
                 assert point.minimum_bytes <= budget
 
 
+def test_what_is_the_least_does_not_depend_on_what_was_asked_before() -> None:
+    found, other = (
+        graphopt.estimate(Attention(), tokens(4, 32), dynamic={"batch": 0, "length": 1}, cost_model="roofline")
+        for _ in range(2)
+    )
+    sizes = [{"batch": 3, "length": 100}, {"batch": 1, "length": 24}, {"batch": 8, "length": 60}]
+    assert [found.minimum(**each) for each in sizes] == [other.minimum(**each) for each in reversed(sizes)][::-1]
+    assert [found.minimum(**each) for each in sizes] == [other.minimum(**each) for each in sizes]
+
+
 class Deep(nn.Module):
     """Gradients take most with few tokens, activations with many."""
 
