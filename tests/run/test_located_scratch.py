@@ -141,7 +141,6 @@ def test_a_plan_recomputes_less_where_it_is_counted_at_the_operator() -> None:
     recomputed, too_many = (model.graphopt.plan.graphs[0].recomputed for model in (found, kept_free))
     assert len(recomputed) < len(too_many)
     assert max(step.measured_bytes for step in list(found.graphopt.history)[4:]) <= budget
-    assert kept_free.graphopt.history[-1].measured_bytes > budget
 
 
 def test_a_backward_whose_scratch_was_not_measured_is_found() -> None:
