@@ -188,10 +188,13 @@ class Loop:
         if above_plan is None or self._last_plan is None or not self._may_search():
             return False
         assert self.watch is not None
+        above = self._above_plan(self._last_plan, above_plan)
+        if above is None:
+            return False
         self._search = self._search or ScratchSearch()
         if not self._search.is_running:
             self._searched_steps = self.watch.history.total
-        self._search.begins(self._above_plan(self._last_plan, above_plan))
+        self._search.begins(above)
         return True
 
     def _may_search(self) -> bool:
@@ -200,12 +203,14 @@ class Loop:
         is_plain = watch is not None and not watch.is_on_cuda and watch.sharding is None
         return is_plain and self._request.choice.compiler == "eager"
 
-    def _above_plan(self, plan: CallPlan, measured: MeasuredStep) -> StepAbovePlan:
+    def _above_plan(self, plan: CallPlan, measured: MeasuredStep) -> StepAbovePlan | None:
+        """None where a graph of the step was forgotten meanwhile, as its model has become another one."""
         assert self.watch is not None
         pairs = dict(zip(plan.graphs, plan.planned, strict=True))
         searched = {graph: graph.searched(plan.key, planned) for graph, planned in pairs.items()}
+        graphs = tuple(found for graph in plan.graphs if (found := searched[graph]) is not None)
         above_bytes = self.watch.corrections.above_plan(measured, plan.resident_bytes.get(IN_GRAPHS, 0))
-        return StepAbovePlan(tuple(searched[graph] for graph in plan.graphs), above_bytes, joint_peak_bytes)
+        return StepAbovePlan(graphs, above_bytes, joint_peak_bytes) if len(graphs) == len(plan.graphs) else None
 
     def _heed_search(self) -> None:
         """A step may have been run node by node: count what it shows, and plan anew."""
@@ -216,6 +221,9 @@ class Loop:
         self._searched_steps = watch.history.total
         beside_bytes = sum(plan.resident_bytes.values()) - plan.resident_bytes.get(IN_GRAPHS, 0)
         step = self._above_plan(plan, watch.history[-1])
+        if step is None:
+            search.ends()
+            return
         found = search.ends_step(step, self._request.budget_bytes - beside_bytes)
         if found is not None:
             watch.corrections.is_located(found)

@@ -173,7 +173,7 @@ class DynamoGraph:
         if key.adds in self._serving:
             self.compiled[key] = self._serving[key.adds].with_schedule(chosen[-1].schedule)
 
-    def searched(self, key: CallKey, planned: PlannedGraph) -> SearchedGraph:
+    def searched(self, key: CallKey, planned: PlannedGraph) -> SearchedGraph | None:
         """The graph as it is planned for calls like `key`, to look for what its ops take."""
         return self.studies.searched(key.adds, self.symbols.sizes_in(key.shapes), planned)
 

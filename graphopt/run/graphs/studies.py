@@ -53,9 +53,12 @@ class Studies:
             self._known.pop(next(iter(self._known))).forget_derived()
         return study
 
-    def searched(self, adds: bool, sizes: Mapping[sympy.Symbol, int], planned: PlannedGraph) -> SearchedGraph:
-        """The graph at these sizes as it is planned, to look for what its ops take."""
-        return SearchedGraph(self.graph(adds), planned, lambda: self._found(adds, sizes), self._known.clear)
+    def searched(self, adds: bool, sizes: Mapping[sympy.Symbol, int], planned: PlannedGraph) -> SearchedGraph | None:
+        """The graph at these sizes as it is planned, to look for what its ops take; None where it is known no more."""
+        graph = self._graphs.get(adds)
+        if graph is None:
+            return None
+        return SearchedGraph(graph, planned, lambda: self._found(adds, sizes), self._known.clear)
 
     def graph(self, adds: bool) -> GraphAtSizes:
         """The graph as it was captured, which needs a gradient."""
