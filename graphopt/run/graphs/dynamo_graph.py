@@ -232,8 +232,9 @@ class DynamoGraph:
 
     def _tell_search(self, adds: bool, runnables: Sequence[Runnable]) -> None:
         """These are about to run; a backward is compiled when it first does."""
-        if (search := self.around.search()) is not None:
-            search.runs(self.studies.graph(adds), runnables)
+        search, graph = self.around.search(), self.studies.graph(adds)
+        if search is not None and graph is not None:
+            search.runs(graph, runnables)
 
     def _forgets_studies(self) -> None:
         self.studies.clear()

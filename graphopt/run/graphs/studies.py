@@ -55,16 +55,14 @@ class Studies:
 
     def searched(self, adds: bool, sizes: Mapping[sympy.Symbol, int], planned: PlannedGraph) -> SearchedGraph | None:
         """The graph at these sizes as it is planned, to look for what its ops take; None where it is known no more."""
-        graph = self._graphs.get(adds)
+        graph = self.graph(adds)
         if graph is None:
             return None
         return SearchedGraph(graph, planned, lambda: self._found(adds, sizes), self._known.clear)
 
-    def graph(self, adds: bool) -> GraphAtSizes:
-        """The graph as it was captured, which needs a gradient."""
-        graph = self._graphs[adds]
-        assert graph is not None
-        return graph
+    def graph(self, adds: bool) -> GraphAtSizes | None:
+        """The graph as it was captured; None where it needs no gradient, or is known no more."""
+        return self._graphs.get(adds)
 
     def _found(self, adds: bool, sizes: Mapping[sympy.Symbol, int]) -> GraphStudy:
         study = self.at(adds, sizes)
