@@ -127,8 +127,8 @@ def _compared(cases: dict[str, dict[str, Any]], parts: tuple[float, ...]) -> dic
             steps = [step for step in model.graphopt.history if step.predicted_bytes]
             nearest = min(steps, key=lambda step: abs(step.measured_bytes - step.predicted_bytes))
             seconds = sum(p.seconds for p in plan.points) / sum(p.seconds for p in plan.eager) - 1
-            peaks_of_cell = budget, nearest.predicted_bytes, nearest.measured_bytes, outside
-            cells.append((is_same, *peaks_of_cell, seconds, plan.minimum_bytes))
+            off = nearest.measured_bytes - nearest.predicted_bytes
+            cells.append((is_same, budget, plan.peak_bytes, off, outside, seconds, plan.minimum_bytes))
         found[name] = cells
     return found
 
@@ -145,10 +145,10 @@ CASES: dict[str, dict[str, Any]] = {
 def _check(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         for name, cells in found.items():
-            for is_same, budget, predicted, measured, outside, _, least in cells:
+            for is_same, budget, planned, off, outside, _, least in cells:
                 assert is_same, name
-                assert least <= predicted <= budget, (name, least, predicted, budget)
-                assert abs(measured - predicted) <= MESSAGE_BYTES, (name, measured, predicted)
+                assert least <= planned <= budget, (name, least, planned, budget)
+                assert abs(off) <= MESSAGE_BYTES, (name, off)
                 assert outside <= budget + MESSAGE_BYTES, (name, outside, budget)
             seconds = [cell[5] for cell in cells]
             assert seconds == sorted(seconds, reverse=True), name
