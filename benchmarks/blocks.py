@@ -10,13 +10,11 @@ prices nor plans.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import graphopt
-from benchmarks.common import about, write_json
+from benchmarks.common import about, options_of_cases, write_json
 from graphopt.device.measure import peak_bytes
 
 ROUNDS, WARM_UP = 5, 2
@@ -165,11 +163,7 @@ def table_of(cases: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = options_of_cases(__doc__, CASES, ROUNDS)
     torch.set_num_threads(1)
     cases = []
     for name in options.only:

@@ -11,12 +11,10 @@ take turns, and medians are over those of eager with whole logits.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphopt
-from benchmarks.common import about, write_json
+from benchmarks.common import about, options_of_cases, write_json
 from graphopt.device.measure import peak_bytes
 
 ROUNDS, WARM_UP = 3, 2
@@ -255,11 +253,7 @@ def tables_of(cases: list[dict[str, Any]]) -> list[Table]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = options_of_cases(__doc__, CASES, ROUNDS)
     torch.set_num_threads(1)
     cases = []
     for name in options.only:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def capture(name: str, cost_model: str = "auto") -> CapturedGraph:
     )
     (planned,) = module.graphopt.in_force.planned  # type: ignore[union-attr]
     return planned.captured
+
+
+def options_of_cases(description: str | None, cases: Collection[str], rounds: int) -> argparse.Namespace:
+    """The command line of a benchmark of named cases: `only` these, so many `rounds`, and where its `json` goes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(cases), default=list(cases))
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 def about(device: torch.device | str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -54,12 +55,10 @@ def fit_model(
     size found, ops that were not measured before are run alone. A model on the meta device is priced by the roofline.
     Raises CaptureError and UsageError.
     """
-    if device_of(model).type != "meta":
+    is_on_meta = device_of(model).type == "meta"
+    options |= {"cost_model": "roofline"} if is_on_meta else {}
+    with operators_on_meta() if is_on_meta else nullcontext():
         return _fitted(model, example_inputs, loss_fn, mem_budget, optimizer, tell, options)
-    with operators_on_meta():
-        return _fitted(
-            model, example_inputs, loss_fn, mem_budget, optimizer, tell, {**options, "cost_model": "roofline"}
-        )
 
 
 def _fitted(

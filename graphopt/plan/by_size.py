@@ -97,11 +97,9 @@ class BySize:
         fits = self._fitting(name, budget_bytes, others, lambda sizes: min(known.at(sizes)))
         low = self._least_served(name, others)
         sizes = (low, self.graph.sizes[name])
-        if eager:
-            found = self._largest(name, others, fits, next(filter(fits, sizes), 0))
-        else:
+        found = self._largest(name, others, fits, next(filter(fits, sizes), 0))
+        if not eager:
             asked = self._fitting(name, budget_bytes, others, self._planned_minimum_bytes)
-            found = self._largest(name, others, fits, next(filter(fits, sizes), 0))
             found = self._agreed(name, others, asked, found) or next(filter(asked, sizes), 0)
         if found and (why := self.graph.refusal({**others, name: found + 1})):
             logger.warning("%s %d fits, and may not be the largest: %s", name, found, why)

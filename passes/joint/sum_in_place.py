@@ -1,8 +1,8 @@
-"""Passes: the gradients that one tensor gets from several places are added up in place, as autograd adds them.
+"""Passes: the gradients that one tensor gets from several places are added up in place.
 
-A functional graph adds two of them into a third, which eager never has: for a weight that embeds words and is the head
-too, as large as the logits of many models. Autograd adds into the one that came first (`accumulate` in
-torch/csrc/autograd/input_buffer.cpp). In place or not, a sum has the same bits.
+A functional graph adds two of them into a third: for a weight that embeds words and is the head too, as large as the
+logits of many models. Eager has a third as well where it was measured, an `nn.Embedding` tied to a product (1 December
+2026, torch 2.13.0). In place or not, a sum has the same bits.
 
 Sums are marked first, as the passes that hand gradients over take them from the graph's outputs, and changed last.
 """
