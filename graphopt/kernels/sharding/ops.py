@@ -95,13 +95,14 @@ def _share(wholes: list[Tensor], label: str) -> None:
     group = group_of(label)
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     parcels = together(whole for whole in wholes if whole.numel())
-    for parcel in parcels:
-        if len(parcel) > 1:
-            Message(parcel, group).gather([whole[part_of(len(whole), rank, world)] for whole in parcel])
     in_place = [parcel[0] for parcel in parcels if len(parcel) == 1]
     travelling = [begin_gather(whole, whole[part_of(len(whole), rank, world)], group) for whole in in_place]
     for whole, each in zip(in_place, travelling, strict=True):
         each.arrive(whole)
+    # what takes memory comes last: a backend's thread may only now let go of the gradients that were summed
+    for parcel in parcels:
+        if len(parcel) > 1:
+            Message(parcel, group).gather([whole[part_of(len(whole), rank, world)] for whole in parcel])
 
 
 def _norm_of_ranks(norm: Tensor, overflow: Tensor, p: float, label: str) -> tuple[Tensor, Tensor]:
