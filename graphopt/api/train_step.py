@@ -44,7 +44,7 @@ from graphopt.step.ranks.settings import spelled_option
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.sharding.share_out import Shared, share_out
 from graphopt.step.sharding.shared_state import SharedState
-from graphopt.step.sharding.state import give_state_as_dtensors
+from graphopt.step.sharding.state import check_unshared, give_state_as_dtensors
 from graphopt.step.state_elsewhere import state_elsewhere
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import TrainStep
@@ -143,6 +143,7 @@ def train_step(
             choice = Choice(planner, cost_model, None, plan_seconds, compiler, numerics, to)
             args, kwargs = as_call(example_inputs, example_kwargs)
             check_unwrapped(model)
+            check_unshared(optimizer)
             check_devices(model, (args, kwargs))
         if ranks is not None:
             start_alike(ranks, model, shard=spelled_option(shard))

@@ -31,10 +31,20 @@ def give_state_as_dtensors(sharded: Shared, optimizer: torch.optim.Optimizer) ->
     def into_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return _with_state(state, _shards_by_key(stepped, state, sharded), _as_rows)
 
+    of_optimizer.gives_rows = True  # type: ignore[attr-defined]
     sharded.state_hooks += [
         optimizer.register_state_dict_post_hook(of_optimizer),
         optimizer.register_load_state_dict_pre_hook(into_optimizer),
     ]
+
+
+def check_unshared(optimizer: torch.optim.Optimizer) -> None:
+    """Raise UsageError for an optimizer whose state another step has shared out."""
+    if any(getattr(hook, "gives_rows", False) for hook in optimizer._optimizer_state_dict_post_hooks.values()):
+        raise UsageError(
+            "the state of this optimizer is shared out already by another train_step(shard=...): step.unshard() makes "
+            "it whole again"
+        )
 
 
 def _give_model_state(sharded: ShardedParameters) -> None:

@@ -156,7 +156,7 @@ def with_stock_kernels() -> tuple[float, float]:
 
 
 def test_torchs_own_kernels_round_the_last_elements_of_rows_otherwise() -> None:
-    """They take eight at a time, with a product and a sum as one, and what is left one by one. 1 ulp was measured."""
+    """They take eight at a time, with product and sum as one, and what is left one by one. 0.5 ulps were measured."""
     for loss_ulps, parameter_ulps in run_ranks(2, with_stock_kernels):
         assert loss_ulps <= 2
         assert parameter_ulps <= 4

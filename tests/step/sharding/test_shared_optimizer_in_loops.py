@@ -218,6 +218,24 @@ def test_steps_stay_inside_their_budgets_and_predictions_hold(options: dict[str,
             assert planned - measured < 1024
 
 
+def sent() -> list[int]:
+    """Bytes that a rank sends in a step by the report, state shared out and whole; of parameters that learn."""
+    found = []
+    for shard in ("optimizer", False):
+        model, _, step = steps_of(shard)
+        step(*part(0, dist.get_rank(), 4))
+        figures = step.report.step
+        assert figures is not None
+        assert any("optimizer state: rows over 2 ranks" in line for line in figures.exchange) is (shard is not False)
+        found.append(figures.sent_bytes)
+    return [*found, sum(p.nbytes for p in model.parameters() if p.requires_grad)]
+
+
+def test_a_report_has_what_is_shared() -> None:
+    for shared, whole_bytes, parameter_bytes in run_ranks(2, sent):
+        assert shared == whole_bytes + parameter_bytes // 2
+
+
 class Scalar(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -292,6 +310,24 @@ def changed_parameters(shard: str) -> list[str]:
         model.up.weight.data = before  # type: ignore[union-attr]
         model.float()
     return said
+
+
+def built_twice() -> list[str]:
+    """What a second step is told of the same optimizer, before the first one is over; and then."""
+    model, optimizer, first = steps_of("optimizer")
+    said = []
+    for _ in range(2):
+        try:
+            graphopt.train_step(model, language_loss, optimizer, cost_model="roofline")(*part(0, dist.get_rank(), 4))
+        except graphopt.UsageError as error:
+            said.append(str(error))
+            first.unshard()
+    return said
+
+
+def test_state_is_shared_out_by_one_step_at_a_time() -> None:
+    for said in run_ranks(2, built_twice):
+        assert len(said) == 1 and "is shared out already" in said[0]
 
 
 @pytest.mark.parametrize("shard", STAGES)
