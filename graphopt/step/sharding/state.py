@@ -43,7 +43,7 @@ def check_unshared(optimizer: torch.optim.Optimizer) -> None:
     if any(getattr(hook, "gives_rows", False) for hook in optimizer._optimizer_state_dict_post_hooks.values()):
         raise UsageError(
             "the state of this optimizer is shared out already by another train_step(shard=...): step.unshard() makes "
-            "it whole again"
+            "it whole again; where that call raised, make a new optimizer from model.parameters()"
         )
 
 
