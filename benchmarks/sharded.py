@@ -117,7 +117,7 @@ def by_graphopt(case: Sharded, budget_bytes: int | None, name: str = "graphopt",
     run(case.batch(0, dist.get_rank()))
     exchange = step._exchange
     assert exchange is not None
-    kept = lambda: [*_state(optimizer), *exchange.tensors]  # noqa: E731
+    kept = lambda: [*_state(optimizer), *exchange.tensors, *step.accumulators]  # noqa: E731
     held = lambda: [*(p.data for p in model.parameters()), *kept(), *model.buffers()]  # noqa: E731
     return Way(name, run, held, parameters, budget_bytes, step.plan.peak_bytes)
 

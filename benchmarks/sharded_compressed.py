@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from benchmarks.common import about, write_json
 from benchmarks.compression.network import run_ranks_over_network
 from benchmarks.sharded import Cell, Way, by_graphopt, measured_peak, seconds_of, table_of
 from benchmarks.sharded_models import MODELS
+from tests.support.ranks import run_ranks
 
 METHODS = (None, graphopt.HalfCast(torch.bfloat16), graphopt.EightBit(), graphopt.QSGD(8), graphopt.QSGD(4))
 
@@ -38,10 +39,15 @@ def run_model(name: str, rounds: int) -> list[Cell]:
         for method in METHODS:
             what = f"shard={stage!r}, {method or 'as they are'}"
             ways.append(by_graphopt(case, None, what, shard=stage, compress=method))
+    return cells_of(name, ways, rounds)
+
+
+def cells_of(name: str, ways: list[Way], rounds: int) -> list[Cell]:
+    """What ways to train one model take, on all ranks together; parameters are compared with those of the first."""
+    case, world = MODELS[name], dist.get_world_size()
     peaks = [measured_peak(way, case) for way in ways]
     seconds = seconds_of(ways, case, rounds)
     reference = ways[0].parameters()
-    world = dist.get_world_size()
     cells = []
     for way, peak, each in zip(ways, peaks, seconds, strict=True):
         apart = max(float((a - b).abs().max()) for a, b in zip(way.parameters(), reference, strict=True))
@@ -49,19 +55,22 @@ def run_model(name: str, rounds: int) -> list[Cell]:
     return cells
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], run: Callable[[str, int], list[Cell]] = run_model, about_it: str | None = None) -> int:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what, raw = about_it or __doc__, argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=what, formatter_class=raw)
     parser.add_argument("models", nargs="*", default=["wide blocks"], choices=[*MODELS, []])
     parser.add_argument("--world", type=int, default=2)
-    parser.add_argument("--rate", default="100mbit", help="1gbit or 100mbit: of each rank's link")
+    parser.add_argument("--rate", default="100mbit", help="unlimited, 1gbit or 100mbit: of each rank's link")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
     cells: list[Cell] = []
     for name in options.models:
-        work: Any = options.world, options.rate, run_model, name, options.rounds
-        cells += run_ranks_over_network(*work, timeout=1200)[0]
+        if options.rate == "unlimited":
+            cells += run_ranks(options.world, run, name, options.rounds, timeout=1200)[0]
+        else:
+            cells += run_ranks_over_network(options.world, options.rate, run, name, options.rounds, timeout=1200)[0]
         Console(width=160).print(table_of([cell for cell in cells if cell.model == name]))
         write_json(options.json, {**about("cpu"), "rate": options.rate, "cells": [asdict(cell) for cell in cells]})
     return 0

@@ -42,10 +42,9 @@ from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
 from graphopt.step.ranks.settings import spelled_option
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
-from graphopt.step.sharding.parameters import ShardedParameters
-from graphopt.step.sharding.placement import placement_of
+from graphopt.step.sharding.share_out import Shared, share_out
 from graphopt.step.sharding.shared_state import SharedState
-from graphopt.step.sharding.state import give_state_as_dtensors
+from graphopt.step.sharding.state import check_unshared, give_state_as_dtensors
 from graphopt.step.state_elsewhere import state_elsewhere
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.train_step import TrainStep
@@ -70,7 +69,7 @@ def train_step(
     weights: Weights = None,
     compress: Compression | Auto | Literal["auto"] | None = None,
     group: dist.ProcessGroup | None = None,
-    shard: bool | Literal["gradients"] | DeviceMesh = False,
+    shard: bool | Literal["optimizer", "gradients"] | DeviceMesh = False,
     autocast: torch.dtype | None = None,
     masters: bool = False,
     update_in_backward: bool | Literal["auto"] = "auto",
@@ -120,7 +119,8 @@ def train_step(
     choose. With `shard` each rank keeps its rows of parameters, gradients and optimizer state, and what is gathered is
     planned like all else; the model is whole inside of `with step.whole_model():` only. True shares out over all ranks,
     a mesh of two dimensions (copies, rows) over those of its second one; "gradients" leaves parameters whole and shares
-    out the rest; `compress` is EightBit, HalfCast or QSGD then, or None. In one process it changes nothing.
+    out the rest; `compress` is EightBit, HalfCast or QSGD then, or None. "optimizer" shares out the state alone, and
+    trains with the bits, and with all that `compress` takes, of no `shard`. In one process it changes nothing.
 
     Only what the optimizer holds is trained: gradients of other parameters are not computed, and no `.grad` is
     set. Raises BudgetError, CaptureError and UsageError as `optimize()` does, at once with `example_inputs`, else
@@ -143,29 +143,30 @@ def train_step(
             choice = Choice(planner, cost_model, None, plan_seconds, compiler, numerics, to)
             args, kwargs = as_call(example_inputs, example_kwargs)
             check_unwrapped(model)
+            check_unshared(optimizer)
             check_devices(model, (args, kwargs))
         if ranks is not None:
             start_alike(ranks, model, shard=spelled_option(shard))
         link = link_of(ranks, next(model.parameters()).device) if ranks and shard else None
         with raising_together(ranks):
-            sharded: ShardedParameters | SharedState | None = None
+            sharded: Shared | None = None
             if ranks is not None and link is not None:
-                check_shard_with(options, optimizer, choice, masters=masters, parameters_too=shard != "gradients")
-                placed = placement_of(shard, ranks, next(model.parameters()).device)
-                kind = SharedState if shard == "gradients" else ShardedParameters
-                sharded = kind(model, optimizer, placed, link)
+                check_shard_with(shard, options, optimizer, choice)
+                sharded = share_out(shard, model, optimizer, ranks, link)
                 give_state_as_dtensors(sharded, optimizer)
+            scattering = sharded if sharded is not None and sharded.how.scatters else None
             rows = sharded.rows if isinstance(sharded, SharedState) else None
             away = state_elsewhere(offload_optimizer, next(model.parameters()).device)
-            view = OptimizerView(optimizer, model, masters=masters, rows=rows, elsewhere=away)
-            if isinstance(sharded, ShardedParameters):
+            sums_whole = scattering is None
+            view = OptimizerView(optimizer, model, masters=masters, rows=rows, sums_whole=sums_whole, elsewhere=away)
+            if sharded is not None:
                 sharded.has_masters(view.masters)
             scaled = loss_scale is not None
-            exchange = Exchange(ranks, view, compress, scaled=scaled, shared=sharded) if ranks else None
+            exchange = Exchange(ranks, view, compress, scaled=scaled, shared=scattering) if ranks else None
             check_offload_optimizer(view)
             check_compiler_with(compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)
-            has = {"has_ranks": ranks is not None, "is_sharded": sharded is not None}
+            has = {"has_ranks": ranks is not None, "is_sharded": scattering is not None}
             in_backward = BackwardUpdates(options, view, choice, **has)
             in_backward.check()
             device = next(iter(model.parameters())).device

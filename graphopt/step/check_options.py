@@ -132,8 +132,9 @@ def _bool_or_auto(value: object) -> str:
 
 
 def _shard(value: object) -> str:
-    is_right = isinstance(value, bool) or value == "gradients" or type(value).__name__ == "DeviceMesh"
-    return "" if is_right else "True, False, 'gradients' or a torch.distributed.device_mesh.DeviceMesh"
+    is_named = isinstance(value, str) and value in ("optimizer", "gradients")
+    is_right = isinstance(value, bool) or is_named or type(value).__name__ == "DeviceMesh"
+    return "" if is_right else "True, False, 'gradients', 'optimizer' or a torch.distributed.device_mesh.DeviceMesh"
 
 
 def _lr_scheduler(value: object) -> str:

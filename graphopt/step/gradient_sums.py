@@ -22,8 +22,8 @@ class SummedGradients:
     def of(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """That of a parameter, of the dtype of `like`."""
         if name not in self._by_name:
-            stepped = self._view.stepped(name)
-            self._by_name[name] = torch.empty_like(stepped, dtype=like.dtype, requires_grad=False)
+            summed = self._view.summed(name)
+            self._by_name[name] = torch.empty_like(summed, dtype=like.dtype, requires_grad=False)
         return self._by_name[name]
 
     def clear(self) -> None:

@@ -21,33 +21,35 @@ from graphopt.step.micro import HandOver
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.options import StepOptions
 from graphopt.step.ranks.exchange import Exchange
-from graphopt.step.sharding.parameters import ShardedParameters
-from graphopt.step.sharding.shared_state import SharedState
+from graphopt.step.sharding.share_out import Shared
 
 
 @dataclass(frozen=True)
 class HandingOver:
-    """Of one step: gradients update, are summed up, or are returned; on several ranks they are sent or scattered."""
+    """Of one step: gradients update, are summed up, or are returned; on several ranks they are sent or scattered.
+
+    They are scattered where rows of them are `shared` out.
+    """
 
     view: OptimizerView
     options: StepOptions
     in_backward: BackwardUpdates
     exchange: Exchange | None
-    sharded: ShardedParameters | SharedState | None
+    shared: Shared | None
 
     def of(self, *, is_last: bool, summed: bool) -> tuple[object, HandOver]:
         """For the last micro-batch of a window or another one: what tells its passes from others', and the passes."""
-        exchange = self.exchange if is_last and not self.sharded else None
+        exchange = self.exchange if is_last and not self.shared else None
         # stock kernels promise eager's bits, so their products are made first; the plan has to know of them
         fuse = summed and chosen() != "stock"
 
         def hand_over(joint: JointGraph, given: Mapping[int, Any]) -> Passes:
             trained = {position: item for position, item in given.items() if self.view.trains(item)}
             passes = self._gradient_passes(trained, summed, fuse)
-            if self.sharded is not None:
-                positions = [position for position, item in given.items() if self.sharded.has(item)]
+            if self.shared is not None:
+                positions = [position for position, item in given.items() if self.shared.has(item)]
                 compressed = self.exchange.by_rows(joint, trained) if self.exchange else None
-                passes = (*shard_parameters(positions, self.sharded.how, compressed), *passes)
+                passes = (*shard_parameters(positions, self.shared.how, compressed), *passes)
             return (*passes, *exchange.passes(joint, trained)) if exchange else passes
 
         update = self.view.update_kind(in_backward=self.in_backward.are_on)

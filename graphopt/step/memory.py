@@ -219,8 +219,8 @@ class StepMemory:
         kinds = resident_of_model(self.model, self.batch, device)
         kinds["masters"] = sum(nbytes(master) for master in view.masters.values())
         kinds["optimizer"] = view.state_bytes(view.names[id(parameter)] for parameter in learning)
-        stepped = [view.stepped(view.names[id(parameter)]) for parameter in learning]
-        kinds["gradients"] = sum(map(float32_bytes, stepped)) if self.summed else 0
+        sums = [view.summed(view.names[id(parameter)]) for parameter in learning]
+        kinds["gradients"] = sum(map(float32_bytes, sums)) if self.summed else 0
         kinds["gradients of others"] = gradient_bytes(gradients_there(self.model), device)
         kinds["compression"] = self.kept_bytes(view.names[id(parameter)] for parameter in learning)
         kinds["reserve"] = self.reserve_bytes

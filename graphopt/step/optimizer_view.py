@@ -15,9 +15,9 @@ from torch import nn
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.dtypes import HALF
-from graphopt.device.storages import allocated_bytes
 from graphopt.kernels.streaming.blocks import block_elements
 from graphopt.passes.window.update import GroupUpdate
+from graphopt.step.count_bytes import counts_on_cpu_bytes, counts_on_device_bytes
 from graphopt.step.optimizer_step import check_step_takes_no_closure, kind_of_step
 from graphopt.step.parameters_seen import difference, parameters_seen
 from graphopt.step.state_elsewhere import StateElsewhere
@@ -41,6 +41,7 @@ class OptimizerView:
         *,
         masters: bool,
         rows: Mapping[str, nn.Parameter] | None = None,
+        sums_whole: bool = False,
         elsewhere: StateElsewhere | None = None,
     ) -> None:
         self.optimizer, self._model, self._wants_masters = optimizer, model, masters
@@ -49,7 +50,7 @@ class OptimizerView:
         self.names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.masters: dict[str, torch.Tensor] = {}
         #: What the optimizer holds of parameters of which it updates this rank's rows alone.
-        self.rows = rows or {}
+        self.rows, self._sums_whole = rows or {}, sums_whole
         self._pending: dict[str, dict[str, torch.Tensor]] = {}
         self._seen = parameters_seen(model)
         if masters:
@@ -146,6 +147,14 @@ class OptimizerView:
         """What the optimizer holds for a parameter: its master, or itself."""
         return self.masters[name] if name in self.masters else self.rows.get(name, self.parameters[name])
 
+    def summed(self, name: str) -> torch.Tensor:
+        """What the sum of its gradients is as large as: what the optimizer holds, or all of the parameter."""
+        return self.parameters[name] if self._sums_whole else self.stepped(name)
+
+    def rounded(self, name: str) -> torch.Tensor:
+        """What its master is rounded into: as much of the parameter as the optimizer holds."""
+        return self.rows.get(name, self.parameters[name])
+
     @property
     def unpublished(self) -> bool:
         """Whether state was made that is not yet the optimizer's."""
@@ -182,39 +191,18 @@ class OptimizerView:
         with torch.no_grad():
             for name in names:
                 if name in self.masters:
-                    self.parameters[name].copy_(self.masters[name])
+                    self.rounded(name).copy_(self.masters[name])
 
     def state_bytes(self, names: Iterable[str]) -> int:
         """Bytes of the optimizer's state: real where it is there, else what it will be for parameters `names`."""
         stepped = {id(parameter): parameter for parameter in map(self.stepped, names)}
         away = {key for key, parameter in stepped.items() if self.elsewhere and self.elsewhere.takes(parameter)}
         known = optimizer_bytes(self.optimizer, learns=lambda p: id(p) in stepped and id(p) not in away)
-        return known + self._count_bytes(stepped.values()) + self._counts_on_cpu(away)
-
-    def _count_bytes(self, stepped: Iterable[torch.Tensor]) -> int:
-        """Step counts that are made on the device, where the optimizer's own would be on the CPU."""
         if self.kind != "adam":
-            return 0
-        elsewhere = {
-            id(parameter)
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.device.type != "cpu" and not (group.get("fused") or group.get("capturable"))
-        }
-        made = [p for p in stepped if id(p) in elsewhere and "step" not in self.optimizer.state.get(p, {})]
-        return sum(allocated_bytes(4, parameter.device) for parameter in made)
-
-    def _counts_on_cpu(self, away: Iterable[int]) -> int:
-        """Step counts, to be made, of parameters of a CPU whose other state is elsewhere."""
-        if self.kind != "adam":
-            return 0
-        held = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-        made = [
-            p
-            for p in held
-            if id(p) in away and p.device.type == "cpu" and "step" not in self.optimizer.state.get(p, {})
-        ]
-        return 4 * len(made)
+            return known
+        return (
+            known + counts_on_device_bytes(self.optimizer, stepped.values()) + counts_on_cpu_bytes(self.optimizer, away)
+        )
 
     @property
     def trained(self) -> frozenset[str]:
@@ -266,11 +254,12 @@ class OptimizerView:
             raise UsageError(
                 "masters=True needs an optimizer that has not stepped yet: its state is that of the masters"
             )
+        names = self._names_of_stepped(self.names)
         for group in self.optimizer.param_groups:
             for position, parameter in enumerate(group["params"]):
-                if parameter.dtype in HALF and id(parameter) in self.names:
+                if parameter.dtype in HALF and id(parameter) in names:
                     master = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
-                    self.masters[self.names[id(parameter)]] = master
+                    self.masters[names[id(parameter)]] = master
                     group["params"][position] = master
 
     def _names_of_stepped(self, names: Mapping[int, str]) -> dict[int, str]:

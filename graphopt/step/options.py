@@ -81,16 +81,15 @@ def check_compiler_with(compiler: Compiler, *, has_ranks: bool) -> None:
 _BY_ELEMENT = ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
 
 
-def check_shard_with(
-    options: StepOptions, optimizer: torch.optim.Optimizer, choice: Choice, *, masters: bool, parameters_too: bool
-) -> None:
-    """Raise UsageError for what parameters that are shared out over ranks do not go with."""
-    if not isinstance(options.compress, ByRows | None):
+def check_shard_with(shard: object, options: StepOptions, optimizer: torch.optim.Optimizer, choice: Choice) -> None:
+    """Raise UsageError for what parameters that are shared out over ranks as `shard` says do not go with."""
+    scatters = shard != "optimizer"
+    if scatters and not isinstance(options.compress, ByRows | None):
         raise UsageError(
             f"shard= does not go with compress={type(options.compress).__name__}(...): what is scattered can be "
-            "compressed by EightBit(), HalfCast() and QSGD()"
+            "compressed by EightBit(), HalfCast() and QSGD(); shard='optimizer' goes with all methods"
         )
-    if options.compress is not None and options.update_in_backward is True:
+    if scatters and options.compress is not None and options.update_in_backward is True:
         raise UsageError(
             "update_in_backward=True does not go with shard= and compress=: ranks agree first that nothing overflowed"
         )
@@ -98,9 +97,8 @@ def check_shard_with(
         raise UsageError("shard= does not go with compiler='inductor': use compiler='eager'")
     if choice.offload is not None:
         raise UsageError("shard= does not go with offload= yet: ranks move parameters, and nothing else")
-    if not parameters_too and (masters or options.update_in_backward is True):
-        what = "masters=True" if masters else "update_in_backward=True"
-        raise UsageError(f"shard='gradients' does not go with {what}: use shard=True")
+    if isinstance(shard, str) and options.update_in_backward is True:
+        raise UsageError(f"shard={shard!r} does not go with update_in_backward=True: use shard=True")
     kind = type(optimizer)
     if kind not in [getattr(torch.optim, name) for name in _BY_ELEMENT]:
         raise UsageError(

@@ -13,8 +13,7 @@ from graphopt.compression.residuals import of_each_rank
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.scale_state import ScaleState
-from graphopt.step.sharding.parameters import ShardedParameters
-from graphopt.step.sharding.shared_state import SharedState
+from graphopt.step.sharding.share_out import Shared
 from graphopt.step.sharding.state import masters_given, masters_taken
 
 
@@ -25,12 +24,12 @@ class StepState:
     scale: ScaleState
     view: OptimizerView
     exchange: Exchange | None
-    sharded: ShardedParameters | SharedState | None
+    sharded: Shared | None
 
     def given(self) -> dict[str, Any]:
         """As it is saved; masters of parameters that are shared out as DTensors."""
         masters = {**self.view.masters}
-        if masters and isinstance(self.sharded, ShardedParameters):
+        if masters and self.sharded is not None and not self.sharded.is_over:
             masters = masters_given(masters, self.sharded)
         state = {"loss_scale": self.scale.state_dict(), "masters": masters}
         return {**state, "compression": self.exchange.state_dict()} if self.exchange else state
@@ -41,7 +40,7 @@ class StepState:
         masters = every[0]["masters"]
         if set(masters) != set(self.view.masters):
             raise UsageError("the saved state has masters for other parameters than this step")
-        if masters and isinstance(self.sharded, ShardedParameters):
+        if masters and self.sharded is not None and not self.sharded.is_over:
             masters = masters_taken(masters, self.sharded)
         for name, master in self.view.masters.items():
             if masters[name].shape != master.shape:

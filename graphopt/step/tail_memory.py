@@ -17,6 +17,7 @@ from graphopt.device.storages import allocated_bytes
 from graphopt.kernels.build import own_cpu_kernels, own_cuda_kernels
 from graphopt.kernels.layout import is_dense
 from graphopt.kernels.pieces import PIECE_ELEMENTS, table_bytes
+from graphopt.kernels.sharding.message import packed_bytes
 from graphopt.kernels.streaming.blocks import slots_bytes
 from graphopt.kernels.tail import definition_update
 from graphopt.passes.window.update import NUMBERS, STATE, GroupUpdate
@@ -61,7 +62,9 @@ def tail_bytes(
         update_bytes = _handed_bytes(view, gradients, held, summed) + _step_bytes(view, run_ops)
     else:
         update_bytes = max(_fused_bytes(view, group, gradients, options) for group in view.groups())
-    kinds = {"gradients": 0 if summed else sum(held.values()), "update workspace": max(norm_bytes, update_bytes)}
+    shared_bytes = packed_bytes(view.parameters[name] for name in gradients) if view.rows else 0
+    scratch_bytes = max(norm_bytes, update_bytes, shared_bytes)
+    kinds = {"gradients": 0 if summed else sum(held.values()), "update workspace": scratch_bytes}
     return {kind: size for kind, size in kinds.items() if size}
 
 
@@ -121,7 +124,7 @@ def _one_update_bytes(
     device = view.stepped(names[0]).device
     params = [like(view.stepped(name)) for name in names]
     grads = [like(param, gradients[name]) for name, param in zip(names, params, strict=True)]
-    copies = [like(view.parameters[name]) for name in names if name in group.masters]
+    copies = [like(view.rounded(name)) for name in names if name in group.masters]
     states = {
         f"{key}s": [_state(key, param) for param in params] if key in group.state else [] for key in STATE[group.kind]
     }

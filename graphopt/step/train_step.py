@@ -59,8 +59,7 @@ from graphopt.step.ranks.sent import sent
 from graphopt.step.ranks.settings import OptimizerSettings, Settings, spelled_options
 from graphopt.step.ranks.start import raising_together
 from graphopt.step.scale_state import ScaleState
-from graphopt.step.sharding.parameters import ShardedParameters
-from graphopt.step.sharding.shared_state import SharedState
+from graphopt.step.sharding.share_out import Shared
 from graphopt.step.step_figures import step_figures
 from graphopt.step.step_state import StepState
 from graphopt.step.step_watch import StepWatch
@@ -81,14 +80,15 @@ class TrainStep:
         sizes: Sizes,
         scheduler: Any = None,
         exchange: Exchange | None = None,
-        sharded: ShardedParameters | SharedState | None = None,
+        sharded: Shared | None = None,
     ) -> None:
         self.model, self.optimizer = model, memory.view.optimizer
         self._view, self._memory, self._options, self._scheduler = memory.view, memory, options, scheduler
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange, self._sharded, self._in_backward = exchange, sharded, in_backward
         self._autocast, self._state = module.autocast, StepState(self._scale, self._view, exchange, sharded)
-        handing_over = HandingOver(memory.view, options, in_backward, exchange, sharded)
+        scattering = exchange.shared if exchange else None
+        handing_over = HandingOver(memory.view, options, in_backward, exchange, scattering)
         self.division = Division(
             module,
             memory,
@@ -96,14 +96,14 @@ class TrainStep:
             options.accumulate,
             options.weights,
             sizes,
-            always_summed=exchange is not None and sharded is None,
+            always_summed=exchange is not None and scattering is None,
             around_capture=sharded.as_captured if sharded else nullcontext,
         )
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
         self._lockstep: Lockstep | None = None
         if exchange is not None:
             tells = self.division, self._watch, self._settings, self._heed_changes
-            self._lockstep = Lockstep(exchange, *tells, is_sharded=sharded is not None)
+            self._lockstep = Lockstep(exchange, *tells, is_sharded=scattering is not None)
         self._optimizer_settings = OptimizerSettings(memory.view, sharded.shapes if sharded else {})
         #: Each as a graph and as it is called; the least recently used first.
         self._windows: dict[object, tuple[fx.GraphModule, Callable[..., Any]]] = {}
@@ -179,6 +179,8 @@ class TrainStep:
 
     def _heed_changes(self) -> None:
         """What the user changed since the last step is heeded, or raises UsageError."""
+        if self._sharded is not None:
+            self._sharded.follow(self.optimizer)
         if self._view.heeds_changes(may_grow=self._exchange is None):
             self.division.forget_graphs()
             self._watch.forget_model()
@@ -323,10 +325,8 @@ class TrainStep:
         feeds = []
         for node in window.graph.find_nodes(op="placeholder"):
             role = node.meta[DESCRIPTOR]
-            if isinstance(role, SummedGradient):
-                feeds.append(self._sums.of(role.parameter, node.meta["val"]))
-            else:
-                feeds.append(source[type(role)](role))
+            is_sum = isinstance(role, SummedGradient)
+            feeds.append(self._sums.of(role.parameter, node.meta["val"]) if is_sum else source[type(role)](role))
         return feeds
 
     def _held(self) -> list[torch.Tensor]:
@@ -340,9 +340,9 @@ class TrainStep:
         if waits and result.skipped:
             return
         if by_optimizer:
-            self._view.step(gradients, returned_gradients(self.graph_module.graph))
+            self._view.step(gradients, names := returned_gradients(self.graph_module.graph))
             if self._sharded is not None:
-                self._sharded.share()
+                self._sharded.share(names)
         self._view.publish()
         # what torch's schedulers look at to know that the optimizer stepped before they do
         self.optimizer._opt_called = True  # type: ignore[attr-defined]

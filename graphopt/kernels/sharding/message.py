@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -13,12 +13,33 @@ import torch.distributed as dist
 from torch import Tensor
 
 from graphopt.base.parts import part_of
-from graphopt.kernels.sharding.transport import begin_broadcasts, begin_sums
+from graphopt.kernels.sharding.transport import ALONE_BYTES, begin_broadcasts, begin_sums
 
 
 def packed_elements(shapes: Sequence[Sequence[Any]]) -> int:
     """Elements of the message in which tensors of these shapes travel; 0 for one tensor, which travels as it is."""
     return sum(math.prod(map(int, shape)) for shape in shapes) if len(shapes) > 1 else 0
+
+
+def together(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors by what travels together: large ones alone, small ones of one dtype until they are as large as those."""
+    found: list[list[Tensor]] = []
+    open_parcels: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.nbytes >= ALONE_BYTES:
+            found.append([tensor])
+            continue
+        parcel = open_parcels.setdefault(tensor.dtype, [])
+        parcel.append(tensor)
+        if sum(each.nbytes for each in parcel) >= ALONE_BYTES:
+            found.append(open_parcels.pop(tensor.dtype))
+    return [*found, *open_parcels.values()]
+
+
+def packed_bytes(tensors: Iterable[Tensor]) -> int:
+    """Of the largest message that is packed of these tensors; 0 where each travels as it is."""
+    parcels = together(tensors)
+    return max((sum(each.nbytes for each in parcel) for parcel in parcels if len(parcel) > 1), default=0)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from graphopt.base.parts import part_of
 from graphopt.kernels.define import define
-from graphopt.kernels.sharding.message import Message
-from graphopt.kernels.sharding.transport import ALONE_BYTES, Travelling, begin_gather, begin_scatter, group_of, wait_for
+from graphopt.kernels.sharding.message import Message, together
+from graphopt.kernels.sharding.transport import Travelling, begin_gather, begin_scatter, group_of, wait_for
 
 #: What is on its way, by the address of the tensor that is sent or filled: a node has no other way to hand it on.
 _ON_THE_WAY: dict[int, Travelling] = {}
@@ -94,14 +94,15 @@ def _fake_end_scatter(
 def _share(wholes: list[Tensor], label: str) -> None:
     group = group_of(label)
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    small = [whole for whole in wholes if whole.nbytes < ALONE_BYTES]
-    for dtype in dict.fromkeys(whole.dtype for whole in small):
-        alike = [whole for whole in small if whole.dtype == dtype]
-        Message(alike, group).gather([whole[part_of(len(whole), rank, world)] for whole in alike])
-    large = [whole for whole in wholes if whole.nbytes >= ALONE_BYTES]
-    travelling = [begin_gather(whole, whole[part_of(len(whole), rank, world)], group) for whole in large]
-    for whole, each in zip(large, travelling, strict=True):
+    parcels = together(whole for whole in wholes if whole.numel())
+    in_place = [parcel[0] for parcel in parcels if len(parcel) == 1]
+    travelling = [begin_gather(whole, whole[part_of(len(whole), rank, world)], group) for whole in in_place]
+    for whole, each in zip(in_place, travelling, strict=True):
         each.arrive(whole)
+    # what takes memory comes last: a backend's thread may only now let go of the gradients that were summed
+    for parcel in parcels:
+        if len(parcel) > 1:
+            Message(parcel, group).gather([whole[part_of(len(whole), rank, world)] for whole in parcel])
 
 
 def _norm_of_ranks(norm: Tensor, overflow: Tensor, p: float, label: str) -> tuple[Tensor, Tensor]:

@@ -27,21 +27,18 @@ from graphopt.passes.joint.compress import in_order_of_readiness
 from graphopt.passes.joint.sharding.how import CompressedRows
 from graphopt.step.micro_graph import MicroCall
 from graphopt.step.optimizer_view import OptimizerView
-from graphopt.step.sharding.parameters import ShardedParameters
-from graphopt.step.sharding.shared_state import SharedState
+from graphopt.step.sharding.share_out import Shared
 
 Methods = Mapping[str, Compression | None]
-#: How parameters, or gradients and state alone, are shared out.
-Shared = ShardedParameters | SharedState
 
 
 class Exchange:
     """How a step's gradients go to the other ranks.
 
     `methods` are by parameter; with `Auto` they are chosen when the backward is known. `steps` counts those
-    that were taken, skipped ones too; `kept` is what methods keep, by parameter and key. With `shared` parameters are
-    shared out over ranks, and gradients are scattered: what is kept of one is as large as the whole parameter, and has
-    a second tensor, `pending`, for what a step keeps back before the ranks have agreed.
+    that were taken, skipped ones too; `kept` is what methods keep, by parameter and key. With `shared` gradients are
+    scattered, as rows of them are shared out over ranks: what is kept of one is as large as the whole parameter, and
+    has a second tensor, `pending`, for what a step keeps back before the ranks have agreed.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ Parameters stay the same objects, under the same names; what they hold are rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +46,7 @@ class ShardedParameters:
         for name, parameter in named.items():
             check_parameter(name, parameter)
         self.model, self.placed, self.ranks = model, placed, placed.rows
-        self.is_whole = False
+        self.is_whole = self.is_over = False
         #: Of hooks that give the state: see `graphopt.step.sharding.state`.
         self.state_hooks: list[RemovableHandle] = []
         self.how = rows_over(placed, link)
@@ -89,8 +89,11 @@ class ShardedParameters:
         """What a window does with rows: it has nothing else."""
         return RowsInWindow(self.how.group)
 
-    def share(self) -> None:
+    def share(self, names: Iterable[str]) -> None:
         """Rows are gathered where they are read."""
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer holds the parameters themselves."""
 
     @contextmanager
     def as_captured(self) -> Iterator[None]:
@@ -152,7 +155,7 @@ class ShardedParameters:
             if stepped is not shard.parameter:
                 stepped.data = self._gathered(shard, stepped.data)
             shard.parameter.data = self._gathered(shard, rows)
-        self.is_whole = True
+        self.is_whole = self.is_over = True
 
     def _wholes_in(self, module: nn.Module) -> dict[str, torch.Size]:
         """The shapes of a module's own parameters, whole."""

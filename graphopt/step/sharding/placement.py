@@ -33,13 +33,13 @@ class Placement:
 
 
 def placement_of(shard: object, ranks: Ranks, device: torch.device) -> Placement:
-    """What `train_step(shard=...)` asks for: True for all ranks, or a mesh of them.
+    """What `train_step(shard=...)` asks for: all ranks, or a mesh of them.
 
     Raises UsageError for a mesh of other ranks than those that train, or of more than two dimensions.
     """
     from torch.distributed.device_mesh import DeviceMesh
 
-    if shard is True or shard == "gradients":
+    if shard is True or isinstance(shard, str):
         return Placement(ranks, ranks, None, DeviceMesh.from_group(ranks.group, device.type))
     if not isinstance(shard, DeviceMesh):
         raise UsageError(f"shard: expected True, False or a DeviceMesh, got {type(shard).__name__}")

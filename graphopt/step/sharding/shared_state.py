@@ -1,12 +1,13 @@
-"""Gradients and optimizer state as this rank's rows, beside parameters that are whole on every rank.
+"""Optimizer state, with or without gradients, as this rank's rows, beside parameters that are whole on every rank.
 
-The second stage of ZeRO (Rajbhandari et al., "ZeRO", 2020, section 5.2): each rank updates its rows, and all give
-theirs to the others then. Parameters are gathered once a step, whatever the number of micro-batches.
+The first two stages of ZeRO (Rajbhandari et al., "ZeRO", 2020, sections 5.1 and 5.2): each rank updates its rows, and
+all give theirs to the others then. In the first one gradients are summed whole, as they are without rows. Parameters
+are gathered once a step, whatever the number of micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -30,24 +31,28 @@ _Change = Callable[[Tensor, nn.Parameter], Tensor]
 class SharedState:
     """The optimizer of a model holds this rank's rows of the parameters from now on, and its state is that of rows.
 
-    `rows` has them by name: views into the parameters. Raises UsageError, with nothing changed, where one cannot be.
+    `rows` has them by name: views into the parameters. Gradients are rows too where it `scatters`. Raises UsageError,
+    with nothing changed, where one cannot be.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, placed: Placement, link: Link) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, placed: Placement, link: Link, *, scatters: bool
+    ) -> None:
         named = dict(model.named_parameters())
         for name, parameter in named.items():
             check_parameter(name, parameter)
         self.model, self.placed, self.ranks = model, placed, placed.rows
-        self.how = replace(rows_over(placed, link), gathers=False)
+        self.how = replace(rows_over(placed, link), gathers=False, scatters=scatters)
         self.state_hooks: list[RemovableHandle] = []
-        self._is_over = False
+        self.is_over = False
         parts = {name: part_of(len(p), self.ranks.rank, self.ranks.world) for name, p in named.items()}
         self.rows = {name: nn.Parameter(p.data[parts[name]], p.requires_grad) for name, p in named.items()}
-        self.shards = {n: Shard(n, self.rows[n], p.shape, parts[n], p.data) for n, p in named.items()}
+        self.shards = {n: Shard(n, self.rows[n], p.shape, parts[n], _without_memory(p)) for n, p in named.items()}
         self._whole = named
         self._ids = {id(parameter) for parameter in named.values()}
-        self._by_rows = {id(shard.parameter): shard for shard in self.shards.values()}
-        self._hand_over(optimizer, {id(p): self.rows[name] for name, p in named.items()}, self._rows_of)
+        self._by_stepped = {id(shard.parameter): shard for shard in self.shards.values()}
+        self._masters: Mapping[str, Tensor] = {}
+        self._hand_over(optimizer)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -62,7 +67,8 @@ class SharedState:
     @property
     def in_window(self) -> RowsInWindow:
         """What a window does with rows."""
-        return RowsInWindow(self.how.group, {name: shard.rows for name, shard in self.shards.items()})
+        rows = {name: shard.rows for name, shard in self.shards.items()}
+        return RowsInWindow(self.how.group, rows, has_whole_gradients=not self.how.scatters)
 
     def has(self, item: object) -> bool:
         """Whether it is one of the parameters."""
@@ -70,7 +76,25 @@ class SharedState:
 
     def of_stepped(self, stepped: object) -> Shard | None:
         """What is known of what the optimizer holds."""
-        return self._by_rows.get(id(stepped))
+        return self._by_stepped.get(id(stepped))
+
+    def has_masters(self, masters: Mapping[str, Tensor]) -> None:
+        """The optimizer holds these, by the names of the parameters whose rows' masters they are."""
+        self._by_stepped |= {id(master): self.shards[name] for name, master in masters.items()}
+        self._masters = masters
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Rows are those of the parameters as they are now, and the optimizer holds them for what it was given since.
+
+        Parameters may have other memory than before (`.data = ...`, `.half()`). Raises UsageError where that cannot be
+        shared out.
+        """
+        for name, shard in self.shards.items():
+            whole, rows = self._whole[name].data, shard.parameter
+            if not rows.is_set_to(mine := whole[shard.rows]):
+                check_parameter(name, self._whole[name])
+                rows.data = mine
+        self._hand_over(optimizer)
 
     @contextmanager
     def as_captured(self) -> Iterator[None]:
@@ -84,22 +108,33 @@ class SharedState:
 
     def check_in_parts(self) -> None:
         """Raise UsageError where the state is whole again."""
-        if self._is_over:
+        if self.is_over:
             raise UsageError("a step cannot be taken after step.unshard()")
 
-    def share(self) -> None:
-        """Each rank updated its rows: give them to the others; a collective call."""
-        ops.share_([parameter.data for parameter in self._whole.values()], self.how.group)
+    def share(self, names: Iterable[str]) -> None:
+        """Each rank updated its rows of these parameters: give them to the others; a collective call."""
+        ops.share_([self._whole[name].data for name in names], self.how.group)
 
     def unshard(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the optimizer hold the parameters again, and its state be whole, for good; a collective call."""
+        self.check_in_parts()
         while self.state_hooks:
             self.state_hooks.pop().remove()
-        back = {id(rows): self._whole[name] for name, rows in self.rows.items()}
-        self._hand_over(optimizer, back, self._gathered)
-        self._is_over = True
+        for name, master in self._masters.items():
+            whole, rows = self._gathered(master.data, self._whole[name]), master.shape
+            held = optimizer.state.get(master, {})
+            for key, value in held.items():
+                if isinstance(value, Tensor) and value.shape == rows and value.ndim:
+                    held[key] = self._gathered(value, self._whole[name])
+            master.data = whole
+        self._swap(optimizer, {id(rows): self._whole[name] for name, rows in self.rows.items()}, self._gathered)
+        self.is_over = True
 
-    def _hand_over(self, optimizer: torch.optim.Optimizer, to: Mapping[int, nn.Parameter], change: _Change) -> None:
+    def _hand_over(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer hold rows of what it holds whole."""
+        self._swap(optimizer, {id(p): self.rows[name] for name, p in self._whole.items()}, self._rows_of)
+
+    def _swap(self, optimizer: torch.optim.Optimizer, to: Mapping[int, nn.Parameter], change: _Change) -> None:
         """Let the optimizer hold other tensors, with their state changed as they are."""
         for group in optimizer.param_groups:
             for position, held in enumerate(group["params"]):
@@ -114,12 +149,13 @@ class SharedState:
                     }
 
     def _rows_of(self, whole: Tensor, rows: nn.Parameter) -> Tensor:
-        return whole[self._of_rows(rows).rows].clone()
+        return whole[self._by_stepped[id(rows)].rows].clone()
 
     def _gathered(self, rows: Tensor, whole: nn.Parameter) -> Tensor:
         made = torch.empty_like(whole, dtype=rows.dtype, requires_grad=False)
         begin_gather(made, rows, self.ranks.group).arrive(made)
         return made
 
-    def _of_rows(self, rows: nn.Parameter) -> Shard:
-        return self._by_rows[id(rows)]
+
+def _without_memory(parameter: Tensor) -> Tensor:
+    return torch.empty_like(parameter, device="meta", requires_grad=False)

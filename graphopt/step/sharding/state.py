@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from graphopt.base.errors import UsageError
 from graphopt.step.sharding.parameters import Shard, ShardedParameters
-from graphopt.step.sharding.shared_state import SharedState
+from graphopt.step.sharding.share_out import Shared
 
 
-def give_state_as_dtensors(sharded: ShardedParameters | SharedState, optimizer: torch.optim.Optimizer) -> None:
+def give_state_as_dtensors(sharded: Shared, optimizer: torch.optim.Optimizer) -> None:
     """From now on the state of what is shared out is given, and taken, as above."""
     if isinstance(sharded, ShardedParameters):
         _give_model_state(sharded)
@@ -31,10 +31,20 @@ def give_state_as_dtensors(sharded: ShardedParameters | SharedState, optimizer: 
     def into_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return _with_state(state, _shards_by_key(stepped, state, sharded), _as_rows)
 
+    of_optimizer.gives_rows = True  # type: ignore[attr-defined]
     sharded.state_hooks += [
         optimizer.register_state_dict_post_hook(of_optimizer),
         optimizer.register_load_state_dict_pre_hook(into_optimizer),
     ]
+
+
+def check_unshared(optimizer: torch.optim.Optimizer) -> None:
+    """Raise UsageError for an optimizer whose state another step has shared out."""
+    if any(getattr(hook, "gives_rows", False) for hook in optimizer._optimizer_state_dict_post_hooks.values()):
+        raise UsageError(
+            "the state of this optimizer is shared out already by another train_step(shard=...): step.unshard() makes "
+            "it whole again; where that call raised, make a new optimizer from model.parameters()"
+        )
 
 
 def _give_model_state(sharded: ShardedParameters) -> None:
@@ -58,12 +68,12 @@ def _give_model_state(sharded: ShardedParameters) -> None:
     ]
 
 
-def masters_given(masters: Mapping[str, Tensor], sharded: ShardedParameters) -> dict[str, Tensor]:
+def masters_given(masters: Mapping[str, Tensor], sharded: Shared) -> dict[str, Tensor]:
     """Masters as they are saved."""
     return {name: _as_dtensor(master, sharded.shards[name], sharded.placed.mesh) for name, master in masters.items()}
 
 
-def masters_taken(saved: Mapping[str, Tensor], sharded: ShardedParameters) -> dict[str, Tensor]:
+def masters_taken(saved: Mapping[str, Tensor], sharded: Shared) -> dict[str, Tensor]:
     """This rank's rows of masters as they were saved."""
     return {name: _as_rows(each, sharded.shards[name], f"the master of {name}") for name, each in saved.items()}
 
@@ -98,9 +108,7 @@ def _as_rows(given: Tensor, shard: Shard, what: str) -> Tensor:
     return local if is_mine else given.full_tensor()[shard.rows]
 
 
-def _shards_by_key(
-    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], sharded: ShardedParameters | SharedState
-) -> dict[Any, Shard]:
+def _shards_by_key(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], sharded: Shared) -> dict[Any, Shard]:
     """By the key under which a parameter's state is saved: a number, or a name where it was given names."""
     stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     keys = [key for group in state["param_groups"] for key in group["params"]]

@@ -26,6 +26,8 @@ class RowsOver:
     copies: str = ""
     #: Whether parameters are rows too, and not whole.
     gathers: bool = True
+    #: Whether gradients are: else they are summed whole, as without rows.
+    scatters: bool = True
 
     def rows_of(self, whole: torch.Tensor) -> torch.Tensor:
         """The (fake) rows of the first rank, of which no other has more: all ranks plan alike."""

@@ -149,12 +149,12 @@ def test_whole_tensors_are_loaded_into_rows(saved: tuple[Path, list[float]]) -> 
     assert all(run_ranks(2, load_whole, saved[0]))
 
 
-def masters_go_on() -> list[str]:
+def masters_go_on(shard: Any) -> list[str]:
     """Half parameters with masters: state as DTensors, whole again, and what does not fit is refused."""
     found = []
     model = seeded(Awkward).bfloat16()
     optimizer = optim.AdamW(model.parameters(), lr=1e-3)
-    step = graphopt.train_step(model, language_loss, optimizer, shard=True, masters=True, cost_model="roofline")
+    step = graphopt.train_step(model, language_loss, optimizer, shard=shard, masters=True, cost_model="roofline")
     step(*mine(0))
     saved, state = step.state_dict(), optimizer.state_dict()
     assert all(isinstance(master, DTensor) for master in saved["masters"].values())
@@ -179,6 +179,7 @@ def masters_go_on() -> list[str]:
     held = sorted(tuple(each.shape) for group in optimizer.param_groups for each in group["params"])
     assert held == shapes
     assert all(optimizer.state[each]["exp_avg"].shape == each.shape for each in optimizer.state)
+    assert not any(isinstance(master, DTensor) for master in step.state_dict()["masters"].values())
     return found
 
 
@@ -186,8 +187,9 @@ def full(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def test_masters_are_saved_loaded_and_made_whole() -> None:
-    for found in run_ranks(2, masters_go_on):
+@pytest.mark.parametrize("shard", [True, "gradients", "optimizer"])
+def test_masters_are_saved_loaded_and_made_whole(shard: Any) -> None:
+    for found in run_ranks(2, masters_go_on, shard):
         assert len(found) == 2 and all("expected the shape" in said for said in found)
 
 
