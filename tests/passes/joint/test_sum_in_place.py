@@ -173,11 +173,11 @@ def test_their_bits_are_eagers_in_less_memory(hooked: bool) -> None:
 def test_a_multiple_and_what_the_forward_adds_are_left_alone() -> None:
     class Multiple(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        def forward(_: Any, x: torch.Tensor) -> torch.Tensor:
             return x.clone()
 
         @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
             return torch.add(gradient.sin(), gradient.cos(), alpha=3)
 
     class Model(nn.Module):
