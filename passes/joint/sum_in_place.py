@@ -18,6 +18,7 @@ from graphopt.graph.nodes import is_view
 from graphopt.graph.numbers import is_symbol
 from graphopt.graph.roles import RUN_ONCE
 from graphopt.kernels.layout import is_dense
+from graphopt.passes.joint.skip_clones import look_again
 
 aten = torch.ops.aten
 #: They write what this step has made, and give it back: what it holds is nobody else's.
@@ -37,6 +38,7 @@ def sum_in_place(joint: JointGraph) -> bool:
                 node.target, node.args = aten.add_.Tensor, (to, added)
                 node.meta = {**node.meta, "val": to.meta["val"]}
                 maker.meta = {**maker.meta, RUN_ONCE: True}
+                look_again(node.users)
                 changed = True
                 break
     if changed:
