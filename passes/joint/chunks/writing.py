@@ -12,7 +12,8 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphopt.graph.nodes import has_effect, is_random, is_view
+from graphopt.device.storages import storage_key
+from graphopt.graph.nodes import has_effect, is_random
 from graphopt.graph.roles import DESCRIPTOR, RUN_ONCE
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.chunks.ops import tensor
@@ -100,11 +101,11 @@ def result_of(node: fx.Node, like: fx.Node) -> Any:
 
 
 def _as_of_twin(node: fx.Node, twin: fx.Node) -> Any:
-    """What a node holds: tensors as its twin's are, where it makes new memory. Others are traced."""
-    schema = node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
-    shares = schema is None or schema.is_mutable or any(each.alias_info is not None for each in schema.returns)
+    """What a node holds: tensors as its twin's are, where that made new memory. What shares some is traced."""
+    made = {storage_key(each) for each in tensors_of(twin)}
+    read = {storage_key(each) for source in twin.all_input_nodes for each in tensors_of(source)}
     held = twin.meta["val"]
-    if shares or is_view(node) or not all(type(each) is FakeTensor for each in tree_leaves(held)):
+    if not made.isdisjoint(read) or not all(type(each) is FakeTensor for each in tree_leaves(held)):
         return result_of(node, twin)
     return tree_map(_another, held)
 
