@@ -133,9 +133,9 @@ def copy_joint(joint: JointGraph) -> JointGraph:
     graph.output(outputs)
     graph.output_node().meta = dict(joint.graph.output_node().meta)
     assert [node.name for node in graph.nodes] == [node.name for node in joint.graph.nodes], "a copy has other names"
-    # AOTAutograd's class writes code where somebody calls it, which for a graph that is still changed nobody does
-    classes = type(joint.module).__mro__  # the first of them is this one module's own
-    kind: type[fx.GraphModule] = next(each for each in classes if each.__name__ != classes[0].__name__)
+    # AOTAutograd's class writes code where somebody calls it, which for a graph that is still changed nobody does;
+    # the first of a graph module's classes is its own alone
+    kind: type[fx.GraphModule] = type(joint.module).__mro__[1]
     return JointGraph(kind(joint.module, graph), joint.num_forward_outputs)
 
 

@@ -19,16 +19,17 @@ def plan_micros(
     memory: StepMemory,
     watch: StepWatch,
     forget_plans: Callable[[], None],
-    may_change: Callable[[], bool] = lambda: False,
+    *may_change: Callable[[], bool],
 ) -> bool:
     """Plan those that have no plan; where nothing fits beside what was measured, one step is tried without that.
 
-    False where nothing fits and `may_change` changed what the graphs do: others stand for them now. Raises BudgetError.
+    False where nothing fits and one of `may_change` changed what the graphs do: others stand for them now.
+    Raises BudgetError.
     """
     refused = _refused(micros)
     if refused is not None:
         if not watch.may_try:
-            if may_change():
+            if any(changes() for changes in may_change):
                 return False
             raise refused
         watch.tries_without()

@@ -81,3 +81,28 @@ def test_peak_is_as_planned() -> None:
     measured = peak_bytes(lambda: step(*inputs), [*model.parameters(), *inputs], torch.device("cpu"))
     assert measured <= step.plan.peak_bytes <= 2_000_000
     assert copy.deepcopy(step.plan.pieces)[0].at_once
+
+
+def test_batches_whose_common_graph_does_not_fit_are_captured_each() -> None:
+    whole, _, _ = trained(None, "bitwise")
+    model = Language()
+    step = graphopt.train_step(
+        model,
+        loss,
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        2_000_000,
+        numerics="reordered",
+        example_inputs=batch(),
+    )
+    plain, inputs = Language(), batch()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
+    for rows in (4, 3, 4, 2):
+        part = [each[:rows] for each in inputs]
+        optimizer.zero_grad()
+        expected = loss(plain(*part[:-1]), part[-1])
+        expected.backward()
+        optimizer.step()
+        out = step(*part)
+        assert abs(out.loss - expected) <= 1e-5 * expected
+        assert step.plan.pieces[0].count > 1
+    assert all(each.measured_bytes <= 2_000_000 for each in step.history)
