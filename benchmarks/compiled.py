@@ -51,9 +51,9 @@ class Way:
     refused: str = ""
     step: Callable[[], None] | None = None
 
-    def ratio(self, eager: Way) -> float:
-        """Its median time over eager's."""
-        return statistics.median(self.seconds) / statistics.median(eager.seconds)
+    def ratio(self, other: Way) -> float:
+        """Its median time over another's, such as eager's."""
+        return statistics.median(self.seconds) / statistics.median(other.seconds)
 
 
 def own_frame(model: nn.Module) -> Callable[..., Any]:
@@ -177,11 +177,25 @@ def take_times(ways: list[Way], rounds: int, now: Callable[[], float]) -> None:
             way.seconds.append(now() - started)
 
 
+def at_their_peaks(ways: list[Way]) -> dict[str, float]:
+    """For each way of torch.compile: the time of graphopt's fastest through Inductor at no higher a peak, over its."""
+    run = [way for way in ways if not way.refused]
+    ours = [way for way in run if way.way == "graphopt, inductor"]
+    found = {}
+    for their in (way for way in run if way.way.startswith("torch.compile")):
+        fitting = [way.ratio(their) for way in ours if way.peak_bytes <= their.peak_bytes]
+        if fitting:
+            found[their.way] = min(fitting)
+    return found
+
+
 def show(ways: list[Way]) -> Table:
     """The ways of one model."""
     eager = ways[0]
     right = ("budget", "peak", "of eager", "time / eager", "first step")
-    table = Table("way", *right, title=eager.model)
+    beside = ", ".join(f"{way} {ratio:.2f}" for way, ratio in at_their_peaks(ways).items())
+    caption = f"Time through Inductor at no higher a peak, over that of {beside}"
+    table = Table("way", *right, title=eager.model, caption=caption)
     for way in ways:
         budget = format_bytes(way.budget_bytes) if way.budget_bytes else ""
         if way.refused:

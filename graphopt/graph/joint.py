@@ -116,8 +116,7 @@ class JointGraph:
         found: set[fx.Node] = set(self.tangents)
         for node in self.graph.nodes:
             if node.op == "call_function" and (
-                node.meta.get("partitioner_tag") in _IN_BACKWARD
-                or any(source in found for source in node.all_input_nodes)
+                node.meta.get("partitioner_tag") in _IN_BACKWARD or not found.isdisjoint(node.all_input_nodes)
             ):
                 found.add(node)
         return found.difference(self.tangents)
@@ -134,7 +133,10 @@ def copy_joint(joint: JointGraph) -> JointGraph:
     graph.output(outputs)
     graph.output_node().meta = dict(joint.graph.output_node().meta)
     assert [node.name for node in graph.nodes] == [node.name for node in joint.graph.nodes], "a copy has other names"
-    return JointGraph(fx.GraphModule(joint.module, graph), joint.num_forward_outputs)
+    # AOTAutograd's class writes code where somebody calls it, which for a graph that is still changed nobody does;
+    # the first of a graph module's classes is its own alone
+    kind: type[fx.GraphModule] = type(joint.module).__mro__[1]
+    return JointGraph(kind(joint.module, graph), joint.num_forward_outputs)
 
 
 def _is_gradient(node: object) -> TypeGuard[fx.Node]:

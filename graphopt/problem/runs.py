@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from graphopt.base.errors import PlanMismatchError
 from graphopt.problem.schedule import Schedule
 
@@ -32,14 +34,12 @@ Point = TypeVar("Point", bound=Priced)
 
 def runs_of(schedule: Schedule) -> str:
     """A schedule as text: runs of consecutive op ids, in order."""
-    runs: list[str] = []
-    start = 0
-    for end in range(1, len(schedule) + 1):
-        if end == len(schedule) or schedule[end] != schedule[end - 1] + 1:
-            first, last = schedule[start], schedule[end - 1]
-            runs.append(f"{first}-{last}" if last > first else f"{first}")
-            start = end
-    return " ".join(runs)
+    if not schedule:
+        return ""
+    steps = np.fromiter(schedule, np.int64, len(schedule))
+    ends = np.flatnonzero(np.diff(steps) != 1)
+    firsts, lasts = steps[[0, *(ends + 1)]].tolist(), steps[[*ends, -1]].tolist()
+    return " ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in zip(firsts, lasts, strict=True))
 
 
 def schedule_of(runs: str) -> Schedule:

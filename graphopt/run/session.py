@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphopt.base.errors import CaptureError, GraphoptError
+from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
 from graphopt.capture.captures import Recaptures
 from graphopt.capture.changing_sizes import has_symbols
 from graphopt.capture.check_tensors import check_tensors, obstacle_among
@@ -29,6 +29,7 @@ from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.graph.captured_graph import Decision
 from graphopt.plan.agreement import give_up
+from graphopt.plan.by_shape import goes_by_shape
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.report.data import OutsideShare
@@ -39,7 +40,7 @@ from graphopt.run.calls.plans import Plans
 from graphopt.run.example_differs import Example
 from graphopt.run.graphs.call_key import Call, CallKey
 from graphopt.run.graphs.dynamo_graph import DynamoGraph
-from graphopt.run.graphs.met_graph import MOST_GRAPHS, met_graph, too_many
+from graphopt.run.graphs.met_graph import MOST_CAPTURES, met_graph, too_many
 from graphopt.run.model.compiled_from_outside import refuse_compiles_from_outside
 from graphopt.run.model.loss_module import users_model
 from graphopt.run.model.request import Request
@@ -48,9 +49,6 @@ from graphopt.run.model.wrapping import check_sharded_whole, forward_replaced, g
 from graphopt.run.phases import Meeting, Outcome, Phase, Planning, Running, called
 from graphopt.run.trial_forward import run_to_meet, try_forward
 from graphopt.run.unplanned import Unplanned
-
-#: Captures after which Dynamo's part is made anew, which keeps a trace of each that was dropped.
-MOST_CAPTURES = 16 * MOST_GRAPHS
 
 
 class Session:
@@ -220,6 +218,9 @@ class Session:
             return result
         except Exception as error:
             ranks, self._ranks = self._ranks, None
+            if isinstance(error, BudgetError) and not ranks and goes_by_shape(self.sizes, self.request.choice):
+                self._forget()
+                return self._together(call, phase)
             give_up(ranks, error)
             raise
 
@@ -255,8 +256,7 @@ class Session:
             self._plans.inputs = ((), {})
             self._beginning.forget()
             self.loop.sets_aside(0)
-        ran = any(graph.last_call == self._calls for graph in self.graphs)
-        if outcome is Outcome.FINISHED and ran:
+        if outcome is Outcome.FINISHED and any(graph.last_call == self._calls for graph in self.graphs):
             self._plans.is_used()
             self._obstacle = ""
             return result

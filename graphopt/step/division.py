@@ -17,6 +17,7 @@ from graphopt.base.units import UNLIMITED_BYTES, format_bytes
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.capture.check_tensors import check_tensors
 from graphopt.device.storages import tensors_in
+from graphopt.plan.by_shape import goes_by_shape
 from graphopt.run.model.loss_module import LossModule
 from graphopt.step.memory import PlannedMicro, StepMemory
 from graphopt.step.micro import Around, HandOver, Micros
@@ -150,6 +151,13 @@ class Division:
         self.memory.forget_plans()
         for micros in self._micros.values():
             micros.forget_plans()
+
+    def goes_by_shape(self) -> bool:
+        """Nothing fits: whether that is worth another try, as each shape is captured by itself from now on."""
+        if not goes_by_shape(self._sizes, self.memory.choice):
+            return False
+        self.forget_graphs()
+        return True
 
     def forget_graphs(self) -> None:
         """The model has other parameters: it is checked and captured anew."""

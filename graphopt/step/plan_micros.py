@@ -19,25 +19,36 @@ def plan_micros(
     memory: StepMemory,
     watch: StepWatch,
     forget_plans: Callable[[], None],
-    may_change: Callable[[], bool] = lambda: False,
+    *may_change: Callable[[], bool],
 ) -> bool:
     """Plan those that have no plan; where nothing fits beside what was measured, one step is tried without that.
 
-    False where nothing fits and `may_change` changed what the graphs do: others stand for them now. Raises BudgetError.
+    False where nothing fits and one of `may_change` changed what the graphs do: others stand for them now.
+    Raises BudgetError.
     """
-    try:
-        for micro in micros:
-            assert micro.planned
-    except BudgetError:
+    refused = _refused(micros)
+    if refused is not None:
         if not watch.may_try:
-            if may_change():
+            if any(changes() for changes in may_change):
                 return False
-            raise
+            raise refused
         watch.tries_without()
-        for micro in micros:
-            assert micro.planned
+        refused = _refused(micros)
+        if refused is not None:
+            raise refused
     _fit_kernels(micros, memory, forget_plans)
     return True
+
+
+def _refused(micros: Sequence[Micro]) -> BudgetError | None:
+    """Plan each; of those that do not fit, the error of the one that needs most, so that what it names is enough."""
+    found: list[BudgetError] = []
+    for micro in dict.fromkeys(micros):
+        try:
+            assert micro.planned
+        except BudgetError as error:
+            found.append(error)
+    return max(found, key=lambda error: error.minimum_bytes, default=None)
 
 
 def _fit_kernels(micros: Sequence[Micro], memory: StepMemory, forget_plans: Callable[[], None]) -> None:
@@ -52,10 +63,7 @@ def _fit_kernels(micros: Sequence[Micro], memory: StepMemory, forget_plans: Call
             break
         memory.above_bytes += max(_beside_bytes(micro) for micro in distinct)
         forget_plans()
-        try:
-            for micro in distinct:
-                assert micro.planned
-        except BudgetError:
+        if _refused(distinct) is not None:
             break
     raise BudgetError(
         f"{format_bytes(memory.budget_bytes)} ({memory.budget_bytes:,} bytes) is too small for compiler='inductor': "

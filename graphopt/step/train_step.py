@@ -172,7 +172,7 @@ class TrainStep:
             self._watch.corrects()
         pieces = self.division.cut(args, kwargs)
         calls = [self.division.resolve(piece) for piece in pieces]
-        how = self._memory, self._watch, self._forget_plans, self._in_backward.help
+        how = self._memory, self._watch, self._forget_plans, self._in_backward.help, self.division.goes_by_shape
         if not plan_micros([call.micro for call in calls], *how):
             return self._prepared(args, kwargs)
         return as_shares(pieces, weight_of(pieces)), calls

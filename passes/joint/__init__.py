@@ -30,7 +30,7 @@ from graphopt.passes.joint.skip_clones import skip_clones
 from graphopt.passes.joint.skip_copies import skip_copies
 from graphopt.passes.joint.specialize import specialize
 from graphopt.passes.joint.split_dropout import split_dropout
-from graphopt.passes.joint.sum_in_place import mark_sums, sum_in_place
+from graphopt.passes.joint.sum_in_place import sum_in_place
 from graphopt.passes.joint.undefined_tangents import undefined_tangents
 from graphopt.passes.joint.unread_statistics import unread_statistics
 from graphopt.passes.joint.update_in_backward import update_in_backward
@@ -57,8 +57,8 @@ RETURN_GRADIENTS: Passes = (NamedPass("own_gradients", own_gradients, requires=(
 
 
 def summing_in_place(handing_over: Passes) -> Passes:
-    """What becomes of gradients, with those that are sums added up in place: for operators that are kernels each."""
-    return (NamedPass("mark_sums", mark_sums), *handing_over, NamedPass("sum_in_place", sum_in_place))
+    """What becomes of gradients, and sums of them in place: for operators that are kernels each."""
+    return (*handing_over, NamedPass("sum_in_place", sum_in_place))
 
 
 def add_gradients(wanted: Iterable[int]) -> Passes:

@@ -185,13 +185,30 @@ def test_pieces_as_text() -> None:
     ]
 
 
-def test_where_another_shape_loses_the_pieces_the_error_says_how_to_keep_them() -> None:
+def test_shapes_whose_common_graph_does_not_fit_are_captured_each(caplog: pytest.LogCaptureFixture) -> None:
     """One graph for all shapes is whole, as its rows are not known."""
-    model, _ = optimized()
-    model(some_ids()).backward()
+    model, plain = optimized()
+    with caplog.at_level("INFO", "graphopt"):
+        for length in (LENGTH, LENGTH - 5, LENGTH - 9, LENGTH, LENGTH - 5):
+            ids = some_ids()[:, :length]
+            model.zero_grad()
+            model(ids).backward()
+            check(model, exact_gradients(plain, [ids]))
+            assert model.graphopt.plan.pieces[0].count > 1
+    (said,) = [each for each in caplog.messages if "each shape is captured by itself" in each]
+    assert "does not fit" in said
+    assert all(step.measured_bytes <= BUDGET for step in model.graphopt.history)
+
+
+def test_a_graph_for_all_shapes_that_was_asked_for_is_not_given_up() -> None:
     with pytest.raises(graphopt.BudgetError, match="dynamic=False, as a graph that serves many sizes"):
-        model(some_ids()[:, :-5]).backward()
-    model, _ = optimized(dynamic=False)
-    model(some_ids()).backward()
-    model.zero_grad()
-    model(some_ids()[:, :-5]).backward()
+        optimized(dynamic=True)
+
+
+def test_bitwise_does_not_go_by_shape(caplog: pytest.LogCaptureFixture) -> None:
+    free = graphopt.optimize(Language(), "1GiB", example_inputs=some_ids()[:, :-5])
+    budget = free.graphopt.plan.minimum_bytes
+    model = graphopt.optimize(Language(), budget, example_inputs=some_ids()[:, :-5])
+    with caplog.at_level("INFO", "graphopt"), pytest.raises(graphopt.BudgetError):
+        model(some_ids())
+    assert not [each for each in caplog.messages if "by itself" in each]

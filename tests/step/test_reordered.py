@@ -81,3 +81,19 @@ def test_peak_is_as_planned() -> None:
     measured = peak_bytes(lambda: step(*inputs), [*model.parameters(), *inputs], torch.device("cpu"))
     assert measured <= step.plan.peak_bytes <= 2_000_000
     assert copy.deepcopy(step.plan.pieces)[0].at_once
+
+
+def test_batches_whose_common_graph_does_not_fit_are_captured_each() -> None:
+    model, plain, inputs = Language(), Language(), batch()
+    ours, theirs = (torch.optim.SGD(each.parameters(), lr=0.5) for each in (model, plain))
+    step = graphopt.train_step(model, loss, ours, 2_000_000, numerics="reordered", example_inputs=inputs)
+    for rows in (8, 7, 8, 5):
+        part = [each[:rows] for each in inputs]
+        theirs.zero_grad()
+        expected = loss(plain(part[0]), part[1])
+        expected.backward()
+        theirs.step()
+        out = step(*part)
+        assert abs(out.loss - expected) <= 1e-5 * expected
+        assert step.plan.pieces[0].count > 1
+    assert all(each.measured_bytes <= 2_000_000 for each in step.history)

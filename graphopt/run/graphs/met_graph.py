@@ -23,6 +23,8 @@ from graphopt.run.graphs.tangents import Tangents
 #: Graphs that are kept, as each holds code and fake tensors: the least recently used go. One of a TransformerEncoder of
 #: 12 layers takes 21 MiB of host memory.
 MOST_GRAPHS = 256
+#: Captures after which Dynamo's part is made anew, which keeps a trace of each that was dropped.
+MOST_CAPTURES = 16 * MOST_GRAPHS
 
 
 def too_many(graphs: Sequence[DynamoGraph], call: int) -> list[DynamoGraph]:

@@ -81,6 +81,7 @@ class _Rewriting:
     flat: dict[tuple[fx.Node, Rows], fx.Node] = field(default_factory=dict)
     buffers: dict[fx.Node, fx.Node] = field(default_factory=dict)
     sums: dict[fx.Node, AddedUp] = field(default_factory=dict)
+    needs: dict[fx.Node, Sources] = field(default_factory=dict)
     #: Of a loss over all rows: that of each row of a piece.
     row_losses: dict[tuple[fx.Node, int], fx.Node] = field(default_factory=dict)
 
@@ -105,15 +106,32 @@ class _Rewriting:
 
     def copy(self, node: fx.Node, rows: Rows, piece: int) -> None:
         """A node of the region for one piece."""
-        needs = sources(node, rows, self.region.total)
-        assert needs is not None
+        needs = self.needs_of(node, rows)
         start, stop = self.bounds[piece]
         args, kwargs = arguments_in_piece(node, rows, needs, stop - start)
         args, kwargs = fx.node.map_arg((args, kwargs), lambda source: self.argument(source, needs, piece, node))
-        made = args[0] if _looks_alike(node, args) else self.writer.call(node.target, tuple(args), node, **kwargs)
+        if _looks_alike(node, args):
+            made = args[0]
+        elif piece and self.is_as_long_as_last(piece):
+            made = self.writer.call_again(self.made[node, piece - 1], tuple(args), kwargs, node)
+        else:
+            made = self.writer.call(node.target, tuple(args), node, **kwargs)
         self.made[node, piece] = made
         if node in self.late and is_tensor(node) and self.is_read_outside(node):
             self.write(node, rows, piece, made)
+
+    def needs_of(self, node: fx.Node, rows: Rows) -> Sources:
+        """What a node reads of the same rows, whichever the piece."""
+        if node not in self.needs:
+            needs = sources(node, rows, self.region.total)
+            assert needs is not None
+            self.needs[node] = needs
+        return self.needs[node]
+
+    def is_as_long_as_last(self, piece: int) -> bool:
+        """Whether a piece has as many rows as the one in front of it."""
+        (last, behind_last), (start, stop) = self.bounds[piece - 1], self.bounds[piece]
+        return stop - start == behind_last - last
 
     def argument(self, source: fx.Node, needs: Sources, piece: int, reader: fx.Node) -> fx.Node:
         """What a node of the region reads in a piece."""

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves, tree_map
 
+from graphopt.device.storages import storage_key
 from graphopt.graph.nodes import has_effect, is_random
 from graphopt.graph.roles import DESCRIPTOR, RUN_ONCE
 from graphopt.graph.step_graph import tensors_of
@@ -37,11 +40,22 @@ class Writer:
 
     def call(self, target: Any, args: tuple[Any, ...], like: fx.Node, **kwargs: Any) -> fx.Node:
         """A new node, said to be of where `like` is from; what it holds follows from its arguments."""
+        node = self._written_node(target, args, kwargs, like)
+        node.meta["val"] = result_of(node, like)
+        return node
+
+    def call_again(self, twin: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node) -> fx.Node:
+        """A new node that does what `twin` did, with arguments of the same shapes: little of it needs to be traced."""
+        node = self._written_node(twin.target, args, kwargs, like)
+        node.meta["val"] = _as_of_twin(node, twin)
+        return node
+
+    def _written_node(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node) -> fx.Node:
         with self.graph.inserting_before(self.graph.output_node()):
             name = like.name if target is like.target else f"{like.name}_{getattr(target, '_opname', 'part')}"
             node = self.graph.create_node("call_function", target, args, kwargs, name=name)
-        kept = {key: item for key, item in like.meta.items() if key not in ("val", "tensor_meta", DESCRIPTOR, RUN_ONCE)}
-        node.meta = {**kept, "val": result_of(node, like)}
+        left_out = ("val", "tensor_meta", DESCRIPTOR, RUN_ONCE)
+        node.meta = {key: item for key, item in like.meta.items() if key not in left_out}
         self._written += 1
         self._place[node] = (self._behind, self._written)
         return node
@@ -84,6 +98,22 @@ def result_of(node: fx.Node, like: fx.Node) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
     with detect_fake_mode(tensors_of(like)) or nullcontext():
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _as_of_twin(node: fx.Node, twin: fx.Node) -> Any:
+    """What a node holds: tensors as its twin's are, where that made new memory. What shares some is traced."""
+    made = {storage_key(each) for each in tensors_of(twin)}
+    read = {storage_key(each) for source in twin.all_input_nodes for each in tensors_of(source)}
+    held = twin.meta["val"]
+    if not made.isdisjoint(read) or not all(type(each) is FakeTensor for each in tree_leaves(held)):
+        return result_of(node, twin)
+    return tree_map(_another, held)
+
+
+def _another(fake: FakeTensor) -> FakeTensor:
+    """One more of its shape."""
+    size, stride = fake.size(), fake.stride()
+    return FakeTensor(fake.fake_mode, torch.empty_strided(size, stride, dtype=fake.dtype, device="meta"), fake.device)
 
 
 def that_keep_order(graph: fx.Graph) -> list[str]:
