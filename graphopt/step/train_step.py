@@ -14,7 +14,7 @@ from graphopt.base.errors import UsageError
 from graphopt.base.interrupts import whole_once_begun
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.device.snapshot import generators_kept, undone
-from graphopt.device.storages import tensors_in
+from graphopt.device.storages import local_of, tensors_in
 from graphopt.emit.direct import direct
 from graphopt.graph.roles import (
     DESCRIPTOR,
@@ -96,7 +96,7 @@ class TrainStep:
             options.accumulate,
             options.weights,
             sizes,
-            always_summed=exchange is not None and sharded is None,
+            always_summed=exchange is not None and exchange.summing is not None and sharded is None,
             around_capture=sharded.as_captured if sharded else nullcontext,
         )
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
@@ -199,7 +199,7 @@ class TrainStep:
             **self._optimizer_settings.now(),
             **spelled_options(self._options),
             "autocast": repr(self._autocast),
-            "shard": self._sharded.placed.spelled if self._sharded else "False",
+            "shard": self._exchange.spelled_placement,
             "kernels": chosen(),
             "the state that the loss scale started from": repr(self._scale.started_from),
             "the number of steps taken": str(self._exchange.steps),
@@ -292,12 +292,12 @@ class TrainStep:
         is_new = key not in self._windows
         if is_new:
             view, options = self._view, self._options
-            names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
+            named = *self.model.named_buffers(), *self.model.named_parameters()
+            names = {id(local_of(tensor)): name for name, tensor in named}
             with generators_kept():
-                ranks, commits = (e.ranks.name, e.commits) if (e := self._exchange) else (None, False)
-                window = build_window(calls, view.names, names, ranks, commits=commits)
-                rows = self._sharded.in_window if self._sharded else None
-                run_passes(window, window_passes(groups, options.clip, options.loss_scale, rows))
+                how = (e.summing_name, e.commits, e.in_window) if (e := self._exchange) else (None, False, None)
+                window = build_window(calls, view.names, names, how[0], commits=how[1])
+                run_passes(window, window_passes(groups, options.clip, options.loss_scale, how[2]))
                 self._windows[key] = window, direct(window, self._watch.runs_graph)
             if len(self._windows) > MOST_GRAPHS:
                 del self._windows[next(iter(self._windows))]
@@ -315,7 +315,7 @@ class TrainStep:
             OptimizerOption: lambda role: view.option(role.group, role.key),
             OptimizerState: lambda role: view.state(role.parameter, role.key),
             First: lambda role: view.is_first(role.parameter),
-            Master: lambda role: view.masters[role.parameter],
+            Master: lambda role: view.master(role.parameter),
             Scaling: lambda role: self._scale.tensor(role.key),
         }
         if self._exchange:

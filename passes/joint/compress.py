@@ -42,7 +42,8 @@ def compress(
     """
     graph = joint.graph
     sums = _sums(graph)
-    if not sums or any(is_collective(node) for node in graph.nodes):
+    # a model may have collectives of its own; of those here each runs once
+    if not sums or any(is_collective(node) and node.meta.get(RUN_ONCE) for node in graph.nodes):
         return False
     shapes, dtypes = [each.shape for each in sums], [each.value.dtype for each in sums]
     made = parcels(shapes, dtypes, [methods.get(each.index) for each in sums])

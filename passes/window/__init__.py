@@ -28,7 +28,7 @@ def window_passes(
 ) -> Passes:
     """From a window that returns its gradients to one that updates the parameters with them.
 
-    `rows` says what each rank updates where gradients are shared out over ranks, row by row; None: they are not.
+    `rows` says what each rank has where gradients are shared out over ranks; None: they are not.
     """
     used, unscaled, unconditional = gradients_are_used, gradients_are_unscaled, updates_are_unconditional
     passes = (
@@ -38,7 +38,7 @@ def window_passes(
         if scale_by
         else None,
         NamedPass("heed_overflow", heed_overflow, requires=(used,)),
-        NamedPass("norms_of_ranks", partial(norms_of_ranks, group=rows.group)) if rows else None,
+        NamedPass("norms_of_ranks", partial(norms_of_ranks, how=rows)) if rows else None,
         NamedPass("share_rows", partial(share_rows, how=rows), requires=(used,)) if rows else None,
     )
     return tuple(each for each in passes if each is not None)

@@ -17,13 +17,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class RowsInWindow:
-    """A window whose gradients are this rank's rows of those of the ranks of a group, by its label.
+    """A window whose gradients are this rank's rows, or shards, of those of the ranks of a group, by its label.
 
-    `rows` are those of parameters that are whole, by name; the others are rows themselves.
+    `rows` are those of parameters that are whole, by name; the others are rows themselves. Gradients of the parameters
+    `counted_elsewhere` are whole on all ranks, and another one counts them.
     """
 
     group: str
     rows: Mapping[str, slice] = field(default_factory=dict)
+    counted_elsewhere: frozenset[str] = frozenset()
 
 
 def share_rows(window: fx.GraphModule, how: RowsInWindow) -> bool:

@@ -25,10 +25,12 @@ from graphopt.passes.joint import Passes, send_sums
 from graphopt.passes.joint.buckets import COMPRESSED_BYTES
 from graphopt.passes.joint.compress import in_order_of_readiness
 from graphopt.passes.joint.sharding.how import CompressedRows
+from graphopt.passes.window.share_rows import RowsInWindow
 from graphopt.step.micro_graph import MicroCall
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.sharding.parameters import ShardedParameters
 from graphopt.step.sharding.shared_state import SharedState
+from graphopt.step.tensor_parallel.placement import TensorParallel
 
 Methods = Mapping[str, Compression | None]
 #: How parameters, or gradients and state alone, are shared out.
@@ -41,7 +43,8 @@ class Exchange:
     `methods` are by parameter; with `Auto` they are chosen when the backward is known. `steps` counts those
     that were taken, skipped ones too; `kept` is what methods keep, by parameter and key. With `shared` parameters are
     shared out over ranks, and gradients are scattered: what is kept of one is as large as the whole parameter, and has
-    a second tensor, `pending`, for what a step keeps back before the ranks have agreed.
+    a second tensor, `pending`, for what a step keeps back before the ranks have agreed. With `parallel` all `ranks`
+    agree, and gradients are summed over those alone that hold the same shards.
     """
 
     def __init__(
@@ -52,12 +55,13 @@ class Exchange:
         *,
         scaled: bool,
         shared: Shared | None = None,
+        parallel: TensorParallel | None = None,
     ) -> None:
         _check_momentum(how, view)
         self.ranks, self.view, self.scaled = ranks, view, scaled
         self.auto = how if isinstance(how, Auto) else None
         self.chooses = self.auto is not None
-        self.shared = shared
+        self.shared, self.parallel = shared, parallel
         self.shapes: Mapping[str, Shape] = {name: tuple(p.shape) for name, p in view.parameters.items()}
         if shared is not None:
             self.shapes = {name: tuple(shape) for name, shape in shared.shapes.items()}
@@ -68,6 +72,44 @@ class Exchange:
         self.steps = 0
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
         self.overflow: torch.Tensor | None = None
+
+    @property
+    def summing(self) -> Ranks | None:
+        """Those over which gradients are summed; None where there is no other."""
+        return self.parallel.copies if self.parallel is not None else self.ranks
+
+    @property
+    def summing_name(self) -> str | None:
+        """What functional collectives call the group of `summing`."""
+        return self.summing.name if self.summing is not None else None
+
+    @property
+    def in_window(self) -> RowsInWindow | None:
+        """What a window does with gradients of which each rank has a part; None where each has them whole."""
+        holder = self.shared if self.shared is not None else self.parallel
+        return holder.in_window if holder is not None else None
+
+    @property
+    def spelled_placement(self) -> str:
+        """What each rank has of the parameters, the same on all ranks that agree."""
+        if self.shared is not None:
+            return self.shared.placed.spelled
+        return self.parallel.spelled if self.parallel is not None else "False"
+
+    def shares(self, weights: Sequence[float]) -> float:
+        """What the global batch weighs: the batches that ranks give to the copies of the model, one for each copy.
+
+        Raises UsageError, on all ranks, where those that hold shards of one copy were given batches of other weights.
+        """
+        if self.parallel is None:
+            return sum(weights)
+        for group in self.parallel.groups:
+            if len({weights[rank] for rank in group}) > 1:
+                raise UsageError(
+                    f"ranks {', '.join(map(str, group))} hold shards of one model, and their batches weigh "
+                    f"{', '.join(f'{weights[rank]:g}' for rank in group)}: give all of them the same batch"
+                )
+        return sum(weights[rank] for rank in self.parallel.copies_of_this)
 
     def choose(self, call: MicroCall) -> None:
         """Let "auto" choose for the gradients of a captured micro-batch; a collective call."""
@@ -92,7 +134,8 @@ class Exchange:
         """What sends the sums of the joint graph's primals at these positions to the other ranks."""
         now, primals = self._now(), joint.primals
         methods = {primals[i].meta[DESCRIPTOR].idx: now[self.view.names[id(item)]] for i, item in trained.items()}
-        return send_sums(self.ranks, methods, scaled=self.scaled)
+        assert self.summing is not None
+        return send_sums(self.summing, methods, scaled=self.scaled)
 
     def by_rows(self, joint: JointGraph, trained: Mapping[int, Any]) -> CompressedRows | None:
         """How gradients of the joint graph's primals are scattered; None where all go as they are."""

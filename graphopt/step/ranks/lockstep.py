@@ -97,7 +97,7 @@ class Lockstep:
                 self._plan(prepared, headers)
             else:
                 break
-        total = sum(header.weight for header in headers)
+        total = self.exchange.shares([header.weight for header in headers])
         return as_shares(prepared.pieces, total), list(prepared.calls)
 
     def _resolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:

@@ -1,0 +1,68 @@
+"""What processes that train one model of DTensors make sure of before the first step; collective calls."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from graphopt.base.errors import UsageError
+from graphopt.device.messages import gather
+from graphopt.device.ranks import Ranks
+from graphopt.device.storages import local_of
+from graphopt.step.tensor_parallel.placement import TensorParallel
+
+
+def check_groups_agree(everyone: Ranks, parallel: TensorParallel) -> TensorParallel:
+    """With the groups of all ranks; raises UsageError, on all, where they do not fit together."""
+    mine = {
+        "shards": _members(parallel.shards),
+        "copies": _members(parallel.copies),
+        "place": parallel.shards.rank if parallel.shards else 0,
+    }
+    every: list[Any] = [json.loads(text) for text in gather(everyone, json.dumps(mine).encode())]
+    for rank, one in enumerate(every):
+        for other in one["shards"]:
+            if every[other]["shards"] != one["shards"]:
+                raise UsageError(
+                    f"rank {rank} has shards over ranks {one['shards']}, and rank {other} over "
+                    f"{every[other]['shards']}: make one mesh, in the same way on all ranks"
+                )
+        for other in one["copies"]:
+            if (every[other]["copies"], every[other]["place"]) != (one["copies"], one["place"]):
+                raise UsageError(
+                    f"group= of rank {rank} has rank {other}, which does not hold the same shards, or has another "
+                    "group: give each rank the group of those that hold the same shards, mesh['dp'].get_group()"
+                )
+    return replace(parallel, groups=tuple(sorted({tuple(one["shards"]) for one in every})))
+
+
+def check_wholes_agree(everyone: Ranks, model: nn.Module, parallel: TensorParallel) -> None:
+    """Raise UsageError, on all ranks, where a parameter of which each has everything is not the same on all.
+
+    Each updates its own copy, by gradients that are the same as long as the copies are.
+    """
+    mine = {name: _hash(local_of(p)) for name, p in model.named_parameters() if name in parallel.whole}
+    every: list[dict[str, str]] = [json.loads(text) for text in gather(everyone, json.dumps(mine).encode())]
+    for rank, one in enumerate(every):
+        differing = [name for name, value in every[0].items() if one.get(name) != value]
+        if differing:
+            raise UsageError(
+                f"the parameter {differing[0]} is not sharded, and has other values on rank 0 than on rank {rank}, "
+                "which holds shards of the same model: make the model from one seed on all ranks of the mesh, or "
+                "place the parameter in the parallelize plan"
+            )
+
+
+def _members(ranks: Ranks | None) -> list[int]:
+    return list(dist.get_process_group_ranks(ranks.group)) if ranks else [dist.get_rank()]
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(content.numpy().tobytes()).hexdigest()[:16]
