@@ -50,7 +50,7 @@ from graphopt.step.state_elsewhere import state_elsewhere
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.tensor_parallel.check import check_dtensors_with
 from graphopt.step.tensor_parallel.placement import has_dtensors, tensor_parallel_of
-from graphopt.step.tensor_parallel.start import check_groups_agree, check_wholes_agree
+from graphopt.step.tensor_parallel.start import check_groups_agree
 from graphopt.step.train_step import TrainStep
 from graphopt.step.window import Weights
 
@@ -157,8 +157,6 @@ def train_step(
                 parallel = check_groups_agree(ranks, parallel)
             copies = ranks if parallel is None else parallel.copies
             start_alike(ranks, model, shard=spelled_option(shard), copies=copies)
-            if parallel is not None:
-                check_wholes_agree(ranks, model, parallel)
         link = link_of(ranks, next(model.parameters()).device) if ranks and shard else None
         with raising_together(ranks):
             sharded: ShardedParameters | SharedState | None = None

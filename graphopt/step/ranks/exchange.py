@@ -31,6 +31,7 @@ from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.sharding.parameters import ShardedParameters
 from graphopt.step.sharding.shared_state import SharedState
 from graphopt.step.tensor_parallel.placement import TensorParallel
+from graphopt.step.tensor_parallel.start import check_wholes_agree
 
 Methods = Mapping[str, Compression | None]
 #: How parameters, or gradients and state alone, are shared out.
@@ -70,6 +71,7 @@ class Exchange:
         self.pending: dict[str, torch.Tensor] = {}
         self.reasons: tuple[str, ...] = ()
         self.steps = 0
+        self._checked_steps = -1
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
         self.overflow: torch.Tensor | None = None
 
@@ -110,6 +112,13 @@ class Exchange:
                     f"{', '.join(f'{weights[rank]:g}' for rank in group)}: give all of them the same batch"
                 )
         return sum(weights[rank] for rank in self.parallel.copies_of_this)
+
+    def check_wholes(self) -> None:
+        """Before the first step, and now and then, raise UsageError where copies on ranks drift apart; collective."""
+        is_due = self.steps & (self.steps - 1) == 0 and self.steps != self._checked_steps
+        if self.parallel is not None and self.parallel.shards is not None and is_due:
+            self._checked_steps = self.steps
+            check_wholes_agree(self.ranks, self.view.parameters, self.parallel, self.steps)
 
     def choose(self, call: MicroCall) -> None:
         """Let "auto" choose for the gradients of a captured micro-batch; a collective call."""

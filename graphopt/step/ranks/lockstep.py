@@ -80,6 +80,7 @@ class Lockstep:
                 difference = difference_error(self.ranks, prepared.settings)
                 assert difference is not None
                 raise difference
+            self.exchange.check_wholes()
             _check_weights(headers)
             if len({header.messages for header in headers}) > 1:
                 self._raise_mismatch(prepared)

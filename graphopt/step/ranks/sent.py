@@ -26,8 +26,10 @@ def sent(
         return 1, 0, (f"{compress}: no effect in a single process",) * bool(compress)
     steps = [micro.graph.captured.step for micro in micros]
     if sharded is None:
-        graphs = [step.graph_module.graph for step in steps]
-        return exchange.ranks.world, sum(sent_bytes(graph, exchange.ranks.world) for graph in graphs), exchange.lines()
+        graphs, over = [step.graph_module.graph for step in steps], exchange.summing
+        total_bytes = sum(sent_bytes(graph, over.world) for graph in graphs) if over is not None else 0
+        placed = (f"parameters: {exchange.parallel.spelled}",) if exchange.parallel is not None else ()
+        return exchange.ranks.world, total_bytes, (*placed, *exchange.lines())
     gathered = sum(gathered_bytes(micro.graph.captured.step, micro.planned.schedule) for micro in micros)
     if not sharded.how.gathers:
         gathered = sharded.whole_bytes

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from graphopt.base.errors import UsageError
 from graphopt.device.messages import gather
 from graphopt.device.ranks import Ranks
-from graphopt.device.storages import local_of
 from graphopt.step.tensor_parallel.placement import TensorParallel
 
 
@@ -42,21 +41,31 @@ def check_groups_agree(everyone: Ranks, parallel: TensorParallel) -> TensorParal
     return replace(parallel, groups=tuple(sorted({tuple(one["shards"]) for one in every})))
 
 
-def check_wholes_agree(everyone: Ranks, model: nn.Module, parallel: TensorParallel) -> None:
+def check_wholes_agree(
+    everyone: Ranks, parameters: Mapping[str, torch.Tensor], parallel: TensorParallel, steps: int
+) -> None:
     """Raise UsageError, on all ranks, where a parameter of which each has everything is not the same on all.
 
-    Each updates its own copy, by gradients that are the same as long as the copies are.
+    Each updates its own copy, by gradients that are to be the same. `parameters` are this rank's, by name; so many
+    `steps` were taken.
     """
-    mine = {name: _hash(local_of(p)) for name, p in model.named_parameters() if name in parallel.whole}
+    mine = {name: _hash(parameter) for name, parameter in parameters.items() if name in parallel.whole}
     every: list[dict[str, str]] = [json.loads(text) for text in gather(everyone, json.dumps(mine).encode())]
     for rank, one in enumerate(every):
         differing = [name for name, value in every[0].items() if one.get(name) != value]
         if differing:
-            raise UsageError(
-                f"the parameter {differing[0]} is not sharded, and has other values on rank 0 than on rank {rank}, "
-                "which holds shards of the same model: make the model from one seed on all ranks of the mesh, or "
-                "place the parameter in the parallelize plan"
-            )
+            what = f"the parameter {differing[0]} is not sharded, and has other values on rank 0 than on rank {rank}"
+            raise UsageError(f"{what}{_why_they_differ(steps)}")
+
+
+def _why_they_differ(steps: int) -> str:
+    if not steps:
+        return ": make the model from one seed on all ranks of the mesh, or name the parameter in the parallelize plan"
+    return (
+        f", after {steps} step{'s' * (steps > 1)}: its gradients differ, so that the ranks train different models. All "
+        "ranks that hold shards of one copy must get the same batch, and draw the same random numbers where they all "
+        "have everything; what reads a part of a sequence needs SequenceParallel in the parallelize plan"
+    )
 
 
 def _members(ranks: Ranks | None) -> list[int]:
