@@ -114,7 +114,8 @@ def train_step(
 
     Where torch.distributed is initialized with more than one process, they train together: each gives its own part
     of every global batch, and all call the step (and `train_step`, which takes parameters and buffers from the first
-    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means
+    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Where
+    parameters are DTensors, each rank trains its shards, and `group` has the ranks that hold the same ones. Means
     and norms are those of the global batch; buffers are each rank's own afterwards. With a loss scale or compressed
     gradients an overflow on any rank skips the step on all; without either nobody looks for one, and a NaN is in all
     ranks' parameters, as it is in one process (ConstantLossScale(1.0) looks, and scales nothing). Optimizer, options,
