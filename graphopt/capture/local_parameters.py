@@ -56,7 +56,7 @@ def _wrap(graph: fx.Graph, node: fx.Node, whole: Any) -> None:
 
     with graph.inserting_after(_last_input(graph)):
         made = graph.call_function(from_shard, (node,))
-    made.meta = {**node.meta}
+    made.meta = {"example_value": whole}
     node.meta["example_value"] = local_of(whole).detach().requires_grad_(whole.requires_grad)
     for reader in readers:
         reader.replace_input_with(node, made)

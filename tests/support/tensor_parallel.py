@@ -59,7 +59,7 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.attention, self.first, self.second = Attention(), nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
-        self.gate, self.up, self.down = (nn.Linear(WIDTH, 2 * WIDTH, bias=False) for _ in range(3))
+        self.gate, self.up = (nn.Linear(WIDTH, 2 * WIDTH, bias=False) for _ in range(2))
         self.down = nn.Linear(2 * WIDTH, WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    """Embedding, two layers and a head."""
+    """Embedding, a layer and a head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding, self.head = nn.Embedding(CLASSES, WIDTH), nn.Linear(WIDTH, CLASSES, bias=False)
-        self.layers, self.norm = nn.ModuleList(Layer() for _ in range(BLOCKS)), nn.RMSNorm(WIDTH)
+        self.layers, self.norm = nn.ModuleList([Layer()]), nn.RMSNorm(WIDTH)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)

@@ -17,6 +17,7 @@ _REFUSED = {
     "compiler": "use compiler='eager'",
     "offload": "leave it out",
     "offload_optimizer": "leave it out",
+    "numerics": "each rank may plan other pieces, and what all have whole would drift apart: use numerics='bitwise'",
     "dynamic": "each set of shapes is captured by itself: leave it out",
 }
 
@@ -24,7 +25,7 @@ _REFUSED = {
 def check_dtensors_with(optimizer: torch.optim.Optimizer, arguments: Mapping[str, Any]) -> None:
     """Raise UsageError for `arguments` of `train_step()`, or an optimizer, that DTensors do not go with."""
     for name, instead in _REFUSED.items():
-        if not (arguments[name] is None or arguments[name] is False or arguments[name] == "eager"):
+        if not any(arguments[name] is each for each in (None, False)) and arguments[name] not in ("eager", "bitwise"):
             raise UsageError(
                 f"{name}={arguments[name]!r} does not go with tensor parallel models, whose parameters are DTensors: "
                 f"{instead}"

@@ -95,6 +95,10 @@ def compressed() -> None:
     build(parallel("mlp", mesh_of(2)["tp"]), compress=graphopt.EightBit())
 
 
+def reordered() -> None:
+    build(parallel("mlp", mesh_of(2)["tp"]), numerics="reordered")
+
+
 def shared_out() -> None:
     build(parallel("mlp", mesh_of(2)["tp"]), shard=True)
 
@@ -135,6 +139,7 @@ CASES: list[tuple[Callable[[], None], int, str]] = [
     (a_dtensor_of_a_batch, 2, "reads a DTensor that is no parameter"),
     (a_dtensor_of_a_loss, 2, "the loss is a DTensor: return a plain tensor"),
     (compressed, 2, r"compress=EightBit\(\) does not go with tensor parallel models"),
+    (reordered, 2, "numerics='reordered' does not go with tensor parallel models"),
     (shared_out, 2, "shard=True does not go with tensor parallel models"),
     (whole_state, 2, "is a plain tensor, and the parameter is a DTensor"),
     (of_other_shards, 2, "were changed after train_step"),

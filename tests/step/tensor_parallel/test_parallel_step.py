@@ -46,8 +46,9 @@ def adagrad(parameters: list[nn.Parameter]) -> optim.Optimizer:
 
 def two_groups(parameters: list[nn.Parameter]) -> optim.Optimizer:
     """The second group has what all ranks hold whole, and nothing else."""
-    first = [p for p in parameters if p.ndim > 1]
-    return optim.SGD([{"params": first}, {"params": [p for p in parameters if p.ndim == 1]}], lr=0.1)
+    wholes = [p for i, p in enumerate(parameters) if i % 6 in (0, 1, 5)]  # of each block the norm's, and the last bias
+    shards = [p for i, p in enumerate(parameters) if i % 6 in (2, 3, 4)]
+    return optim.SGD([{"params": shards}, {"params": wholes}], lr=0.1)
 
 
 def as_eager(name: str) -> dict[str, list[bool]]:
@@ -79,6 +80,52 @@ def test_it_has_the_bits_of_eager_tensor_parallelism() -> None:
         for found in run_ranks(2, as_eager, name):
             for what, same in found.items():
                 assert all(same), (name, what, same)
+
+
+def frozen(model: Any) -> None:
+    """Of a shard, and of what all ranks have."""
+    model[1].up.weight.requires_grad_(False)
+    model[0].norm.weight.requires_grad_(False)
+
+
+def tied(model: Any) -> None:
+    model.head.weight = model.embedding.weight
+
+
+def half(_model: Any) -> None:
+    """Forward and loss run in bfloat16."""
+
+
+def awkward() -> dict[str, list[bool]]:
+    """The same for models with frozen and tied shards, under autocast, and with parameters written between steps."""
+    mesh, found = mesh_of(2), {}
+    for name, change in (("mlp", frozen), ("llama", tied), ("mlp", half)):
+        models = [parallel(name, mesh["tp"]) for _ in range(2)]
+        for model in models:
+            change(model)
+        made = [momentum([p for p in model.parameters() if p.requires_grad]) for model in models]
+        (eager, model), (optimizer, own) = models, made
+        options: dict[str, Any] = {"cost_model": "roofline", "autocast": torch.bfloat16 if change is half else None}
+        step, same = graphopt.train_step(model, loss_of(name), own, **options), []
+        with graphopt.kernels.use("stock"):
+            for i in range(STEPS):
+                inputs, targets = own_batch(name, i, mesh)
+                with torch.autocast("cpu", torch.bfloat16, enabled=change is half):
+                    loss = loss_of(name)(eager(inputs), targets)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                same.append(float(step(inputs, targets).loss) == float(loss.detach()))
+                with torch.no_grad():
+                    for each in (*eager.parameters(), *model.parameters()):
+                        each.mul_(0.9)
+        found[change.__name__] = [*same, *map(torch.equal, shards_of(eager), shards_of(model))]
+    return found
+
+
+def test_awkward_models_have_the_bits_of_eager() -> None:
+    for found in run_ranks(2, awkward):
+        assert all(all(same) for same in found.values()), found
 
 
 #: Options of `train_step`, and an optimizer.
