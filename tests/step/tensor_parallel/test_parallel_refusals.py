@@ -75,6 +75,14 @@ def other_weights() -> None:
     step(*own_batch("mlp", 0, mesh))
 
 
+def other_rows() -> None:
+    """Ranks that hold shards of one copy would send their layers' messages for so many rows, or micro-batches."""
+    mesh = mesh_of(2)
+    step = build(parallel("mlp", mesh["tp"]), accumulate=2, weights=lambda *_: 1.0)
+    step(*global_batch("mlp", 0))
+    step(*(each[: 4 if dist.get_rank() else 8] for each in global_batch("mlp", 1)))
+
+
 def a_dtensor_of_a_batch() -> None:
     mesh = mesh_of(2)["tp"]
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH))
@@ -136,6 +144,7 @@ CASES: list[tuple[Callable[[], None], int, str]] = [
     (other_seeds, 2, "1.weight is not sharded, and has other values on rank 0 than on rank 1: make the model"),
     (other_batches, 2, "has other values on rank 0 than on rank 1, after 1 step: its gradients differ"),
     (other_weights, 4, "ranks 0, 1 hold shards of one model, and their batches weigh"),
+    (other_rows, 2, r"rank 0 would send \d+ messages where rank 1 would send \d+ messages"),
     (a_dtensor_of_a_batch, 2, "reads a DTensor that is no parameter"),
     (a_dtensor_of_a_loss, 2, "the loss is a DTensor: return a plain tensor"),
     (compressed, 2, r"compress=EightBit\(\) does not go with tensor parallel models"),

@@ -209,6 +209,26 @@ def test_copies_of_a_model_in_shards_train_as_one_process() -> None:
     check_one_process(run_ranks(4, as_one_process, "llama", 2, ["everything"]))
 
 
+def uneven_copies() -> tuple[list[float], list[float], float]:
+    """Losses where the second copy has a quarter of the batch, those of one process, and how far parameters are."""
+    mesh, losses = mesh_of(2), []
+    expected, _, exact = trained_whole("mlp", "norm", torch.float64)
+    model = parallel("mlp", mesh["tp"])
+    make, options = CASES["norm"]
+    how: dict[str, Any] = {"cost_model": "roofline", "group": mesh["dp"].get_group(), **options}
+    step = graphopt.train_step(model, loss_of("mlp"), make(list(model.parameters())), **how)
+    for i in range(STEPS):
+        parts = [each.split([6, 2])[mesh["dp"].get_local_rank()] for each in global_batch("mlp", i)]
+        losses.append(float(step(*parts).loss))
+    return losses, expected, _apart(wholes_of(model), exact)
+
+
+def test_copies_may_have_batches_of_uneven_sizes() -> None:
+    for losses, expected, apart in run_ranks(4, uneven_copies):
+        assert all(abs(one / other - 1) < 1e-6 for one, other in zip(losses, expected, strict=True))
+        assert apart < 1e-6
+
+
 def test_copies_alone_and_shards_alone_train_as_one_process() -> None:
     check_one_process(run_ranks(2, as_one_process, "mlp", 1, ["everything"]))
     check_one_process(run_ranks(2, as_one_process, "mlp", 2, ["norm", "value"]))
