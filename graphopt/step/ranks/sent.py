@@ -28,7 +28,9 @@ def sent(
     if sharded is None:
         graphs, over = [step.graph_module.graph for step in steps], exchange.summing
         total_bytes = sum(sent_bytes(graph, over.world) for graph in graphs) if over is not None else 0
-        placed = (f"parameters: {exchange.parallel.spelled}",) if exchange.parallel is not None else ()
+        placed: tuple[str, ...] = ()
+        if exchange.parallel is not None:
+            placed = (f"parameters: {exchange.parallel.spelled}; what layers send is not counted",)
         return exchange.ranks.world, total_bytes, (*placed, *exchange.lines())
     gathered = sum(gathered_bytes(micro.graph.captured.step, micro.planned.schedule) for micro in micros)
     if not sharded.how.gathers:

@@ -73,7 +73,7 @@ def tensor_parallel_of(model: nn.Module, group: dist.ProcessGroup | None) -> Ten
     _check_groups(members, copies, is_given=group is not None)
     sharded = {name for name, parameter in placed.items() if not parameter.placements[0].is_replicate()}
     whole = frozenset(name for name, _ in model.named_parameters() if name not in sharded)
-    spelled = f"shards over {len(members)} ranks, {len(copies)} copies"
+    spelled = f"shards over {len(members)} ranks, {len(copies)} cop{'y' if len(copies) == 1 else 'ies'}"
     return TensorParallel(ranks_of(of_mesh), None if group is None else ranks_of(group), whole, spelled)
 
 

@@ -301,6 +301,7 @@ def counted() -> dict[str, int]:
     step = graphopt.train_step(model, loss_of("mlp"), optimizer, "1GiB", cost_model="roofline")
     step.plan_for(global_batch("mlp", 0), {})
     resident = step.plan.resident_bytes
+    assert "shards over 2 ranks, 1 copy; what layers send is not counted" in str(step.report)
     step(*global_batch("mlp", 0))
     state = [local_of(each) for held in optimizer.state.values() for each in held.values()]
     assert len(state) == 6 * BLOCKS
