@@ -14,7 +14,7 @@ import torch
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.rehearsal import rehearse_step
 from graphopt.device.elsewhere import holder_of
-from graphopt.device.storages import allocated_bytes, planned_bytes
+from graphopt.device.storages import allocated_bytes, local_of, planned_bytes
 
 #: Whether a parameter gets a gradient.
 Learns = Callable[[torch.Tensor], bool]
@@ -43,13 +43,13 @@ def optimizer_bytes(
 
 
 def nbytes(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> int:
-    """Bytes of a new tensor of this shape, as the allocator hands them out."""
-    return planned_bytes(tensor.numel() * (dtype or tensor.dtype).itemsize, tensor.device)
+    """Bytes of a new tensor of this shape, as the allocator hands them out; of a DTensor this rank's shard."""
+    return planned_bytes(local_of(tensor).numel() * (dtype or tensor.dtype).itemsize, tensor.device)
 
 
 def float32_bytes(tensor: torch.Tensor) -> int:
     """Bytes of its copy in float32, or wider where it is wider."""
-    return planned_bytes(tensor.numel() * max(tensor.dtype.itemsize, 4), tensor.device)
+    return planned_bytes(local_of(tensor).numel() * max(tensor.dtype.itemsize, 4), tensor.device)
 
 
 _KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -94,5 +94,5 @@ def _step_bytes(optimizer: torch.optim.Optimizer, group: dict[str, object], devi
 
 def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Identity -> bytes of each storage; meta tensors have one too."""
-    storages = ((tensor.untyped_storage(), tensor.device) for tensor in tensors)
+    storages = ((local_of(tensor).untyped_storage(), tensor.device) for tensor in tensors)
     return {storage._cdata: allocated_bytes(storage.nbytes(), device) for storage, device in storages}

@@ -22,7 +22,7 @@ from graphopt.cost_models.device_speed import at_hand
 from graphopt.cost_models.scratch import scratch_bytes
 from graphopt.cost_models.signature import Signature, call_signature
 from graphopt.device.dtypes import HALF
-from graphopt.device.storages import allocated_bytes, tensors_in
+from graphopt.device.storages import allocated_bytes, local_of, tensors_in
 from graphopt.device.timing import plain_execution
 
 #: Of the ops that optimizers use, those that have scratch: bfloat16's products on a CPU, for one, which Muon takes.
@@ -142,8 +142,9 @@ def _has_scratch(op: Any) -> bool:
 
 
 def like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor of the same layout that has no memory."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device="meta")
+    """A tensor of the same layout that has no memory; of a DTensor this rank's shard."""
+    shard = local_of(tensor)
+    return torch.empty_strided(shard.shape, shard.stride(), dtype=dtype or tensor.dtype, device="meta")
 
 
 def _stand_in(

@@ -47,6 +47,9 @@ from graphopt.step.sharding.shared_state import SharedState
 from graphopt.step.sharding.state import check_unshared, give_state_as_dtensors
 from graphopt.step.state_elsewhere import state_elsewhere
 from graphopt.step.tail_memory import TailOptions
+from graphopt.step.tensor_parallel.check import check_dtensors_with
+from graphopt.step.tensor_parallel.placement import has_dtensors, tensor_parallel_of
+from graphopt.step.tensor_parallel.start import check_groups_agree
 from graphopt.step.train_step import TrainStep
 from graphopt.step.window import Weights
 
@@ -110,7 +113,8 @@ def train_step(
 
     Where torch.distributed is initialized with more than one process, they train together: each gives its own part
     of every global batch, and all call the step (and `train_step`, which takes parameters and buffers from the first
-    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Means
+    rank) equally often. `group` names others than all processes; in a group of one, a process trains alone. Where
+    parameters are DTensors, each rank trains its shards, and `group` has the ranks that hold the same ones. Means
     and norms are those of the global batch; buffers are each rank's own afterwards. With a loss scale or compressed
     gradients an overflow on any rank skips the step on all; without either nobody looks for one, and a NaN is in all
     ranks' parameters, as it is in one process (ConstantLossScale(1.0) looks, and scales nothing). Optimizer, options,
@@ -130,7 +134,9 @@ def train_step(
     """
     arguments = locals()
     check_group(group)
-    ranks = ranks_of(group)
+    is_parallel = has_dtensors(model)
+    # all that train together, where gradients are summed over some of them
+    ranks = ranks_of(None if is_parallel else group)
     with naming_absence(ranks, "train_step()"):
         with raising_together(ranks):
             check_model_and_optimizer(model, optimizer)
@@ -144,9 +150,15 @@ def train_step(
             args, kwargs = as_call(example_inputs, example_kwargs)
             check_unwrapped(model)
             check_unshared(optimizer)
+            parallel = tensor_parallel_of(model, group) if is_parallel and ranks is not None else None
+            if is_parallel:
+                check_dtensors_with(optimizer, arguments)
             check_devices(model, (args, kwargs))
         if ranks is not None:
-            start_alike(ranks, model, shard=spelled_option(shard))
+            if parallel is not None:
+                parallel = check_groups_agree(ranks, parallel)
+            copies = ranks if parallel is None else parallel.copies
+            start_alike(ranks, model, shard=spelled_option(shard), copies=copies)
         link = link_of(ranks, next(model.parameters()).device) if ranks and shard else None
         with raising_together(ranks):
             sharded: Shared | None = None
@@ -162,12 +174,14 @@ def train_step(
             if sharded is not None:
                 sharded.has_masters(view.masters)
             scaled = loss_scale is not None
-            exchange = Exchange(ranks, view, compress, scaled=scaled, shared=scattering) if ranks else None
+            exchange = (
+                Exchange(ranks, view, compress, scaled=scaled, shared=scattering, parallel=parallel) if ranks else None
+            )
             check_offload_optimizer(view)
             check_compiler_with(compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)
-            has = {"has_ranks": ranks is not None, "is_sharded": scattering is not None}
-            in_backward = BackwardUpdates(options, view, choice, **has)
+            sums = exchange is not None and exchange.summing is not None
+            in_backward = BackwardUpdates(options, view, choice, has_ranks=sums, is_sharded=scattering is not None)
             in_backward.check()
             device = next(iter(model.parameters())).device
             total = device_total_bytes(device)

@@ -20,6 +20,7 @@ from torch.autograd import profiler
 
 from graphopt.base.errors import UsageError
 from graphopt.device.elsewhere import holder_of
+from graphopt.device.storages import stored_parts
 
 SPAN_PREFIX = "graphopt:"
 """A `torch.profiler.record_function` whose name starts so becomes a span of the trace."""
@@ -156,10 +157,9 @@ def _synchronize() -> None:
 
 def _unique_storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:
     """Address -> bytes of every storage on `device`."""
+    parts = (part for tensor in tensors for part in stored_parts(tensor))
     storages = (
-        tensor.untyped_storage()
-        for tensor in tensors
-        if _same_device(tensor.device, device) and holder_of(tensor) is None
+        part.untyped_storage() for part in parts if _same_device(part.device, device) and holder_of(part) is None
     )
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes() > 0}
 

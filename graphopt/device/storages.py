@@ -75,9 +75,15 @@ def unique_storage_bytes(tensors: Iterable[torch.Tensor], device: torch.device) 
     return sum({storage_key(part): storage_bytes(part, device) for part in parts}.values())
 
 
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor: of a DTensor its shard, else the tensor itself."""
+    shard: torch.Tensor | None = getattr(tensor, "_local_tensor", None)
+    return tensor if shard is None else shard
+
+
 def stored_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors that hold what is in a tensor: itself, of a sparse one indices and values, of a DTensor its shard."""
-    if (shard := getattr(tensor, "_local_tensor", None)) is not None:
+    if (shard := local_of(tensor)) is not tensor:
         return stored_parts(shard)
     if tensor.layout is torch.strided:
         return (tensor,)

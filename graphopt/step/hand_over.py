@@ -39,7 +39,8 @@ class HandingOver:
 
     def of(self, *, is_last: bool, summed: bool) -> tuple[object, HandOver]:
         """For the last micro-batch of a window or another one: what tells its passes from others', and the passes."""
-        exchange = self.exchange if is_last and not self.shared else None
+        sends = is_last and not self.shared and self.exchange is not None and self.exchange.summing is not None
+        exchange = self.exchange if sends else None
         # stock kernels promise eager's bits, so their products are made first; the plan has to know of them
         fuse = summed and chosen() != "stock"
 

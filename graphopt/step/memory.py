@@ -217,7 +217,7 @@ class StepMemory:
         """Bytes by kind of what is there while a micro-batch runs, in which these parameters get gradients."""
         view, device, learning = self.view, self.device, (*micro.returned, *micro.used)
         kinds = resident_of_model(self.model, self.batch, device)
-        kinds["masters"] = sum(nbytes(master) for master in view.masters.values())
+        kinds["masters"] = sum(nbytes(view.master(name)) for name in view.masters)
         kinds["optimizer"] = view.state_bytes(view.names[id(parameter)] for parameter in learning)
         sums = [view.summed(view.names[id(parameter)]) for parameter in learning]
         kinds["gradients"] = sum(map(float32_bytes, sums)) if self.summed else 0

@@ -23,9 +23,11 @@ from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.capture.captures import Capture, Recaptures, this_capture
 from graphopt.capture.changing_sizes import Sizes, fix_sizes
 from graphopt.capture.dynamo import compiled, graphopt_errors
+from graphopt.capture.local_parameters import read_local_parameters
 from graphopt.capture.mends.operators_on_meta import NO_DERIVATIVE
 from graphopt.capture.noted_breaks import in_own_words, in_users_code, noted_breaks, nothing_captured
 from graphopt.capture.numbers import examples_of
+from graphopt.device.storages import local_of
 from graphopt.graph.captured_graph import CapturedGraph
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.roles import DESCRIPTOR, Accumulator, MicroFirst, MicroState
@@ -160,9 +162,13 @@ class Micros:
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self._recaptures.tell()
+        parameters = {index: item for index, item in enumerate(inputs) if isinstance(item, torch.nn.Parameter)}
+        read_local_parameters(module, parameters)
+        inputs = list(map(_as_read, inputs))
         fix_sizes(module, self._sizes)
         beside, symbols = beside_loss(module), InputSymbols(module)
-        key, micros = self._capture(loss_alone(module), inputs, symbols), weakref.ref(self)
+        trainable = {index: inputs[index] for index in parameters}
+        key, micros = self._capture(loss_alone(module), inputs, trainable, symbols), weakref.ref(self)
         self._note(key, this_capture())
         symbols.are_met(module)
         loss = self._graphs[key].loss
@@ -170,15 +176,21 @@ class Micros:
         def resolved(*flat: Any) -> tuple[Any, ...]:
             this = micros()
             assert this is not None
-            this._called = MicroCall(this._at_sizes_of(key, flat), flat)
+            read = tuple(map(_as_read, flat))
+            this._called = MicroCall(this._at_sizes_of(key, read), read)
             return (torch.zeros((), dtype=loss.dtype, device=loss.device), *beside(flat))
 
         return resolved
 
-    def _capture(self, module: fx.GraphModule, inputs: Sequence[Any], symbols: InputSymbols) -> str:
-        """Capture a graph; its key among those that are known."""
-        # a graph that may take other forms later keeps this: it must not keep the batch, nor all other graphs
-        parameters = {index: item for index, item in enumerate(inputs) if isinstance(item, torch.nn.Parameter)}
+    def _capture(
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[Any],
+        parameters: Mapping[int, torch.Tensor],
+        symbols: InputSymbols,
+    ) -> str:
+        """Capture a graph, whose inputs at some positions are `parameters`; its key among those that are known."""
+        # a graph that may take other forms later keeps parameters: it must not keep the batch, nor all other graphs
         passes_of = self._hand_over
 
         def hand_over(joint: JointGraph, _static_inputs: Sequence[int]) -> Passes:
@@ -205,6 +217,11 @@ class Micros:
             guards = TracingContext.get().fake_mode.shape_env.guards  # type: ignore[union-attr]
             self._graphs[key] = MicroGraph(at_sizes, symbols, learning, guards, len(guards), choice.compiler)
         return key
+
+
+def _as_read(item: Any) -> Any:
+    """What the graph reads of an input: of a DTensor this rank's shard."""
+    return local_of(item) if isinstance(item, torch.Tensor) else item
 
 
 def _learning(captured: CapturedGraph, inputs: Sequence[Any]) -> Learning:

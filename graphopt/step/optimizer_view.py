@@ -15,12 +15,15 @@ from torch import nn
 from graphopt.base.errors import UsageError
 from graphopt.cost_models.model_state import optimizer_bytes
 from graphopt.device.dtypes import HALF
+from graphopt.device.storages import local_of
 from graphopt.kernels.streaming.blocks import block_elements
 from graphopt.passes.window.update import GroupUpdate
 from graphopt.step.count_bytes import counts_on_cpu_bytes, counts_on_device_bytes
+from graphopt.step.optimizer_checks import check_held, check_kinds, check_not_replaced
 from graphopt.step.optimizer_step import check_step_takes_no_closure, kind_of_step
 from graphopt.step.parameters_seen import difference, parameters_seen
 from graphopt.step.state_elsewhere import StateElsewhere
+from graphopt.step.tensor_parallel.shards import check_state, laid_out_like
 
 #: Flags that change from step to step, and are inputs of graphs.
 _FIRSTS = frozenset({("first", False), ("first", True)})
@@ -46,8 +49,7 @@ class OptimizerView:
     ) -> None:
         self.optimizer, self._model, self._wants_masters = optimizer, model, masters
         self.elsewhere = elsewhere  # where state is that does not stay on the device
-        self.parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
-        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self._take(dict(model.named_parameters()))
         self.masters: dict[str, torch.Tensor] = {}
         #: What the optimizer holds of parameters of which it updates this rank's rows alone.
         self.rows, self._sums_whole = rows or {}, sums_whole
@@ -55,8 +57,8 @@ class OptimizerView:
         self._seen = parameters_seen(model)
         if masters:
             self._make_masters()
-        self._stepped_names = self._names_of_stepped(self.names)
-        self._check_held()
+        self._names_of_held = self._names_of_stepped()
+        check_held(self.optimizer, self._names_of_held, self.own, wants_masters=self._wants_masters)
         check_step_takes_no_closure(optimizer)
         self._adopt()
         if elsewhere is not None:
@@ -74,20 +76,21 @@ class OptimizerView:
         """
         seen = parameters_seen(self._model)
         if is_changed := seen != self._seen:
-            now: dict[str, torch.Tensor] = dict(self._model.named_parameters())
-            names = {id(parameter): name for name, parameter in now.items()}
-            self._check_replaced(now, names)
+            now = dict(self._model.named_parameters())
+            names = _names_of_shards(now)
+            check_not_replaced(self.optimizer, self._names_of_held, self.own, now, {*self.masters, *self.rows})
             if not may_grow and names != self.names:
                 what = difference(self.names, names)
                 raise UsageError(
                     f"the model's parameters were changed after train_step() was built ({what}): build the step anew, "
                     "which gives all ranks the first one's"
                 )
-            self._check_kinds(now.values())
-            self.parameters, self.names, self._seen = now, names, seen
-            self._stepped_names = self._names_of_stepped(names)
+            check_kinds(self.optimizer, self.kind, now.values(), {device for _, _, _, device in self._seen})
+            self._take(now)
+            self._seen = seen
+            self._names_of_held = self._names_of_stepped()
             self._pending.clear()
-        self._check_held()
+        check_held(self.optimizer, self._names_of_held, self.own, wants_masters=self._wants_masters)
         self._adopt()
         return is_changed
 
@@ -123,29 +126,33 @@ class OptimizerView:
 
     def state(self, name: str, key: str) -> torch.Tensor:
         """One tensor of a parameter's state; made, but not yet the optimizer's, where there is none."""
-        stepped = self.stepped(name)
+        stepped = self.held(name)
         held = self.optimizer.state.get(stepped, {})
         if held.get(key) is None:
             pending = self._pending.setdefault(name, {})
             if key not in pending:
                 is_away = key != "step" and self.elsewhere is not None and self.elsewhere.takes(stepped)
                 pending[key] = self.elsewhere.new(stepped) if is_away else _new_state(stepped, key)  # type: ignore[union-attr]
-            return pending[key]
+            return local_of(pending[key])
         found: torch.Tensor = held[key]
-        if found.ndim and found.shape != stepped.shape:
-            raise UsageError(
-                f"the optimizer's {key} of {name} has the shape {list(found.shape)}, and what it updates has "
-                f"{list(stepped.shape)}: a state of another model, or of other ranks, was loaded"
-            )
-        return found
+        check_state(f"{key} of {name}", found, stepped)
+        return local_of(found)
 
     def is_first(self, name: str) -> bool:
         """Whether SGD has no momentum for a parameter yet: its first step takes the gradient as it is."""
-        return self.optimizer.state.get(self.stepped(name), {}).get("momentum_buffer") is None
+        return self.optimizer.state.get(self.held(name), {}).get("momentum_buffer") is None
+
+    def held(self, name: str) -> torch.Tensor:
+        """What the optimizer holds for a parameter: its master, or itself."""
+        return self.masters[name] if name in self.masters else self.rows.get(name, self.own[name])
 
     def stepped(self, name: str) -> torch.Tensor:
-        """What the optimizer holds for a parameter: its master, or itself."""
-        return self.masters[name] if name in self.masters else self.rows.get(name, self.parameters[name])
+        """What is updated for a parameter: what the optimizer holds, or, of a DTensor, this rank's shard."""
+        return local_of(self.held(name))
+
+    def master(self, name: str) -> torch.Tensor:
+        """A parameter's master, or this rank's shard of it."""
+        return local_of(self.masters[name])
 
     def summed(self, name: str) -> torch.Tensor:
         """What the sum of its gradients is as large as: what the optimizer holds, or all of the parameter."""
@@ -171,7 +178,7 @@ class OptimizerView:
         Made for a step that was skipped, it may have been loaded since.
         """
         for name, tensors in self._pending.items():
-            held = self.optimizer.state[self.stepped(name)]
+            held = self.optimizer.state[self.held(name)]
             held.update({key: tensor for key, tensor in tensors.items() if held.get(key) is None})
         self._pending.clear()
 
@@ -180,22 +187,22 @@ class OptimizerView:
 
         The list is emptied, so that a half gradient is gone as soon as its master has it.
         """
-        stepped = [self.stepped(name) for name in names]
+        held = [self.held(name) for name in names]
         try:
-            for parameter in reversed(stepped):
-                parameter.grad = gradients.pop().to(parameter.dtype)
+            for parameter in reversed(held):
+                parameter.grad = laid_out_like(gradients.pop().to(parameter.dtype), parameter)
             self.optimizer.step()
         finally:
-            for parameter in stepped:
+            for parameter in held:
                 parameter.grad = None
         with torch.no_grad():
             for name in names:
                 if name in self.masters:
-                    self.rounded(name).copy_(self.masters[name])
+                    self.rounded(name).copy_(self.master(name))
 
     def state_bytes(self, names: Iterable[str]) -> int:
         """Bytes of the optimizer's state: real where it is there, else what it will be for parameters `names`."""
-        stepped = {id(parameter): parameter for parameter in map(self.stepped, names)}
+        stepped = {id(parameter): parameter for parameter in map(self.held, names)}
         away = {key for key, parameter in stepped.items() if self.elsewhere and self.elsewhere.takes(parameter)}
         known = optimizer_bytes(self.optimizer, learns=lambda p: id(p) in stepped and id(p) not in away)
         if self.kind != "adam":
@@ -211,7 +218,7 @@ class OptimizerView:
 
     def name_of(self, stepped: torch.Tensor) -> str:
         """The name of the parameter that the optimizer holds as `stepped`: itself, or as its master."""
-        return self._stepped_names[id(stepped)]
+        return self._names_of_held[id(stepped)]
 
     @property
     def ways(self) -> tuple[tuple[str, str], ...]:
@@ -254,79 +261,28 @@ class OptimizerView:
             raise UsageError(
                 "masters=True needs an optimizer that has not stepped yet: its state is that of the masters"
             )
-        names = self._names_of_stepped(self.names)
+        names = self._names_of_stepped()
         for group in self.optimizer.param_groups:
             for position, parameter in enumerate(group["params"]):
-                if parameter.dtype in HALF and id(parameter) in names:
+                name = names.get(id(parameter))
+                if parameter.dtype in HALF and name is not None:
                     master = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
-                    self.masters[names[id(parameter)]] = master
+                    self.masters[name] = master
                     group["params"][position] = master
 
-    def _names_of_stepped(self, names: Mapping[int, str]) -> dict[int, str]:
-        instead = (*self.masters.items(), *self.rows.items())
-        return {**names, **{id(stepped): name for name, stepped in instead}}
+    def _take(self, own: dict[str, nn.Parameter]) -> None:
+        """These are the model's parameters; of DTensors this rank's shards are what graphs read and update."""
+        self.own = own
+        self.parameters: dict[str, torch.Tensor] = {name: local_of(parameter) for name, parameter in own.items()}
+        self.names = _names_of_shards(own)
 
-    def _check_held(self) -> None:
-        """Raise UsageError for what the optimizer holds and cannot be trained."""
-        names, parameters = self._stepped_names, self.parameters
-        for group in self.optimizer.param_groups:
-            for stepped in group["params"]:
-                name = names.get(id(stepped))
-                if name is None:
-                    raise UsageError(
-                        f"the optimizer holds a parameter of shape {tuple(stepped.shape)} that is not the model's: "
-                        "make the optimizer from model.parameters() after every change of them (.to(), .half())"
-                    )
-                parameter = parameters[name]
-                if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-                    raise UsageError(
-                        f"the parameter {name} has a hook on its gradient, which a training step does not call: "
-                        "remove it, or use graphopt.optimize()"
-                    )
-                if self._wants_masters and stepped.dtype in HALF:
-                    raise UsageError(
-                        f"the parameter {name} is {stepped.dtype} and has no float32 master, as it was not so, or not "
-                        "in the optimizer, when train_step() was built: build the step anew, with a new optimizer"
-                    )
+    def _names_of_stepped(self) -> dict[int, str]:
+        held = (*self.own.items(), *self.masters.items(), *self.rows.items())
+        return {id(stepped): name for name, stepped in held}
 
-    def _check_kinds(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Raise UsageError for parameters that were moved, and for state that was left in the dtype of before."""
-        before = {device for _, _, device in self._seen}
-        if moved := {parameter.device for parameter in parameters} - before:
-            raise UsageError(
-                f"parameters were moved to {min(map(str, moved))} after train_step() was built: build the step anew"
-            )
-        if self.kind == "step":  # it casts its state, or fails, itself
-            return
-        for stepped, held in self.optimizer.state.items():
-            for key, tensor in held.items():
-                is_like = isinstance(tensor, torch.Tensor) and tensor.shape == stepped.shape and tensor.ndim > 0
-                if is_like and tensor.is_floating_point() and tensor.dtype != stepped.dtype:
-                    raise UsageError(
-                        f"a parameter became {stepped.dtype} after train_step() was built, and the optimizer's {key} "
-                        f"of it is {tensor.dtype}: optimizer.load_state_dict(optimizer.state_dict()) makes it alike"
-                    )
 
-    def _check_replaced(self, now: Mapping[str, torch.Tensor], names: Mapping[int, str]) -> None:
-        """Raise UsageError where the optimizer still holds what is no longer the model's."""
-        for stepped in (each for group in self.optimizer.param_groups for each in group["params"]):
-            name = self._stepped_names.get(id(stepped))
-            instead = name is not None and (name in self.masters or name in self.rows)
-            held = self.parameters[str(name)] if instead else stepped
-            if name is None or (id(held) in names and (held is stepped or now.get(name) is held)):
-                continue
-            if name not in now:
-                raise UsageError(
-                    f"the parameter {name} was taken out of the model after train_step() was built, and the optimizer "
-                    "still holds it: take it out of optimizer.param_groups too, or build the step anew with a new "
-                    "optimizer"
-                )
-            raise UsageError(
-                f"the parameter {name} was replaced after train_step() was built, by an assignment or by "
-                "load_state_dict(..., assign=True), and the optimizer holds the old one, which nothing reads any more. "
-                "Make a new optimizer from model.parameters() and build the step anew; load_state_dict() without "
-                "assign=True keeps the parameters"
-            )
+def _names_of_shards(own: Mapping[str, nn.Parameter]) -> dict[int, str]:
+    return {id(local_of(parameter)): name for name, parameter in own.items()}
 
 
 def _is_decoupled(group: Mapping[str, Any]) -> bool:

@@ -78,7 +78,7 @@ def check_compiler_with(compiler: Compiler, *, has_ranks: bool) -> None:
 
 
 #: Optimizers of torch whose step is one of each element by itself, so that rows can step by themselves.
-_BY_ELEMENT = ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
+BY_ELEMENT = ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
 
 
 def check_shard_with(shard: object, options: StepOptions, optimizer: torch.optim.Optimizer, choice: Choice) -> None:
@@ -100,10 +100,10 @@ def check_shard_with(shard: object, options: StepOptions, optimizer: torch.optim
     if isinstance(shard, str) and options.update_in_backward is True:
         raise UsageError(f"shard={shard!r} does not go with update_in_backward=True: use shard=True")
     kind = type(optimizer)
-    if kind not in [getattr(torch.optim, name) for name in _BY_ELEMENT]:
+    if kind not in [getattr(torch.optim, name) for name in BY_ELEMENT]:
         raise UsageError(
             f"shard= shares out rows of parameters, which {kind.__name__} may not update each by itself; it goes with "
-            f"torch.optim's {', '.join(_BY_ELEMENT)}"
+            f"torch.optim's {', '.join(BY_ELEMENT)}"
         )
 
 

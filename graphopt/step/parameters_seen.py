@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from graphopt.device.storages import local_of
 
-def parameters_seen(model: nn.Module) -> list[tuple[int, torch.dtype, torch.device]]:
+
+def parameters_seen(model: nn.Module) -> list[tuple[int, int, torch.dtype, torch.device]]:
     """Equal while the parameters are the same ones. It is asked for at each step, and so walks by itself."""
-    found: list[tuple[int, torch.dtype, torch.device]] = []
+    found: list[tuple[int, int, torch.dtype, torch.device]] = []
     seen: set[nn.Module] = set()
     left: list[nn.Module | None] = [model]
     while left:
@@ -18,7 +20,8 @@ def parameters_seen(model: nn.Module) -> list[tuple[int, torch.dtype, torch.devi
         if module is None or module in seen:
             continue
         seen.add(module)
-        found += [(id(p), p.dtype, p.device) for p in module._parameters.values() if p is not None]
+        # `.to()` gives a DTensor, which stays the same object, another shard
+        found += [(id(p), id(local_of(p)), p.dtype, p.device) for p in module._parameters.values() if p is not None]
         left += module._modules.values()
     return found
 

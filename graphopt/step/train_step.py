@@ -14,7 +14,7 @@ from graphopt.base.errors import UsageError
 from graphopt.base.interrupts import whole_once_begun
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.device.snapshot import generators_kept, undone
-from graphopt.device.storages import tensors_in
+from graphopt.device.storages import local_of, tensors_in
 from graphopt.emit.direct import direct
 from graphopt.graph.roles import (
     DESCRIPTOR,
@@ -87,7 +87,8 @@ class TrainStep:
         self._scale = ScaleState(options.loss_scale, memory.device)
         self._exchange, self._sharded, self._in_backward = exchange, sharded, in_backward
         self._autocast, self._state = module.autocast, StepState(self._scale, self._view, exchange, sharded)
-        scattering = exchange.shared if exchange else None
+        scattering, parallel = (exchange.shared, exchange.parallel) if exchange else (None, None)
+        self._parts = sharded if sharded is not None else parallel
         handing_over = HandingOver(memory.view, options, in_backward, exchange, scattering)
         self.division = Division(
             module,
@@ -96,7 +97,7 @@ class TrainStep:
             options.accumulate,
             options.weights,
             sizes,
-            always_summed=exchange is not None and scattering is None,
+            always_summed=exchange is not None and exchange.summing is not None and scattering is None,
             around_capture=sharded.as_captured if sharded else nullcontext,
         )
         self._watch = StepWatch(memory, options.on_excess, self._forget_plans, is_alone=exchange is None)
@@ -201,7 +202,7 @@ class TrainStep:
             **self._optimizer_settings.now(),
             **spelled_options(self._options),
             "autocast": repr(self._autocast),
-            "shard": self._sharded.placed.spelled if self._sharded else "False",
+            "shard": self._parts.spelled if self._parts else "False",
             "kernels": chosen(),
             "the state that the loss scale started from": repr(self._scale.started_from),
             "the number of steps taken": str(self._exchange.steps),
@@ -294,11 +295,11 @@ class TrainStep:
         is_new = key not in self._windows
         if is_new:
             view, options = self._view, self._options
-            names = {id(t): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
+            names = {id(local_of(t)): n for n, t in (*self.model.named_buffers(), *self.model.named_parameters())}
             with generators_kept():
-                ranks, commits = (e.ranks.name, e.commits) if (e := self._exchange) else (None, False)
+                ranks, commits = (e.summing_name, e.commits) if (e := self._exchange) else (None, False)
                 window = build_window(calls, view.names, names, ranks, commits=commits)
-                rows = self._sharded.in_window if self._sharded else None
+                rows = self._parts.in_window if self._parts else None
                 run_passes(window, window_passes(groups, options.clip, options.loss_scale, rows))
                 self._windows[key] = window, direct(window, self._watch.runs_graph)
             if len(self._windows) > MOST_GRAPHS:
@@ -317,11 +318,10 @@ class TrainStep:
             OptimizerOption: lambda role: view.option(role.group, role.key),
             OptimizerState: lambda role: view.state(role.parameter, role.key),
             First: lambda role: view.is_first(role.parameter),
-            Master: lambda role: view.masters[role.parameter],
+            Master: lambda role: view.master(role.parameter),
             Scaling: lambda role: self._scale.tensor(role.key),
+            **(self._exchange.sources(self._memory.device) if self._exchange else {}),
         }
-        if self._exchange:
-            source |= self._exchange.sources(self._memory.device)
         feeds = []
         for node in window.graph.find_nodes(op="placeholder"):
             role = node.meta[DESCRIPTOR]

@@ -42,7 +42,8 @@ def compress(
     """
     graph = joint.graph
     sums = _sums(graph)
-    if not sums or any(is_collective(node) for node in graph.nodes):
+    # a model may have collectives of its own; of those here each runs once
+    if not sums or any(is_collective(node) and node.meta.get(RUN_ONCE) for node in graph.nodes):
         return False
     shapes, dtypes = [each.shape for each in sums], [each.value.dtype for each in sums]
     made = parcels(shapes, dtypes, [methods.get(each.index) for each in sums])
@@ -58,10 +59,10 @@ def in_order_of_readiness(graph: fx.Graph) -> list[tuple[int, Shape]]:
 
 
 def sent_bytes(graph: fx.Graph, world: int) -> int:
-    """What a rank sends in a graph with collectives, if rings carry them; what few bytes agree is left out."""
+    """What a rank sends of gradients in a graph, if rings carry them; what few bytes agree is left out."""
     total = 0
     for node in graph.nodes:
-        if is_collective(node) and not is_wait(node) and "max" not in node.args:
+        if node.meta.get(RUN_ONCE) and is_collective(node) and not is_wait(node) and "max" not in node.args:
             (value,) = tensors_of(node.all_input_nodes[0])
             times = {"all_reduce_": 2 * (world - 1) / world, "all_to_all_single": (world - 1) / world}
             total += int(value.numel() * value.itemsize * times.get(node.target._opname, world - 1))

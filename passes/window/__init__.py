@@ -28,7 +28,7 @@ def window_passes(
 ) -> Passes:
     """From a window that returns its gradients to one that updates the parameters with them.
 
-    `rows` says what each rank updates where that is shared out over ranks, row by row; None: it is not.
+    `rows` says what each rank has, or updates, where that is shared out over ranks; None: it is not.
     """
     parts = rows is not None and not rows.has_whole_gradients
     used, unscaled, unconditional = gradients_are_used, gradients_are_unscaled, updates_are_unconditional
@@ -39,7 +39,7 @@ def window_passes(
         if scale_by
         else None,
         NamedPass("heed_overflow", heed_overflow, requires=(used,)),
-        NamedPass("norms_of_ranks", partial(norms_of_ranks, group=rows.group)) if rows and parts else None,
+        NamedPass("norms_of_ranks", partial(norms_of_ranks, how=rows)) if rows and parts else None,
         NamedPass("share_rows", partial(share_rows, how=rows), requires=(used,)) if rows else None,
     )
     return tuple(each for each in passes if each is not None)

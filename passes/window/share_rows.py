@@ -17,15 +17,17 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class RowsInWindow:
-    """A window that updates this rank's rows of what the ranks of a group share out, by its label.
+    """A window that updates this rank's rows, or shards, of what the ranks of a group share out, by its label.
 
     `rows` are those of parameters that are whole, by name; the others are rows themselves. Gradients are rows, of sums
-    over ranks, or, with `has_whole_gradients`, the sums themselves.
+    over ranks, or, with `has_whole_gradients`, the sums themselves. Those of the parameters `counted_elsewhere` are
+    whole on all ranks, and another one counts them.
     """
 
     group: str
     rows: Mapping[str, slice] = field(default_factory=dict)
     has_whole_gradients: bool = False
+    counted_elsewhere: frozenset[str] = frozenset()
 
 
 def share_rows(window: fx.GraphModule, how: RowsInWindow) -> bool:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import graphopt
+from graphopt.cost_models.model_state import optimizer_bytes
 from tests.support.ranks import run_ranks
 
 WIDTH, ROWS, BLOCKS = 32, 256, 2
@@ -68,6 +69,9 @@ def _planned(frozen: bool) -> dict[str, Any]:
     return {
         "same": same,
         "recomputed": sum(len(graph.recomputed) for graph in tight.graphopt.plan.graphs),
+        "state": optimizer_bytes(torch.optim.AdamW([p for p in tight.parameters() if p.requires_grad])),
+        "learned": sum(local(p).nbytes for p in tight.parameters() if p.requires_grad),
+        "tensors": sum(p.requires_grad for p in tight.parameters()),
         "counted": tight.graphopt.plan.resident_bytes["parameters"],
         "shards": shards,
         "whole": whole,
@@ -80,4 +84,6 @@ def test_gradients_are_eagers_and_shards_are_counted(frozen: bool) -> None:
     for found in run_ranks(2, _planned, frozen):
         assert found["same"] == [True, True] and found["recomputed"]
         assert found["counted"] == found["shards"] < 0.6 * found["whole"]
+        # and a count of steps for each
+        assert found["state"] == 2 * found["learned"] + 4 * found["tensors"]
         assert found["gradients"] == 4 * BLOCKS - frozen

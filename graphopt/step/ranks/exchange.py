@@ -28,6 +28,8 @@ from graphopt.passes.joint.sharding.how import CompressedRows
 from graphopt.step.micro_graph import MicroCall
 from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.sharding.share_out import Shared
+from graphopt.step.tensor_parallel.placement import TensorParallel
+from graphopt.step.tensor_parallel.start import check_wholes_agree
 
 Methods = Mapping[str, Compression | None]
 
@@ -38,7 +40,8 @@ class Exchange:
     `methods` are by parameter; with `Auto` they are chosen when the backward is known. `steps` counts those
     that were taken, skipped ones too; `kept` is what methods keep, by parameter and key. With `shared` gradients are
     scattered, as rows of them are shared out over ranks: what is kept of one is as large as the whole parameter, and
-    has a second tensor, `pending`, for what a step keeps back before the ranks have agreed.
+    has a second tensor, `pending`, for what a step keeps back before the ranks have agreed. With `parallel` all `ranks`
+    agree, and gradients are summed over those alone that hold the same shards.
     """
 
     def __init__(
@@ -49,12 +52,13 @@ class Exchange:
         *,
         scaled: bool,
         shared: Shared | None = None,
+        parallel: TensorParallel | None = None,
     ) -> None:
         _check_momentum(how, view)
         self.ranks, self.view, self.scaled = ranks, view, scaled
         self.auto = how if isinstance(how, Auto) else None
         self.chooses = self.auto is not None
-        self.shared = shared
+        self.shared, self.parallel = shared, parallel
         self.shapes: Mapping[str, Shape] = {name: tuple(p.shape) for name, p in view.parameters.items()}
         if shared is not None:
             self.shapes = {name: tuple(shape) for name, shape in shared.shapes.items()}
@@ -63,8 +67,41 @@ class Exchange:
         self.pending: dict[str, torch.Tensor] = {}
         self.reasons: tuple[str, ...] = ()
         self.steps = 0
+        self._checked_steps = -1
         self.kept: dict[str, dict[str, torch.Tensor]] = {}
         self.overflow: torch.Tensor | None = None
+
+    @property
+    def summing(self) -> Ranks | None:
+        """Those over which gradients are summed; None where there is no other."""
+        return self.parallel.copies if self.parallel is not None else self.ranks
+
+    @property
+    def summing_name(self) -> str | None:
+        """What functional collectives call the group of `summing`."""
+        return self.summing.name if self.summing is not None else None
+
+    def shares(self, weights: Sequence[float]) -> float:
+        """What the global batch weighs: the batches that ranks give to the copies of the model, one for each copy.
+
+        Raises UsageError, on all ranks, where those that hold shards of one copy were given batches of other weights.
+        """
+        if self.parallel is None:
+            return sum(weights)
+        for group in self.parallel.groups:
+            if len({weights[rank] for rank in group}) > 1:
+                raise UsageError(
+                    f"ranks {', '.join(map(str, group))} hold shards of one model, and their batches weigh "
+                    f"{', '.join(f'{weights[rank]:g}' for rank in group)}: give all of them the same batch"
+                )
+        return sum(weights[rank] for rank in self.parallel.copies_of_this)
+
+    def check_wholes(self) -> None:
+        """Before the first step, and now and then, raise UsageError where copies on ranks drift apart; collective."""
+        is_due = self.steps & (self.steps - 1) == 0 and self.steps != self._checked_steps
+        if self.parallel is not None and self.parallel.shards is not None and is_due:
+            self._checked_steps = self.steps
+            check_wholes_agree(self.ranks, self.view.parameters, self.parallel, self.steps)
 
     def choose(self, call: MicroCall) -> None:
         """Let "auto" choose for the gradients of a captured micro-batch; a collective call."""
@@ -89,7 +126,8 @@ class Exchange:
         """What sends the sums of the joint graph's primals at these positions to the other ranks."""
         now, primals = self._now(), joint.primals
         methods = {primals[i].meta[DESCRIPTOR].idx: now[self.view.names[id(item)]] for i, item in trained.items()}
-        return send_sums(self.ranks, methods, scaled=self.scaled)
+        assert self.summing is not None
+        return send_sums(self.summing, methods, scaled=self.scaled)
 
     def by_rows(self, joint: JointGraph, trained: Mapping[int, Any]) -> CompressedRows | None:
         """How gradients of the joint graph's primals are scattered; None where all go as they are."""

@@ -15,14 +15,14 @@ from torch import fx
 from graphopt.base.errors import UsageError
 from graphopt.device.messages import gather
 from graphopt.graph.nodes import is_collective, is_wait
-from graphopt.graph.roles import DESCRIPTOR, Accumulator
+from graphopt.graph.roles import DESCRIPTOR, RUN_ONCE, Accumulator
 from graphopt.graph.step_graph import tensors_of
 from graphopt.plan.agreement import raise_together
 from graphopt.step.division import Division
 from graphopt.step.micro_graph import Micro, MicroCall
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.header import Header, exchange_headers, number_of
-from graphopt.step.ranks.programs import ProgramNumbers, Programs
+from graphopt.step.ranks.programs import ProgramNumbers, Programs, messages_of_model, spelled_message
 from graphopt.step.ranks.settings import Settings, difference_error, lines_of
 from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
@@ -80,9 +80,9 @@ class Lockstep:
                 difference = difference_error(self.ranks, prepared.settings)
                 assert difference is not None
                 raise difference
+            self.exchange.check_wholes()
             _check_weights(headers)
-            if len({header.messages for header in headers}) > 1:
-                self._raise_mismatch(prepared)
+            self._check_messages(headers, prepared)
             self._programs.check(headers, prepared.calls[-1].micro)
             rows = {header.micro_rows for header in headers}
             if self.division.accumulate == "auto" and len(rows) > 1:
@@ -97,7 +97,7 @@ class Lockstep:
                 self._plan(prepared, headers)
             else:
                 break
-        total = sum(header.weight for header in headers)
+        total = self.exchange.shares([header.weight for header in headers])
         return as_shares(prepared.pieces, total), list(prepared.calls)
 
     def _resolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
@@ -162,6 +162,7 @@ class Lockstep:
             micro_rows=self.division.micro_rows,
             graphs=number_of([micro.graph.captured.step.graph_hash for micro in prepared.unplanned]),
             messages=number_of(self._messages(prepared)),
+            inside=number_of([str(self._programs.numbers(call.micro).messages) for call in prepared.calls]),
             settings=number_of(lines_of(prepared.settings)),
             program=numbers.program,
             inputs=numbers.inputs,
@@ -180,7 +181,8 @@ class Lockstep:
         for call in prepared.calls[-1:]:
             graph = call.micro.graph.captured.step.graph_module.graph
             lines += [self._gradient(call, node) for node in graph.find_nodes(op="placeholder")]
-            lines += [_message(node) for node in graph.nodes if is_collective(node) and not is_wait(node)]
+            sends = (node for node in graph.nodes if is_collective(node) and not is_wait(node))
+            lines += [spelled_message(node) for node in sends if node.meta.get(RUN_ONCE)]
         return [line for line in lines if line]
 
     def _gradient(self, call: MicroCall, node: fx.Node) -> str:
@@ -189,17 +191,31 @@ class Lockstep:
             return ""
         return f"the gradient of {self.names[id(call.flat[role.index])]} {list(node.meta['val'].shape)}"
 
-    def _raise_mismatch(self, prepared: Prepared) -> None:
-        texts = gather(self.ranks, "\n".join(self._messages(prepared)).encode())
-        first = texts[0].decode().splitlines()
-        for rank, text in enumerate(texts):
-            lines = text.decode().splitlines()
-            if lines != first:
-                at = next((i for i, (a, b) in enumerate(zip(first, lines, strict=False)) if a != b), -1)
-                both = [some[at] if at >= 0 else f"{len(some)} messages" for some in (first, lines)]
+    def _check_messages(self, headers: Sequence[Header], prepared: Prepared) -> None:
+        """Raise UsageError, on all ranks, where they would wait for messages of each other that nobody sends."""
+        every = [tuple(range(len(headers)))]
+        if len({header.messages for header in headers}) > 1:
+            self._raise_mismatch(self._messages(prepared), every)
+        # what a model in shards sends in its layers goes to those alone that hold shards of the same copy
+        groups = self.exchange.parallel.groups if self.exchange.parallel is not None else every
+        if any(len({headers[rank].inside for rank in group}) > 1 for group in groups):
+            lines = [
+                f"{message}, in micro-batch {number}"
+                for number, call in enumerate(prepared.calls)
+                for message in messages_of_model(call.micro)
+            ]
+            self._raise_mismatch(lines, groups)
+
+    def _raise_mismatch(self, mine: Sequence[str], groups: Sequence[Sequence[int]]) -> None:
+        texts = [text.decode().splitlines() for text in gather(self.ranks, "\n".join(mine).encode())]
+        for first, rank in ((group[0], rank) for group in groups for rank in group[1:]):
+            if texts[rank] != texts[first]:
+                one, other = texts[first], texts[rank]
+                at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), -1)
+                both = [some[at] if at >= 0 else f"{len(some)} messages" for some in (one, other)]
                 raise UsageError(
-                    f"rank 0 would send {both[0]} where rank {rank} would send {both[1]}: every rank must train the "
-                    "same parameters with the same options in each step"
+                    f"rank {first} would send {both[0]} where rank {rank} would send {both[1]}: every rank must train "
+                    "the same parameters with the same options in each step"
                 )
         raise AssertionError("ranks send the same after all")
 
@@ -209,12 +225,6 @@ def _spelled_graph(call: MicroCall) -> str:
     given = [node for node in step.joint.primals if node.name not in step.static_inputs]
     shapes = [list(map(int, tensor.shape)) for node in given for tensor in tensors_of(node)]
     return f"a micro-batch of tensors of the shapes {shapes}, graph {step.graph_hash[:8]}"
-
-
-def _message(node: fx.Node) -> str:
-    (value,) = tensors_of(node.all_input_nodes[0])
-    how = [argument for argument in node.args[1:] if isinstance(argument, (str, int))][:-1]
-    return f"{node.target.__name__} of {value.numel()} {value.dtype} {how}"  # type: ignore[union-attr]
 
 
 def _check_weights(headers: Sequence[Header]) -> None:

@@ -7,21 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from torch import fx
+
 from graphopt.base.errors import PlanMismatchError
 from graphopt.device.messages import gather
 from graphopt.device.ranks import Ranks
 from graphopt.graph.fingerprint import spell_inputs, spell_program
-from graphopt.graph.nodes import source_line
+from graphopt.graph.nodes import is_collective, is_wait, source_line
+from graphopt.graph.roles import RUN_ONCE
+from graphopt.graph.step_graph import tensors_of
 from graphopt.step.micro_graph import Micro
 from graphopt.step.ranks.header import Header, number_of
 
 
 @dataclass(frozen=True)
 class ProgramNumbers:
-    """Equal for graphs that compute the same; and for batches of the same shapes."""
+    """Equal for graphs that compute the same; for batches of the same shapes; and for models that send the same."""
 
     program: int = 0
     inputs: int = 0
+    messages: int = 0
 
 
 class Programs:
@@ -37,7 +42,8 @@ class Programs:
         if micro not in self._numbers:
             module = micro.graph.captured.step.graph_module
             program = [line for _, line in spell_program(module)]
-            self._numbers[micro] = ProgramNumbers(number_of(program), number_of(spell_inputs(module)))
+            own = number_of(messages_of_model(micro))
+            self._numbers[micro] = ProgramNumbers(number_of(program), number_of(spell_inputs(module)), own)
         return self._numbers[micro]
 
     def check(self, headers: Sequence[Header], micro: Micro) -> None:
@@ -75,6 +81,20 @@ class Programs:
         pairs = zip_longest(bare[0], bare[rank], fillvalue="")
         place = next(i for i, (one, other) in enumerate(pairs) if one != other)
         return f"rank 0 has {_shown(every[0], place)} where rank {rank} has {_shown(every[rank], place)}"
+
+
+def messages_of_model(micro: Micro) -> list[str]:
+    """What the model itself sends to other ranks in a micro-batch, a line for each message."""
+    graph = micro.graph.captured.step.graph_module.graph
+    sends = (node for node in graph.nodes if is_collective(node) and not is_wait(node))
+    return [spelled_message(node) for node in sends if not node.meta.get(RUN_ONCE)]
+
+
+def spelled_message(node: fx.Node) -> str:
+    """A collective, and what it sends."""
+    (value,) = tensors_of(node.all_input_nodes[0])
+    how = [argument for argument in node.args[1:] if isinstance(argument, (str, int))][:-1]
+    return f"{node.target.__name__} of {value.numel()} {value.dtype} {how}"  # type: ignore[union-attr]
 
 
 def _shown(lines: Sequence[str], place: int) -> str:

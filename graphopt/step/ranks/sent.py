@@ -25,7 +25,12 @@ def sent(
         return 1, 0, (f"{compress}: no effect in a single process",) * bool(compress)
     world, steps = exchange.ranks.world, [micro.graph.captured.step for micro in micros]
     if sharded is None:
-        return world, sum(sent_bytes(step.graph_module.graph, world) for step in steps), exchange.lines()
+        graphs, over = [step.graph_module.graph for step in steps], exchange.summing
+        total_bytes = sum(sent_bytes(graph, over.world) for graph in graphs) if over is not None else 0
+        placed: tuple[str, ...] = ()
+        if exchange.parallel is not None:
+            placed = (f"parameters: {exchange.parallel.spelled}; what layers send is not counted",)
+        return world, total_bytes, (*placed, *exchange.lines())
     gathered, others = _gathered_bytes(micros, sharded), (sharded.ranks.world - 1) / sharded.ranks.world
     if sharded.how.scatters:
         summed = sum(map(scattered_bytes, steps)) * others

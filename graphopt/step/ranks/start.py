@@ -11,6 +11,7 @@ from torch import nn
 
 from graphopt.base.errors import UsageError
 from graphopt.device.ranks import Ranks
+from graphopt.device.storages import local_of
 from graphopt.plan.agreement import raise_together
 from graphopt.step.ranks.settings import Settings, difference_error
 from graphopt.step.sharding.guard import is_guarded
@@ -30,29 +31,36 @@ def raising_together(ranks: Ranks | None) -> Iterator[None]:
         raise error
 
 
-def start_alike(ranks: Ranks, model: nn.Module, *, shard: str) -> None:
-    """Give all ranks the first one's parameters and buffers, in place; a collective call.
+def start_alike(ranks: Ranks, model: nn.Module, *, shard: str, copies: Ranks | None) -> None:
+    """Give all `copies` the first one's parameters and buffers, in place; a collective call of all ranks.
 
     Raises UsageError where the ranks' models do not have the same ones, or are to share out other things.
     """
     difference = difference_error(ranks, {"shard": shard, **_spelled(model)})
     if difference is not None:
         raise difference
+    if copies is None:
+        return
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
+        for tensor in map(local_of, (*model.parameters(), *model.buffers())):
             whole = tensor.detach().contiguous()
-            dist.broadcast(whole, group=ranks.group, group_src=0)
-            if ranks.rank != 0:
+            dist.broadcast(whole, group=copies.group, group_src=0)
+            if copies.rank != 0:
                 tensor.copy_(whole)
 
 
 def _spelled(model: nn.Module) -> Settings:
     kinds = {"parameter": model.named_parameters(), "buffer": model.named_buffers()}
     return {
-        f"the {kind} {name}": f"{list(tensor.shape)} {tensor.dtype}"
+        f"the {kind} {name}": f"{list(tensor.shape)} {tensor.dtype}{_placed(tensor)}"
         for kind, tensors in kinds.items()
         for name, tensor in tensors
     }
+
+
+def _placed(tensor: torch.Tensor) -> str:
+    """Where the shards of a DTensor are."""
+    return "" if local_of(tensor) is tensor else f" {tensor.placements}"  # type: ignore[attr-defined]
 
 
 def check_unwrapped(model: nn.Module) -> None:

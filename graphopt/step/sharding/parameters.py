@@ -85,6 +85,11 @@ class ShardedParameters:
         self._masters = masters
 
     @property
+    def spelled(self) -> str:
+        """What each rank has, the same on all ranks that agree."""
+        return self.placed.spelled
+
+    @property
     def in_window(self) -> RowsInWindow:
         """What a window does with rows: it has nothing else."""
         return RowsInWindow(self.how.group)

@@ -65,6 +65,11 @@ class SharedState:
         return sum(parameter.nbytes for parameter in self._whole.values())
 
     @property
+    def spelled(self) -> str:
+        """What each rank has, the same on all ranks that agree."""
+        return self.placed.spelled
+
+    @property
     def in_window(self) -> RowsInWindow:
         """What a window does with rows."""
         rows = {name: shard.rows for name, shard in self.shards.items()}

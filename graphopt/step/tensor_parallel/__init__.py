@@ -1,0 +1,1 @@
+"""A training step of a model whose parameters are DTensors."""
