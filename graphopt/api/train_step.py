@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +53,7 @@ from graphopt.step.tensor_parallel.check import check_dtensors_with
 from graphopt.step.tensor_parallel.placement import has_dtensors, tensor_parallel_of
 from graphopt.step.tensor_parallel.start import check_groups_agree
 from graphopt.step.train_step import TrainStep
+from graphopt.step.undo import where_refused
 from graphopt.step.window import Weights
 
 if TYPE_CHECKING:
@@ -160,17 +163,20 @@ def train_step(
             copies = ranks if parallel is None else parallel.copies
             start_alike(ranks, model, shard=spelled_option(shard), copies=copies)
         link = link_of(ranks, next(model.parameters()).device) if ranks and shard else None
-        with raising_together(ranks):
+    with ExitStack() as undo:
+        with naming_absence(ranks, "train_step()"), raising_together(ranks):
             sharded: Shared | None = None
             if ranks is not None and link is not None:
                 check_shard_with(shard, options, optimizer, choice)
                 sharded = share_out(shard, model, optimizer, ranks, link)
+                where_refused(undo, partial(sharded.unshard, optimizer))
                 give_state_as_dtensors(sharded, optimizer)
             scattering = sharded if sharded is not None and sharded.how.scatters else None
             rows = sharded.rows if isinstance(sharded, SharedState) else None
             away = state_elsewhere(offload_optimizer, next(model.parameters()).device)
             sums_whole = scattering is None
             view = OptimizerView(optimizer, model, masters=masters, rows=rows, sums_whole=sums_whole, elsewhere=away)
+            where_refused(undo, view.drop_masters)
             if sharded is not None:
                 sharded.has_masters(view.masters)
             scaled = loss_scale is not None
@@ -187,19 +193,20 @@ def train_step(
             total = device_total_bytes(device)
             budget_bytes = UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total)
             reserve_bytes = parse_bytes(reserve, total) if reserve else 0
-    memory = StepMemory(
-        model,
-        view,
-        choice,
-        budget_bytes,
-        reserve_bytes,
-        tail=TailOptions(scaled=scaled, normed=isinstance(clip, ClipNorm)),
-        **({"kept_bytes": exchange.kept_bytes} if exchange else {}),
-    )
-    module = LossModule(model, loss_fn, device.type, autocast)
-    # kernels are compiled for each shape by itself, and ranks compare what they run, whose shapes may differ
-    sizes = sizes_of(dynamic if compiler == "eager" and ranks is None else False)
-    step = TrainStep(model, module, memory, options, in_backward, sizes, lr_scheduler, exchange, sharded)
-    if args or kwargs:
-        step.plan_for(args, kwargs)
+        memory = StepMemory(
+            model,
+            view,
+            choice,
+            budget_bytes,
+            reserve_bytes,
+            tail=TailOptions(scaled=scaled, normed=isinstance(clip, ClipNorm)),
+            **({"kept_bytes": exchange.kept_bytes} if exchange else {}),
+        )
+        module = LossModule(model, loss_fn, device.type, autocast)
+        # kernels are compiled for each shape by itself, and ranks compare what they run, whose shapes may differ
+        sizes = sizes_of(dynamic if compiler == "eager" and ranks is None else False)
+        step = TrainStep(model, module, memory, options, in_backward, sizes, lr_scheduler, exchange, sharded)
+        if args or kwargs:
+            step.plan_for(args, kwargs)
+        undo.pop_all()
     return step

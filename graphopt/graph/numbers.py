@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import sympy
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from graphopt.kernels.layout import is_dense
 
 #: Numbers as they are traced.
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -46,6 +49,30 @@ def plain(number: Any) -> Any:
     if isinstance(number, torch.SymBool):
         return bool(number)
     return number
+
+
+def expression(number: Any) -> Any:
+    """A size in symbols, to be compared with others without making a condition of that."""
+    return number.node.expr if isinstance(number, torch.SymInt) else number
+
+
+def _hint(number: Any) -> int:
+    return int(number.node.hint) if isinstance(number, torch.SymInt) else int(number)
+
+
+def fills_its_memory(tensor: torch.Tensor) -> bool:
+    """Whether a traced tensor is all of its storage, each place once, at all sizes that its symbols stand for."""
+    sizes = (tensor.untyped_storage().nbytes(), *tensor.shape, *tensor.stride())
+    if not any(map(is_symbol, sizes)):
+        return is_dense(tensor) and sizes[0] == tensor.nbytes
+    axes = zip(tensor.stride(), tensor.shape, strict=True)
+    steps = [(stride, expression(size)) for stride, size in axes if expression(size) != 1]
+    expected: Any = sympy.Integer(1)
+    for stride, size in sorted(steps, key=lambda step: _hint(step[0])):
+        if sympy.expand(expression(stride) - expected) != 0:
+            return False
+        expected = expected * size
+    return bool(sympy.expand(expected * tensor.itemsize - expression(sizes[0])) == 0)
 
 
 def layout_of(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
+from graphopt.capture.by_shape import goes_by_shape
 from graphopt.capture.captures import Recaptures
 from graphopt.capture.changing_sizes import has_symbols
 from graphopt.capture.check_tensors import check_tensors, obstacle_among
@@ -29,7 +30,6 @@ from graphopt.device.storages import tensors_in
 from graphopt.emit.runnable import Runnable
 from graphopt.graph.captured_graph import Decision
 from graphopt.plan.agreement import give_up
-from graphopt.plan.by_shape import goes_by_shape
 from graphopt.plan.graph_study import GraphStudy
 from graphopt.problem.graph_break import GraphBreak
 from graphopt.report.data import OutsideShare

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
 from graphopt.base.rounding import ceil_div
 from graphopt.base.units import UNLIMITED_BYTES, format_bytes
+from graphopt.capture.by_shape import goes_by_shape
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.capture.check_tensors import check_tensors
 from graphopt.device.storages import tensors_in
-from graphopt.plan.by_shape import goes_by_shape
 from graphopt.run.model.loss_module import LossModule
 from graphopt.step.memory import PlannedMicro, StepMemory
 from graphopt.step.micro import Around, HandOver, Micros

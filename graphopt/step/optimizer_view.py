@@ -55,11 +55,12 @@ class OptimizerView:
         self.rows, self._sums_whole = rows or {}, sums_whole
         self._pending: dict[str, dict[str, torch.Tensor]] = {}
         self._seen = parameters_seen(model)
+        self._names_of_held = self._names_of_stepped()
+        check_held(self.optimizer, self._names_of_held, self.own, wants_masters=False)
+        check_step_takes_no_closure(optimizer)
         if masters:
             self._make_masters()
-        self._names_of_held = self._names_of_stepped()
-        check_held(self.optimizer, self._names_of_held, self.own, wants_masters=self._wants_masters)
-        check_step_takes_no_closure(optimizer)
+            self._names_of_held = self._names_of_stepped()
         self._adopt()
         if elsewhere is not None:
             elsewhere.heed_loads(optimizer, self._adopt)
@@ -269,6 +270,14 @@ class OptimizerView:
                     master = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
                     self.masters[name] = master
                     group["params"][position] = master
+
+    def drop_masters(self) -> None:
+        """Let the optimizer hold the parameters, or rows of them, again: there will be no step."""
+        for group in self.optimizer.param_groups:
+            for position, held in enumerate(group["params"]):
+                if (name := self._names_of_held.get(id(held))) in self.masters:
+                    group["params"][position] = self.rows.get(name, self.own[name])
+        self.masters.clear()
 
     def _take(self, own: dict[str, nn.Parameter]) -> None:
         """These are the model's parameters; of DTensors this rank's shards are what graphs read and update."""

@@ -15,9 +15,8 @@ from torch import fx
 
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_view
-from graphopt.graph.numbers import is_symbol
+from graphopt.graph.numbers import expression, fills_its_memory
 from graphopt.graph.roles import RUN_ONCE
-from graphopt.kernels.layout import is_dense
 from graphopt.passes.joint.skip_clones import look_again
 
 aten = torch.ops.aten
@@ -49,16 +48,18 @@ def sum_in_place(joint: JointGraph) -> bool:
 def _maker(to: fx.Node, total: fx.Node, late: Set[fx.Node]) -> fx.Node | None:
     """The op of the backward that made the memory of `to`, which nobody but the sum reads; None where there is none."""
     a, b = to.meta["val"], total.meta["val"]
-    if any(map(is_symbol, (*a.shape, *b.shape))):
-        return None  # comparing sizes would make conditions of them
-    if (a.shape, a.stride(), a.dtype, a.device) != (b.shape, b.stride(), b.dtype, b.device) or not is_dense(a):
+    if _laid_out(a) != _laid_out(b) or not fills_its_memory(a):
         return None
     node, reader = to, total
     while set(node.users) == {reader} and node in late and node.op == "call_function":
         if not is_view(node):
-            return node if _makes_its_own(node) and a.untyped_storage().nbytes() == a.nbytes else None
+            return node if _makes_its_own(node) else None
         node, reader = node.all_input_nodes[0], node
     return None
+
+
+def _laid_out(tensor: torch.Tensor) -> tuple[object, ...]:
+    return (*map(expression, (*tensor.shape, *tensor.stride())), tensor.dtype, tensor.device)
 
 
 def _makes_its_own(node: fx.Node) -> bool:

@@ -198,3 +198,19 @@ def test_a_multiple_and_what_the_forward_adds_are_left_alone() -> None:
     eager(x).backward()
     model(x).backward()
     assert torch.equal(eager.weight.grad, model.weight.grad)
+
+
+def test_sums_of_sizes_that_change_are_in_place_too() -> None:
+    torch.manual_seed(0)
+    eager = Joined()
+    model = graphopt.optimize(copy.deepcopy(eager), "1GiB", example_inputs=torch.randn(8, 16), dynamic=True)
+    (planned,) = model.graphopt.planned_graphs
+    targets = [str(node.target) for node in planned.captured.step.graph_module.graph.nodes]
+    assert planned.captured.step.has_changing_sizes and targets.count("aten.add_.Tensor") == 10
+    for rows in (8, 5, 12):
+        x = torch.randn(rows, 16)
+        eager.zero_grad()
+        model.zero_grad()
+        eager(x).backward()
+        model(x).backward()
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(eager.parameters(), model.parameters(), strict=True))
