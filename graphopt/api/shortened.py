@@ -24,21 +24,22 @@ from graphopt.run.model.short_step import ShortStep
 logger = logging.getLogger("graphopt")
 
 #: Layers that stay of a run of alike ones: in two everything must be seen to be the same. What all of them read has a
-#: gradient that is added up from the second layer on, so that the first of the backward is another one.
-_KEPT = (3, 4)
+#: gradient that is added up from the second layer on, and in place from the third on, so that the first ones of the
+#: backward are others.
+KEPT = (3, 4, 5)
 
 
-def shortened(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ShortStep | None:
+def shortened(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], least: int) -> ShortStep | None:
     """A shorter step that stands for this one of a model on the meta device; None where no layers are alike.
 
-    Raises NotAlike where layers that look alike are not: both steps are run on the meta device, and each op of the
-    whole one must be that of the shorter one with its layers repeated.
+    It has `least` of the alike layers, or a few more. Raises NotAlike where layers that look alike are not: both steps
+    are run on the meta device, and each op of the whole one must be that of the shorter one with its layers repeated.
     """
-    if stand_in(step.users_own, min(_KEPT)) is None:
+    if stand_in(step.users_own, min(KEPT)) is None:
         return None
     with undone(step, (args, kwargs)), training_mode(step), torch.enable_grad():
         try:
-            found, short = _found(step, args, kwargs)
+            found, short = _found(step, args, kwargs, least)
         except NotAlike:
             raise
         except Exception as error:
@@ -48,14 +49,14 @@ def shortened(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return short
 
 
-def _found(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[StandIn, ShortStep]:
+def _found(step: StepModule, args: tuple[Any, ...], kwargs: Mapping[str, Any], least: int) -> tuple[StandIn, ShortStep]:
     """The shortest step that does what the whole one does; raises NotAlike."""
     whole, why = list(spelled(eager_step(step, args, kwargs, ()))), NotAlike("there are few of them")
-    for kept in _KEPT:
+    for kept in (each for each in KEPT if each >= least):
         found = stand_in(step.users_own, kept)
         if found is None:
             break
-        short = ShortStep(found.model, step.loss_fn, step, partial(_extended, found.left))
+        short = ShortStep(found.model, step.loss_fn, step, partial(_extended, found.left), kept)
         with training_mode(short):
             few = eager_step(short, args, kwargs, places_of(found.model, found.left))
         try:

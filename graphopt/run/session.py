@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphopt.base.errors import BudgetError, CaptureError, GraphoptError
-from graphopt.capture.by_shape import goes_by_shape
+from graphopt.base.errors import CaptureError, GraphoptError
+from graphopt.capture.by_shape import is_mended_by_shape
 from graphopt.capture.captures import Recaptures
 from graphopt.capture.changing_sizes import has_symbols
 from graphopt.capture.check_tensors import check_tensors, obstacle_among
@@ -218,7 +218,7 @@ class Session:
             return result
         except Exception as error:
             ranks, self._ranks = self._ranks, None
-            if isinstance(error, BudgetError) and not ranks and goes_by_shape(self.sizes, self.request.choice):
+            if not ranks and is_mended_by_shape(error, self.sizes, self.request.choice):
                 self._forget()
                 return self._together(call, phase)
             give_up(ranks, error)

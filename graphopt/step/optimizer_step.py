@@ -22,11 +22,23 @@ _FUSED: dict[type[torch.optim.Optimizer], str] = {
 def kind_of_step(optimizer: torch.optim.Optimizer) -> str:
     """ "adam" or "sgd" where a fused op does what this optimizer's `step()` does now, else "step"."""
     kind = _FUSED.get(type(optimizer), "step")
-    if kind == "step" or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    before = optimizer._optimizer_step_pre_hooks.values()
+    if kind == "step" or not all(map(is_own_hook, before)) or optimizer._optimizer_step_post_hooks:
         return "step"
     if any(group.get("differentiable") for group in optimizer.param_groups):
         return "step"
     return kind if _is_from_torch(optimizer.step) and not _hooked_by_others() else "step"
+
+
+def own_hook(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook of graphopt's on `step()`, which changes nothing of what it does."""
+    hook.is_graphopts = True  # type: ignore[attr-defined]
+    return hook
+
+
+def is_own_hook(hook: object) -> bool:
+    """Whether `own_hook` made it."""
+    return getattr(hook, "is_graphopts", False)
 
 
 def check_step_takes_no_closure(optimizer: torch.optim.Optimizer) -> None:

@@ -137,7 +137,7 @@ def test_layers_that_only_look_alike_are_told_apart(model: type[Stack]) -> None:
     with torch.device("meta"):
         step, words = StepModule(model()), torch.zeros(4, 12, dtype=torch.long)
     with pytest.raises(NotAlike):
-        shortened(step, (words, words), {})
+        shortened(step, (words, words), {}, 3)
 
 
 def test_where_they_are_told_apart_all_are_captured(

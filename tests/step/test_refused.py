@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 import graphopt
+from graphopt.step.optimizer_step import kind_of_step
 from tests.support.ranks import run_ranks
 
 
@@ -64,3 +65,32 @@ def on_ranks() -> list[bool]:
 def test_on_ranks_that_share_out() -> None:
     for same in run_ranks(2, on_ranks):
         assert all(same) and len(same) == 4
+
+
+def step_of_its_own() -> list[str]:
+    said = []
+    for shard in ("optimizer", "gradients"):
+        for kind, masters in ((torch.optim.AdamW, False), (torch.optim.RMSprop, False), (torch.optim.RMSprop, True)):
+            dtype = torch.bfloat16 if masters else torch.float32
+            model, inputs = perceptron(dtype), batch(dtype)
+            optimizer = kind(model.parameters(), lr=1e-1)
+            step = graphopt.train_step(model, nn.functional.mse_loss, optimizer, shard=shard, masters=masters)
+            assert kind_of_step(optimizer) == ("adam" if kind is torch.optim.AdamW else "step")
+            step(*inputs)
+            nn.functional.mse_loss(model(inputs[0]), inputs[1]).backward()
+            before = [parameter.detach().clone() for parameter in model.parameters()]
+            with pytest.raises(graphopt.UsageError) as refused:
+                optimizer.step()
+            said.append(str(refused.value))
+            assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+            step(*inputs)  # with gradients of a backward between steps
+            assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+            step.unshard()
+            optimizer.step()
+            assert optimizer.state_dict()["state"]
+    return said
+
+
+def test_an_optimizer_of_rows_refuses_a_step_of_its_own() -> None:
+    for said in run_ranks(2, step_of_its_own):
+        assert len(said) == 6 and all("step.unshard()" in each for each in said)

@@ -13,6 +13,7 @@ from torch import fx
 
 from graphopt.capture.ambient import Ambient
 from graphopt.capture.aot import CaptureRequest, CompiledGraph, Decide, break_reason, capture_only, compile_graph
+from graphopt.capture.by_shape import UnguardedSizeError
 from graphopt.capture.captures import Capture
 from graphopt.capture.changing_sizes import Sizes
 from graphopt.device.snapshot import generators_kept
@@ -255,7 +256,11 @@ class DynamoGraph:
         with generators_kept(), torch._guards.tracing(self.tracing), self.ambient.restored(), without_autocast:
             yield
         asked = [str(guard.expr) for guard in self.tracing.fake_mode.shape_env.guards[self.guards :]]
-        assert self.guards is None or not asked, f"a capture asked of a number what Dynamo does not guard: {asked}"
+        if self.guards is not None and asked:
+            raise UnguardedSizeError(
+                f"the capture of a part asked of sizes what Dynamo does not guard ({', '.join(asked)}): dynamic=False "
+                "captures each shape by itself"
+            )
 
     def _request(self, choice: Choice, adds: bool) -> CaptureRequest:
         slots: list[ParameterSlot] = []

@@ -101,6 +101,12 @@ class SharedState:
                 rows.data = mine
         self._hand_over(optimizer)
 
+    @property
+    def has_gradients_of_its_own(self) -> bool:
+        """Whether a backward of the user's left gradients of parameters, and none is of what the optimizer holds."""
+        held = (*self.rows.values(), *self._masters.values())
+        return any(p.grad is not None for p in self._whole.values()) and all(each.grad is None for each in held)
+
     @contextmanager
     def as_captured(self) -> Iterator[None]:
         """Parameters are whole as they are."""

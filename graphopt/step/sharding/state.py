@@ -7,15 +7,17 @@ and whole tensors, of which each rank takes its rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from graphopt.base.errors import UsageError
+from graphopt.step.optimizer_step import own_hook
 from graphopt.step.sharding.parameters import Shard, ShardedParameters
 from graphopt.step.sharding.share_out import Shared
+from graphopt.step.sharding.shared_state import SharedState
 
 
 def give_state_as_dtensors(sharded: Shared, optimizer: torch.optim.Optimizer) -> None:
@@ -31,11 +33,27 @@ def give_state_as_dtensors(sharded: Shared, optimizer: torch.optim.Optimizer) ->
     def into_optimizer(stepped: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return _with_state(state, _shards_by_key(stepped, state, sharded), _as_rows)
 
+    if isinstance(sharded, SharedState):
+        sharded.state_hooks.append(optimizer.register_step_pre_hook(own_hook(_refusing(sharded))))
     of_optimizer.gives_rows = True  # type: ignore[attr-defined]
     sharded.state_hooks += [
         optimizer.register_state_dict_post_hook(of_optimizer),
         optimizer.register_load_state_dict_pre_hook(into_optimizer),
     ]
+
+
+def _refusing(sharded: SharedState) -> Callable[..., None]:
+    """Refuses a step of the optimizer's own, which would pass over gradients of what it no longer holds."""
+
+    def refuse(*_args: Any) -> None:
+        if sharded.has_gradients_of_its_own:
+            raise UsageError(
+                "this optimizer holds rows of the parameters, as train_step(shard=...) shares its state out over "
+                "ranks: its own step() does not see the gradients that a backward leaves. Train by the step, or make "
+                "the optimizer whole for good: step.unshard()"
+            )
+
+    return refuse
 
 
 def check_unshared(optimizer: torch.optim.Optimizer) -> None:
