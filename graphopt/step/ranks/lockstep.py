@@ -22,7 +22,7 @@ from graphopt.step.division import Division
 from graphopt.step.micro_graph import Micro, MicroCall
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.header import Header, exchange_headers, number_of
-from graphopt.step.ranks.programs import ProgramNumbers, Programs, messages_of_model, spelled_message
+from graphopt.step.ranks.programs import NOTHING, ProgramNumbers, Programs, messages_of_model, spelled_message
 from graphopt.step.ranks.settings import Settings, difference_error, lines_of
 from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
@@ -162,7 +162,7 @@ class Lockstep:
             micro_rows=self.division.micro_rows,
             graphs=number_of([micro.graph.captured.step.graph_hash for micro in prepared.unplanned]),
             messages=number_of(self._messages(prepared)),
-            inside=number_of([str(self._programs.numbers(call.micro).messages) for call in prepared.calls]),
+            inside=number_of(self._sent_inside(prepared)),
             settings=number_of(lines_of(prepared.settings)),
             program=numbers.program,
             inputs=numbers.inputs,
@@ -190,6 +190,11 @@ class Lockstep:
         if not isinstance(role, Accumulator):
             return ""
         return f"the gradient of {self.names[id(call.flat[role.index])]} {list(node.meta['val'].shape)}"
+
+    def _sent_inside(self, prepared: Prepared) -> list[str]:
+        """What the model itself sends, micro-batch by micro-batch; where it sends nothing, ranks may have others."""
+        every = (self._programs.numbers(call.micro).messages for call in prepared.calls)
+        return [f"{place} {each}" for place, each in enumerate(every) if each != NOTHING]
 
     def _check_messages(self, headers: Sequence[Header], prepared: Prepared) -> None:
         """Raise UsageError, on all ranks, where they would wait for messages of each other that nobody sends."""

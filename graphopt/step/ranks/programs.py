@@ -19,6 +19,9 @@ from graphopt.graph.step_graph import tensors_of
 from graphopt.step.micro_graph import Micro
 from graphopt.step.ranks.header import Header, number_of
 
+#: The number of a model that sends nothing.
+NOTHING = number_of([])
+
 
 @dataclass(frozen=True)
 class ProgramNumbers:
