@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from graphopt.base.errors import CaptureError
-from graphopt.device.storages import local_of
+from graphopt.device.storages import laid_out_like, local_of
 
 
 def read_local_parameters(module: fx.GraphModule, parameters: Collection[int]) -> None:
@@ -47,12 +47,9 @@ def read_local_parameters(module: fx.GraphModule, parameters: Collection[int]) -
 
 def _wrap(graph: fx.Graph, node: fx.Node, whole: Any) -> None:
     readers = list(node.users)
-    mesh, placements, shape, stride = whole.device_mesh, whole.placements, whole.shape, whole.stride()
 
     def from_shard(shard: torch.Tensor) -> torch.Tensor:
-        from torch.distributed.tensor import DTensor
-
-        return DTensor.from_local(shard, mesh, placements, run_check=False, shape=shape, stride=stride)
+        return laid_out_like(shard, whole)
 
     with graph.inserting_after(_last_input(graph)):
         made = graph.call_function(from_shard, (node,))

@@ -81,6 +81,16 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if shard is None else shard
 
 
+def laid_out_like(shard: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    """A tensor as `held` is one: a DTensor of its placements around this rank's shard, or the tensor itself."""
+    if local_of(held) is held:
+        return shard
+    from torch.distributed.tensor import DTensor
+
+    of: Any = held
+    return DTensor.from_local(shard, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride())
+
+
 def stored_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors that hold what is in a tensor: itself, of a sparse one indices and values, of a DTensor its shard."""
     if (shard := local_of(tensor)) is not tensor:

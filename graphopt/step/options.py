@@ -77,8 +77,13 @@ def check_compiler_with(compiler: Compiler, *, has_ranks: bool) -> None:
         raise UsageError("compiler='inductor' does not go with several processes: use compiler='eager'")
 
 
-#: Optimizers of torch whose step is one of each element by itself, so that rows can step by themselves.
+#: Optimizers of torch whose step is one of each element by itself, so that rows, or shards, can step by themselves.
 BY_ELEMENT = ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
+
+
+def steps_by_element(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is one of `BY_ELEMENT` itself."""
+    return type(optimizer) in [getattr(torch.optim, name) for name in BY_ELEMENT]
 
 
 def check_shard_with(shard: object, options: StepOptions, optimizer: torch.optim.Optimizer, choice: Choice) -> None:
@@ -99,11 +104,10 @@ def check_shard_with(shard: object, options: StepOptions, optimizer: torch.optim
         raise UsageError("shard= does not go with offload= yet: ranks move parameters, and nothing else")
     if isinstance(shard, str) and options.update_in_backward is True:
         raise UsageError(f"shard={shard!r} does not go with update_in_backward=True: use shard=True")
-    kind = type(optimizer)
-    if kind not in [getattr(torch.optim, name) for name in BY_ELEMENT]:
+    if not steps_by_element(optimizer):
         raise UsageError(
-            f"shard= shares out rows of parameters, which {kind.__name__} may not update each by itself; it goes with "
-            f"torch.optim's {', '.join(BY_ELEMENT)}"
+            f"shard= shares out rows of parameters, which {type(optimizer).__name__} may not update each by itself; it "
+            f"goes with torch.optim's {', '.join(BY_ELEMENT)}"
         )
 
 

@@ -14,15 +14,14 @@ from torch import fx
 
 from graphopt.base.errors import UsageError
 from graphopt.device.messages import gather
-from graphopt.graph.nodes import is_collective, is_wait
-from graphopt.graph.roles import DESCRIPTOR, RUN_ONCE, Accumulator
+from graphopt.graph.roles import DESCRIPTOR, Accumulator
 from graphopt.graph.step_graph import tensors_of
 from graphopt.plan.agreement import raise_together
 from graphopt.step.division import Division
 from graphopt.step.micro_graph import Micro, MicroCall
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.header import Header, exchange_headers, number_of
-from graphopt.step.ranks.programs import NOTHING, ProgramNumbers, Programs, messages_of_model, spelled_message
+from graphopt.step.ranks.programs import NOTHING, ProgramNumbers, Programs, messages_of
 from graphopt.step.ranks.settings import Settings, difference_error, lines_of
 from graphopt.step.step_watch import StepWatch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
@@ -181,8 +180,7 @@ class Lockstep:
         for call in prepared.calls[-1:]:
             graph = call.micro.graph.captured.step.graph_module.graph
             lines += [self._gradient(call, node) for node in graph.find_nodes(op="placeholder")]
-            sends = (node for node in graph.nodes if is_collective(node) and not is_wait(node))
-            lines += [spelled_message(node) for node in sends if node.meta.get(RUN_ONCE)]
+            lines += messages_of(call.micro, of_model=False)
         return [line for line in lines if line]
 
     def _gradient(self, call: MicroCall, node: fx.Node) -> str:
@@ -207,7 +205,7 @@ class Lockstep:
             lines = [
                 f"{message}, in micro-batch {number}"
                 for number, call in enumerate(prepared.calls)
-                for message in messages_of_model(call.micro)
+                for message in messages_of(call.micro, of_model=True)
             ]
             self._raise_mismatch(lines, groups)
 

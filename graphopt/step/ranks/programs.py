@@ -45,7 +45,7 @@ class Programs:
         if micro not in self._numbers:
             module = micro.graph.captured.step.graph_module
             program = [line for _, line in spell_program(module)]
-            own = number_of(messages_of_model(micro))
+            own = number_of(messages_of(micro, of_model=True))
             self._numbers[micro] = ProgramNumbers(number_of(program), number_of(spell_inputs(module)), own)
         return self._numbers[micro]
 
@@ -86,14 +86,14 @@ class Programs:
         return f"rank 0 has {_shown(every[0], place)} where rank {rank} has {_shown(every[rank], place)}"
 
 
-def messages_of_model(micro: Micro) -> list[str]:
-    """What the model itself sends to other ranks in a micro-batch, a line for each message."""
+def messages_of(micro: Micro, *, of_model: bool) -> list[str]:
+    """What the model itself, or else the step, sends to other ranks in a micro-batch, a line for each message."""
     graph = micro.graph.captured.step.graph_module.graph
     sends = (node for node in graph.nodes if is_collective(node) and not is_wait(node))
-    return [spelled_message(node) for node in sends if not node.meta.get(RUN_ONCE)]
+    return [_spelled_message(node) for node in sends if of_model is not bool(node.meta.get(RUN_ONCE))]
 
 
-def spelled_message(node: fx.Node) -> str:
+def _spelled_message(node: fx.Node) -> str:
     """A collective, and what it sends."""
     (value,) = tensors_of(node.all_input_nodes[0])
     how = [argument for argument in node.args[1:] if isinstance(argument, (str, int))][:-1]

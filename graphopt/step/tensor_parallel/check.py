@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from graphopt.base.errors import UsageError
-from graphopt.step.options import BY_ELEMENT
+from graphopt.step.options import BY_ELEMENT, steps_by_element
 
 #: Options that must be as they are by default, and what to do instead.
 _REFUSED = {
@@ -30,9 +30,8 @@ def check_dtensors_with(optimizer: torch.optim.Optimizer, arguments: Mapping[str
                 f"{name}={arguments[name]!r} does not go with tensor parallel models, whose parameters are DTensors: "
                 f"{instead}"
             )
-    kind = type(optimizer)
-    if kind not in [getattr(torch.optim, name) for name in BY_ELEMENT]:
+    if not steps_by_element(optimizer):
         raise UsageError(
-            f"{kind.__name__} may not update each shard of a parameter by itself, as a model of DTensors wants it; it "
-            f"goes with torch.optim's {', '.join(BY_ELEMENT)}"
+            f"{type(optimizer).__name__} may not update each shard of a parameter by itself, as a model of DTensors "
+            f"wants it; it goes with torch.optim's {', '.join(BY_ELEMENT)}"
         )

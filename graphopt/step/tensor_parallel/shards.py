@@ -1,4 +1,4 @@
-"""This rank's shard of what belongs to a DTensor, and the DTensor that it is a shard of."""
+"""Whether the state of an optimizer goes with the DTensors, or shards of them, that it holds."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ import torch
 
 from graphopt.base.errors import UsageError
 from graphopt.device.storages import local_of
-
-
-def laid_out_like(shard: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """A tensor as `held` is one: a DTensor of its placements around this rank's shard, or the tensor itself."""
-    if local_of(held) is held:
-        return shard
-    from torch.distributed.tensor import DTensor
-
-    of: Any = held
-    return DTensor.from_local(shard, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride())
 
 
 def check_state(what: str, state: torch.Tensor, held: torch.Tensor) -> None:
