@@ -8,15 +8,18 @@ bytes of the zoo's DenseNet fell by 5.6 % with them (roofline, the same day). In
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Set
 
 import torch
 from torch import fx
 
+from graphopt.device.storages import storage_key
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_view
 from graphopt.graph.numbers import expression, fills_its_memory
 from graphopt.graph.roles import RUN_ONCE
+from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.skip_clones import look_again
 
 aten = torch.ops.aten
@@ -54,6 +57,9 @@ def _maker(to: fx.Node, total: fx.Node, late: Set[fx.Node]) -> fx.Node | None:
     while set(node.users) == {reader} and node in late and node.op == "call_function":
         if not is_view(node):
             return node if _makes_its_own(node) else None
+        if node.target is operator.getitem:
+            maker = node.all_input_nodes[0]
+            return maker if maker in late and _makes_it_alone(maker, node) else None
         node, reader = node.all_input_nodes[0], node
     return None
 
@@ -66,7 +72,23 @@ def _makes_its_own(node: fx.Node) -> bool:
     """Whether its one result is memory that it made, or that such an op made for it to write into."""
     if node.target in _IN_PLACE:
         return True
-    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(node.meta.get("val"), torch.Tensor):
+    return isinstance(node.meta.get("val"), torch.Tensor) and _returns_new_memory(node, results=1)
+
+
+def _makes_it_alone(maker: fx.Node, item: fx.Node) -> bool:
+    """Whether one of several results is memory that their op made for it, which no other of them lies in."""
+    mine = storage_key(item.meta["val"])
+    made = [storage_key(tensor) for tensor in tensors_of(maker)]
+    given = {storage_key(tensor) for source in maker.all_input_nodes for tensor in tensors_of(source)}
+    items = [other.args for other in maker.users if other.target is operator.getitem]
+    is_taken_once = len(items) == len(maker.users) and items.count(item.args) == 1
+    return _returns_new_memory(maker) and made.count(mine) == 1 and mine not in given and is_taken_once
+
+
+def _returns_new_memory(node: fx.Node, results: int | None = None) -> bool:
+    """Whether an operator says that what it returns, so many results if given, is nothing that it was given."""
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
     schema = node.target._schema
-    return len(schema.returns) == 1 and schema.returns[0].alias_info is None and not schema.is_mutable
+    are_as_many = results is None or len(schema.returns) == results
+    return are_as_many and not schema.is_mutable and all(each.alias_info is None for each in schema.returns)

