@@ -191,7 +191,7 @@ class Session:
         """torch.compile's backend."""
         self._captures += 1
         self._recaptures.tell()
-        graph = met_graph(module, inputs, self.request.choice.kept, self._surroundings, self.sizes)
+        graph = met_graph(module, inputs, self.request.choice.kept, self._surroundings, self.sizes, self._plans.sums)
         graph.last_call = self._calls
         self.graphs.append(graph)
         self._phase.on_new(graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -196,3 +197,45 @@ def test_a_budget_that_leaves_no_room_for_gradients_that_stay_says_so() -> None:
     model(batch(32)).square().mean().backward()
     with pytest.raises(graphopt.BudgetError, match=r"gradients 517\.0 KiB"):
         model(batch(64)).square().mean().backward()
+
+
+def with_more_from_step_four_on(model: nn.Module, step: int) -> None:
+    loss = model(batch(128 + 32 * step)).square().mean()
+    (loss + model[0][0].weight.square().sum() * 0.1 if step >= 4 else loss).backward()
+
+
+@pytest.mark.parametrize("dynamic", [None, False])
+def test_a_shape_that_is_new_while_gradients_are_held_makes_no_second_set(dynamic: bool | None) -> None:
+    model, spare_bytes = blocks(4), 300_000
+    eager = copy.deepcopy(model)
+    known = graphopt.optimize(copy.deepcopy(model), "64MiB", example_inputs=batch(256), cost_model="roofline")
+    # there is room for what the forward keeps, and for no second set of gradients
+    budget = known.graphopt.plan.minimum_bytes + spare_bytes
+    assert spare_bytes < sum(p.nbytes for p in model.parameters())
+    graphopt.optimize(model, budget, dynamic=dynamic, cost_model="roofline")
+    for rows in (256, 192, 256, 160, 224, 128):
+        torch.manual_seed(rows)
+        x = batch(rows)
+        for each in (model, eager):
+            each(x).square().mean().backward()
+        assert same_gradients(model, eager)
+    assert all(step.measured_bytes <= step.predicted_bytes <= budget for step in model.graphopt.history)
+    assert all(graph.sums.may_add for graph in model.graphopt.session.graphs)
+
+
+def test_a_gradient_from_outside_that_only_a_new_shape_has_is_told_of() -> None:
+    model = blocks(2)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "16MiB", dynamic=False, cost_model="roofline")
+    told = []
+    for step in range(6):
+        for each in (model, eager):
+            torch.manual_seed(step)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                with_more_from_step_four_on(each, step)
+            told += [step for each in caught if "up both first" in str(each.message)]
+        pairs = [(a.grad, b.grad) for a, b in zip(model.parameters(), eager.parameters(), strict=True)]
+        assert all(torch.equal(a, b) for a, b in pairs[1:]) and (step > 3 or torch.equal(*pairs[0]))
+        torch.testing.assert_close(*pairs[0], rtol=1e-6, atol=1e-7)
+    assert told == [4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import nn
@@ -75,9 +76,16 @@ class Plans:
         """The graphs of calls with the same shapes, in the order in which they ran; () where none was made."""
         return self._sequences.get(self.key.shapes, ())
 
+    @property
+    def sums(self) -> list[GradientSums]:
+        """How graphs hand their gradients over that are known to run in the call being made."""
+        return self.sums_of(self.key.shapes)
+
     def sums_of(self, shapes: Shapes) -> list[GradientSums]:
-        """How the graphs of calls with these shapes hand their gradients over."""
-        return [graph.sums for graph in self._sequences.get(shapes, ())]
+        """How the graphs of calls with these shapes hand their gradients over; where none was made, all graphs."""
+        known = self._sequences.get(shapes)
+        graphs = known if known is not None else dict.fromkeys(chain.from_iterable(self._sequences.values()))
+        return [graph.sums for graph in graphs]
 
     def comes_to(self, graph: DynamoGraph) -> None:
         """The call that is being made runs this graph: its plan is one that has it, where there is such."""

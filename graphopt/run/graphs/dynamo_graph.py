@@ -205,9 +205,9 @@ class DynamoGraph:
 
     def _came(self, defined: frozenset[int]) -> None:
         before = self.tangents.chosen
-        if self.tangents.came(defined):
+        if self.tangents.came(defined) and self.tangents.sets > 1:
             # they may lead to gradients that nobody has looked at yet
-            self.sums.is_watched = False
+            self.sums.look_again()
         if self.tangents.are_chosen and self.tangents.chosen != before:
             self._forgets_studies()
 

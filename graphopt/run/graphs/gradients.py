@@ -8,6 +8,7 @@ contribution, from outside of the graph, with which autograd would sum it up fir
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,15 +60,27 @@ def parameter_slots(joint: JointGraph, static_inputs: Iterable[int]) -> tuple[Pa
 
 @dataclass(eq=False)
 class GradientSums:
-    """How the backward of one graph hands its gradients over; `shared` are edges that get others from outside too."""
+    """How the backward of one graph hands its gradients over; `shared` are edges that get others from outside too.
+
+    `is_like_others`: nobody has looked at its first backward, but none of the model's other graphs gets any.
+    """
 
     shared: set[int] = field(default_factory=set)
     is_watched: bool = False
+    is_like_others: bool = False
 
     @property
     def may_add(self) -> bool:
         """Whether it was seen that no gradient gets others from outside."""
-        return self.is_watched and not self.shared
+        return (self.is_watched or self.is_like_others) and not self.shared
+
+    def takes_over(self, others: Sequence[GradientSums]) -> None:
+        """A graph of a model that has these is new: may it add, its first step needs no second set of gradients."""
+        self.is_like_others = bool(others) and all(each.may_add for each in others)
+
+    def look_again(self) -> None:
+        """Other gradients may come from now on than those that were looked at."""
+        self.is_watched = self.is_like_others = False
 
     def watching(self, slots: Sequence[ParameterSlot], run: Run, args: list[Any]) -> Any:
         """Run a backward that returns its gradients, the first time looking whether others come to them from outside.
@@ -108,18 +121,36 @@ class GradientSums:
         gradients = list(run(given))
         for position, gradient in returned.items():
             gradients[position] = gradient
+        if not self.is_watched and node is not None:
+            self.is_watched = True
+            for slot in slots:
+                if slot.position not in returned:
+                    self._watch(_edge(node, slot), slot, None)
         return gradients
 
-    def _watch(self, edge: Any, slot: ParameterSlot, gradient: torch.Tensor) -> None:
+    def _watch(self, edge: Any, slot: ParameterSlot, gradient: torch.Tensor | None) -> None:
+        """Look whether others come to a gradient from outside; without one, it was added to what was there."""
         held = [gradient]
 
         def arrives(summed: tuple[torch.Tensor | None, ...]) -> None:
             handle.remove()
             own = held.pop()
-            if summed[0] is not None and summed[0].data_ptr() != own.data_ptr():
-                self.shared.add(slot.edge)
+            if summed[0] is None or (own is not None and summed[0].data_ptr() == own.data_ptr()):
+                return
+            if own is None and not self.shared:
+                _say_that_sums_were_apart()
+            self.shared.add(slot.edge)
 
         handle = edge.register_prehook(arrives)
+
+
+def _say_that_sums_were_apart() -> None:
+    warnings.warn(
+        "graphopt: a graph that is new, as for another shape, added its gradients to those that were there, as the "
+        "model's other graphs do; but here a parameter gets a gradient from outside of the model too, and eager adds "
+        "up both first: gradients of this step are eager's to rounding. From the next one on they are added up as in eager.",
+        stacklevel=2,
+    )
 
 
 def _is_accumulator(node: fx.Node) -> bool:

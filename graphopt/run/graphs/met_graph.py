@@ -15,6 +15,7 @@ from graphopt.capture.changing_sizes import Sizes, fix_sizes
 from graphopt.capture.dynamo import is_own_frame
 from graphopt.problem.plan import GraphPlan
 from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
+from graphopt.run.graphs.gradients import GradientSums
 from graphopt.run.graphs.input_symbols import InputSymbols
 from graphopt.run.graphs.meeting_graphs import fake_inputs
 from graphopt.run.graphs.studies import Studies
@@ -40,8 +41,12 @@ def met_graph(
     kept: Mapping[str, GraphPlan] | None,
     surroundings: Surroundings,
     sizes: Sizes,
+    others: Sequence[GradientSums],
 ) -> DynamoGraph:
-    """The graph that Dynamo has met, inside of its backend; `kept` are the plans of a saved one, by hash."""
+    """The graph that Dynamo has met, inside of its backend; `kept` are the plans of a saved one, by hash.
+
+    `others` tell how the model's graphs hand their gradients over.
+    """
     fix_sizes(module, sizes)
     tracing = torch._guards.TracingContext.get()
     assert tracing is not None
@@ -49,4 +54,6 @@ def met_graph(
     tangents = Tangents(None if kept is None else tuple(kept), is_outermost and not break_reason(module))
     symbols = InputSymbols(module)
     known = (tangents, this_capture(), symbols, Studies(symbols.captured), sizes)
-    return DynamoGraph(module, examples, tracing, ambient(), is_outermost, surroundings, *known)
+    graph = DynamoGraph(module, examples, tracing, ambient(), is_outermost, surroundings, *known)
+    graph.sums.takes_over(others)
+    return graph
