@@ -147,8 +147,9 @@ class GradientSums:
 def _say_that_sums_were_apart() -> None:
     warnings.warn(
         "graphopt: a graph that is new, as for another shape, added its gradients to those that were there, as the "
-        "model's other graphs do; but here a parameter gets a gradient from outside of the model too, and eager adds "
-        "up both first: gradients of this step are eager's to rounding. From the next one on they are added up as in eager.",
+        "model's other graphs do. Here a parameter gets a gradient from outside of the model too, and eager adds up "
+        "both first: gradients of this step are eager's to rounding. From the next step on they are added up as in "
+        "eager.",
         stacklevel=2,
     )
 
