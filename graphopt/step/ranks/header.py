@@ -12,16 +12,16 @@ import torch.distributed as dist
 
 from graphopt.device.ranks import Ranks
 
-_FORMAT = struct.Struct("<dqqqqqqq?????")
+_FORMAT = struct.Struct("<dqqqqqqqq?????")
 
 
 @dataclass(frozen=True)
 class Header:
     """Of one rank: what its batch weighs, the rows of its micro-batches, and numbers that stand for what else it has.
 
-    `graphs` are those to plan, `messages` what the step sends, `inside` what the model itself sends; `settings`,
-    `program` and `inputs` are those of the modules of that name. `failed` where an error keeps it from taking the step,
-    `is_planned` where all its graphs are. The last three are those of its watch.
+    `graphs` are those to plan, `messages` what the step sends, `inside` what the model itself sends, `batch` what it
+    was given; `settings`, `program` and `inputs` are those of the modules of that name. `failed` where an error keeps
+    it from taking the step, `is_planned` where all its graphs are. The last three are those of its watch.
     """
 
     weight: float = 0.0
@@ -29,6 +29,7 @@ class Header:
     graphs: int = 0
     messages: int = 0
     inside: int = 0
+    batch: int = 0
     settings: int = 0
     program: int = 0
     inputs: int = 0

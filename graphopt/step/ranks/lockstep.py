@@ -24,6 +24,7 @@ from graphopt.step.ranks.header import Header, exchange_headers, number_of
 from graphopt.step.ranks.programs import NOTHING, ProgramNumbers, Programs, messages_of
 from graphopt.step.ranks.settings import Settings, difference_error, lines_of
 from graphopt.step.step_watch import StepWatch
+from graphopt.step.tensor_parallel.batches import Batches, number_of_batch
 from graphopt.step.window import MicroBatch, as_shares, weight_of
 
 
@@ -34,6 +35,7 @@ class Prepared:
     pieces: tuple[MicroBatch, ...] = ()
     calls: tuple[MicroCall, ...] = ()
     settings: Settings = field(default_factory=dict)
+    batch: int = 0
     error: Exception | None = None
 
     @property
@@ -63,6 +65,7 @@ class Lockstep:
         self.exchange, self.ranks, self.division, self.watch = exchange, exchange.ranks, division, watch
         self.names = exchange.view.names
         self._is_sharded = is_sharded
+        self._batches = Batches(exchange.parallel.groups) if exchange.parallel is not None else None
         self._settings, self._heed_changes, self._programs = settings, heed_changes, Programs(exchange.ranks)
 
     def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[MicroBatch], list[MicroCall]]:
@@ -97,6 +100,8 @@ class Lockstep:
             else:
                 break
         total = self.exchange.shares([header.weight for header in headers])
+        if self._batches is not None:
+            self._batches.compare([header.batch for header in headers])
         return as_shares(prepared.pieces, total), list(prepared.calls)
 
     def _resolved(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
@@ -106,7 +111,8 @@ class Lockstep:
         last = [self.division.resolve(piece) for piece in pieces[-1:]]
         calls = [self.division.resolve(piece, is_last=False) for piece in pieces[:-1]] + last
         self._check_last(calls)
-        return Prepared(tuple(pieces), tuple(calls), self._settings())
+        batch = number_of_batch(args, kwargs) if self._batches is not None else 0
+        return Prepared(tuple(pieces), tuple(calls), self._settings(), batch)
 
     def _check_last(self, calls: Sequence[MicroCall]) -> None:
         sent = {id(call.flat[index]) for call in calls[-1:] for index in call.micro.graph.accumulators}
@@ -162,6 +168,7 @@ class Lockstep:
             graphs=number_of([micro.graph.captured.step.graph_hash for micro in prepared.unplanned]),
             messages=number_of(self._messages(prepared)),
             inside=number_of(self._sent_inside(prepared)),
+            batch=prepared.batch,
             settings=number_of(lines_of(prepared.settings)),
             program=numbers.program,
             inputs=numbers.inputs,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch import nn, optim
 from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import graphopt
 from graphopt.base.errors import GraphoptError
+from graphopt.step.tensor_parallel.batches import number_of_batch
 from tests.support.ranks import RankError as ProcessError
 from tests.support.ranks import run_ranks
 from tests.support.tensor_parallel import WIDTH, global_batch, loss_of, mesh_of, own_batch, parallel
@@ -181,3 +184,35 @@ def test_a_rank_that_dies_is_an_error_on_the_others() -> None:
     with pytest.raises(ProcessError, match="rank 1: the process died") as raised:
         run_ranks(2, dying)
     assert "rank 0" not in str(raised.value)
+
+
+def told_of_batches(kind: str) -> list[bool]:
+    """Whether each of three steps warned, in a model of which no rank has any parameter whole."""
+    mesh = mesh_of(2)["tp"]
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False))
+    parallelize_module(model, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    step, told = build(model), []
+    for i in range(3):
+        inputs, targets = global_batch("mlp", i)
+        if kind == "other" and i and dist.get_rank():
+            inputs = inputs.flip(0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step(inputs, targets)
+        told.append(any("batches of other content" in str(each.message) for each in caught))
+    return told
+
+
+@pytest.mark.parametrize(("kind", "told"), [("same", [False] * 3), ("other", [False, True, False])])
+def test_ranks_of_one_copy_with_other_batches_are_told_once(kind: str, told: list[bool]) -> None:
+    assert run_ranks(2, told_of_batches, kind) == [told, told]
+
+
+def test_a_batch_has_another_number_where_anything_of_it_is_other() -> None:
+    x = torch.randn(300, 70)
+    batches = [(x, 1), (x.flip(0), 1), (x.t(), 1), (x.double(), 1), (x, 2), (x[:299], 1), (x.T.contiguous().T, 1)]
+    numbers = [number_of_batch(batch, {}) for batch in batches]
+    assert numbers[-1] == numbers[0] and len(set(numbers)) == len(batches) - 1
+    assert number_of_batch((), {"a": x, "b": 1}) == number_of_batch((), {"b": 1, "a": x})
+    small = [torch.empty(0, 3), torch.tensor(1.5), torch.tensor(2.5), torch.zeros(2, 2).to_sparse()]
+    assert len({number_of_batch((each,), {}) for each in small}) == 4
