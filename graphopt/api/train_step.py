@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +31,6 @@ from graphopt.step.backward_updates import BackwardUpdates
 from graphopt.step.check_options import check_group, check_model_and_optimizer, check_options
 from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
-from graphopt.step.optimizer_view import OptimizerView
 from graphopt.step.options import (
     StepOptions,
     check_compiler_with,
@@ -40,20 +38,18 @@ from graphopt.step.options import (
     check_offload_optimizer,
     check_shard_with,
 )
-from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence
 from graphopt.step.ranks.settings import spelled_option
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
-from graphopt.step.sharding.share_out import Shared, share_out
-from graphopt.step.sharding.shared_state import SharedState
-from graphopt.step.sharding.state import check_unshared, give_state_as_dtensors
+from graphopt.step.sharding.share_out import Shared
+from graphopt.step.sharding.state import check_unshared
 from graphopt.step.state_elsewhere import state_elsewhere
+from graphopt.step.step_parts import exchange_over, scattering, shared_out, viewed
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.tensor_parallel.check import check_dtensors_with
 from graphopt.step.tensor_parallel.placement import has_dtensors, tensor_parallel_of
 from graphopt.step.tensor_parallel.start import check_groups_agree
 from graphopt.step.train_step import TrainStep
-from graphopt.step.undo import where_refused
 from graphopt.step.window import Weights
 
 if TYPE_CHECKING:
@@ -148,7 +144,8 @@ def train_step(
             compress = Auto() if compress == "auto" else compress
             options = StepOptions(accumulate, clip, loss_scale, weights, update_in_backward, compress, on_excess)
             dynamic = dynamic_with(offload, dynamic)
-            to = offload_to(offload, next(model.parameters()).device)
+            device = next(iter(model.parameters())).device
+            to = offload_to(offload, device)
             choice = Choice(planner, cost_model, None, plan_seconds, compiler, numerics, to)
             args, kwargs = as_call(example_inputs, example_kwargs)
             check_unwrapped(model)
@@ -162,34 +159,24 @@ def train_step(
                 parallel = check_groups_agree(ranks, parallel)
             copies = ranks if parallel is None else parallel.copies
             start_alike(ranks, model, shard=spelled_option(shard), copies=copies)
-        link = link_of(ranks, next(model.parameters()).device) if ranks and shard else None
+        link = link_of(ranks, device) if ranks and shard else None
+    scaled = loss_scale is not None
     with ExitStack() as undo:
         with naming_absence(ranks, "train_step()"), raising_together(ranks):
             sharded: Shared | None = None
             if ranks is not None and link is not None:
                 check_shard_with(shard, options, optimizer, choice)
-                sharded = share_out(shard, model, optimizer, ranks, link)
-                where_refused(undo, partial(sharded.unshard, optimizer))
-                give_state_as_dtensors(sharded, optimizer)
-            scattering = sharded if sharded is not None and sharded.how.scatters else None
-            rows = sharded.rows if isinstance(sharded, SharedState) else None
-            away = state_elsewhere(offload_optimizer, next(model.parameters()).device)
-            sums_whole = scattering is None
-            view = OptimizerView(optimizer, model, masters=masters, rows=rows, sums_whole=sums_whole, elsewhere=away)
-            where_refused(undo, view.drop_masters)
-            if sharded is not None:
-                sharded.has_masters(view.masters)
-            scaled = loss_scale is not None
-            exchange = (
-                Exchange(ranks, view, compress, scaled=scaled, shared=scattering, parallel=parallel) if ranks else None
-            )
+                sharded = shared_out(undo, shard, model, optimizer, ranks, link)
+            away = state_elsewhere(offload_optimizer, device)
+            view = viewed(undo, model, optimizer, sharded, away, masters=masters)
+            exchange = exchange_over(ranks, view, compress, sharded, parallel, scaled=scaled)
             check_offload_optimizer(view)
             check_compiler_with(compiler, has_ranks=ranks is not None)
             check_dynamic_with(dynamic, compiler, has_ranks=ranks is not None)
             sums = exchange is not None and exchange.summing is not None
-            in_backward = BackwardUpdates(options, view, choice, has_ranks=sums, is_sharded=scattering is not None)
+            scatters = scattering(sharded) is not None
+            in_backward = BackwardUpdates(options, view, choice, has_ranks=sums, is_sharded=scatters)
             in_backward.check()
-            device = next(iter(model.parameters())).device
             total = device_total_bytes(device)
             budget_bytes = UNLIMITED_BYTES if mem_budget is None else parse_bytes(mem_budget, total)
             reserve_bytes = parse_bytes(reserve, total) if reserve else 0
