@@ -5,9 +5,9 @@ logits of many models. Eager has a third as well where it was measured, an `nn.E
 2026, torch 2.13.0). The same sums stand at every residual, and by the hundred where features are joined: the least
 bytes of the zoo's DenseNet fell by 5.6 % with them (roofline, the same day). In place or not, a sum has the same bits.
 
-What makes the memory can run once only. So one of several results (`getitem`) is not added to: planners run backwards of
-convolutions twice at the smallest budgets, and a small ResNet with measured scratch needed 8.9 % more where they could
-not, while 13 models of the zoo gained nothing there (one took 21.0 % more time for 23.6 at 35 % of its peak).
+What makes the memory can run once only. So one of several results (`getitem`) is not added to: planners run backwards
+of convolutions twice at the smallest budgets, and a small ResNet with measured scratch needed 8.9 % more where they
+could not, while 13 models of the zoo gained nothing (but one, 21.0 % more time for 23.6 at 35 % of its peak).
 """
 
 from __future__ import annotations
