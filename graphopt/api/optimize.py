@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from graphopt.api.optimized import Optimized
-from graphopt.api.shortened import KEPT, shortened
+from graphopt.api.shortened import shortened
 from graphopt.base.errors import CaptureError, PlanMismatchError, UsageError
 from graphopt.base.units import Budget, parse_bytes
 from graphopt.capture.changing_sizes import Dynamic, dynamic_with
@@ -180,21 +180,15 @@ def _planned_on_meta(module: StepModule, options: dict[str, Any]) -> StepModule:
     """The module, planned, or a shorter one where its layers can be shown to be alike."""
     args, kwargs = as_call(options["example_inputs"], None)
     why: NotAlike | None = None
-    least = min(KEPT)
-    while options.get("plan") is None and least <= max(KEPT):
-        try:
-            short = shortened(module, args, kwargs, least)
-        except NotAlike as error:
-            why = why or error
-            break
-        if short is None:
-            break
-        least = short.kept + 1
-        try:
-            optimize(short, **options)
-            return short
-        except NotAlike as error:  # of its graph, which passes may have changed in the first layers alone
-            why = error
+    try:
+        for short in shortened(module, args, kwargs) if options.get("plan") is None else ():
+            try:
+                optimize(short, **options)
+                return short
+            except NotAlike as error:  # of its graph, which passes may have changed in the first layers alone
+                why = error
+    except NotAlike as error:
+        why = error
     if why is not None:
         logger.info("all layers are captured: %s", why)
     optimize(module, **options)

@@ -17,16 +17,14 @@ Extend = Callable[[CapturedGraph, fx.GraphModule], CapturedGraph]
 class ShortStep(StepModule):
     """A step of `model`, which stands for that of `whole`: it is captured, and what is planned is `extend`'s.
 
-    It is never run. `kept` layers of each run of alike ones are in it.
+    It is never run.
     """
 
-    def __init__(
-        self, model: nn.Module, loss_fn: Callable[..., Any] | None, whole: nn.Module, extend: Extend, kept: int
-    ) -> None:
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None, whole: nn.Module, extend: Extend) -> None:
         super().__init__(model, loss_fn)
         # no child: it is not captured
         self.stands_for = (whole,)
-        self.extend, self.kept = extend, kept
+        self.extend = extend
 
 
 def planned_model(module: nn.Module) -> nn.Module:
