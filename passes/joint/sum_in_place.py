@@ -18,7 +18,7 @@ from graphopt.device.storages import storage_key
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_view
 from graphopt.graph.numbers import expression, fills_its_memory
-from graphopt.graph.roles import RUN_ONCE
+from graphopt.graph.roles import RUN_ONCE, SUM
 from graphopt.graph.step_graph import tensors_of
 from graphopt.passes.joint.skip_clones import look_again
 
@@ -38,7 +38,7 @@ def sum_in_place(joint: JointGraph) -> bool:
             maker = _maker(to, node, late)
             if maker is not None:
                 node.target, node.args = aten.add_.Tensor, (to, added)
-                node.meta = {**node.meta, "val": to.meta["val"]}
+                node.meta = {**node.meta, "val": to.meta["val"], SUM: True}
                 maker.meta = {**maker.meta, RUN_ONCE: True}
                 look_again(node.users)
                 changed = True
