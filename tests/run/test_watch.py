@@ -167,6 +167,21 @@ def test_state_that_is_there_before_the_first_update_is_told_of_at_once() -> Non
     assert [step.state_bytes for step in model.graphopt.history] == [state_bytes]
 
 
+def test_training_in_eval_is_told_of_once_and_an_evaluation_is_not() -> None:
+    """Calls in `eval()` are not planned: a budget of 1 KiB was accepted there without a word."""
+    model, x = graphopt.optimize(blocks(2).eval(), 1024, cost_model="roofline"), torch.randn(64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x).mean().item()
+        with torch.no_grad():
+            model(x)
+    with pytest.warns(UserWarning, match=r"a backward came to a call of the model in eval\(\)"):
+        model(x).mean().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x).mean().backward()
+
+
 def test_what_no_plan_can_make_room_for_is_a_budget_error() -> None:
     model = graphopt.optimize(blocks(), 12_000_000, cost_model="roofline")
     with pytest.warns(UserWarning, match="a training step took"):
