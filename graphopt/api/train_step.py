@@ -93,15 +93,16 @@ def train_step(
     `loss_fn` is None; the model, its parameters and the optimizer's state stay the user's own. `mem_budget` counts
     everything on the device while a step runs, optimizer state included (None: no limit).
 
-    `accumulate` cuts the batch into that many micro-batches, whose gradients add up in float32; "auto" chooses size
-    and plan of the micro-batch together, once, with the first batch: the fastest in the budget. The mean is over
-    what was really there, by rows, or by `weights`: "tokens", or a function of a micro-batch's inputs. `clip` is a
-    ClipNorm or ClipValue, `loss_scale` a ConstantLossScale or DynamicLossScale. `autocast` is the dtype of forward
-    and loss. With `masters` the optimizer's half parameters are replaced by float32 masters. `lr_scheduler` is
-    stepped after each update that was not skipped. With `update_in_backward` each parameter is updated as soon as
-    its gradient exists, so that gradients never all live: for SGD, Adam and AdamW, one micro-batch, no loss scale and
-    no norm to clip by. "auto" does so in one process where nothing fits otherwise. `offload_optimizer` names, as
-    `offload` does, where state of SGD, Adam and AdamW lies: it is in no budget, and moved in blocks beside the update.
+    `accumulate` cuts the first batch into that many micro-batches, and later ones into pieces of that size; gradients
+    add up in float32. "auto" chooses size and plan of the micro-batch together, once, with the first batch: the
+    fastest in the budget. The mean is over what was really there, by rows, or by `weights`: "tokens", or a function
+    of a micro-batch's inputs. `clip` is a ClipNorm or ClipValue, `loss_scale` a ConstantLossScale or
+    DynamicLossScale. `autocast` is the dtype of forward and loss. With `masters` the optimizer's half parameters are
+    replaced by float32 masters. `lr_scheduler` is stepped after each update that was not skipped. With
+    `update_in_backward` each parameter is updated as soon as its gradient exists, so that gradients never all live:
+    for SGD, Adam and AdamW, one micro-batch, no loss scale and no norm to clip by. "auto" does so in one process where
+    nothing fits otherwise. `offload_optimizer` names, as `offload` does, where state of SGD, Adam and AdamW lies: it
+    is in no budget, and moved in blocks beside the update.
 
     `planner`, `cost_model`, `reserve`, `plan_seconds`, `compiler`, `numerics`, `dynamic`, `offload` and
     `example_inputs` are those of `optimize()`; several processes capture each set of shapes by itself, and take no

@@ -179,6 +179,9 @@ OUTPUTS = ("loss", "norm", "found_inf", "gradients")
 RUN_ONCE = "graphopt_run_once"
 """Key of `node.meta` of a joint graph's nodes that must never run again, whatever their operators allow."""
 
+SUM = "graphopt sum"
+"""Key of `node.meta`: it adds into memory that the backward has made, and that nobody reads but through its result."""
+
 EFFECT = "graphopt_effect"
 """Key of `node.meta` of ops that do more than their schemas say: they print, check, or change what no tensor holds."""
 

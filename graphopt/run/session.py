@@ -79,7 +79,7 @@ class Session:
         """Run the model: planned where a training step needs it, as it was everywhere else."""
         if not (self.model.training and torch.is_grad_enabled()):
             self.loop.pauses()
-            return self.model._call_impl(*args, **kwargs)
+            return self._unplanned.evaluated(self.model._call_impl(*args, **kwargs))
         if is_transformed():
             self._told_of_transforms = self._told_of_transforms or say_that_transforms_are_not_planned()
             return self.model._call_impl(*args, **kwargs)

@@ -6,6 +6,7 @@ symbols. Here each becomes a node, or a few, over the inputs that hold the symbo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import sympy
@@ -16,7 +17,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
 
 from graphopt.graph.joint import JointGraph
-from graphopt.graph.numbers import is_number
+from graphopt.graph.numbers import expression, is_number
 from graphopt.graph.step_graph import tensors_of
 
 
@@ -25,7 +26,7 @@ def sizes_from_inputs(joint: JointGraph) -> bool:
 
     Sizes that hold other symbols than the inputs do become constants, guarded.
     """
-    writer = _SizeWriter(joint)
+    writer = SizeWriter(joint.graph, joint.primals)
     changed = False
     for node in list(joint.graph.nodes):
         if node.op == "call_function" and _is_read_from_tensor(node) and node.users:
@@ -41,35 +42,51 @@ def sizes_from_inputs(joint: JointGraph) -> bool:
     return changed
 
 
-class _SizeWriter:
-    """Writes sizes as nodes behind the inputs, each expression once."""
+class SizeWriter:
+    """Writes sizes as nodes behind the inputs, each expression once.
 
-    def __init__(self, joint: JointGraph) -> None:
-        inputs = joint.graph.find_nodes(op="placeholder")
-        self._graph, self._behind = joint.graph, inputs[-1]
-        self._tracer = GraphAppendingTracer(joint.graph)
+    Symbols are read from those of `inputs` that are numbers; one that none of them is from a size of `tensors`.
+    """
+
+    def __init__(self, graph: fx.Graph, inputs: Iterable[fx.Node], tensors: Iterable[fx.Node] = ()) -> None:
+        self._graph, self._behind = graph, graph.find_nodes(op="placeholder")[-1]
+        self._tracer = GraphAppendingTracer(graph)
         self._made: dict[Any, fx.Node] = {}
-        for node in joint.primals:
+        self._sizes: dict[Any, tuple[fx.Node, int]] = {}
+        for node in inputs:
             if is_number(node) and isinstance(symbol := node.meta["val"].node.expr, sympy.Symbol):
                 self._made.setdefault(symbol, node)
+        for node in tensors:
+            for axis, size in enumerate(map(expression, node.meta["val"].shape)):
+                if isinstance(size, sympy.Symbol):
+                    self._sizes.setdefault(size, (node, axis))
 
     def written(self, item: Any) -> Any:
         """A node for a size that is a symbol; anything else as it is."""
         if not isinstance(item, torch.SymInt):
             return item
-        expression = item.node.expr
-        if not expression.free_symbols <= self._made.keys():
+        wanted = item.node.expr
+        for symbol in sorted(wanted.free_symbols & self._sizes.keys() - self._made.keys(), key=str):
+            self._made[symbol] = self._size(*self._sizes[symbol])
+        if not wanted.free_symbols <= self._made.keys():
             return int(item)
-        if expression not in self._made:
-            self._made[expression] = self._node(expression)
-        return self._made[expression]
+        if wanted not in self._made:
+            self._made[wanted] = self._node(wanted)
+        return self._made[wanted]
 
-    def _node(self, expression: sympy.Expr) -> fx.Node:
-        symbols: dict[Any, Any] = {s: fx.Proxy(self._made[s], self._tracer) for s in expression.free_symbols}
+    def _size(self, tensor: fx.Node, axis: int) -> fx.Node:
+        with self._graph.inserting_after(self._behind):
+            made = self._graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
+        made.meta["val"] = tensor.meta["val"].shape[axis]
+        self._behind = made
+        return made
+
+    def _node(self, wanted: sympy.Expr) -> fx.Node:
+        symbols: dict[Any, Any] = {s: fx.Proxy(self._made[s], self._tracer) for s in wanted.free_symbols}
         before = set(self._graph.nodes)
         with self._graph.inserting_after(self._behind):
             # each node is appended at the place of the last one
-            made = sympy_interp(OptimizedPythonReferenceAnalysis, symbols, expression)
+            made = sympy_interp(OptimizedPythonReferenceAnalysis, symbols, wanted)
         new = [node for node in self._graph.nodes if node not in before]
         for node in _in_order(new):
             self._behind.append(node)

@@ -20,7 +20,7 @@ from torch import fx
 from graphopt.graph.joint import JointGraph
 from graphopt.graph.nodes import is_view
 from graphopt.graph.numbers import expression, fills_its_memory
-from graphopt.graph.roles import RUN_ONCE
+from graphopt.graph.roles import RUN_ONCE, SUM
 from graphopt.passes.joint.skip_clones import look_again
 
 aten = torch.ops.aten
@@ -39,7 +39,7 @@ def sum_in_place(joint: JointGraph) -> bool:
             maker = _maker(to, node, late)
             if maker is not None:
                 node.target, node.args = aten.add_.Tensor, (to, added)
-                node.meta = {**node.meta, "val": to.meta["val"]}
+                node.meta = {**node.meta, "val": to.meta["val"], SUM: True}
                 maker.meta = {**maker.meta, RUN_ONCE: True}
                 look_again(node.users)
                 changed = True

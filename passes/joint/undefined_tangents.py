@@ -16,8 +16,9 @@ from torch import fx
 from torch._guards import detect_fake_mode
 
 from graphopt.graph.joint import JointGraph, is_tangent
-from graphopt.graph.nodes import has_effect
-from graphopt.graph.roles import UNDEFINED
+from graphopt.graph.nodes import has_effect, is_view, written_arguments
+from graphopt.graph.roles import SUM, UNDEFINED
+from graphopt.passes.joint.sizes_from_inputs import SizeWriter
 from graphopt.passes.joint.skip_clones import look_again
 
 aten = torch.ops.aten
@@ -57,7 +58,10 @@ def drop_undefined(graph: fx.Graph, lost: Iterable[fx.Node], late: Collection[fx
     defined gets what eager gives it: a sum is its other term, an optional argument of a backward is
     None, anything else gets zeros.
     """
+    lost = set(lost)
     gone = undefined_nodes(graph, lost)
+    inputs = [node for node in graph.find_nodes(op="placeholder") if node not in lost]
+    sizes = SizeWriter(graph, inputs, [node for node in inputs if isinstance(node.meta.get("val"), torch.Tensor)])
     for node in list(graph.nodes):
         read = [source for source in node.all_input_nodes if source in gone]
         if node in gone or not read:
@@ -66,7 +70,7 @@ def drop_undefined(graph: fx.Graph, lost: Iterable[fx.Node], late: Collection[fx
             node.args = fx.node.map_arg(node.args, lambda source: None if source in gone else source)
         elif not _is_other_term(graph, node, read):
             for source in read:
-                _stand_in(graph, node, source)
+                _stand_in(graph, node, source, sizes)
     _erase_dead(graph, late)
 
 
@@ -80,7 +84,8 @@ def _dependent(graph: fx.Graph) -> set[fx.Node]:
 
 def _is_other_term(graph: fx.Graph, node: fx.Node, read: list[fx.Node]) -> bool:
     """Put the defined term of a sum in the sum's place, where it is like it; False where it is not."""
-    if node.target is not aten.add.Tensor or node.kwargs or len(read) != 1 or len(node.all_input_nodes) != 2:
+    is_sum = node.target is aten.add.Tensor or node.meta.get(SUM)
+    if not is_sum or node.kwargs or len(read) != 1 or len(node.all_input_nodes) != 2:
         return False
     other = next(source for source in node.all_input_nodes if source not in read)
     mine, its = node.meta["val"], other.meta["val"]
@@ -89,9 +94,11 @@ def _is_other_term(graph: fx.Graph, node: fx.Node, read: list[fx.Node]) -> bool:
     if not _same_strides(its, mine):
         if not mine.is_contiguous():
             return False
-        node.target, node.args = aten.clone.default, (other,)
-        node.kwargs = {"memory_format": torch.contiguous_format}
-        return True
+        return _becomes_copy(node, other, torch.contiguous_format)
+    adds_to_it = node.meta.get(SUM) and node.args[0] is other
+    if not adds_to_it and _is_written(node):
+        # what stands behind it writes into the sum, and the term may be a tangent, or be read by others too
+        return _becomes_copy(node, other, torch.preserve_format)
     users = list(node.users)
     node.replace_all_uses_with(other)
     graph.erase_node(node)
@@ -99,18 +106,29 @@ def _is_other_term(graph: fx.Graph, node: fx.Node, read: list[fx.Node]) -> bool:
     return True
 
 
+def _becomes_copy(node: fx.Node, other: fx.Node, layout: torch.memory_format) -> bool:
+    node.target, node.args, node.kwargs = aten.clone.default, (other,), {"memory_format": layout}
+    node.meta = {key: item for key, item in node.meta.items() if key != SUM}
+    return True
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether what stands behind it writes into its memory."""
+    return any(node in written_arguments(user) or (is_view(user) and _is_written(user)) for user in node.users)
+
+
 def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
     strides = zip(a.stride(), b.stride(), a.shape, strict=True)
     return all(mine == theirs for mine, theirs, size in strides if size > 1)
 
 
-def _stand_in(graph: fx.Graph, node: fx.Node, source: fx.Node) -> None:
+def _stand_in(graph: fx.Graph, node: fx.Node, source: fx.Node, sizes: SizeWriter) -> None:
     """Let a node read None or zeros where it reads what is undefined."""
     optional = _optional_positions(node)
     args = [None if arg is source and i in optional else arg for i, arg in enumerate(node.args)]
     node.args = tuple(args)
     if source in node.all_input_nodes:
-        node.replace_input_with(source, _zeros_like(graph, node, source))
+        node.replace_input_with(source, _zeros_like(graph, node, source, sizes))
 
 
 def _optional_positions(node: fx.Node) -> set[int]:
@@ -121,16 +139,16 @@ def _optional_positions(node: fx.Node) -> set[int]:
     return {i for i, argument in enumerate(arguments) if isinstance(argument.type, torch.OptionalType)}
 
 
-def _zeros_like(graph: fx.Graph, reader: fx.Node, source: fx.Node) -> fx.Node:
+def _zeros_like(graph: fx.Graph, reader: fx.Node, source: fx.Node, sizes: SizeWriter) -> fx.Node:
     value = source.meta["val"]
     options = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
     elements = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) if value.numel() else 0
-    shape = list(value.shape) if value.is_contiguous() else [elements]
+    shape = [*map(sizes.written, value.shape if value.is_contiguous() else (elements,))]
     with graph.inserting_before(reader):
         made = _call(graph, reader, source, aten.full.default, (shape, 0), options)
         if value.is_contiguous():
             return made
-        layout = (made, list(value.shape), list(value.stride()))
+        layout = (made, *([*map(sizes.written, lengths)] for lengths in (value.shape, value.stride())))
         return _call(graph, reader, source, aten.as_strided.default, layout, {})
 
 
@@ -158,4 +176,4 @@ def _erase_dead(graph: fx.Graph, late: Collection[fx.Node]) -> None:
 
 def _acts(node: fx.Node) -> bool:
     """Whether it does more than to give a result; a part of a result may be empty, and still does not."""
-    return node.target is not operator.getitem and has_effect(node)
+    return node.target is not operator.getitem and not node.meta.get(SUM) and has_effect(node)

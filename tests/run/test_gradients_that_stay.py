@@ -239,3 +239,27 @@ def test_a_gradient_from_outside_that_only_a_new_shape_has_is_told_of() -> None:
         assert all(torch.equal(a, b) for a, b in pairs[1:]) and (step > 3 or torch.equal(*pairs[0]))
         torch.testing.assert_close(*pairs[0], rtol=1e-6, atol=1e-7)
     assert told == [4]
+
+
+@pytest.mark.parametrize("every", [2, 3, 4])
+def test_a_gradient_from_outside_that_comes_now_and_then_is_told_of_once(every: int) -> None:
+    """A penalty in the last micro-batch of each window only: eager adds it to the model's own gradient first."""
+    model = blocks(2)
+    eager = copy.deepcopy(model)
+    graphopt.optimize(model, "16MiB", cost_model="roofline")
+    told, apart = [], []
+    for step in range(12):
+        for each in (model, eager):
+            torch.manual_seed(step)
+            loss = each(batch(64)).square().mean()
+            if step % every == every - 1:
+                loss = loss + 0.1 * sum(p.square().sum() for p in each.parameters())
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                loss.backward()
+            told += [step for each in caught if "up both first" in str(each.message)]
+        apart += [] if same_gradients(model, eager) else [step]
+        if step % every == every - 1:
+            model.zero_grad()
+            eager.zero_grad()
+    assert told == [every - 1] and set(apart) <= {every - 1}

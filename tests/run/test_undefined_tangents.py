@@ -67,9 +67,25 @@ class Broken(nn.Module):
         return (product * left).square().mean(), right, product, h * 2
 
 
-def inputs() -> tuple[Tensor, Tensor]:
+class Residuals(nn.Module):
+    """Gradients are added up in place, at residuals and where outputs meet; one output is a half of a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.blocks = nn.Linear(16, 16), nn.ModuleList([nn.Linear(16, 16) for _ in range(3)])
+        self.norm, self.head, self.wide = nn.LayerNorm(16), nn.Linear(16, 64), nn.Linear(16, 32)
+
+    def forward(self, scale: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        h = z = self.first(scale).tanh()
+        for block in self.blocks:
+            z = z + block(self.norm(z)).sin()
+        left, right = self.wide(h).chunk(2, 1)
+        return nn.functional.cross_entropy(self.head(h), tokens), h, z, (left + h + z).cos() * right
+
+
+def inputs(rows: int = 12) -> tuple[Tensor, Tensor]:
     torch.manual_seed(3)
-    return torch.randn(12, 16, requires_grad=True), torch.randint(0, 64, (12,))
+    return torch.randn(rows, 16, requires_grad=True), torch.randint(0, 64, (rows,))
 
 
 def made(build: Callable[[], nn.Module]) -> nn.Module:
@@ -89,12 +105,12 @@ USES: dict[str, Use] = {
 }
 
 
-def left_behind(model: nn.Module, use: Use, *, stay: bool = False) -> dict[str, Tensor | None]:
+def left_behind(model: nn.Module, use: Use, *, stay: bool = False, rows: int = 12) -> dict[str, Tensor | None]:
     """All gradients, None where there is none, buffers and the generator after one call and what is done with it.
 
     Gradients that are there before are gone, or `stay` to be added to.
     """
-    given = inputs()
+    given = inputs(rows)
     if not stay:
         model.zero_grad(set_to_none=True)
     torch.manual_seed(1)
@@ -132,7 +148,7 @@ ORDERS = [
 
 @pytest.mark.parametrize("tight", [False, True], ids=["everything kept", "at the minimum"])
 @pytest.mark.parametrize("order", ORDERS, ids="+".join)
-@pytest.mark.parametrize("build", [Heads, Whole, Broken])
+@pytest.mark.parametrize("build", [Heads, Whole, Broken, Residuals])
 def test_gradients_and_nones_are_eagers_whatever_is_used(
     build: Callable[[], nn.Module], order: Sequence[str], tight: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,12 +164,22 @@ def test_gradients_and_nones_are_eagers_whatever_is_used(
         assert differing(found, expected) == [], f"step {number}, {name}"
 
 
-@pytest.mark.parametrize("build", [Heads, Whole, Broken])
+@pytest.mark.parametrize("build", [Heads, Whole, Broken, Residuals])
 def test_gradients_that_stay_are_added_to_where_eager_does(build: Callable[[], nn.Module]) -> None:
     model, eager = graphopt.optimize(made(build), "1GiB", cost_model="roofline"), made(build)
     for number, name in enumerate(("loss", "loss", "loss", "other", "loss", "all", "logits", "loss", "view")):
         found, expected = (left_behind(each, USES[name], stay=True) for each in (model, eager))
         assert differing(found, expected) == [], f"step {number}, {name}"
+
+
+@pytest.mark.parametrize("stay", [False, True], ids=["from nothing", "added to"])
+@pytest.mark.parametrize("build", [Heads, Whole, Residuals])
+def test_any_output_may_be_used_at_any_size(build: Callable[[], nn.Module], stay: bool) -> None:
+    model, eager = graphopt.optimize(made(build), "1GiB", cost_model="roofline"), made(build)
+    order = ("loss", "other", "logits", "view", "loss and other", "all", "one after the other", "view", "loss")
+    for rows, name in zip((12, 9, 12, 7, 9, 11, 5, 9, 12), order, strict=True):
+        found, expected = (left_behind(each, USES[name], stay=stay, rows=rows) for each in (model, eager))
+        assert differing(found, expected) == [], f"{rows} rows, {name}"
 
 
 class LossAndLogits(nn.Module):
@@ -270,7 +296,7 @@ def test_a_kept_plan_has_the_tangents_that_it_was_made_for(calls: int, tmp_path:
         assert differing(left_behind(again, USES[name]), left_behind(eager, USES[name])) == []
 
 
-@pytest.mark.parametrize("build", [Heads, Whole, Broken])
+@pytest.mark.parametrize("build", [Heads, Whole, Broken, Residuals])
 def test_verification_holds_and_leaves_no_trace(build: Callable[[], nn.Module]) -> None:
     model = graphopt.optimize(made(build), "1GiB", example_inputs=inputs(), verify=True)
     plan = model.graphopt.plan

@@ -151,6 +151,37 @@ def test_the_state_of_several_optimizers_counts_as_long_as_they_are_there() -> N
     assert model.graphopt.history[-1].state_bytes == of_one
 
 
+def test_state_that_is_there_before_the_first_update_is_told_of_at_once() -> None:
+    """A training that goes on has the optimizer's state from the start; an update comes after three micro-batches."""
+    model, x = blocks(), torch.randn(256, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    one_step(model, x)
+    optimizer.step()
+    model.zero_grad()
+    state_bytes = sum(2 * 4 * p.numel() + 4 for p in model.parameters())
+    known = graphopt.optimize(model, "64MiB", example_inputs=x, cost_model="roofline")
+    budget = known.graphopt.plan.minimum_bytes + state_bytes // 2
+    graphopt.optimize(model.graphopt.restore(), budget, cost_model="roofline")
+    with pytest.warns(UserWarning, match="The state of AdamW takes"):
+        model(x).square().mean().backward()
+    assert [step.state_bytes for step in model.graphopt.history] == [state_bytes]
+
+
+def test_training_in_eval_is_told_of_once_and_an_evaluation_is_not() -> None:
+    """Calls in `eval()` are not planned: a budget of 1 KiB was accepted there without a word."""
+    model, x = graphopt.optimize(blocks(2).eval(), 1024, cost_model="roofline"), torch.randn(64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x).mean().item()
+        with torch.no_grad():
+            model(x)
+    with pytest.warns(UserWarning, match=r"a backward came to a call of the model in eval\(\)"):
+        model(x).mean().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x).mean().backward()
+
+
 def test_what_no_plan_can_make_room_for_is_a_budget_error() -> None:
     model = graphopt.optimize(blocks(), 12_000_000, cost_model="roofline")
     with pytest.warns(UserWarning, match="a training step took"):

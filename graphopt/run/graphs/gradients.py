@@ -92,8 +92,9 @@ class GradientSums:
         if self.is_watched or node is None:
             return gradients
         self.is_watched = True
+        edges = node.next_functions
         for slot in slots:
-            edge = _edge(node, slot)
+            edge = _edge(edges, slot)
             if edge is not None and isinstance(gradients[slot.position], torch.Tensor):
                 self._watch(edge, slot, gradients[slot.position])
         return gradients
@@ -107,12 +108,13 @@ class GradientSums:
         (not `alone`), as autograd then sums up both first.
         """
         node, unheld = _current_node(), _references_unheld()
+        edges = node.next_functions if node is not None else ()
         wanted = [n for n in backward.graph.find_nodes(op="placeholder") if _is_accumulator(n)]
         targets, returned = [], {}
         for slot, example in zip(slots, wanted, strict=True):
             there = None
-            if alone and self.may_add and node is not None and _references(_edge(node, slot)) <= unheld:
-                there = _gradient_to_add_to(_edge(node, slot), example.meta["val"])
+            if alone and self.may_add and node is not None and _references(_edge(edges, slot)) <= unheld:
+                there = _gradient_to_add_to(_edge(edges, slot), example.meta["val"])
             if there is None:
                 there = returned[slot.position] = _zeros(example.meta["val"])
             targets.append(there)
@@ -121,35 +123,47 @@ class GradientSums:
         gradients = list(run(given))
         for position, gradient in returned.items():
             gradients[position] = gradient
-        if not self.is_watched and node is not None:
+        if node is not None:
             self.is_watched = True
-            for slot in slots:
-                if slot.position not in returned:
-                    self._watch(_edge(node, slot), slot, None)
+            added = [(slot, there) for slot, there in zip(slots, targets, strict=True) if slot.position not in returned]
+            self._look_behind(edges, added)
         return gradients
 
-    def _watch(self, edge: Any, slot: ParameterSlot, gradient: torch.Tensor | None) -> None:
-        """Look whether others come to a gradient from outside; without one, it was added to what was there."""
+    def _look_behind(
+        self, edges: Sequence[tuple[Any, int]], added: Sequence[tuple[ParameterSlot, torch.Tensor]]
+    ) -> None:
+        """Look, when the backward has ended, whether autograd added anything to what was added to here."""
+        left = [(slot, _edge(edges, slot).variable, there, there._version) for slot, there in added]
+
+        def ended() -> None:
+            is_known = bool(self.shared)
+            self.shared.update(
+                slot.edge for slot, leaf, there, version in left if leaf.grad is not there or there._version != version
+            )
+            left.clear()
+            if self.shared and not is_known:
+                _say_that_sums_were_apart()
+
+        if left:
+            torch.autograd.Variable._execution_engine.queue_callback(ended)
+
+    def _watch(self, edge: Any, slot: ParameterSlot, gradient: torch.Tensor) -> None:
+        """Look whether others come to a gradient from outside."""
         held = [gradient]
 
         def arrives(summed: tuple[torch.Tensor | None, ...]) -> None:
             handle.remove()
-            own = held.pop()
-            if summed[0] is None or (own is not None and summed[0].data_ptr() == own.data_ptr()):
-                return
-            if own is None and not self.shared:
-                _say_that_sums_were_apart()
-            self.shared.add(slot.edge)
+            if summed[0] is not None and summed[0].data_ptr() != held.pop().data_ptr():
+                self.shared.add(slot.edge)
 
         handle = edge.register_prehook(arrives)
 
 
 def _say_that_sums_were_apart() -> None:
     warnings.warn(
-        "graphopt: a graph that is new, as for another shape, added its gradients to those that were there, as the "
-        "model's other graphs do. Here a parameter gets a gradient from outside of the model too, and eager adds up "
-        "both first: gradients of this step are eager's to rounding. From the next step on they are added up as in "
-        "eager.",
+        "graphopt: a backward added its gradients to those that were there, as those before it. Here a parameter gets "
+        "a gradient from outside of the model too, and eager adds up both first: gradients of this step are eager's to "
+        "rounding. From the next step on they are added up as in eager.",
         stacklevel=2,
     )
 
@@ -163,9 +177,8 @@ def _current_node() -> Any:
     return torch._C._current_autograd_node()
 
 
-def _edge(node: Any, slot: ParameterSlot) -> Any:
+def _edge(edges: Sequence[tuple[Any, int]], slot: ParameterSlot) -> Any:
     """The parameter's own node, that gradients are summed up in; None where the input was no leaf."""
-    edges = node.next_functions
     found = edges[slot.edge][0] if slot.edge < len(edges) else None
     return found if found is not None and hasattr(found, "variable") else None
 
@@ -179,7 +192,9 @@ def _references_unheld() -> int:
     """The same for one that nobody but autograd holds: how many that are is the interpreter's affair."""
     with torch.enable_grad():
         node = torch.zeros(1, requires_grad=True).expand(1).grad_fn
-    return _references(_edge(node, ParameterSlot(0, 0)))
+    assert node is not None
+    edges = node.next_functions  # held here, as where the others are looked at
+    return _references(_edge(edges, ParameterSlot(0, 0)))
 
 
 def _gradient_to_add_to(edge: Any, example: torch.Tensor) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -68,8 +69,15 @@ def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:
         if told is not None:
             told.update_ends()
 
+    for optimizer in _optimizers_there():  # their state may be there already, as in a training that goes on
+        meets(optimizer)
     handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
     weakref.finalize(heeding, _remove, handles)
+
+
+def _optimizers_there() -> list[torch.optim.Optimizer]:
+    """All that live: nobody keeps a list of them. It takes some ms, once for each model."""
+    return [each for each in gc.get_objects() if issubclass(type(each), torch.optim.Optimizer)]
 
 
 def _nobody() -> None:

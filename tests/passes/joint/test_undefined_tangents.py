@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from graphopt.graph.joint import JointGraph, copy_joint
+from graphopt.graph.nodes import written_arguments
 from graphopt.graph.roles import UNDEFINED
-from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS
+from graphopt.passes.joint import CLEANING, RETURN_GRADIENTS, summing_in_place
 from graphopt.passes.joint.contract import RULES
-from graphopt.passes.joint.undefined_tangents import undefined_nodes, undefined_tangents
+from graphopt.passes.joint.undefined_tangents import drop_undefined, undefined_nodes, undefined_tangents
 from graphopt.passes.run_passes import NamedPass, run_passes
 from tests.support.joint import edits, joint_graph, text_of
 
@@ -70,6 +71,45 @@ def test_a_part_of_a_whole_is_zeros_of_its_own_shape() -> None:
         "- cat = cat.default([mul_3, t_1], 1)",
         "+ cat = cat.default([mul_3_zeros, t_1], 1)",
     ]
+
+
+class BothOfThem(nn.Module):
+    """The third output's gradient is a term of both others', and one of these sums is added to in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = (x @ self.weight).tanh()
+        z = h + h.sin()
+        return h, z, (h + z).cos()
+
+
+def written_with_other_readers(graph: fx.Graph) -> list[str]:
+    """Nodes that are written, and that others read besides: a sum in place of what is needed once more."""
+    written = [source for node in graph.nodes for source in written_arguments(node)]
+    return [node.name for node in written if len(node.users) > 1]
+
+
+def test_what_a_sum_becomes_is_not_written_where_others_read_it() -> None:
+    joint, _ = joint_graph(BothOfThem(), torch.randn(3, 4))
+    run_passes(joint, summing_in_place(RETURN_GRADIENTS), RULES)
+    assert [node for node in joint.graph.nodes if node.target is torch.ops.aten.add_.Tensor]
+    late = joint.backward_nodes()
+    drop_undefined(joint.graph, joint.tangents[:2], late)
+    joint.graph.lint()
+    assert written_with_other_readers(joint.graph) == []
+    copies = [node for node in joint.graph.nodes if node.target is torch.ops.aten.clone.default and node in late]
+    assert len(copies) <= 1 and not [node for node in joint.graph.nodes if "zeros" in node.name]
+
+
+def test_sums_in_place_of_what_is_undefined_go() -> None:
+    joint, _ = joint_graph(BothOfThem(), torch.randn(3, 4))
+    run_passes(joint, summing_in_place(RETURN_GRADIENTS), RULES)
+    late = joint.backward_nodes()
+    drop_undefined(joint.graph, joint.tangents, late)
+    assert not [node for node in joint.graph.nodes if node in late] and not any(joint.gradients.values())
 
 
 def test_where_all_tangents_are_defined_nothing_changes() -> None:
