@@ -21,8 +21,8 @@ VERSION = re.compile(r"\d+(\.\d+)+")
 USAGE = """usage: python3 run.py COMMAND [ARGUMENT ...]
 
   demo             train a small GPT-2 inside a third of the memory that eager takes
-  test             ruff, mypy and the whole test suite (arguments go to pytest)
-  torch VERSION    the test suite on another version of torch, as 2.14.1 (arguments go to pytest)
+  test [--slow]    ruff, mypy and the tests, with --slow those too that CI leaves out (other arguments go to pytest)
+  torch VERSION    all tests on another version of torch, as 2.14.1 (arguments go to pytest)
   docs             the documentation as a site, in build/site
   setup            make .venv and install graphopt into it, no more"""
 
@@ -113,8 +113,11 @@ def test_suite(environment: Environment, arguments: list[str]) -> int:
     # Each worker gets its share of the cores; more threads than cores make torch crawl.
     variables = {"OMP_NUM_THREADS": str(max(1, cores() // workers))}
     spread = ("-n", str(workers), "--dist", "worksteal")  # tests take from milliseconds to a minute
-    marked = () if has_gpu() else ("-m", "not gpu")
-    command = [environment.python, "-m", "pytest", "-q", *spread, *marked, *arguments]
+    is_whole = "--slow" in arguments or bool(environment.torch_version)
+    left_out = [f"not {mark}" for mark, out in (("gpu", not has_gpu()), ("slow", not is_whole)) if out]
+    marked = ("-m", " and ".join(left_out)) if left_out else ()
+    asked = [each for each in arguments if each != "--slow"]
+    command = [environment.python, "-m", "pytest", "-q", *spread, *marked, *asked]
     return run(command, check=False, variables=variables)
 
 

@@ -40,6 +40,21 @@ def pytest_runtest_logfinish() -> None:
         gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # before those are left out that are slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of tests with many cases some are fast, spread evenly over them."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("fast"):
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for every in cases.values():
+        count = every[0].get_closest_marker("fast").args[0]  # type: ignore[union-attr]
+        fast = {number * len(every) // count for number in range(count)}
+        for number, item in enumerate(every):
+            if number not in fast and len(every) > count:
+                item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish() -> None:
     """All is imported."""
     if "torch" in sys.modules:

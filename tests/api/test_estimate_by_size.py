@@ -52,6 +52,7 @@ def by_rows() -> graphopt.Estimate:
     return graphopt.estimate(Blocks(), rows(ROWS), dynamic={"batch": 0})
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("shape", [(4, 32), (2, 7), (9, 64), (1, 20)])
 def test_what_is_captured_at_other_sizes_takes_what_the_formula_says(
     by_tokens: graphopt.Estimate, shape: tuple[int, int]
@@ -116,6 +117,7 @@ class Deep(nn.Module):
         return nn.functional.cross_entropy(self.head(x).flatten(0, 1), labels.flatten())
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("length", [64, 256])
 def test_the_largest_batch_is_known_far_from_the_example(length: int) -> None:
     there = graphopt.estimate(Deep(), tokens(3, length), cost_model="roofline")

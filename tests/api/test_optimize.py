@@ -89,6 +89,7 @@ def test_same_object_class_and_keys(model: Blocks) -> None:
     assert not hasattr(model, "graphopt") and model._compiled_call_impl is None
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("share", [0.7, 0.45, 0.0])
 def test_trains_inside_the_budget_with_eagers_results(model: Blocks, share: float) -> None:
     eager = run_step(model, model._call_impl, BATCH, {})
@@ -207,6 +208,7 @@ def test_a_model_that_breaks_shares_one_budget() -> None:
     assert "test_optimize.py" in str(report)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("planner", ["none", "sqrt_n", "reorder"])
 def test_shares_are_those_that_the_named_planner_can_keep_to(planner: str) -> None:
     """`auto` reorders what is not recomputed, and so may need less than eager's order at the same speed."""
@@ -412,6 +414,7 @@ def test_gradients_that_are_one_tensor_and_unused_and_frozen_parameters() -> Non
     assert model.unused.weight.grad is None and model.frozen.weight.grad is None
 
 
+@pytest.mark.slow
 def test_views_of_a_value_made_again_do_not_keep_its_first_copy() -> None:
     """Gates split from one tensor, evicted and made again many times: once four times over its plan."""
 

@@ -123,6 +123,7 @@ def test_a_step_with_layers_left_out_is_that_with_all(
     assert short.report.plan.eager_peak_bytes == short.plan.eager_peak_bytes
 
 
+@pytest.mark.slow
 def test_so_it_is_at_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     dynamic = {"batch": 0, "length": 1}
     words = torch.zeros(4, 12, dtype=torch.long, device="meta")

@@ -18,7 +18,7 @@ MODELS = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_budget_holds(model: str) -> None:
     reference = matrix.make_reference(model)

@@ -38,6 +38,7 @@ def _all_reduce() -> tuple[float, int]:
     return seconds, network.sent().since(before).payload_bytes
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_link_is_as_slow_as_it_says_and_counts_what_is_sent(world: int) -> None:
     wire_bytes = 2 * (world - 1) / world * 4 * NUMBERS
@@ -78,6 +79,7 @@ def _counted_bytes(method: Compression | None) -> int:
     return network.sent().since(before).payload_bytes // 4
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("world", [2, 4])
 def test_methods_send_the_bytes_that_they_say(world: int) -> None:
     for rows in network.run_ranks_over_network(world, "1gbit", _counted_and_stated):

@@ -26,6 +26,7 @@ def subject_of(model: str) -> subjects.Subject:
     return subjects.subject_of(captured(model), model)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_block_checkpointed_is_a_real_plan(model: str) -> None:
     graph = captured(model)
@@ -38,6 +39,7 @@ def test_every_block_checkpointed_is_a_real_plan(model: str) -> None:
     )
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("model", MODELS)
 def test_auto_is_no_worse_than_any_peer_at_the_peaks_it_reaches(model: str) -> None:
     rows = list(peers.compare_all(subject_of(model)))

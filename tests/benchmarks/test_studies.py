@@ -62,7 +62,7 @@ def test_bytes_sent_are_those_of_the_protocols() -> None:
     assert sent["TopK 5 %"] < sent["EightBit"] < sent["HalfCast fp16"] < sent["two ranks"] == 4 * 19_714
 
 
-@pytest.mark.slow  # a capture and two trainings of 100 steps each
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_each_reaches_its_goal_with_and_without_graphopt_by_the_same_bits(
     name: str, capsys: pytest.CaptureFixture[str]
@@ -73,7 +73,7 @@ def test_each_reaches_its_goal_with_and_without_graphopt_by_the_same_bits(
     assert len(said) == 2 and said[0] == said[1] and "not reached" not in said[0]
 
 
-@pytest.mark.slow  # a capture a way
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_a_small_ablation_has_all_of_its_rows(name: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.json"

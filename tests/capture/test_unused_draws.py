@@ -74,6 +74,7 @@ def step_of(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> lis
     return [loss.detach(), *(g for g in gradients if g is not None), torch.get_rng_state()]
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     "model",
     [Unused("dropout"), Unused("rand"), Unused("normal_"), Unused(*DRAWS), Broken("dropout"), Broken(*DRAWS)],

@@ -12,7 +12,6 @@ from graphopt.cli import cli
 pytest.importorskip("torch")
 
 
-@pytest.mark.slow
 def test_it_learns_inside_the_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     from graphopt.cli.demo import run_demo

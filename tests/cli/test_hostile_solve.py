@@ -50,6 +50,7 @@ FILES = {
 }
 
 
+@pytest.mark.fast(6)
 @pytest.mark.parametrize("name", FILES)
 def test_a_hostile_problem_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content, named = FILES[name]

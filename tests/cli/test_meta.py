@@ -38,6 +38,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "config.json"
 
 
+@pytest.mark.slow
 def test_a_configuration_is_estimated_as_the_model_that_is_run(config: Path) -> None:
     target = load_target(str(config), "meta")
     assert all(tensor.is_meta for tensor in target.model.parameters())
@@ -71,6 +72,7 @@ def measured_step(model: nn.Module, inputs: dict[str, Any]) -> int:
     return peak_bytes(step, [*model.parameters(), *model.buffers(), inputs["input_ids"]], "cpu")
 
 
+@pytest.mark.slow
 def test_plans_and_tables_of_a_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(config), "--meta", "--mem-budget", "80GB"]) == 0
     text = capsys.readouterr().out
@@ -112,6 +114,7 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "no configuration of a causal language model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_fits_is_what_fits_on_a_device(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of two equal batches, so that what the optimizer holds and the sums of gradients are in it."""
     target = load_target(str(config), "meta")

@@ -71,6 +71,7 @@ def test_bags_of_other_integers() -> None:
     check(Bag(mode="max"), (torch.randint(50, (4000,)).int(), torch.arange(0, 4000, 20).int()))
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(
     "draw",
     [

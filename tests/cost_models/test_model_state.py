@@ -87,6 +87,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("name", POLICIES)
 def test_what_a_training_step_takes_is_what_its_policy_says(name):
     dtype, masters, accumulate, multiple = POLICIES[name]

@@ -117,6 +117,7 @@ def _measured(budget_bytes: int, options: dict[str, Any]) -> tuple[int, int, int
     return model.graphopt.plan.peak_bytes, peak, before
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("views", [False, True])
 def test_buckets_are_in_the_budget(views: bool) -> None:
     budget_bytes = least_bytes() + bucket_bytes(model_of())
@@ -150,6 +151,7 @@ def _accumulated(budget_bytes: int, options: dict[str, Any]) -> tuple[list[int],
     return [step.measured_bytes for step in model.graphopt.history[:9]], peak, model.graphopt.plan.peak_bytes
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("views", [False, True])
 def test_gradients_that_stay_are_in_the_budget_and_measured(views: bool) -> None:
     room = bucket_bytes(model_of()) * (1 if views else 2)

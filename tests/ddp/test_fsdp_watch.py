@@ -138,6 +138,7 @@ def _roomy() -> dict[str, tuple[bool, Trained, Trained]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_budget_that_fits_gives_no_warning() -> None:
     for found in run_ranks(2, _roomy):
         for name, (is_same, roomy, fitting) in found.items():

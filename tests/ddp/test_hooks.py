@@ -417,6 +417,7 @@ def _left_alone(options: dict[str, Any]) -> str:
     return str(error.value)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("options", [{}, {"bucket_cap_mb": 25, "static_graph": True}])
 def test_a_rank_that_ends_is_an_error_for_the_others_and_no_hang(options: dict[str, Any]) -> None:
     """A RankError that can be caught as one, with many buckets or one, and where DDP calls the hook at the end."""

@@ -79,6 +79,7 @@ def _planned(frozen: bool) -> dict[str, Any]:
     }
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_are_eagers_and_shards_are_counted(frozen: bool) -> None:
     for found in run_ranks(2, _planned, frozen):

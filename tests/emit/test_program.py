@@ -136,6 +136,7 @@ def test_what_is_no_operator_stays_python() -> None:
     assert torch.equal(direct(boxed(write))([torch.ones(2)])[0], torch.ones(2).sin())
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", ["gpt2", "resnet50", "mixture_of_experts", "in_place"])
 def test_a_model_runs_so_inside_of_its_minimum(name: str) -> None:
     """With dropout that is drawn again too: the generator's state is handed over by a function that is no operator."""

@@ -84,6 +84,7 @@ def test_every_block_of_code_is_of_a_kind_that_is_run_or_is_said_to_be_output() 
     assert kinds == {("python", ""), ("python", "py"), ("bash", ""), ("json", "json"), ("text", "")}
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("name", "number"), PROGRAMS.values())
 def test_python_on_the_pages_runs(name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -110,6 +111,7 @@ def test_every_command_is_shown() -> None:
     assert shown == re.findall(r"^    (\w+) ", help_text, re.MULTILINE)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("name", "title"), TOGETHER)
 def test_two_processes_run_it(name: str, title: str, tmp_path: Path) -> None:
     (tmp_path / title).write_text(PAGES[name].files[title], encoding="utf-8")

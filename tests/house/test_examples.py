@@ -27,7 +27,7 @@ def _run(words: list[str]) -> str:
 
 
 # tests/benchmarks/test_studies.py asks more of the studies
-@pytest.mark.slow
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", sorted(p.stem for p in EXAMPLES.glob("*.py") if not p.stem.startswith("study_")))
 def test_the_loss_falls_inside_the_budget_that_the_docstring_names(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -43,7 +43,7 @@ def test_the_loss_falls_inside_the_budget_that_the_docstring_names(
     assert sum(losses[-3:]) < 0.97 * sum(losses[:3])
 
 
-@pytest.mark.slow
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_the_command_line_plans_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, *words = next(words for words in _lines_of_use(name) if words[0] == "graphopt")

@@ -48,6 +48,7 @@ def test_an_epoch_of_a_model_that_is_optimized_before_it_is_prepared() -> None:
     check(*trained_inside(0.7, accelerated("no", 1)))
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_model_that_is_optimized_afterwards() -> None:
     epoch = accelerated("bf16", 2)
     check(*trained_by(epoch, 0.7, epoch))

@@ -24,6 +24,7 @@ def too_small() -> graphopt.BudgetError:
     return error.value
 
 
+@pytest.mark.slow
 def test_accelerate_comes_to_the_largest_of_its_batches_that_fits() -> None:
     tried = []
 

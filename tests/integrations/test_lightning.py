@@ -56,6 +56,7 @@ def callback(budget_bytes: int | None, **options: Any) -> list[Any]:
     return [callbacks.GraphoptLightningCallback(budget_bytes, **options)] if budget_bytes is not None else []
 
 
+@pytest.mark.slow
 def test_an_epoch_in_half_precision_with_micro_batches() -> None:
     def epoch(model: nn.Module, budget_bytes: int | None = None) -> list[float]:
         module, added = Module(model), callback(budget_bytes, cost_model="roofline")

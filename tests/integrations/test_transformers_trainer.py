@@ -54,6 +54,7 @@ LOOPS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_an_epoch_of_the_trainer(loop: str, tmp_path: Path) -> None:
     check(*trained_inside(0.65, epoch(tmp_path, **LOOPS[loop])))

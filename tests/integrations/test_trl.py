@@ -49,6 +49,7 @@ def tuned(folder: Path, **options: Any) -> Any:
 # Of eager's peak the buffer is most, and no plan needs it.
 
 
+@pytest.mark.slow
 def test_an_epoch_of_the_sft_trainer(tmp_path: Path) -> None:
     eager, ours, model = trained_inside(0.2, tuned(tmp_path, bf16=False, gradient_checkpointing=False))
     check(eager, ours, model)

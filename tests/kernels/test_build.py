@@ -31,6 +31,7 @@ def start(folder: Path, **variables: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_one_library_quietly_and_again_where_it_was_cut_short(tmp_path: Path) -> None:
     running = [start(tmp_path) for _ in range(2)]
     assert [process.communicate(timeout=120)[0] for process in running] == ["5.0\n"] * 2

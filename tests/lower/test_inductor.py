@@ -134,6 +134,7 @@ def between_eval(model: nn.Module) -> None:
     model(X[3]).square().mean().backward()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("loop", [accumulated, two_forwards, another_shape, between_eval])
 def test_loops(loop: Callable[[nn.Module], None]) -> None:
     model, eager = blocks(1), blocks(1)
@@ -183,6 +184,7 @@ def mean_squares(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (output - target).square().mean()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_train_step(accumulate: int) -> None:
     trained = {}
@@ -263,6 +265,7 @@ class Pools(nn.Module):
         return sum((each.square().sum() for each in (*pooled, deep, line)), torch.zeros(()))
 
 
+@pytest.mark.slow
 def test_average_pools_that_reach_beyond_the_edge() -> None:
     """Inductor's own gradients are off by a quarter there."""
     model = Pools()

@@ -22,6 +22,7 @@ SHARES = {"mixture_of_experts": 0.75, "autocast": 0.75, "by_hand": 0.95, "in_pla
 STEPS = {"gru": 5}
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", SHARES)
 def test_a_model_of_the_zoo(name: str) -> None:
     torch._dynamo.reset()

@@ -74,6 +74,7 @@ def _schedules(budget_bytes: int, odd: str) -> tuple[Any, ...]:
     return plan, [graph.schedule for graph in plan.graphs], str(model.graphopt.report) != ""
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("odd", ["", "break"])
 def test_all_ranks_have_the_first_ones_plan(odd: str) -> None:
     one, other = run_ranks(2, _schedules, int(least_bytes(odd) * 1.1), odd)

@@ -62,7 +62,7 @@ def peak_at(forms: GraphForms, problem: Problem, schedule: Schedule) -> int:
     return int(with_generator_states(forms.graph, schedule, simulate(problem, schedule).live_bytes).max())
 
 
-@pytest.mark.slow
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_forms_are_what_the_simulator_says(name: str) -> None:
     forms = forms_of(name)

@@ -56,6 +56,7 @@ def test_a_curve_is_found_again_and_nothing_is_planned(folder: Path, monkeypatch
     assert plan().peak_bytes == first.peak_bytes
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "damage",
     [

@@ -30,6 +30,7 @@ ANCHORS = [
 ]
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(("name", "anchors"), ANCHORS)
 def test_overhead_is_no_more_than_that_of_others(name: str, anchors: dict[float, float]) -> None:
     path = INSTANCES / f"{name}.json"

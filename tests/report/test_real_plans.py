@@ -267,6 +267,7 @@ def test_verify_shows_eager_measured_and_captured_and_the_spread_of_times() -> N
     )
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("how", "cause"),
     [

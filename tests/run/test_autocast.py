@@ -89,6 +89,7 @@ def same(one: list[torch.Tensor | None], other: list[torch.Tensor | None]) -> bo
     )
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize("planned", ["before", "in the loop"])
 @pytest.mark.parametrize("around", ["call", "forward"])
 @pytest.mark.parametrize("name", MODELS)

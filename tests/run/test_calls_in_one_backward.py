@@ -39,6 +39,7 @@ def grad_then_backward(model: nn.Module) -> None:
     loss.backward()
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize("share", [1.0, 0.0])
 @pytest.mark.parametrize("way", [two_calls, backward_twice, grad_then_backward])
 @pytest.mark.parametrize("build", [normed, dropped])

@@ -44,6 +44,7 @@ class Picky(nn.Module):
         return self.b(h)  # type: ignore[no-any-return]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("error", [ValueError, KeyError, AssertionError])
 def test_an_error_of_the_model_is_its_own_and_planning_goes_on(error: type[Exception]) -> None:
     model = Picky(error)

@@ -47,6 +47,7 @@ def change(model: nn.Module) -> None:
             parameter.mul_(1.01)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_piece_is_planned_beside_the_others(frozen: bool) -> None:
     torch.manual_seed(0)

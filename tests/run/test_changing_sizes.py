@@ -117,6 +117,7 @@ def test_batch_and_length_that_happen_to_be_equal_need_not_stay_so() -> None:
     assert captures(model) == 2
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_row_is_one_more_capture() -> None:
     model = Tagger()
     eager = copy.deepcopy(model)
@@ -126,6 +127,7 @@ def test_a_batch_of_one_row_is_one_more_capture() -> None:
     assert captures(model) == 3
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("dynamic", [True, {"batch": 0, "length": 1}], ids=["all", "named"])
 def test_sizes_that_are_symbols_from_the_start_take_one_capture(dynamic: graphopt.api.optimize.Dynamic) -> None:
     model = Tagger()
@@ -136,6 +138,7 @@ def test_sizes_that_are_symbols_from_the_start_take_one_capture(dynamic: graphop
     assert captures(model) == 1
 
 
+@pytest.mark.slow
 def test_no_size_is_a_symbol_where_that_was_asked_for() -> None:
     model = Tagger()
     eager = copy.deepcopy(model)
@@ -170,6 +173,7 @@ def test_gradients_of_batches_of_several_shapes_are_summed_as_in_eager() -> None
     assert all(step.measured_bytes <= 1_600_000 for step in model.graphopt.history)
 
 
+@pytest.mark.slow
 def test_two_forwards_of_other_shapes_wait_for_one_backward() -> None:
     model = Tagger(tied=False)  # of a parameter that is used twice, eager sums up four gradients in another order
     eager = copy.deepcopy(model)
@@ -184,6 +188,7 @@ def test_two_forwards_of_other_shapes_wait_for_one_backward() -> None:
         assert model.graphopt.history[-1].measured_bytes <= 8 * 2**20
 
 
+@pytest.mark.slow
 def test_a_backward_is_that_of_its_forward_though_its_code_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphopt.emit.many_schedules.MOST_SCHEDULES", 1)
     model = Tagger(tied=False)
@@ -212,6 +217,7 @@ class Broken(Tagger):
         return F.cross_entropy(self.head(hidden).flatten(0, 1), labels.flatten())
 
 
+@pytest.mark.slow
 def test_the_pieces_of_a_model_that_breaks_serve_all_shapes() -> None:
     model = Broken()
     eager = copy.deepcopy(model)
@@ -288,6 +294,7 @@ def test_a_loop_over_a_size_is_captured_for_each_length_and_serves_all_batches()
     assert captures(model) <= 4
 
 
+@pytest.mark.slow
 def test_every_kind_of_call_of_a_dynamic_model_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     model = Tagger()
     graphopt.optimize(model, "64MiB")
@@ -311,6 +318,7 @@ def test_what_decides_on_a_size_stands_in_the_report(caplog: pytest.LogCaptureFi
     assert "x.shape[1] > 20" in " ".join(str(model.graphopt.report).split())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_traced_with_symbols_is_captured_shape_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(joint: JointGraph) -> bool:
         if any(is_symbol(node.meta["val"]) for node in joint.primals):
@@ -329,6 +337,7 @@ def test_what_cannot_be_traced_with_symbols_is_captured_shape_by_shape(monkeypat
     assert "no symbols here" in model.graphopt.report.size_conditions[-1]
 
 
+@pytest.mark.slow
 def test_eval_in_between_and_verification_of_a_shape_that_came_later() -> None:
     model = Tagger()
     eager = copy.deepcopy(model)
@@ -343,6 +352,7 @@ def test_eval_in_between_and_verification_of_a_shape_that_came_later() -> None:
     graphopt.verify.compare.compare_with_eager(model.graphopt.session, batch(5, 33), {})
 
 
+@pytest.mark.slow
 def test_the_report_says_what_sizes_a_plan_serves_and_a_kept_plan_serves_them_again(tmp_path: Path) -> None:
     model = Tagger()
     eager = copy.deepcopy(model)
@@ -415,6 +425,7 @@ BY_ITSELF: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", [*FOLLOWED, *BY_ITSELF])
 def test_whatever_becomes_of_sizes_bits_are_eagers(name: str) -> None:
     model = OfSizes((FOLLOWED | BY_ITSELF)[name])
@@ -447,6 +458,7 @@ def test_what_planning_asks_of_the_sizes_of_a_piece_is_guarded() -> None:
         assert is_as_eager(model, eager, torch.randn(rows, length, 16)), (rows, length)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphopt.run.calls.plans.MOST_CALLS", 8)
     model = Tagger(1)

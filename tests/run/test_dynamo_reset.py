@@ -25,6 +25,7 @@ class Breaks(nn.Module):
         return self.b(x)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("make", [lambda: blocks(4), Breaks])
 @pytest.mark.parametrize("example", [False, True])
 def test_training_goes_on_inside_the_budget(make: Callable[[], nn.Module], example: bool) -> None:

@@ -54,6 +54,7 @@ def many_small(model: nn.Module, _: int) -> None:
     h.square().mean().backward()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("loop", "budget"),
     [
@@ -120,6 +121,7 @@ def test_a_forward_whose_outputs_are_gone_is_not_waited_for() -> None:
     assert not model.graphopt.in_force.key.behind
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("loop", "budget"), [(siamese, "1.6MB"), (triplet, "2.2MB"), (in_two_backwards, "1.4MB")])
 def test_batch_norms_may_run_again_behind_a_forward_that_wrote_their_statistics(
     loop: Callable[[nn.Module, int], None], budget: str

@@ -68,6 +68,7 @@ def with_a_part_that_is_disabled(self: nn.Module, x: torch.Tensor) -> torch.Tens
 WAYS = [in_a_loop, in_a_try, in_a_generator, with_a_part_that_is_disabled]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_an_example_is_planned_as_the_loop_is(way: Callable[..., torch.Tensor]) -> None:
     torch.manual_seed(0)
@@ -81,6 +82,7 @@ def test_an_example_is_planned_as_the_loop_is(way: Callable[..., torch.Tensor]) 
     assert len(at_once.graphs) >= 2
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_gradients_are_eagers_inside_the_budget_or_it_is_said(
     way: Callable[..., torch.Tensor], caplog: pytest.LogCaptureFixture

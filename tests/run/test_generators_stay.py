@@ -77,6 +77,7 @@ def new_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "draws", "step"])
 def test_no_import_of_ours_moves_a_generator(kind: str, new_cache: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(new_cache)}

@@ -79,6 +79,7 @@ def shapes_that_change(model: nn.Module, step: int) -> None:
     model(batch(128 + 128 * (step % 2))).square().mean().backward()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "loop",
     [
@@ -111,6 +112,7 @@ class Heads(nn.Module):
         return self.one(h) + self.two(h)
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_tied_weights_and_every_dtype(dtype: torch.dtype) -> None:
     def loop(model: nn.Module, _: int) -> None:
@@ -137,6 +139,7 @@ def _held(model: nn.Module, note: Callable[[torch.Tensor], None]) -> None:
     model.node = node  # who hooks a node keeps it: its hooks go with it
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("kind", ["tensor", "after", "node"])
 def test_a_hook_sees_what_it_sees_in_eager(kind: str) -> None:
     model = blocks(2)

@@ -109,6 +109,7 @@ def eager_peak(model: nn.Module, cost_model: str) -> int:
     return planned.graphopt.plan.peak_bytes  # type: ignore[union-attr]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("cost_model", ["auto", "roofline"])
 def test_what_one_operator_takes_is_counted_at_that_one(cost_model: str) -> None:
     budget = eager_peak(Middle(by_gaps, 8, 4), cost_model)

@@ -65,6 +65,7 @@ class Branches(nn.Module):
         return self.head(self.blocks[1](x))
 
 
+@pytest.mark.fast(6)
 @pytest.mark.parametrize("make", [Counts, DrawsEarly, DrawsLate, DrawsFromNumpy, Branches])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_python_happens_once(make: Callable[[], nn.Module], sign: int) -> None:

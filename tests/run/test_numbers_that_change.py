@@ -139,6 +139,7 @@ def pair(
     return graphopt.optimize(model, "1MiB", cost_model="roofline", dynamic=dynamic), eager, x
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("model", "step", "plans"),
@@ -225,6 +226,7 @@ EACH_VALUE = {
 }
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("work", EACH_VALUE.values(), ids=EACH_VALUE)
 def test_a_number_that_must_be_a_constant_is_planned_for_value_by_value(
     work: Work, monkeypatch: pytest.MonkeyPatch
@@ -413,6 +415,7 @@ class Shaped(nn.Module):
         return self.b(x).square().mean()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("breaks", [False, True])
 def test_plans_that_were_not_used_for_longest_go_and_are_freed(
     breaks: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -101,6 +101,7 @@ def _looked_at(model: nn.Module, x: Tensor) -> Tensor:
     return loss  # type: ignore[no-any-return]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_bits_and_bytes(loop: str, share: float, tmp_path: Path) -> None:
@@ -177,6 +178,7 @@ def test_gradients_that_stay(tmp_path: Path) -> None:
             assert torch.equal(mine.grad, own.grad)
 
 
+@pytest.mark.slow
 def test_a_kept_plan_moves_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Blocks(), torch.randn(ROWS, WIDTH)
@@ -194,6 +196,7 @@ def test_a_kept_plan_moves_the_same(tmp_path: Path) -> None:
         graphopt.optimize(copy.deepcopy(model), plan=file, example_inputs=x)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_training_steps(accumulate: int, tmp_path: Path) -> None:
     def built(**options: Any) -> tuple[nn.Module, Any]:
@@ -322,6 +325,7 @@ class Pooled(nn.Module):
         return self.body(x).square().mean()  # type: ignore[no-any-return]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("slack", [1.0, 1.2])
 def test_what_nobody_reads_is_not_fetched(slack: float, tmp_path: Path) -> None:
     eager, x = Pooled(), torch.randn(8, 8, 24, 24)
@@ -377,6 +381,7 @@ sys.exit(os.waitpid(child, 0)[1] or not same)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_forked_has_a_file_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _FORKS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -391,6 +396,7 @@ def test_updates_in_the_backward_cannot_be_undone(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_least_that_an_update_needs_is_named_with_moving(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Blocks(), torch.randn(2 * ROWS, WIDTH)
@@ -409,6 +415,7 @@ def test_the_least_that_an_update_needs_is_named_with_moving(tmp_path: Path) -> 
     step(error.value.minimum_bytes)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "edit",
     [

@@ -37,6 +37,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Sequence[Any]], fl
 }
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains_inside_the_budget_as_planned(name: str) -> None:
     torch._dynamo.reset()
@@ -59,6 +60,7 @@ def test_it_trains_inside_the_budget_as_planned(name: str) -> None:
         model.graphopt.restore()  # type: ignore[union-attr]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.filterwarnings("error:graphopt. a training step took")
 @pytest.mark.parametrize("kind", ["GRU", pytest.param("LSTM", marks=pytest.mark.slow)])
 def test_ragged_batches_stay_inside_the_budget_and_few_graphs_are_kept(
@@ -79,6 +81,7 @@ def test_ragged_batches_stay_inside_the_budget_and_few_graphs_are_kept(
     assert model.graphopt.session.breaks == ()  # type: ignore[union-attr]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_training_step_has_the_bits_of_a_plain_loop(accumulate: int) -> None:
     torch._dynamo.reset()

@@ -15,6 +15,7 @@ from tests.support.recurrent_models import MODELS, Stacked, measured_bytes, step
 WITHIN_BYTES = 1024
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains_inside_the_budget_as_planned(name: str) -> None:
     torch._dynamo.reset()

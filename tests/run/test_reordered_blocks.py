@@ -34,6 +34,7 @@ def ulps_from(exact: torch.Tensor, found: torch.Tensor) -> float:
     return float((found.double() - exact).abs().max() / unit)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_blocks_below_the_floor(name: str) -> None:
     build, shape, most = MODELS[name]

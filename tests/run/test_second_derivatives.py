@@ -61,6 +61,7 @@ def product_with_hessian(model: nn.Module) -> None:
     functional.hvp(lambda x: model(x).sum(), X, X)
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("make", [lambda: blocks(2), Breaks])
 @pytest.mark.parametrize(
     "loop", [penalty, with_a_constant_tangent, of_the_input, of_a_computed_input, hessian, product_with_hessian]
@@ -72,6 +73,7 @@ def test_it_is_said_and_never_zero(make: Callable[[], nn.Module], loop: Callable
     loop(model.graphopt.restore())
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("make", [lambda: blocks(2), Breaks])
 def test_first_derivatives_are_eagers(make: Callable[[], nn.Module]) -> None:
     model = make()

@@ -66,6 +66,7 @@ def told(model: Fails, fails: bool) -> list[object]:
     return [ended, model.count, list(model.seen), state, drawn]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("kind", [Fails, InOnePiece])
 def test_state_is_eagers_after_an_error(kind: type[Fails], error: type[BaseException]) -> None:

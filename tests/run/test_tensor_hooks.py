@@ -104,6 +104,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("forward", WAYS)
 def test_each_runs_as_often_as_in_eager(forward: Forward) -> None:
     torch.manual_seed(0)

@@ -146,6 +146,7 @@ ORDERS = [
 ]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("tight", [False, True], ids=["everything kept", "at the minimum"])
 @pytest.mark.parametrize("order", ORDERS, ids="+".join)
 @pytest.mark.parametrize("build", [Heads, Whole, Broken, Residuals])
@@ -164,6 +165,7 @@ def test_gradients_and_nones_are_eagers_whatever_is_used(
         assert differing(found, expected) == [], f"step {number}, {name}"
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("build", [Heads, Whole, Broken, Residuals])
 def test_gradients_that_stay_are_added_to_where_eager_does(build: Callable[[], nn.Module]) -> None:
     model, eager = graphopt.optimize(made(build), "1GiB", cost_model="roofline"), made(build)
@@ -281,6 +283,7 @@ def test_no_plan_for_more_outputs_keeps_the_last_one_and_says_so(caplog: pytest.
     assert [text.startswith("model: no plan") for text in messages(caplog)].count(True) == 1
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("calls", [0, 3], ids=["planned from examples", "planned from what was used"])
 def test_a_kept_plan_has_the_tangents_that_it_was_made_for(calls: int, tmp_path: Path) -> None:
     model = graphopt.optimize(made(Heads), "1GiB", example_inputs=inputs())
@@ -296,6 +299,7 @@ def test_a_kept_plan_has_the_tangents_that_it_was_made_for(calls: int, tmp_path:
         assert differing(left_behind(again, USES[name]), left_behind(eager, USES[name])) == []
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("build", [Heads, Whole, Broken, Residuals])
 def test_verification_holds_and_leaves_no_trace(build: Callable[[], nn.Module]) -> None:
     model = graphopt.optimize(made(build), "1GiB", example_inputs=inputs(), verify=True)

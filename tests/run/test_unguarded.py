@@ -103,6 +103,7 @@ def same(model: nn.Module, eager: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(step(model), step(eager), strict=True))
 
 
+@pytest.mark.fast(2)
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("kind", HOOKS)
 def test_a_hook_for_all_modules_is_heeded_when_it_comes_and_when_it_goes(kind: str) -> None:
@@ -127,6 +128,7 @@ def test_another_hook_for_all_modules_in_the_place_of_one_is_heeded(kind: str) -
     assert same(model, eager)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("kind", FORWARD)
 def test_a_hook_for_all_modules_is_heeded_in_a_model_that_breaks(kind: str) -> None:
     model, eager = graphopt.optimize(InPieces(), "1GiB", cost_model="roofline"), InPieces()
@@ -135,6 +137,7 @@ def test_a_hook_for_all_modules_is_heeded_in_a_model_that_breaks(kind: str) -> N
     assert same(model, eager)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("kind", HOOKS)
 def test_a_training_step_heeds_hooks_for_all_modules(kind: str) -> None:
     model, eager = build(), build()
@@ -183,6 +186,7 @@ REPLACED: dict[str, tuple[type, str, Any]] = {
 }
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("make", [build, Block, InPieces])
 @pytest.mark.parametrize("what", REPLACED)
 def test_a_method_that_is_replaced_after_planning_is_heeded(

@@ -43,6 +43,7 @@ class Mixing(nn.Module):
         return torch.stack([t.sin().sum() for t in values[-6:]]).sum()
 
 
+@pytest.mark.slow
 def test_shapes_are_captured_each_where_a_size_would_be_guarded_too_late(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "graphopt"):
         for seed in range(6):

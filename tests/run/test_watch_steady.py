@@ -172,6 +172,7 @@ def never(*_: object) -> None:
     return None
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("event", EVENTS)
 def test_what_begins_later_is_measured_as_if_every_step_were_measured_by_place(
     event: str, whole_steps: list[bool], monkeypatch: pytest.MonkeyPatch
@@ -186,6 +187,7 @@ def test_what_begins_later_is_measured_as_if_every_step_were_measured_by_place(
     assert (budget is None) == (len({step.measured_bytes for step in history[2:]}) == 1)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("event", [name for name, (_, budget) in EVENTS.items() if budget])
 def test_what_begins_later_is_told_and_corrected(
     event: str, whole_steps: list[bool], monkeypatch: pytest.MonkeyPatch

@@ -267,6 +267,7 @@ def train(model: nn.Module, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     return loss.detach(), given.detach()
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("forward", ONCE)
 def test_each_write_happens_once_with_eagers_bits(forward: Forward) -> None:
     torch.manual_seed(0)
@@ -334,6 +335,7 @@ class Stack(nn.Module):
         return self.model(x).square().mean()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("forward", [item, view_made_before, gets_a_gradient, replaced])
 def test_the_budget_holds(forward: Forward) -> None:
     torch.manual_seed(0)
@@ -353,6 +355,7 @@ def test_the_budget_holds(forward: Forward) -> None:
     assert model.graphopt.plan.peak_bytes <= budget < plan.eager_peak_bytes
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("kind", ["Wav2Vec2Model", "Wav2Vec2ForCTC"])
 def test_wav2vec2_writes_its_mask(kind: str) -> None:
     """It draws the mask from NumPy, and writes a parameter into its hidden states."""

@@ -20,6 +20,7 @@ def sgd(parameters: Any) -> optim.Optimizer:
     return optim.SGD(parameters, 0.1, momentum=0.5, fused=True)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_train_and_eval_may_change_between_steps(accumulate: int) -> None:
     pair = make_pair(seeded(Noisy), sgd, accumulate=accumulate)

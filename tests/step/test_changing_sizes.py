@@ -110,6 +110,7 @@ def room_for(share: float) -> int:
     return int(plan.minimum_bytes + share * (plan.eager_peak_bytes - plan.minimum_bytes))
 
 
+@pytest.mark.slow
 def test_one_capture_serves_thirty_lengths_and_five_batch_sizes(caplog: pytest.LogCaptureFixture) -> None:
     budget = room_for(0.3)
     caplog.clear()
@@ -156,6 +157,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_bits_are_eagers_at_all_sizes(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     shapes = [(6, 7), (6, 10), (5, 12), (8, 5), (7, 9), (6, 7), (11, 6), (4, 31)]
@@ -199,6 +201,7 @@ def test_what_is_kept_does_not_grow_with_the_shapes(monkeypatch: pytest.MonkeyPa
     assert len(step.plan.graphs) <= 2
 
 
+@pytest.mark.slow
 def test_sizes_that_do_not_fit_tie_none_of_the_others() -> None:
     budget = room_for(0.0) // 2
     pair = pair_of(budget)
@@ -223,6 +226,7 @@ def test_parts_of_larger_tensors_are_served_by_one_graph_too(caplog: pytest.LogC
     assert captures(caplog) <= 3
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("dynamic", "expected"), [(True, 1), ({"rows": 0, "words": 1}, 1), (False, 4)])
 def test_sizes_are_symbols_as_was_asked_for(dynamic: Any, expected: int, caplog: pytest.LogCaptureFixture) -> None:
     model = seeded(Language)()
@@ -292,6 +296,7 @@ def _derivative(_: Any, gradient: Tensor) -> Tensor:
 derivative_takes_no_symbol.register_autograd(_derivative)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_traced_with_symbols_is_captured_shape_by_shape(caplog: pytest.LogCaptureFixture) -> None:
     class Doubled(Language):
         def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
@@ -307,6 +312,7 @@ def test_what_cannot_be_traced_with_symbols_is_captured_shape_by_shape(caplog: p
     assert sum("sizes cannot be symbols" in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.slow
 def test_ways_to_cut_a_batch_are_tried_with_one_graph(caplog: pytest.LogCaptureFixture) -> None:
     model = seeded(Language)()
     with caplog.at_level(logging.INFO, "graphopt"):

@@ -61,6 +61,7 @@ def everything(step: graphopt.TrainStep) -> dict[str, torch.Tensor]:
     return {**step.model.state_dict(), **{str(i): p for i, p in enumerate(held)}, **state}
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("optimizer", "dtype", "overflow_first"),
     [
@@ -132,6 +133,7 @@ SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
 }
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

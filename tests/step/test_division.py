@@ -118,6 +118,7 @@ def test_with_room_the_batch_is_cut_no_more_than_is_fastest(monkeypatch: pytest.
     assert "micro-batches 1 of 256 rows" in report.replace("\n", " ") and "optimizer" in report
 
 
+@pytest.mark.slow
 def test_the_smaller_the_budget_the_smaller_the_pieces_and_every_one_fits() -> None:
     free = auto(blocks(), None).plan
     with pytest.raises(BudgetError, match=r"no way to cut the batch of 256 rows fits") as least:
@@ -134,6 +135,7 @@ def test_the_smaller_the_budget_the_smaller_the_pieces_and_every_one_fits() -> N
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1] == 1
 
 
+@pytest.mark.slow
 def test_the_choice_is_the_fastest_of_all_ways_and_trains_as_one_batch_would() -> None:
     free = auto(blocks(), None).plan.peak_bytes
     model = blocks()

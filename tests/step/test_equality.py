@@ -77,6 +77,7 @@ ROWS = [
 SLOW = ("unet", "resnet50", "bert", "t5", "channels_last")
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "row", [pytest.param(r, id=f"{r.model}-{r.optimizer}", marks=[pytest.mark.slow] * (r.model in SLOW)) for r in ROWS]
 )
@@ -99,6 +100,7 @@ BOUND = [
 ]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("kernels", KINDS)
 @pytest.mark.parametrize("row", BOUND, ids=lambda row: f"{row.model}-{row.optimizer}")
 def test_twenty_steps_that_round_elsewhere(row: Row, kernels: Any) -> None:

@@ -129,6 +129,7 @@ CAUSES: dict[str, tuple[Callable[[Loop], tuple[Tensor, ...]], str]] = {
 EAGER_BYTES, LEAST_BYTES = 3_413_516, 1_975_820
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("cause", CAUSES)
 def test_an_excess_is_told_once_and_then_planned_for(cause: str) -> None:
     prepare, words = CAUSES[cause]
@@ -225,6 +226,7 @@ def test_on_excess_raise() -> None:
         Loop(EAGER_BYTES, options={"on_excess": "ignore"})
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_budget_that_fits_gives_no_warning(make: Callable[..., torch.optim.Optimizer], accumulate: int) -> None:

@@ -60,6 +60,7 @@ LOOPS: dict[str, tuple[Callable[[nn.Module], torch.optim.Optimizer], dict[str, A
 }
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", LOOPS)
 def test_bits_are_the_same_and_state_takes_no_memory(name: str, tmp_path: Path) -> None:
     make, options = LOOPS[name]

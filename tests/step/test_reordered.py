@@ -47,6 +47,7 @@ def trained(mem_budget: int | None, numerics: Any, **options: Any) -> tuple[nn.M
     return model, step, outs
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize(
     "options",
     [

@@ -151,7 +151,7 @@ TRAININGS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.fast(2)
 @pytest.mark.usefixtures("captured_once")
 @pytest.mark.parametrize("training", TRAININGS, ids=str)
 def test_every_step_keeps_to_its_budget(training: Training) -> None:

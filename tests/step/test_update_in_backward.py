@@ -53,6 +53,7 @@ def test_equals_eager(optimizer: str) -> None:
             assert value is expected[number][key] or torch.equal(value, expected[number][key]), key
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("model", ["gpt2", "unet", "shared_and_frozen"])
 def test_equals_eager_where_the_budget_makes_it_read_parameters_again(model: str) -> None:
     ours, eager = ZOO[model](), ZOO[model]()

@@ -85,6 +85,7 @@ def test_a_window_without_tokens_changes_nothing(scale: Any) -> None:
     assert (optimizer.param_groups[0]["lr"], step.loss_scale) == before[1:]
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("rows", [8, 7, 5, 2, 1])
 def test_a_short_last_window_is_a_mean_over_what_is_there(rows: int) -> None:
     pair = make_pair(seeded(Perceptron), sgd)

@@ -115,6 +115,7 @@ def assert_equals_eager(model: nn.Module, x: Tensor) -> None:
     assert not differences(expected, run_step(model, model, (x,), {}))
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize(("mode", "sides"), SIZES)
 @pytest.mark.parametrize("n", [8, 11])
 def test_interpolation_equals_eager(mode: str, sides: int, n: int) -> None:
@@ -173,6 +174,7 @@ def test_afterwards_all_is_as_before() -> None:
     assert aten.matmul.default.py_kernels[DispatchKey.CompositeImplicitAutograd]
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
 def test_the_smallest_budget_holds(mode: str, form: torch.memory_format) -> None:

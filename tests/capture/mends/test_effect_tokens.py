@@ -89,6 +89,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize("forward", WAYS)
 def test_gradients_have_eagers_bits_also_where_they_are_added(forward: Forward) -> None:
     torch.manual_seed(0)

@@ -98,6 +98,7 @@ def test_gradients_have_eagers_bits(write: Write) -> None:
     assert len(model.graphopt.session.graphs) == 1
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_it_is_counted_for_a_mask_that_takes_all(share: float) -> None:
     torch.manual_seed(0)

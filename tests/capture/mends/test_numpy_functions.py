@@ -55,6 +55,7 @@ def same(model: nn.Module, eager: nn.Module) -> bool:
     return all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), eager.parameters(), strict=True))
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("what", ROUNDED)
 def test_what_rounds_otherwise_in_torch_is_run_by_numpy(what: str) -> None:
     found = [pair(ROUNDED[what], seed) for seed in range(3)]

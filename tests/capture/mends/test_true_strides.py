@@ -114,6 +114,7 @@ def untrue(layout: str) -> list[str]:
     return compared.found
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_op_has_the_strides_that_it_was_traced_with(layout: str) -> None:
     with true_strides():

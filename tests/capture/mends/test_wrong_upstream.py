@@ -99,6 +99,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("model", "x", "said"), WRONG)
 def test_it_is_wrong_in_torch_and_told_of_once(model: Any, x: torch.Tensor, said: str) -> None:
     torch.manual_seed(0)
@@ -114,6 +115,7 @@ def test_it_is_wrong_in_torch_and_told_of_once(model: Any, x: torch.Tensor, said
         graphopt.optimize(made, "1GiB", example_inputs=x, cost_model="roofline", verify=True)
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize(
     "model",
     [

@@ -62,6 +62,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_option_is_one_graph_with_eagers_bits(name: str) -> None:
     model, eager, x = built(VARIANTS[name])
@@ -72,6 +73,7 @@ def test_every_option_is_one_graph_with_eagers_bits(name: str) -> None:
     assert len(model.graphopt.session.graphs) == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 12))])
 def test_random_options_at_the_minimum(seed: int) -> None:
     model, eager, x = built(random_options(seed))
@@ -115,6 +117,7 @@ def test_dynamo_leaves_the_call_of_torchs_function(kind: str) -> None:
     assert len(met) == 1 and met[0].count(function) == 1
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize(("kind", "ops"), [("LSTM", "lstm_layer"), ("GRU", "recurrence"), ("RNN", "recurrence")])
 def test_a_long_sequence_is_few_ops(kind: str, ops: str) -> None:
     torch._dynamo.reset()

@@ -36,6 +36,7 @@ def check_step(model: nn.Module, eager: nn.Module, batch: Sequence[Any]) -> None
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_one_graph_for_each_number_of_rows_with_eagers_bits(name: str) -> None:
     torch._dynamo.reset()
@@ -50,6 +51,7 @@ def test_it_is_one_graph_for_each_number_of_rows_with_eagers_bits(name: str) -> 
     assert 1 <= len(report.session.graphs) <= 2 and not report.session.breaks
 
 
+@pytest.mark.fast(3)
 @pytest.mark.parametrize("sort", [True, False])
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
 def test_a_tagger_is_one_graph(kind: str, sort: bool) -> None:
@@ -64,6 +66,7 @@ def test_a_tagger_is_one_graph(kind: str, sort: bool) -> None:
     assert graph.is_whole_model
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 14))])
 def test_random_options_at_the_minimum(seed: int) -> None:
     torch._dynamo.reset()
@@ -102,6 +105,7 @@ def test_a_mask_is_looked_at_in_each_call() -> None:
     assert len(model.graphopt.session.graphs) == 2  # type: ignore[union-attr]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("lengths", [[3, 5, 2], [3, 2, 0], [3, 2, -1]])
 def test_lengths_that_eager_refuses_are_refused(lengths: list[int]) -> None:
     torch._dynamo.reset()

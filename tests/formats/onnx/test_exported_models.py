@@ -34,6 +34,7 @@ def norms(model: nn.Module, output: Tensor) -> tuple[Tensor, dict[str, float]]:
     return output.detach(), named
 
 
+@pytest.mark.fast(5)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_trains_as_it_did_before_its_export(name: str, exported: Get) -> None:
     """Whole parameters, under their own names; outputs and gradients to 1e-5."""
@@ -50,6 +51,7 @@ def test_a_model_trains_as_it_did_before_its_export(name: str, exported: Get) ->
     assert mine == pytest.approx(gradients, rel=LIKE, abs=LIKE * largest)
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"lstm"}))
 def test_one_graph_serves_other_batches(name: str, exported: Get) -> None:
     file = exported(name)

@@ -23,6 +23,7 @@ SEEDS, PARTS = 1000, 10
 BASES = ("cnn", "mobilenet", "mixer", "lstm", "unet")
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_mutated_files_are_read_or_refused(part: int, exported: Callable[[str], Exported]) -> None:
     """Each part has its own seeds; an error that is not ours would end the test."""

@@ -60,6 +60,7 @@ def reasons(name: str) -> list[str]:
     return [pattern for pattern in EXCLUDED if re.search(pattern, name)]
 
 
+@pytest.mark.fast(6)
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
 def test_an_operator_computes_what_onnx_says(operator: str) -> None:
     wrong = [failure(case) for case in cases().get(operator, []) if not reasons(case.name)]

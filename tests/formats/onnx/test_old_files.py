@@ -75,6 +75,7 @@ def test_batch_normalisation_of_all_times(opset: int, attributes: dict[str, Any]
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", ["bvlc_alexnet", "inception_v1", "squeezenet", "resnet50"])
 def test_public_files_in_another_batch_than_they_were_made_for(name: str) -> None:
     """Their batch of 1 stands in their inputs, and for most in a Reshape too."""
@@ -118,6 +119,7 @@ def test_a_batch_that_is_named_in_reshapes_follows_inputs_alone() -> None:
     torch.testing.assert_close(got, x.reshape(4, 8) * torch.arange(8.0))
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "inception_v2", "resnet50", "densenet121"])
 def test_public_files_compute_what_onnx_says(name: str) -> None:
     """In evaluation, what stands beside them; and in training every weight has a gradient."""

@@ -101,6 +101,7 @@ def test_what_is_moved_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sum(int(each.get(BYTES, 0)) for each in told_of) == sum(n.bytes for n in notes if n.where[0])
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("name", ["cnn", "gpt2", "unet", "lstm"])
 def test_files_compute_the_same_under_onnxruntime(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")

@@ -113,6 +113,7 @@ def written(wire: Tensor, sizes: list[int], counts: list[int]) -> list[tuple[Ten
     return result
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("kind", KINDS)
 @given(
     parameters=st.lists(

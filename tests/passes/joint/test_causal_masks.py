@@ -96,6 +96,7 @@ def test_a_triangle_becomes_is_causal() -> None:
     assert not causal_masks(joint)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("build", [gpt2, llama, bert], ids=lambda build: build.__name__)
 @pytest.mark.parametrize("mask", [None, OF_EAGER, PADDED], ids=["no mask", "nothing hidden", "padded"])
 def test_a_step_equals_eager(build: Any, mask: torch.Tensor | None) -> None:

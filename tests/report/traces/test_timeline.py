@@ -88,6 +88,7 @@ def live_bytes(held: list[tuple[int, int, int]], runs: int) -> list[int]:
     return [sum(size for size, first, last in held if first <= run <= last) for run in range(runs)]
 
 
+@pytest.mark.fast(2)
 def test_what_is_held_is_what_the_simulator_says(case: tuple[str, Any], timeline: Timeline) -> None:
     name, plan = case[0], case[1].plan
     resident = sum(timeline.resident_bytes.values())

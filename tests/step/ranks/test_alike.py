@@ -333,6 +333,7 @@ def waiting(who_comes: int, what: str) -> str:
     return str(error.value)
 
 
+@pytest.mark.fast(2)
 @pytest.mark.parametrize("who_comes", [0, 1])
 @pytest.mark.parametrize("what", ["bare", "planned"])
 def test_a_rank_that_does_not_come_is_a_rank_error(who_comes: int, what: str) -> None:

@@ -122,6 +122,7 @@ def both_ways() -> dict[str, tuple[list[Any], list[Any]]]:
     return {name: (in_the_graph(method), by_hand(method)) for name, method in METHODS.items()}
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_graph_does_what_the_protocols_do_by_hand(world: int) -> None:
     for found in run_ranks(world, both_ways):
@@ -173,6 +174,7 @@ def everything(net: nn.Module, step: graphopt.TrainStep) -> list[bytes]:
     return [tensor.detach().numpy().tobytes() for tensor in tensors]
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_rank_skips_the_step_on_all_and_poisons_nothing() -> None:
     for found in run_ranks(2, overflowing, timeout=400):
         assert {name: checks for name, checks in found.items() if not all(checks)} == {}
@@ -327,6 +329,7 @@ def measured_bytes(step: graphopt.TrainStep, batch: tuple[Tensor, Tensor]) -> in
     return settled_peak_bytes(lambda: step(*batch), resident(step, (batch, {})))
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_methods_take_is_in_the_plan(world: int) -> None:
     for found in run_ranks(world, peaks):

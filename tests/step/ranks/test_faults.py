@@ -209,6 +209,7 @@ def _second_half(folder: str) -> list[list[Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_restart_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     through = run_ranks(2, _through_and_half, str(tmp_path))
     restarted = run_ranks(2, _second_half, str(tmp_path))

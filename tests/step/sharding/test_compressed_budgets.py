@@ -56,6 +56,7 @@ def peaks(method: Any, how: Any, micros: int, copies: int) -> list[tuple[int, in
     return found
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("method", "how", "micros", "world"),
     [

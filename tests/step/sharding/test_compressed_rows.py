@@ -164,6 +164,7 @@ def both_ways(how: Any, half: torch.dtype | None, micros: int, copies: int = 1, 
         assert torch.equal(found[2][name]["residual"], held["residual"]), name
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("how", [True, "gradients"])
 @pytest.mark.parametrize("half", [None, torch.bfloat16])
 @pytest.mark.parametrize("micros", [1, 2])
@@ -171,6 +172,7 @@ def test_two_ranks_have_the_bits_of_plain_torch(how: Any, half: torch.dtype | No
     run_ranks(2, both_ways, how, half, micros)
 
 
+@pytest.mark.slow
 def test_four_ranks_and_copies_of_two_do_too() -> None:
     """Sums go by rank, whatever their number. What travels as it is is summed up in an order of gloo's own."""
     run_ranks(4, several_ways)
@@ -202,6 +204,7 @@ def of_method(method: Any, copies: int = 1) -> tuple[list[float], list[float], d
     return found[0][0], found[1][0], found[0][1], found[0][2] / found[1][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [graphopt.QSGD(8), graphopt.HalfCast(torch.bfloat16)])
 def test_copies_of_two_are_near_with_other_methods_too(method: Any) -> None:
     together = run_ranks(4, of_method, method, 2)
@@ -245,6 +248,7 @@ def overflow(micros: int, build: type[nn.Module]) -> None:
         assert torch.equal(kept[name]["residual"], held["residual"]), name
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("micros", "build"), [(1, Mixed), (2, Mixed), (3, Late)])
 def test_an_overflow_on_one_rank_leaves_everything_as_it_was(micros: int, build: type[nn.Module]) -> None:
     run_ranks(2, overflow, micros, build)
@@ -298,6 +302,7 @@ def goes_on(how: Any) -> None:
         second.load_state_dict(four[0])
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("how", [True, "gradients"])
 def test_what_is_kept_is_saved_and_loaded(how: Any) -> None:
     run_ranks(2, goes_on, how)

@@ -116,6 +116,7 @@ def goes_on(folder: Path | None, compress: Any) -> tuple[list[float], dict[str, 
     return losses, whole_parameters(step), step.loss_scale
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     ("before", "after", "how", "compress"),
     [(4, 2, "backward", None), (2, 4, "save", None), (4, 2, "backward", graphopt.EightBit())],

@@ -61,6 +61,7 @@ def test_a_rank_that_dies_is_an_error_at_once() -> None:
     assert "rank 0" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_an_error_after_the_timeout() -> None:
     (seconds, is_unchanged), _ = run_ranks(2, failing, _hang)
     assert _TIMEOUT_SECONDS * 0.5 < seconds < _TIMEOUT_SECONDS * 3

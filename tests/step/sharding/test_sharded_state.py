@@ -187,6 +187,7 @@ def full(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("shard", [True, "gradients", "optimizer"])
 def test_masters_are_saved_loaded_and_made_whole(shard: Any) -> None:
     for found in run_ranks(2, masters_go_on, shard):

@@ -159,6 +159,7 @@ def same_as_whole(dtype: torch.dtype | None) -> tuple[list[float], list[float], 
     return losses, expected, all(torch.equal(parameters[name], whole[name]) for name in whole)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_two_ranks_have_the_bits_of_whole_parameters(dtype: torch.dtype | None) -> None:
     """A sum of two is the same in any order; where parameters are read in half precision they are gathered in it."""

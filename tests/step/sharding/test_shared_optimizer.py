@@ -133,10 +133,12 @@ def test_two_ranks_have_the_bits_of_whole_state() -> None:
     check(run_ranks(2, apart, ["one micro-batch", "the optimizer's own step", "groups", "everything"]))
 
 
+@pytest.mark.slow
 def test_they_do_however_gradients_travel() -> None:
     check(run_ranks(2, apart, ["8-bit", "top-k", "low-rank", "auto"]))
 
 
+@pytest.mark.slow
 def test_four_ranks_have_the_bits_of_whole_state() -> None:
     check(run_ranks(4, apart, ["everything"]))
 
@@ -178,6 +180,7 @@ def with_masters(how: str, other: Any, make: Make, options: dict[str, Any]) -> l
     return differences(*steps)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("make", "options"), [(adamw, {"accumulate": 4}), (rmsprop, {"loss_scale": SCALE})])
 def test_masters_are_shared_out(make: Make, options: dict[str, Any]) -> None:
     assert run_ranks(2, with_masters, "optimizer", False, make, options) == [[], []]

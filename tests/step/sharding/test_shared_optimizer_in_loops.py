@@ -154,18 +154,21 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     return folder, results[0][0]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("shard", ["optimizer", False])
 def test_it_goes_on_with_the_same_bits(saved: tuple[Path, list[float]], shard: Any) -> None:
     folder, losses = saved
     assert run_ranks(2, go_on, folder, shard)[0] == losses
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(("world", "shard"), [(4, "optimizer"), (2, "gradients"), (2, True), (1, False)])
 def test_it_goes_on_elsewhere(saved: tuple[Path, list[float]], world: int, shard: Any) -> None:
     folder, losses = saved
     assert run_ranks(world, go_on, folder, shard)[0] == pytest.approx(losses, rel=1e-6)
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("world", [2, 4])
 def test_distributed_checkpoints_are_loaded_in_place(saved: tuple[Path, list[float]], world: int) -> None:
     folder, losses = saved
@@ -207,6 +210,7 @@ def peaks(options: dict[str, Any]) -> list[tuple[int, int, int]]:
     return found
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize(
     "options", [{}, {"accumulate": 4, "clip": graphopt.ClipNorm(1.0)}, {"compress": graphopt.EightBit()}]
 )
@@ -330,6 +334,7 @@ def test_state_is_shared_out_by_one_step_at_a_time() -> None:
         assert len(said) == 1 and "is shared out already" in said[0]
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("shard", STAGES)
 def test_parameters_that_became_others_are_refused(shard: str) -> None:
     expected = ["has strides", "became torch.bfloat16", "unshard"]

@@ -165,6 +165,7 @@ def refused(cases: list[int]) -> None:
             function()
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("world", [2, 4])
 def test_what_would_train_something_else_is_refused_on_all_ranks(world: int) -> None:
     run_ranks(world, refused, [number for number, case in enumerate(CASES) if case[1] == world])

@@ -72,6 +72,7 @@ def go_on_in_eager(folder: Path, shards: int) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_saved_state_goes_on_over_other_meshes_and_in_eager(tmp_path: Path) -> None:
     losses, are_dtensors = run_ranks(4, train_and_save, tmp_path, 2)[0]
     assert are_dtensors
@@ -143,6 +144,7 @@ def peaks(shares: list[float]) -> list[tuple[int, int, int, int]]:
     return found
 
 
+@pytest.mark.fast(1)
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_rank_stays_inside_its_budget(world: int) -> None:
     # near the least budget there is no room for a second message that gloo lets go of late

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn, optim
@@ -123,6 +124,7 @@ def awkward() -> dict[str, list[bool]]:
     return found
 
 
+@pytest.mark.slow
 def test_awkward_models_have_the_bits_of_eager() -> None:
     for found in run_ranks(2, awkward):
         assert all(all(same) for same in found.values()), found
@@ -204,6 +206,7 @@ def check_one_process(every: list[dict[str, tuple[list[float], list[Any], float,
     assert all(each == every[0] for each in every)
 
 
+@pytest.mark.slow
 def test_copies_of_a_model_in_shards_train_as_one_process() -> None:
     check_one_process(run_ranks(4, as_one_process, "mlp", 2, ["largest", "groups", "the optimizer's own step"]))
     check_one_process(run_ranks(4, as_one_process, "llama", 2, ["everything"]))

@@ -115,6 +115,7 @@ def test_values_of_a_size_are_left_alone() -> None:
     assert find_regions(joint) == [] and not chunk(joint, Pieces(2)) and not division(joint).pieces
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(list(STACKS)),
