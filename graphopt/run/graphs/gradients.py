@@ -126,23 +126,19 @@ class GradientSums:
         if node is not None:
             self.is_watched = True
             added = [(slot, there) for slot, there in zip(slots, targets, strict=True) if slot.position not in returned]
-            self._look_behind(edges, added)
+            self._look_behind(added)
         return gradients
 
-    def _look_behind(
-        self, edges: Sequence[tuple[Any, int]], added: Sequence[tuple[ParameterSlot, torch.Tensor]]
-    ) -> None:
-        """Look, when the backward has ended, whether autograd added anything to what was added to here."""
-        left = [(slot, _edge(edges, slot).variable, there, there._version) for slot, there in added]
+    def _look_behind(self, added: Sequence[tuple[ParameterSlot, torch.Tensor]]) -> None:
+        """Look, when the backward has ended, whether autograd added anything to what was added to here: in place."""
+        left = [(slot, there, there._version) for slot, there in added]
 
         def ended() -> None:
-            is_known = bool(self.shared)
-            self.shared.update(
-                slot.edge for slot, leaf, there, version in left if leaf.grad is not there or there._version != version
-            )
+            found = {slot.edge for slot, there, version in left if there._version != version}
             left.clear()
-            if self.shared and not is_known:
+            if found and not self.shared:
                 _say_that_sums_were_apart()
+            self.shared |= found
 
         if left:
             torch.autograd.Variable._execution_engine.queue_callback(ended)
