@@ -16,7 +16,7 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 
 from graphopt.emit.emit import unwatched
 from graphopt.emit.native import native_runner
-from graphopt.emit.program_sizes import ComputedSizes, is_list_of_sizes, numbers_are_sizes
+from graphopt.emit.program_sizes import ComputedSizes, is_list_of_sizes, is_taken_for_tensor, numbers_are_computed
 from graphopt.graph.nodes import source_line
 from graphopt.graph.numbers import is_number
 from graphopt.graph.step_graph import tensors_of
@@ -33,7 +33,7 @@ def native(module: fx.GraphModule) -> Callable[[list[Any]], Any] | None:
     of classes of their own.
     """
     nodes = list(module.graph.nodes)
-    if not all(map(_is_known, nodes)) or not numbers_are_sizes(nodes):
+    if not all(map(_is_known, nodes)) or not numbers_are_computed(nodes):
         return None
     library = native_runner()
     if library is None:
@@ -70,7 +70,7 @@ class _Program:
 
 def _is_known(node: fx.Node) -> bool:
     if is_number(node):
-        return True  # see `numbers_are_sizes`
+        return True  # see `numbers_are_computed`
     if node.op == "call_function":
         is_operator = type(node.target) is OpOverload and all(map(_is_simple, _arguments(node)))
         return is_operator or _is_part(node) or _is_function(node)
@@ -178,7 +178,9 @@ class _ProgramWriter:
         given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | node.kwargs
         once = _read_once(node)
         arguments = [
-            self.argument(given[each.name], self.last_reads[node] & once) if each.name in given else ("default",)
+            self.argument(given[each.name], each.real_type, self.last_reads[node] & once)
+            if each.name in given
+            else ("default",)
             for each in target._schema.arguments
         ]
         moved = {item for item in given.values() if isinstance(item, fx.Node)} & once
@@ -207,7 +209,9 @@ class _ProgramWriter:
         kwargs = {key: _plain(value) for key, value in node.kwargs.items()}
         return (node.target, kwargs, arguments, results, done)
 
-    def argument(self, item: Any, moved: set[fx.Node]) -> tuple[Any, ...]:
+    def argument(self, item: Any, wanted: Any, moved: set[fx.Node]) -> tuple[Any, ...]:
+        if is_taken_for_tensor(item, wanted):
+            return ("number", self.places[item])
         if isinstance(item, fx.Node):
             return ("last" if item in moved else "register", self.places[item])
         if isinstance(item, (list, tuple)) and any(isinstance(each, fx.Node) for each in item):

@@ -1,6 +1,6 @@
 // Runs the operators of a graph one after the other, as its generated Python does, without Python between them.
 //
-// Sizes that differ from call to call come as whole numbers behind the inputs, and stand in registers too.
+// Numbers that differ from call to call, sizes mostly, come behind the inputs, and stand in registers too.
 //
 // A value stands in a register from the operator that makes it to the last one that reads it, and is given up right
 // after that one. Operators are called as torch's Python binding calls them: boxed, through the dispatcher, with
@@ -38,7 +38,7 @@ using c10::IValue;
 
 constexpr int NOWHERE = -1;
 
-enum class Source { Constant, Number, Register, LastRead, Registers };
+enum class Source { Constant, Number, NumberRegister, Register, LastRead, Registers };
 
 // A number where a tensor is wanted: the binding makes a tensor of it for each call, which takes memory meanwhile.
 struct Number {
@@ -107,6 +107,14 @@ std::vector<int> ints(py::handle list) {
   return found;
 }
 
+Number number_of(const IValue& value) {
+  Number number{value.isInt() ? at::ScalarType::Long : at::ScalarType::Double};
+  const int64_t whole = value.isInt() ? value.toInt() : 0;
+  const double fraction = value.isInt() ? 0.0 : value.toDouble();
+  std::memcpy(number.bytes, value.isInt() ? static_cast<const void*>(&whole) : &fraction, 8);
+  return number;
+}
+
 at::Tensor tensor_of(const Number& number) {
   auto made = at::detail::empty_cpu({}, number.type);
   std::memcpy(made.mutable_data_ptr(), number.bytes, made.itemsize());
@@ -118,6 +126,7 @@ Argument read_argument(py::tuple given, const c10::Argument& wanted) {
   const auto kind = given[0].cast<std::string>();
   if (kind == "default") return {Source::Constant, NOWHERE, *wanted.default_value()};
   if (kind == "register") return {Source::Register, given[1].cast<int>()};
+  if (kind == "number") return {Source::NumberRegister, given[1].cast<int>()};
   if (kind == "last") return {Source::LastRead, given[1].cast<int>()};
   if (kind == "registers") {
     auto type = wanted.type();
@@ -194,6 +203,8 @@ IValue value_of(const Argument& argument, std::vector<IValue>& registers) {
       return argument.constant;
     case Source::Number:
       return tensor_of(argument.number);
+    case Source::NumberRegister:
+      return tensor_of(number_of(registers[argument.place]));
     case Source::Register:
       return registers[argument.place];
     case Source::LastRead:
@@ -242,6 +253,7 @@ void run_call(const Call& call, std::vector<IValue>& registers, torch::jit::Stac
 
 py::object in_python(const IValue& value) {
   if (value.isInt()) return py::int_(value.toInt());
+  if (value.isDouble()) return py::float_(value.toDouble());
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(value.toTensor()));
 }
 
@@ -303,8 +315,8 @@ PyObject* run(const Program& program, PyObject* arguments) {
   if (!PyList_CheckExact(arguments) || PyList_GET_SIZE(arguments) != count) Py_RETURN_NOTIMPLEMENTED;
   for (Py_ssize_t i = 0; i < count; i++) {
     auto* item = PyList_GET_ITEM(arguments, i);
-    if (program.inputs[i] != NOWHERE && !THPVariable_CheckExact(item) && !PyLong_CheckExact(item))
-      Py_RETURN_NOTIMPLEMENTED;
+    const bool is_number = PyLong_CheckExact(item) || PyFloat_CheckExact(item);
+    if (program.inputs[i] != NOWHERE && !THPVariable_CheckExact(item) && !is_number) Py_RETURN_NOTIMPLEMENTED;
   }
   std::vector<IValue> registers(program.registers);
   for (const auto& [place, constant] : program.constants) registers[place] = constant;
@@ -313,6 +325,7 @@ PyObject* run(const Program& program, PyObject* arguments) {
     auto* item = PyList_GET_ITEM(arguments, i);
     auto& given = registers[program.inputs[i]];
     if (PyLong_CheckExact(item)) given = static_cast<int64_t>(PyLong_AsLongLong(item));
+    else if (PyFloat_CheckExact(item)) given = PyFloat_AS_DOUBLE(item);
     else given = THPVariable_Unpack(item);
   }
   if (PyList_SetSlice(arguments, 0, count, nullptr)) return nullptr;
