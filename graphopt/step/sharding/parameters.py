@@ -22,6 +22,7 @@ from graphopt.passes.joint.sharding.how import RowsOver
 from graphopt.passes.window.share_rows import RowsInWindow
 from graphopt.step.sharding.guard import Guard
 from graphopt.step.sharding.placement import Placement
+from graphopt.step.sharding.whole_state import make_state_whole
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,7 @@ class ShardedParameters:
             self.state_hooks.pop().remove()
         for shard in self.shards.values():
             rows, stepped = shard.parameter.data, self._masters.get(shard.name, shard.parameter)
-            for key, value in optimizer.state.get(stepped, {}).items():
-                if isinstance(value, Tensor) and value.shape == rows.shape and value.ndim > 0:
-                    optimizer.state[stepped][key] = self._gathered(shard, value)
+            make_state_whole(optimizer, stepped, rows.shape, partial(self._gathered, shard))
             if stepped is not shard.parameter:
                 stepped.data = self._gathered(shard, stepped.data)
             shard.parameter.data = self._gathered(shard, rows)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from graphopt.kernels.sharding.transport import begin_gather
 from graphopt.passes.window.share_rows import RowsInWindow
 from graphopt.step.sharding.parameters import Shard, check_parameter, rows_over
 from graphopt.step.sharding.placement import Placement
+from graphopt.step.sharding.whole_state import make_state_whole
 
 #: What becomes of a tensor of state when its parameter is another one.
 _Change = Callable[[Tensor, nn.Parameter], Tensor]
@@ -132,12 +134,9 @@ class SharedState:
         while self.state_hooks:
             self.state_hooks.pop().remove()
         for name, master in self._masters.items():
-            whole, rows = self._gathered(master.data, self._whole[name]), master.shape
-            held = optimizer.state.get(master, {})
-            for key, value in held.items():
-                if isinstance(value, Tensor) and value.shape == rows and value.ndim:
-                    held[key] = self._gathered(value, self._whole[name])
-            master.data = whole
+            whole = self._whole[name]
+            make_state_whole(optimizer, master, master.shape, partial(self._gathered, whole=whole))
+            master.data = self._gathered(master.data, whole)
         self._swap(optimizer, {id(rows): self._whole[name] for name, rows in self.rows.items()}, self._gathered)
         self.is_over = True
 
