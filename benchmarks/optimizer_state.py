@@ -27,7 +27,7 @@ from benchmarks.common import about, write_json
 from graphopt.device.measure import peak_bytes
 from graphopt.device.storages import tensors_in
 from graphopt.kernels.streaming.state_file import StateFile
-from graphopt.step import state_elsewhere
+from graphopt.step.optimizer import state_elsewhere
 
 ROUNDS = 9
 WAYS: dict[str, dict[str, Any]] = {

@@ -21,8 +21,8 @@ from graphopt.base.units import Budget
 from graphopt.capture.mends.operators_on_meta import operators_on_meta
 from graphopt.report.fit import Fit, Way
 from graphopt.run.model.loss_module import as_call
-from graphopt.step.division import Division, Trial, walk
-from graphopt.step.window import rows_of
+from graphopt.step.micro_batches.division import Division, Trial, walk
+from graphopt.step.micro_batches.window import rows_of
 
 #: Says on the way what is being done.
 Tell = Callable[[str], None]

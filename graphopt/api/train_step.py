@@ -27,10 +27,12 @@ from graphopt.plan.offload.where import offload_to
 from graphopt.plan.resident import check_devices, device_total_bytes
 from graphopt.run.model.loss_module import LossModule, as_call
 from graphopt.run.model.request import OnExcess, check_on_excess
-from graphopt.step.backward_updates import BackwardUpdates
 from graphopt.step.check_options import check_group, check_model_and_optimizer, check_options
-from graphopt.step.division import Accumulate
 from graphopt.step.memory import StepMemory
+from graphopt.step.micro_batches.division import Accumulate
+from graphopt.step.micro_batches.window import Weights
+from graphopt.step.optimizer.backward_updates import BackwardUpdates
+from graphopt.step.optimizer.state_elsewhere import state_elsewhere
 from graphopt.step.options import (
     StepOptions,
     check_compiler_with,
@@ -43,14 +45,12 @@ from graphopt.step.ranks.settings import spelled_option
 from graphopt.step.ranks.start import check_unwrapped, raising_together, start_alike
 from graphopt.step.sharding.share_out import Shared
 from graphopt.step.sharding.state import check_unshared
-from graphopt.step.state_elsewhere import state_elsewhere
 from graphopt.step.step_parts import exchange_over, scattering, shared_out, viewed
 from graphopt.step.tail_memory import TailOptions
 from graphopt.step.tensor_parallel.check import check_dtensors_with
 from graphopt.step.tensor_parallel.placement import has_dtensors, tensor_parallel_of
 from graphopt.step.tensor_parallel.start import check_groups_agree
 from graphopt.step.train_step import TrainStep
-from graphopt.step.window import Weights
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -15,7 +15,7 @@ from graphopt.compression.methods import Compression
 from graphopt.device.dtypes import HALF
 from graphopt.passes.window.clip import Clip
 from graphopt.passes.window.loss_scale import LossScale
-from graphopt.step.optimizer_step import required_arguments
+from graphopt.step.optimizer.optimizer_step import required_arguments
 
 
 def check_group(group: object) -> None:

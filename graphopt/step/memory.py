@@ -31,8 +31,8 @@ from graphopt.run.calls.make_plans import at_least_the_smallest, making_best
 from graphopt.run.graphs.gradients import gradient_bytes, gradients_there
 from graphopt.run.watch.causes import IN_GRAPHS
 from graphopt.run.watch.measured_step import Place
-from graphopt.step.micro_graph import Learning, Micro, MicroGraph
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.micro_batches.micro_graph import Learning, Micro, MicroGraph
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 from graphopt.step.tail_memory import TailOptions, kept_table_bytes, tail_bytes
 
 logger = logging.getLogger("graphopt")

@@ -17,9 +17,9 @@ from graphopt.passes.window.clip import Clip
 from graphopt.passes.window.loss_scale import LossScale
 from graphopt.plan.choice import Choice
 from graphopt.run.model.request import OnExcess
-from graphopt.step.division import Accumulate
-from graphopt.step.optimizer_view import OptimizerView
-from graphopt.step.window import Weights
+from graphopt.step.micro_batches.division import Accumulate
+from graphopt.step.micro_batches.window import Weights
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from graphopt.report.data import StepFigures
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro_graph import Micro
+from graphopt.step.micro_batches.micro_graph import Micro
 
 
 def step_figures(

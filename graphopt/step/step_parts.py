@@ -12,12 +12,12 @@ from graphopt.compression.choose import Auto
 from graphopt.compression.link import Link
 from graphopt.compression.methods import Compression
 from graphopt.device.ranks import Ranks
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.optimizer.optimizer_view import OptimizerView
+from graphopt.step.optimizer.state_elsewhere import StateElsewhere
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.sharding.share_out import Shared, share_out
 from graphopt.step.sharding.shared_state import SharedState
 from graphopt.step.sharding.state import give_state_as_dtensors
-from graphopt.step.state_elsewhere import StateElsewhere
 from graphopt.step.tensor_parallel.placement import TensorParallel
 from graphopt.step.undo import where_refused
 

@@ -10,7 +10,7 @@ import torch
 
 from graphopt.base.errors import UsageError
 from graphopt.compression.residuals import of_each_rank
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.scale_state import ScaleState
 from graphopt.step.sharding.share_out import Shared

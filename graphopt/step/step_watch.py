@@ -24,8 +24,8 @@ from graphopt.run.watch.measured_step import History, MeasuredStep, Place, exces
 from graphopt.run.watch.scratch_search import LOOKS_FOR_IT
 from graphopt.step.left_behind import LeftBehind
 from graphopt.step.memory import PlannedMicro, StepMemory
-from graphopt.step.micro_graph import Micro
-from graphopt.step.micro_search import MicroSearch
+from graphopt.step.micro_batches.micro_graph import Micro
+from graphopt.step.micro_batches.micro_search import MicroSearch
 
 logger = logging.getLogger("graphopt")
 

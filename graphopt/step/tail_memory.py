@@ -21,7 +21,7 @@ from graphopt.kernels.sharding.message import packed_bytes
 from graphopt.kernels.streaming.blocks import slots_bytes
 from graphopt.kernels.tail import definition_update
 from graphopt.passes.window.update import NUMBERS, STATE, GroupUpdate
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 
 Dtypes = Mapping[str, torch.dtype]
 _NORM_CHUNK = 65536

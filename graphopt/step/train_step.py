@@ -44,14 +44,16 @@ from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule
 from graphopt.run.watch.causes import IN_GRAPHS
 from graphopt.run.watch.measured_step import MeasuredStep, taken_steps, trained_steps
-from graphopt.step.backward_updates import BackwardUpdates
-from graphopt.step.division import Division
-from graphopt.step.gradient_sums import SummedGradients
-from graphopt.step.hand_over import HandingOver
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro_graph import Micro, MicroCall
+from graphopt.step.micro_batches.division import Division
+from graphopt.step.micro_batches.hand_over import HandingOver
+from graphopt.step.micro_batches.micro_graph import Micro, MicroCall
+from graphopt.step.micro_batches.plan_micros import plan_micros
+from graphopt.step.micro_batches.window import MicroBatch, as_shares, weight_of
+from graphopt.step.micro_batches.window_graph import build_window, given_tensors, window_key
+from graphopt.step.optimizer.backward_updates import BackwardUpdates
+from graphopt.step.optimizer.gradient_sums import SummedGradients
 from graphopt.step.options import StepOptions, StepResult, nothing_learned
-from graphopt.step.plan_micros import plan_micros
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.failure import naming_absence, naming_failures
 from graphopt.step.ranks.lockstep import Lockstep
@@ -63,8 +65,6 @@ from graphopt.step.sharding.share_out import Shared
 from graphopt.step.step_figures import step_figures
 from graphopt.step.step_state import StepState
 from graphopt.step.step_watch import StepWatch
-from graphopt.step.window import MicroBatch, as_shares, weight_of
-from graphopt.step.window_graph import build_window, given_tensors, window_key
 
 
 class TrainStep:

@@ -16,8 +16,8 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import graphopt
-from graphopt.step.optimizer_step import kind_of_step
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.optimizer.optimizer_step import kind_of_step
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 from tests.support.loops import EagerLoop, Pair
 from tests.support.models import seeded
 

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 import graphopt
 from graphopt.base.errors import BudgetError, UsageError
 from graphopt.device.measure import peak_bytes
-from graphopt.step import micro, train_step
-from graphopt.step.micro_graph import Micro
+from graphopt.step import train_step
+from graphopt.step.micro_batches import micro
+from graphopt.step.micro_batches.micro_graph import Micro
 from tests.support.loops import Batch, EagerLoop, MakeOptimizer, Pair, state_of
 from tests.support.models import seeded
 from tests.support.zoo import differences

@@ -17,7 +17,7 @@ import graphopt
 from graphopt.base.errors import BudgetError, CaptureError
 from graphopt.cost_models.device_speed import UNKNOWN_DEVICE
 from graphopt.device import measure
-from graphopt.step.division import Trial, micro_sizes, walk
+from graphopt.step.micro_batches.division import Trial, micro_sizes, walk
 from graphopt.step.train_step import TrainStep
 
 

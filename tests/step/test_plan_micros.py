@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from graphopt.base.errors import BudgetError
-from graphopt.step.plan_micros import plan_micros
+from graphopt.step.micro_batches.plan_micros import plan_micros
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch import nn
 
 import graphopt
 from graphopt.capture.dynamo import compiled
-from graphopt.step import micro, train_step
-from graphopt.step.dynamo_outputs import beside_loss
+from graphopt.step import train_step
+from graphopt.step.micro_batches import micro
+from graphopt.step.micro_batches.dynamo_outputs import beside_loss
 
 
 class Sized(nn.Module):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 import graphopt
-from graphopt.step.optimizer_step import kind_of_step
+from graphopt.step.optimizer.optimizer_step import kind_of_step
 from tests.support.ranks import run_ranks
 
 

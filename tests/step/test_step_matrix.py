@@ -16,7 +16,7 @@ import graphopt
 from graphopt.capture.aot import CaptureRequest, capture_only
 from graphopt.device.measure import peak_bytes
 from graphopt.graph.captured_graph import CapturedGraph
-from graphopt.step import micro
+from graphopt.step.micro_batches import micro
 from tests.support.loops import Batch, EagerLoop, Whole, state_of
 from tests.support.zoo import ZOO, differences
 

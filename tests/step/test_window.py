@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.base.errors import UsageError
-from graphopt.step.window import as_shares, cut, rows_of, weight_of
+from graphopt.step.micro_batches.window import as_shares, cut, rows_of, weight_of
 
 
 @given(rows=st.integers(1, 20), size=st.integers(1, 25))

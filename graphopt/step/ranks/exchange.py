@@ -25,8 +25,8 @@ from graphopt.passes.joint import Passes, send_sums
 from graphopt.passes.joint.buckets import COMPRESSED_BYTES
 from graphopt.passes.joint.compress import in_order_of_readiness
 from graphopt.passes.joint.sharding.how import CompressedRows
-from graphopt.step.micro_graph import MicroCall
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.micro_batches.micro_graph import MicroCall
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 from graphopt.step.sharding.share_out import Shared
 from graphopt.step.tensor_parallel.placement import TensorParallel
 from graphopt.step.tensor_parallel.start import check_wholes_agree

@@ -17,15 +17,15 @@ from graphopt.device.messages import gather
 from graphopt.graph.roles import DESCRIPTOR, Accumulator
 from graphopt.graph.step_graph import tensors_of
 from graphopt.plan.agreement import raise_together
-from graphopt.step.division import Division
-from graphopt.step.micro_graph import Micro, MicroCall
+from graphopt.step.micro_batches.division import Division
+from graphopt.step.micro_batches.micro_graph import Micro, MicroCall
+from graphopt.step.micro_batches.window import MicroBatch, as_shares, weight_of
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.ranks.header import Header, exchange_headers, number_of
 from graphopt.step.ranks.programs import NOTHING, ProgramNumbers, Programs, messages_of
 from graphopt.step.ranks.settings import Settings, difference_error, lines_of
 from graphopt.step.step_watch import StepWatch
 from graphopt.step.tensor_parallel.batches import Batches, number_of_batch
-from graphopt.step.window import MicroBatch, as_shares, weight_of
 
 
 @dataclass(frozen=True)

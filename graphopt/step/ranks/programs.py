@@ -16,7 +16,7 @@ from graphopt.graph.fingerprint import spell_inputs, spell_program
 from graphopt.graph.nodes import is_collective, is_wait, source_line
 from graphopt.graph.roles import RUN_ONCE
 from graphopt.graph.step_graph import tensors_of
-from graphopt.step.micro_graph import Micro
+from graphopt.step.micro_batches.micro_graph import Micro
 from graphopt.step.ranks.header import Header, number_of
 
 #: The number of a model that sends nothing.

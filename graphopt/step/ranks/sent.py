@@ -9,7 +9,7 @@ from graphopt.compression.choose import Auto
 from graphopt.compression.methods import Compression
 from graphopt.passes.joint.compress import sent_bytes
 from graphopt.passes.joint.sharding.travelling import gathered_bytes, scattered_bytes
-from graphopt.step.micro_graph import Micro
+from graphopt.step.micro_batches.micro_graph import Micro
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.sharding.share_out import Shared
 

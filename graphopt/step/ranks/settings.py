@@ -11,7 +11,7 @@ import torch
 from graphopt.base.errors import UsageError
 from graphopt.device.messages import gather
 from graphopt.device.ranks import Ranks
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 from graphopt.step.options import StepOptions
 
 #: Text by what it is the text of.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graphopt.base.errors import UsageError
-from graphopt.step.optimizer_step import own_hook
+from graphopt.step.optimizer.optimizer_step import own_hook
 from graphopt.step.sharding.parameters import Shard, ShardedParameters
 from graphopt.step.sharding.share_out import Shared
 from graphopt.step.sharding.shared_state import SharedState

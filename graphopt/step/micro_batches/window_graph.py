@@ -42,7 +42,7 @@ from graphopt.graph.roles import (
     find_input,
 )
 from graphopt.passes.window.loss_scale import inverse_of
-from graphopt.step.micro_graph import MicroCall
+from graphopt.step.micro_batches.micro_graph import MicroCall
 
 aten = torch.ops.aten
 _c10d = torch.ops._c10d_functional

@@ -7,7 +7,7 @@ import logging
 from graphopt.base.errors import UsageError
 from graphopt.passes.window.clip import ClipNorm
 from graphopt.plan.choice import Choice
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 from graphopt.step.options import StepOptions
 
 logger = logging.getLogger("graphopt")

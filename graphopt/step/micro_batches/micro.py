@@ -39,8 +39,8 @@ from graphopt.problem.graph_break import GraphBreak
 from graphopt.run.graphs.input_symbols import InputSymbols
 from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule, wrong_arguments
-from graphopt.step.dynamo_outputs import beside_loss, loss_alone
-from graphopt.step.micro_graph import Learning, Micro, MicroCall, MicroGraph
+from graphopt.step.micro_batches.dynamo_outputs import beside_loss, loss_alone
+from graphopt.step.micro_batches.micro_graph import Learning, Micro, MicroCall, MicroGraph
 
 #: Plans a micro-batch at its sizes.
 Plan = Callable[[Micro], PlannedGraph]

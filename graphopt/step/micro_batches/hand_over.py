@@ -16,9 +16,9 @@ from graphopt.passes.joint import (
     update_parameters,
 )
 from graphopt.passes.window.clip import ClipValue
-from graphopt.step.backward_updates import BackwardUpdates
-from graphopt.step.micro import HandOver
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.micro_batches.micro import HandOver
+from graphopt.step.optimizer.backward_updates import BackwardUpdates
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 from graphopt.step.options import StepOptions
 from graphopt.step.ranks.exchange import Exchange
 from graphopt.step.sharding.share_out import Shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from graphopt.step.optimizer_view import OptimizerView
+from graphopt.step.optimizer.optimizer_view import OptimizerView
 
 
 class SummedGradients:

@@ -10,7 +10,7 @@ from graphopt.base.errors import BudgetError
 from graphopt.base.units import format_bytes
 from graphopt.lower.compiler import MOST_ROUNDS
 from graphopt.step.memory import StepMemory
-from graphopt.step.micro_graph import Micro
+from graphopt.step.micro_batches.micro_graph import Micro
 from graphopt.step.step_watch import StepWatch
 
 

@@ -16,7 +16,7 @@ from graphopt.problem.schedule import Schedule
 from graphopt.run.watch.causes import IN_GRAPHS
 from graphopt.run.watch.scratch_search import Located, ScratchSearch
 from graphopt.step.memory import PlannedMicro, StepMemory
-from graphopt.step.micro_graph import Micro
+from graphopt.step.micro_batches.micro_graph import Micro
 
 
 class MicroSearch:

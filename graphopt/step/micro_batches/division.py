@@ -20,9 +20,9 @@ from graphopt.capture.check_tensors import check_tensors
 from graphopt.device.storages import tensors_in
 from graphopt.run.model.loss_module import LossModule
 from graphopt.step.memory import PlannedMicro, StepMemory
-from graphopt.step.micro import Around, HandOver, Micros
-from graphopt.step.micro_graph import MicroCall
-from graphopt.step.window import MicroBatch, Weights, cut, rows_of
+from graphopt.step.micro_batches.micro import Around, HandOver, Micros
+from graphopt.step.micro_batches.micro_graph import MicroCall
+from graphopt.step.micro_batches.window import MicroBatch, Weights, cut, rows_of
 
 #: How many micro-batches, or to choose that.
 Accumulate = int | Literal["auto"]

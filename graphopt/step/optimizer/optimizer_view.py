@@ -18,11 +18,11 @@ from graphopt.device.dtypes import HALF
 from graphopt.device.storages import laid_out_like, local_of
 from graphopt.kernels.streaming.blocks import block_elements
 from graphopt.passes.window.update import GroupUpdate
-from graphopt.step.count_bytes import counts_on_cpu_bytes, counts_on_device_bytes
-from graphopt.step.optimizer_checks import check_held, check_kinds, check_not_replaced
-from graphopt.step.optimizer_step import check_step_takes_no_closure, kind_of_step
-from graphopt.step.parameters_seen import difference, parameters_seen
-from graphopt.step.state_elsewhere import StateElsewhere
+from graphopt.step.optimizer.count_bytes import counts_on_cpu_bytes, counts_on_device_bytes
+from graphopt.step.optimizer.optimizer_checks import check_held, check_kinds, check_not_replaced
+from graphopt.step.optimizer.optimizer_step import check_step_takes_no_closure, kind_of_step
+from graphopt.step.optimizer.parameters_seen import difference, parameters_seen
+from graphopt.step.optimizer.state_elsewhere import StateElsewhere
 from graphopt.step.tensor_parallel.shards import check_state
 
 #: Flags that change from step to step, and are inputs of graphs.
