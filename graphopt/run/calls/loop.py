@@ -15,13 +15,14 @@ from graphopt.device.peak_window import peak_window
 from graphopt.device.snapshot import generators_kept
 from graphopt.emit.runnable import Runnable
 from graphopt.plan.found_scratch import StepAbovePlan
+from graphopt.plan.resident import with_gradients
 from graphopt.plan.shares import joint_peak_bytes
 from graphopt.problem.found_scratch import FoundScratch
 from graphopt.run.calls.call_plan import CallPlan
 from graphopt.run.calls.forwards import Forwards, Pattern
 from graphopt.run.graphs.call_key import Call, CallKey, KnownShapes, Shapes
 from graphopt.run.graphs.dynamo_graph import DynamoGraph, Surroundings
-from graphopt.run.graphs.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_there
+from graphopt.run.graphs.gradients import GradientSums, Run, all_add, gradient_bytes, gradients_of
 from graphopt.run.model.part import Part
 from graphopt.run.model.request import Request
 from graphopt.run.model.short_step import extension_of
@@ -78,7 +79,8 @@ class Loop:
         `sums_of` says for the shapes of a call how its graphs hand gradients over. DDP must find each gradient anew,
         as it copies it into a bucket.
         """
-        waiting, gradients = self._forwards.waiting(), self._gradients(wrapping)
+        waiting, holders = self._forwards.waiting(), self._holders(wrapping)
+        gradients = gradients_of(holders)
         if not waiting and self.search() is not None:
             self._heed_search()
         sharded = is_sharded(self._model)
@@ -95,7 +97,7 @@ class Loop:
             return CallKey(shapes, pattern=pattern, behind=not pattern, keeps=there)
         # a transfer that fails must not leave gradients that are added to in part
         may_add = there and wrapping is None and self._request.choice.offload is None
-        adds = may_add and all_add(self._model, sums_of(shapes))
+        adds = may_add and all_add(holders, sums_of(shapes))
         return CallKey(shapes, adds=adds, keeps=there and not adds)
 
     def ends(self, plan: CallPlan | None, result: Any) -> None:
@@ -239,7 +241,7 @@ class Loop:
         """What is there beside the model while a call is run, by kind; `input_bytes` of calls with these shapes."""
         if is_sharded(self._model):
             return self.watch.corrections.extra_bytes if self.watch is not None else {}
-        kinds = {"gradients": gradient_bytes(self._gradients(wrapping), device)}
+        kinds = {"gradients": gradient_bytes(gradients_of(self._holders(wrapping)), device)}
         others = list(key.pattern)
         if key.pattern:
             others.remove(key.shapes)
@@ -256,9 +258,9 @@ class Loop:
         """Who is told when graphs run."""
         return self.watch if self._request.part is None else self._request.part
 
-    def _gradients(self, wrapping: Wrapping | None) -> list[torch.Tensor]:
-        """The gradients that are there, but those that are a part of what wraps the model."""
-        return [] if holds_gradients(wrapping) else gradients_there(self._model)
+    def _holders(self, wrapping: Wrapping | None) -> list[nn.Parameter]:
+        """The parameters that hold gradients, but where those are a part of what wraps the model."""
+        return [] if holds_gradients(wrapping) else with_gradients(self._model)
 
 
 @generators_kept()

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx, nn
@@ -28,13 +29,17 @@ Run = Callable[[list[Any]], Any]
 
 def gradients_there(model: nn.Module) -> list[torch.Tensor]:
     """The gradients that the model's parameters hold now."""
-    return [parameter.grad for parameter in with_gradients(model) if parameter.grad is not None]
+    return gradients_of(with_gradients(model))
 
 
-def all_add(model: nn.Module, sums: Iterable[GradientSums]) -> bool:
-    """Whether a call finds gradients, and its graphs may add to all that it finds where they are made."""
+def gradients_of(holders: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    """The gradients of parameters that hold one."""
+    return [parameter.grad for parameter in holders if parameter.grad is not None]
+
+
+def all_add(holders: Sequence[nn.Parameter], sums: Iterable[GradientSums]) -> bool:
+    """Whether the graphs of a call may add to the gradients that it finds, which these hold, where they are made."""
     graphs = list(sums)
-    holders = with_gradients(model)
     return bool(holders and graphs) and all(each.may_add for each in graphs) and not any(map(_is_hooked, holders))
 
 
@@ -58,6 +63,26 @@ def parameter_slots(joint: JointGraph, static_inputs: Iterable[int]) -> tuple[Pa
     return tuple(ParameterSlot(i, edge) for edge, i in enumerate(tensors) if i in static and i in gradients)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a backward is to be given, to add a gradient to; plain numbers, as fake tensors take long to ask."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def like(example: torch.Tensor) -> Wanted:
+        """One like a fake tensor."""
+        stride = tuple(map(int, example.stride()))
+        return Wanted(torch.Size(map(int, example.shape)), stride, example.dtype, example.device)
+
+    def zeros(self) -> torch.Tensor:
+        """A new one of -0.0: adding to it gives what is added, a -0.0 too."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device).fill_(-0.0)
+
+
 @dataclass(eq=False)
 class GradientSums:
     """How the backward of one graph hands its gradients over; `shared` are edges that get others from outside too.
@@ -68,6 +93,8 @@ class GradientSums:
     shared: set[int] = field(default_factory=set)
     is_watched: bool = False
     is_like_others: bool = False
+    #: What each backward is given to add to.
+    _wanted: WeakKeyDictionary[fx.GraphModule, list[Wanted]] = field(default_factory=WeakKeyDictionary)
 
     @property
     def may_add(self) -> bool:
@@ -109,14 +136,12 @@ class GradientSums:
         """
         node, unheld = _current_node(), _references_unheld()
         edges = node.next_functions if node is not None else ()
-        wanted = [n for n in backward.graph.find_nodes(op="placeholder") if _is_accumulator(n)]
+        may_add = alone and self.may_add and node is not None
         targets, returned = [], {}
-        for slot, example in zip(slots, wanted, strict=True):
-            there = None
-            if alone and self.may_add and node is not None and _references(_edge(edges, slot)) <= unheld:
-                there = _gradient_to_add_to(_edge(edges, slot), example.meta["val"])
+        for slot, wanted in zip(slots, self._wanted_by(backward), strict=True):
+            there = _gradient_to_add_to(_edge(edges, slot), wanted, unheld) if may_add else None
             if there is None:
-                there = returned[slot.position] = _zeros(example.meta["val"])
+                there = returned[slot.position] = wanted.zeros()
             targets.append(there)
         given = [*args, *targets]
         args.clear()  # what is in there is to be freed while the backward runs
@@ -128,6 +153,12 @@ class GradientSums:
             added = [(slot, there) for slot, there in zip(slots, targets, strict=True) if slot.position not in returned]
             self._look_behind(added)
         return gradients
+
+    def _wanted_by(self, backward: fx.GraphModule) -> list[Wanted]:
+        if backward not in self._wanted:
+            given = (node for node in backward.graph.find_nodes(op="placeholder") if _is_accumulator(node))
+            self._wanted[backward] = [Wanted.like(node.meta["val"]) for node in given]
+        return self._wanted[backward]
 
     def _look_behind(self, added: Sequence[tuple[ParameterSlot, torch.Tensor]]) -> None:
         """Look, when the backward has ended, whether autograd added anything to what was added to here: in place."""
@@ -190,18 +221,26 @@ def _references_unheld() -> int:
         node = torch.zeros(1, requires_grad=True).expand(1).grad_fn
     assert node is not None
     edges = node.next_functions  # held here, as where the others are looked at
-    return _references(_edge(edges, ParameterSlot(0, 0)))
+    return _references_in(_edge(edges, ParameterSlot(0, 0)))
 
 
-def _gradient_to_add_to(edge: Any, example: torch.Tensor) -> torch.Tensor | None:
-    """The gradient of a leaf, where autograd would add to it in place and nobody looks on; else None."""
-    if edge is None:
+def _references_in(edge: Any) -> int:
+    """Asked as `_gradient_to_add_to` asks, whose own argument is one more."""
+    return _references(edge)
+
+
+def _gradient_to_add_to(edge: Any, wanted: Wanted, unheld: int) -> torch.Tensor | None:
+    """The gradient of a leaf, where autograd would add to it in place and nobody looks on; else None.
+
+    `unheld` are the references to a leaf's node that nobody holds.
+    """
+    if edge is None or _references(edge) > unheld:
         return None
     leaf = edge.variable
     there = leaf.grad
     if there is None or _is_hooked(leaf) or there.requires_grad:
         return None
-    alike = there.shape == example.shape and there.dtype == example.dtype and there.device == example.device
+    alike = there.shape == wanted.shape and there.dtype == wanted.dtype and there.device == wanted.device
     if not alike or there.layout != torch.strided or type(there) is not torch.Tensor:
         return None
     try:
@@ -212,9 +251,3 @@ def _gradient_to_add_to(edge: Any, example: torch.Tensor) -> torch.Tensor | None
 
 def _is_hooked(leaf: torch.Tensor) -> bool:
     return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)
-
-
-def _zeros(example: torch.Tensor) -> torch.Tensor:
-    """Like a fake tensor, of -0.0: adding to it gives what is added, a -0.0 too."""
-    size, stride = tuple(map(int, example.shape)), tuple(map(int, example.stride()))
-    return torch.empty_strided(size, stride, dtype=example.dtype, device=example.device).fill_(-0.0)
