@@ -55,7 +55,7 @@ class Watch:
         #: Set in place of the other while a step is measured as a whole.
         self._whole: WholeStep | None = None
         self._steady = Steady(window) if isinstance(window, CpuWindow) and request.on_excess != "raise" else None
-        heed_updates(model, self)
+        self._known.looks_for_optimizers = heed_updates(model, self)
 
     def begins(
         self, shapes: Shapes, inputs: list[Tensor], gradients: list[Tensor], held_bytes: int, is_behind: bool
@@ -70,20 +70,28 @@ class Watch:
             state_bytes = self._known.state_bytes() if self.sharding.is_root else 0
             self._step = self.sharding.begins(self._live_bytes(), inputs, state_bytes)
             self._look(Place.GATHER)
+            self._counts(state_bytes)
             return
         whole, last = self._whole, self._step
         if whole is None or not (whole.is_as_expected and whole.has_updated):
             self.ends()
         live_bytes = self._window.live_bytes() - self.aside_bytes
         if self._steady is not None:
-            self._whole = self._steady.begins((shapes, live_bytes, len(gradients), held_bytes))
+            alike = self._steady.begins((shapes, live_bytes, len(gradients), held_bytes))
+            is_alike = alike is not None and not self._known.has_other_state(alike.like.start.state_bytes)
+            self._whole = alike if is_alike else None
             if self._whole is not None:
                 self._window.take()
                 return
         start = StartOfStep(live_bytes) if self.is_on_cuda else self._known.begins(inputs, gradients, held_bytes)
+        self._counts(start.state_bytes)
         self._step = StepInProgress(*start, live_bytes, meter_of(live_bytes, self._device, len(self.history)))
         self._step.raised_bytes = 0 if self.is_on_cuda else self._step.left_by_raised(last)
         self._window.take()
+
+    def _counts(self, state_bytes: int) -> None:
+        if self._counts_state and not self.is_on_cuda:  # there all that is allocated is counted
+            self.corrections.counts_state(state_bytes)
 
     def _goes_on(self) -> bool:
         """A further forward of the same step; False where there is none to go on with."""
@@ -320,6 +328,6 @@ class Watch:
         put(measured)
         step.recorded_bytes = max(step.peak_bytes, 0)
         if self.corrections.is_over(measured, step):
-            names, sharding = self._known.optimizers() if self._counts_state else [], self.sharding
+            sharding = self.sharding
             held, of_block = (sharding.held_beside(step), sharding.of_block()) if sharding is not None else ({}, "")
-            self.corrections.judge(measured, step, names, held, of_block)
+            self.corrections.judge(measured, step, held, of_block)
