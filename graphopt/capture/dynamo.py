@@ -99,7 +99,7 @@ class _Capturing(CatchErrorsWrapper):
     def __call__(self, frame: Any, *rest: Any) -> Any:
         capture, unguarded = super().__call__, self._unguarded()
         noted = unguarded.noted(frame.f_code) if unguarded is not None else nullcontext()
-        with compile_lock, generators_kept(), settings(self._sizes), noted, self._while_capturing(frame.f_code):
+        with compile_lock, self._while_capturing(frame.f_code), generators_kept(), settings(self._sizes), noted:
             try:
                 return captured_with_constants(lambda: capture(frame, *rest))
             except (TorchRuntimeError, InternalTorchDynamoError, UserError) as error:

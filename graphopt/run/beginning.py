@@ -48,11 +48,12 @@ class Beginning:
             reset_code(code)
         return bool(self._captured)
 
-    def breaks(self) -> None:
-        """A graph ends. A model that was one graph has run nothing yet where it first does."""
+    def breaks(self) -> int:
+        """A graph ends. A model that was one graph has run nothing yet where it first does. The bytes that are kept."""
         if self._before is None:
             with _disable_current_modes():
                 self._before = snapshot(self._model, self._inputs)
+        return self._before.host_bytes
 
     def state(self) -> State:
         """The model before the call; what was not kept is as it was."""

@@ -9,8 +9,8 @@ in the same call: there they agree on one plan. What one captures later it plans
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
@@ -161,9 +161,8 @@ class Session:
 
     def _forget(self) -> None:
         """Forget all that is captured and planned; what is needed is made anew."""
-        self.graphs, self._example, self._captures, self.tried = [], None, 0, None
+        self.graphs, self._example, self._captures, self.tried, self._obstacle = [], None, 0, None, ""
         self._breaks.clear()
-        self._obstacle = ""
         self._plans.forget_all()
         # FSDP2's hooks gather parameters and scatter gradients, which no graph may hold
         self._compiled = self._compile(self.model.forward if is_sharded(self.model) else self.model._call_impl)
@@ -232,17 +231,17 @@ class Session:
             check_tensors(self.model, tensors_in(call))
         if known is None or len(known.graphs) > 1 or self._breaks:  # a part may be captured anew when others have run
             self.loop.sets_aside(self._beginning.keep())
-            self.loop.look_away()
         self._plans.inputs = call
         try:
             if self._plans.of_call is None and self._plans.sequence:
-                with graphopt_errors():
+                with self.loop.away(), graphopt_errors():
                     self._plan_together(self._plans.sequence)
             self._phase = phase()
             outcome, result = self._attempt(call)
             if outcome is Outcome.UNPLANNED:
                 # a model that was one graph and now breaks has run none of its graphs: it is as it was
-                self._meet_and_plan(call, self._beginning.state())
+                with self.loop.away(), graphopt_errors():
+                    self._meet_and_plan(call, self._beginning.state())
                 self._phase = phase()
                 outcome, result = self._attempt(call)
         except GraphoptError:
@@ -255,6 +254,7 @@ class Session:
         finally:
             self._plans.inputs = ((), {})
             self._beginning.forget()
+            self._phase.written.forget()
             self.loop.sets_aside(0)
         if outcome is Outcome.FINISHED and any(graph.last_call == self._calls for graph in self.graphs):
             self._plans.is_used()
@@ -275,15 +275,17 @@ class Session:
         with graphopt_errors():
             return called(lambda: self._compiled(*call[0], **call[1]))
 
-    def _while_capturing(self, code: CodeType) -> AbstractContextManager[None]:
+    @contextmanager
+    def _while_capturing(self, code: CodeType) -> Iterator[None]:
         self._beginning.captures(code)
-        return noted_breaks(self._on_break)
+        with self.loop.away(), noted_breaks(self._on_break):
+            yield
 
     def _on_break(self, met: GraphBreak) -> None:
         """Dynamo ends a graph."""
         self._breaks.setdefault(met)
         if isinstance(self._phase, Running):
-            self._beginning.breaks()
+            self.loop.sets_aside(self._beginning.breaks())
 
     def _in_phase(self, phase: Phase, call: Call) -> tuple[Outcome, Any]:
         interrupted, self._phase = self._phase, phase
@@ -298,15 +300,15 @@ class Session:
         def plan(study: GraphStudy) -> Decision:
             return self._agreed([(graph, study)], study.graph.step.device)[graph]
 
-        for _ in self._plans.rounds():
-            graph.compile(self._plans.key, self.request.choice, plan)
-        self.loop.look_away(planned=True)
+        with self.loop.away():
+            for _ in self._plans.rounds():
+                graph.compile(self._plans.key, self.request.choice, plan)
 
     def _plan_piece(self, graph: DynamoGraph, position: int) -> None:
         """Plan a graph that was captured anew in a call of several, in the place of the one that it stands for."""
         plans = self._plans
-        graph.compile(plans.key, self.request.choice, lambda study: plans.plan_piece(graph, position, study))
-        self.loop.look_away(planned=True)
+        with self.loop.away():
+            graph.compile(plans.key, self.request.choice, lambda study: plans.plan_piece(graph, position, study))
 
     def _meet_and_plan(self, call: Call, before: State) -> None:
         """Run the model once with nothing kept to collect its graphs, then plan all of them."""
@@ -314,8 +316,7 @@ class Session:
         self._phase.written.put_back()
         restore(self.model, before)
         run_to_meet(self.model, call, meeting, before, self._in_phase)
-        with graphopt_errors():
-            self._plan_together(meeting.met)
+        self._plan_together(meeting.met)
 
     @generators_kept()
     def _plan_together(self, met: Sequence[DynamoGraph]) -> None:
@@ -335,7 +336,6 @@ class Session:
         for _ in self._plans.rounds():
             for graph, decision in self._agreed(sequence, sequence[0][1].graph.step.device).items():
                 graph.compile(key, choice, lambda _study, decision=decision: decision)  # type: ignore[misc]
-        self.loop.look_away(planned=True)
 
     def _agreed(
         self, sequence: Sequence[tuple[DynamoGraph, GraphStudy]], device: torch.device

@@ -42,14 +42,6 @@ def _gradients(model: nn.Module) -> list[torch.Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def adam(model: nn.Module, step: int) -> None:
-    if not step:
-        model.optimizer = [torch.optim.AdamW(model.parameters(), lr=1e-3)]
-    model.zero_grad()
-    model(torch.randn(256, 64)).square().mean().backward()
-    model.optimizer[0].step()
-
-
 def held(model: nn.Module, step: int) -> None:
     y = model(torch.randn(256, 64))
     y.square().mean().backward()
@@ -89,7 +81,6 @@ def broken(model: nn.Module, _: int) -> None:
 
 
 CAUSES: dict[str, tuple[Callable[[nn.Module, int], None], int, str]] = {
-    "optimizer": (adam, 3_200_000, "The state of AdamW takes 1.0 MiB"),
     "outputs": (held, 2_600_000, "of what the model had returned before were still held"),
     "loss": (loss_outside, 28_000_000, "a loss outside of the model"),
     "regulariser": (regularised, 3_000_000, "No plan counts that much"),
@@ -149,22 +140,6 @@ def test_the_state_of_several_optimizers_counts_as_long_as_they_are_there() -> N
     assert model.graphopt.history[-1].state_bytes == of_one
     one_step(model, x)
     assert model.graphopt.history[-1].state_bytes == of_one
-
-
-def test_state_that_is_there_before_the_first_update_is_told_of_at_once() -> None:
-    """A training that goes on has the optimizer's state from the start; an update comes after three micro-batches."""
-    model, x = blocks(), torch.randn(256, 64)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    one_step(model, x)
-    optimizer.step()
-    model.zero_grad()
-    state_bytes = sum(2 * 4 * p.numel() + 4 for p in model.parameters())
-    known = graphopt.optimize(model, "64MiB", example_inputs=x, cost_model="roofline")
-    budget = known.graphopt.plan.minimum_bytes + state_bytes // 2
-    graphopt.optimize(model.graphopt.restore(), budget, cost_model="roofline")
-    with pytest.warns(UserWarning, match="The state of AdamW takes"):
-        model(x).square().mean().backward()
-    assert [step.state_bytes for step in model.graphopt.history] == [state_bytes]
 
 
 def test_training_in_eval_is_told_of_once_and_an_evaluation_is_not() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from graphopt.run.watch.causes import IN_GRAPHS
 from graphopt.run.watch.corrections import Corrected, Corrections
 from graphopt.run.watch.measured_step import MeasuredStep
 from graphopt.run.watch.scratch_search import ScratchSearch
+from graphopt.run.watch.sharded_watch import ShardedWatch
 from graphopt.run.watch.watch import Watch
 
 
@@ -63,12 +64,12 @@ class Loop:
             yield
             part.departs()
             return
-        if self.watch is None or self.watch.sharding is None:
+        if not isinstance(self.watch, ShardedWatch):
             self.watch = watch_of(self._model, self._request, self._corrects, self._plans_loss)
-        if self.watch is not None:
+        if isinstance(self.watch, ShardedWatch):
             self.watch.arrives()
         yield
-        if self.watch is not None:
+        if isinstance(self.watch, ShardedWatch):
             self.watch.departs()
 
     def begins(
@@ -125,14 +126,20 @@ class Loop:
         return self.watch is not None and self.watch.corrections.tries_without()
 
     def sets_aside(self, size: int) -> None:
-        """So many bytes of copies are held in host memory from now on, which are no part of a step."""
-        if self.watch is not None and not self.watch.is_on_cuda:
-            self.watch.aside_bytes = size
+        """So many bytes of copies are held in host memory from now on, which are no part of a step; 0: none are.
 
-    def look_away(self, planned: bool = False) -> None:
-        """What capturing and planning take is no part of a step; nor is the time of what is then run first."""
-        if self.watch is not None:
-            self.watch.look_away(is_first_run=planned)
+        Nor is what was taken since the call began.
+        """
+        if self.watch is None:
+            return
+        if not self.watch.is_on_cuda:
+            self.watch.aside_bytes = size
+        if size:
+            self.watch.look_away()
+
+    def away(self) -> AbstractContextManager[None]:
+        """Inside is captured or planned: what that takes is no part of a step; nor is the time of what runs then."""
+        return self.watch.away() if self.watch is not None else nullcontext()
 
     def surroundings(self, run: Callable[[DynamoGraph, tuple[Any, ...]], Any]) -> Surroundings:
         """What is around the graphs of the model; `run` is called in their place.
@@ -270,4 +277,5 @@ def watch_of(model: nn.Module, request: Request, corrected: Corrected, plans_los
     device = first.device if first is not None else torch.device("cpu")
     window = peak_window(device) if request.part is None else None
     corrections = Corrections(request, corrected, plans_loss)
-    return None if window is None else Watch(model, window, device, request, corrections)
+    over = ShardedWatch if is_sharded(model) else Watch
+    return None if window is None else over(model, window, device, request, corrections)

@@ -70,6 +70,10 @@ class WrittenInputs:
                 if tensor.grad_fn is not None:  # what was written into it has a gradient
                     (tensor._base if tensor._is_view() else tensor).detach_()  # type: ignore[union-attr]
                 tensor.copy_(before)
+        self.forget()
+
+    def forget(self) -> None:
+        """The call has ended: nothing is to be put back, and nothing is held for it."""
         self._before.clear()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from graphopt.base.units import format_bytes
 from graphopt.run.watch.measured_step import MeasuredStep, Place, StepInProgress
@@ -34,23 +34,20 @@ def cause_of(
     excess_bytes: int,
     counted: Mapping[str, int],
     sharding: Mapping[str, int],
-    optimizers: Sequence[str],
     plans_loss: bool,
 ) -> tuple[str, str]:
     """The kind of the cause, and what to say of it.
 
-    `counted` has the bytes that earlier steps made a plan count, `sharding` those that FSDP2 held, both by kind;
-    `optimizers` are those whose state no plan counts. `plans_loss` tells whether a plan can have a loss in it.
+    `counted` has the bytes that earlier steps made a plan count, `sharding` those that FSDP2 held, both by kind.
+    `plans_loss` tells whether a plan can have a loss in it.
     """
     if step.is_unplanned:
         return UNPLANNED, (
             "No planned graph ran in it: torch.compile gave up what was called. model.graphopt.report says where and "
             "why."
         )
-    if measured.place is Place.UPDATE and not optimizers:
+    if measured.place is Place.UPDATE:
         return _of_place(measured.place, plans_loss)
-    if optimizers and measured.state_bytes - counted.get(STATE, 0) >= excess_bytes:
-        return _of_state(measured, optimizers)
     if step.has_other_tangents:
         return TANGENTS, (
             "Gradients came of other outputs of the model than the plan expects: from the next call on these are "
@@ -61,8 +58,6 @@ def cause_of(
             "The model was called again before the backward of its first call, for the first time: from now on such "
             "calls are planned together."
         )
-    if optimizers and measured.state_bytes > counted.get(STATE, 0):
-        return _of_state(measured, optimizers)
     # what is little of an excess in a planned graph is not its cause
     least_bytes = excess_bytes // 2 if measured.place is Place.GRAPHS else 0
     if step.front_bytes - counted.get(FRONT, 0) > least_bytes:
@@ -81,13 +76,6 @@ def cause_of(
             "still held: `del` outputs, or detach what is kept of them."
         )
     return _of_sharding(measured, step, counted, sharding) or _of_place(measured.place, plans_loss)
-
-
-def _of_state(measured: MeasuredStep, optimizers: Sequence[str]) -> tuple[str, str]:
-    return STATE, (
-        f"The state of {' and '.join(optimizers)} takes {format_bytes(measured.state_bytes)}, which is counted from "
-        "the start where it is given: optimize(..., optimizer=optimizer)."
-    )
 
 
 def _of_sharding(

@@ -53,23 +53,31 @@ class Corrections:
         self._is_on_trial = self._is_confirmed = self._comes_again = False
         self._tried_bytes, self._forgotten = 0, frozenset[str]()
 
+    def counts_state(self, state_bytes: int) -> None:
+        """A step begins with so much state of optimizers, of which no plan was told: it is counted from now on."""
+        if state_bytes == self.extra_bytes.get(STATE, 0):
+            return
+        self.extra_bytes[STATE] = state_bytes
+        if not state_bytes:
+            del self.extra_bytes[STATE]
+        logger.info("the optimizer's state takes %s, which plans count from now on", format_bytes(state_bytes))
+        self._corrected(None)
+
     def judge(
         self,
         measured: MeasuredStep,
         step: StepInProgress,
-        optimizers: list[str],
         sharding: Mapping[str, int],
         of_block: str,
     ) -> None:
         """Say that a step is over the budget, and leave room for what of it was not told of yet, where that helps.
 
-        `optimizers` are those whose state no plan counts, `sharding` what FSDP2 held, by kind. With "raise" an excess
-        is a BudgetError.
+        `sharding` is what FSDP2 held, by kind. With "raise" an excess is a BudgetError.
         """
         excess_bytes = self._above_budget(measured)
         self._is_confirmed = self._is_confirmed or self._is_on_trial
         counted, plans_loss = self.extra_bytes, self._plans_loss()
-        kind, advice = cause_of(measured, step, excess_bytes, counted, sharding, optimizers, plans_loss)
+        kind, advice = cause_of(measured, step, excess_bytes, counted, sharding, plans_loss)
         if kind == LOSS:
             self.loss_bytes = max(self.loss_bytes, step.peaks[Place.LOSS] - step.returned_bytes)
         is_first, more_bytes, step.judged_bytes = not step.judged_bytes, excess_bytes - step.judged_bytes, excess_bytes
@@ -82,8 +90,7 @@ class Corrections:
         if self._request.on_excess == "raise":
             raise BudgetError(message, measured.measured_bytes + self._request.reserve_bytes)
         self._comes_again = self._comes_again or kind in self._forgotten
-        named = {STATE: measured.state_bytes, HELD: measured.held_bytes, FRONT: step.front_bytes}
-        levels = {**named, RAISED: step.raised_bytes, **sharding}
+        levels = {HELD: measured.held_bytes, FRONT: step.front_bytes, RAISED: step.raised_bytes, **sharding}
         extra_bytes = levels.get(kind) or self.extra_bytes.get(kind, 0) + more_bytes
         self._tell(kind, message, extra_bytes, measured, is_first=is_first)
 

@@ -155,6 +155,17 @@ class StepInProgress:
         more_bytes = (self.live_bytes - self.named_bytes) - (last.live_bytes - last.named_bytes) + last.raised_bytes
         return max(min(more_bytes, last.raised_bytes + last.left_bytes), 0)
 
+    def moves(self, staying_bytes: int) -> None:
+        """So much more is there from now on, of which no part is the step's: it is as if it had begun so."""
+        self.live_bytes += staying_bytes
+        self.peaks = {place: peak_bytes + staying_bytes for place, peak_bytes in self.peaks.items()}
+        self.peak_bytes = max(self.peaks.values(), default=-1)
+        for name in ("recorded_bytes", "backward_bytes"):
+            if (known := getattr(self, name)) >= 0:
+                setattr(self, name, known + staying_bytes)
+        if self.meter is not None:
+            self.meter.moves(staying_bytes)
+
     def measured(self) -> MeasuredStep:
         """As far as is known."""
         above_bytes = max(self.peak_bytes - self.live_bytes, 0)

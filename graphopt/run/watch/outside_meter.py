@@ -32,6 +32,10 @@ class OutsideMeter:
         """The step begins only now."""
         self._began, self._start_bytes = self._now(), live_bytes
 
+    def moves(self, staying_bytes: int) -> None:
+        """So much was there when the step began, as it counts now."""
+        self._start_bytes += staying_bytes
+
     def is_disturbed(self) -> None:
         """Something is captured or planned in it: there is no measure of this step's seconds."""
         self._is_disturbed = True

@@ -39,8 +39,11 @@ def heed_backward(result: Any, begins: weakref.WeakMethod[Callable[[Any], None]]
         node.register_prehook(comes)
 
 
-def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:
-    """Tell `heeding` of every step of an optimizer that holds a parameter of the model, until it is gone."""
+def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> Callable[[], None]:
+    """Tell `heeding` of every step of an optimizer that holds a parameter of the model, until it is gone.
+
+    What is returned looks for those that were made since: one that has not stepped yet may have state that was loaded.
+    """
     who, own = weakref.ref(heeding), weakref.ref(model)
     #: Who is told of each optimizer, by its id, as it is asked for twice in every step; it goes with the optimizer.
     told_of: dict[int, Callable[[], HeedsUpdates | None]] = {}
@@ -69,10 +72,15 @@ def heed_updates(model: nn.Module, heeding: HeedsUpdates) -> None:
         if told is not None:
             told.update_ends()
 
-    for optimizer in _optimizers_there():  # their state may be there already, as in a training that goes on
-        meets(optimizer)
+    def looks() -> None:
+        for optimizer in _optimizers_there():
+            if told_of.get(id(optimizer), _nobody) is _nobody:
+                meets(optimizer)
+
+    looks()  # their state may be there already, as in a training that goes on
     handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
     weakref.finalize(heeding, _remove, handles)
+    return looks
 
 
 def _optimizers_there() -> list[torch.optim.Optimizer]:

@@ -6,7 +6,8 @@ device's allocator; only what was there when it began is added up by name on a C
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakMethod
 
@@ -14,16 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from graphopt.device.peak_window import CpuWindow, CudaWindow
-from graphopt.device.storages import unique_storage_bytes
 from graphopt.run.graphs.call_key import Shapes
 from graphopt.run.graphs.gradients import Run
 from graphopt.run.model.request import Request
-from graphopt.run.model.wrapping import is_sharded
 from graphopt.run.watch.corrections import Corrections
 from graphopt.run.watch.known_memory import KnownMemory, StartOfStep
 from graphopt.run.watch.measured_step import NO_MESSAGES, History, Place, StepInProgress
 from graphopt.run.watch.outside_meter import meter_of
-from graphopt.run.watch.sharding import Sharding, heed_sharding
+from graphopt.run.watch.sharding import Sharding
 from graphopt.run.watch.steady import Steady, WholeStep
 from graphopt.run.watch.update_hook import heed_backward, heed_updates
 
@@ -44,21 +43,19 @@ class Watch:
         request: Request,
         corrections: Corrections,
     ) -> None:
-        self.corrections, self.aside_bytes = corrections, 0
+        self.corrections, self.aside_bytes, self._is_away = corrections, 0, False
         self.history = History()
         self._window, self._device, self.is_on_cuda = window, device, device.type == "cuda"
         self._counts_state, self._known = request.optimizer is None, KnownMemory(model, device)
         if request.optimizer is not None:
             self._known.updates(request.optimizer)
         #: What FSDP2 holds, where it shards the model.
-        self.sharding = Sharding(model, device) if is_sharded(model) else None
-        if self.sharding is not None:
-            heed_sharding(model, self)
+        self.sharding: Sharding | None = None
         self._step: StepInProgress | None = None
         #: Set in place of the other while a step is measured as a whole.
         self._whole: WholeStep | None = None
         self._steady = Steady(window) if isinstance(window, CpuWindow) and request.on_excess != "raise" else None
-        heed_updates(model, self)
+        self._known.looks_for_optimizers = heed_updates(model, self)
 
     def begins(
         self, shapes: Shapes, inputs: list[Tensor], gradients: list[Tensor], held_bytes: int, is_behind: bool
@@ -70,21 +67,31 @@ class Watch:
         if is_behind and self._goes_on():
             return
         if self.sharding is not None:
-            self._begins_sharded(self.sharding, inputs)
+            state_bytes = self._known.state_bytes() if self.sharding.is_root else 0
+            self._step = self.sharding.begins(self._live_bytes(), inputs, state_bytes)
+            self._look(Place.GATHER)
+            self._counts(state_bytes)
             return
         whole, last = self._whole, self._step
         if whole is None or not (whole.is_as_expected and whole.has_updated):
             self.ends()
         live_bytes = self._window.live_bytes() - self.aside_bytes
         if self._steady is not None:
-            self._whole = self._steady.begins((shapes, live_bytes, len(gradients), held_bytes))
+            alike = self._steady.begins((shapes, live_bytes, len(gradients), held_bytes))
+            is_alike = alike is not None and not self._known.has_other_state(alike.like.start.state_bytes)
+            self._whole = alike if is_alike else None
             if self._whole is not None:
                 self._window.take()
                 return
         start = StartOfStep(live_bytes) if self.is_on_cuda else self._known.begins(inputs, gradients, held_bytes)
+        self._counts(start.state_bytes)
         self._step = StepInProgress(*start, live_bytes, meter_of(live_bytes, self._device, len(self.history)))
         self._step.raised_bytes = 0 if self.is_on_cuda else self._step.left_by_raised(last)
         self._window.take()
+
+    def _counts(self, state_bytes: int) -> None:
+        if self._counts_state and not self.is_on_cuda:  # there all that is allocated is counted
+            self.corrections.counts_state(state_bytes)
 
     def _goes_on(self) -> bool:
         """A further forward of the same step; False where there is none to go on with."""
@@ -105,52 +112,6 @@ class Watch:
     def _leave(self, whole: WholeStep, place: Place = Place.WHOLE) -> None:
         self._whole, self._step = None, whole.by_place(place)
 
-    def arrives(self) -> None:
-        """The model is called, and FSDP2 gathers its parameters first."""
-        self.ends()
-        self._window.take()
-        if self.sharding is not None:
-            self.sharding.arrives(self._live_bytes())
-
-    def departs(self) -> None:
-        """The model was called, and what FSDP2 gathered is freed."""
-        self._look(Place.FORWARD)
-        if self._step is not None and self.sharding is not None:
-            self.sharding.departs(self._live_bytes())
-
-    def gradient_arrives(self, gradient: Tensor) -> None:
-        """A backward begins, and FSDP2 gathers the parameters first."""
-        step, sharding = self._step, self.sharding
-        if step is None or sharding is None or step.is_recorded:
-            return
-        if not sharding.is_root:
-            if not step.in_backward:
-                self._window.take()
-                sharding.returns(self._live_bytes())
-            sharding.base_bytes -= unique_storage_bytes([gradient], self._device)
-        elif not step.in_backward:
-            self._look(Place.LOSS)
-        step.in_backward = True
-
-    def scatter_begins(self) -> None:
-        """The backward has run. Where no gradient goes on from it, FSDP2 scatters only after all other backwards."""
-        step, sharding = self._step, self.sharding
-        if step is not None and sharding is not None and step.in_backward and step.is_end and not sharding.is_root:
-            self._window.take()
-            sharding.base_bytes += self._live_bytes() - step.settled_bytes
-
-    def scatter_ends(self) -> None:
-        """FSDP2 has handed the gradients over."""
-        if self._step is not None and self._step.in_backward:
-            self._look(Place.SCATTER)
-            self._step.in_backward = False
-            self._record_backward(self._step)
-
-    def _begins_sharded(self, sharding: Sharding, inputs: list[Tensor]) -> None:
-        state_bytes = self._known.state_bytes() if sharding.is_root else 0
-        self._step = sharding.begins(self._live_bytes(), inputs, state_bytes)
-        self._look(Place.GATHER)
-
     def is_unexpected(self) -> None:
         """The forward that begins came behind another one for the first time: the step was not planned as a whole."""
         if self._step is not None:
@@ -162,33 +123,58 @@ class Watch:
         if self._step is not None:
             self._step.has_other_tangents = True
 
-    def look_away(self, is_first_run: bool = False) -> None:
-        """What was allocated since the last look is no part of a step; nor is, if it has just begun, what is there.
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Inside, a call is captured or planned: what that takes is no part of a step, and nor is what stays of it.
 
-        The seconds of the first run of something that was captured or planned are not a step's.
+        What is held meanwhile and given back at the end, as generators' states are, changes nothing. The seconds of
+        such a step are not a step's.
         """
+        if self._is_away:
+            yield
+            return
+        if self._whole is not None and not self._whole.is_recorded:
+            self._by_place()
+        step = self._step
+        self._look(Place.BACKWARD if step is not None and step.in_backward else Place.FORWARD)
+        before_bytes, self._is_away = self._live_bytes(), True
+        try:
+            yield
+        finally:
+            self._is_away = False
+            self._window.take()
+            if self._steady is not None:
+                self._steady.forget()
+            if step is not None:
+                self._is_disturbed(step, self._live_bytes() - before_bytes)
+
+    def _is_disturbed(self, step: StepInProgress, staying_bytes: int) -> None:
+        """Something was captured or planned in it, of which so much stays."""
+        step.is_plain = False
+        if step.meter is not None:
+            step.meter.is_disturbed()
+        if self.sharding is not None:
+            self.sharding.base_bytes += staying_bytes
+            step.settled_bytes += staying_bytes
+        elif not self.is_on_cuda:  # there all that is allocated counts
+            step.moves(staying_bytes)
+
+    def look_away(self) -> None:
+        """What was allocated since the last look is no part of a step; nor is, if it has just begun, what is there."""
         self._window.take()
         if self._whole is not None and not self._whole.is_recorded:
             if self._whole.has_run:
                 self._whole.looks()
             self._leave(self._whole)
         step = self._step
-        if is_first_run and self._steady is not None:
-            self._steady.forget()
         if step is None or step.is_recorded:
             return
         step.is_plain = False
-        if self.sharding is not None:
-            if step.is_unplanned:
-                live_bytes = self._live_bytes()
-                self.sharding.base_bytes += live_bytes - step.settled_bytes
-                step.settled_bytes = live_bytes
+        if step.peaks or self.sharding is not None:
             return
-        if not step.peaks and not self.is_on_cuda:
+        if not self.is_on_cuda:
             step.live_bytes = self._live_bytes()
-        if step.meter is not None and is_first_run:
-            step.meter.is_disturbed()
-        elif step.meter is not None and not step.peaks:
+        if step.meter is not None:
             step.meter.restarts(self._live_bytes())
 
     def forward_ends(self, predicted_bytes: int, result: Any) -> None:
@@ -342,6 +328,6 @@ class Watch:
         put(measured)
         step.recorded_bytes = max(step.peak_bytes, 0)
         if self.corrections.is_over(measured, step):
-            names, sharding = self._known.optimizers() if self._counts_state else [], self.sharding
+            sharding = self.sharding
             held, of_block = (sharding.held_beside(step), sharding.of_block()) if sharding is not None else ({}, "")
-            self.corrections.judge(measured, step, names, held, of_block)
+            self.corrections.judge(measured, step, held, of_block)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import Unsupported, UserError
 from torch._functorch._aot_autograd.descriptors import PlainAOTInput, PlainAOTOutput, TangentAOTInput
 from torch._guards import TracingContext
 
@@ -25,7 +25,7 @@ from graphopt.capture.changing_sizes import Sizes, fix_sizes
 from graphopt.capture.dynamo import compiled, graphopt_errors
 from graphopt.capture.local_parameters import read_local_parameters
 from graphopt.capture.mends.operators_on_meta import NO_DERIVATIVE
-from graphopt.capture.noted_breaks import in_own_words, in_users_code, noted_breaks, nothing_captured
+from graphopt.capture.noted_breaks import noted_breaks, nothing_captured
 from graphopt.capture.numbers import examples_of
 from graphopt.device.storages import local_of
 from graphopt.graph.captured_graph import CapturedGraph
@@ -41,6 +41,7 @@ from graphopt.run.graphs.met_graph import MOST_GRAPHS
 from graphopt.run.model.loss_module import LossModule, wrong_arguments
 from graphopt.step.micro_batches.dynamo_outputs import beside_loss, loss_alone
 from graphopt.step.micro_batches.micro_graph import Learning, Micro, MicroCall, MicroGraph
+from graphopt.step.micro_batches.not_whole import as_not_whole, whole_but_for_data
 
 #: Plans a micro-batch at its sizes.
 Plan = Callable[[Micro], PlannedGraph]
@@ -150,25 +151,23 @@ class Micros:
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
             self._compiled(*args, **kwargs)
-        except Unsupported as error:
-            if problem := wrong_arguments(self._module, args, kwargs):
+        except (Unsupported, UserError) as error:
+            if isinstance(error, Unsupported) and (problem := wrong_arguments(self._module, args, kwargs)):
                 raise UsageError(problem) from error
-            where = in_users_code(getattr(error, "real_stack", None) or ())
-            at, reason = f" at {where}" if where else "", in_own_words(str(error)).removesuffix(".")
-            raise CaptureError(
-                f"torch.compile cannot capture this training step whole{at}: {reason}. Mend that, or use "
-                "graphopt.optimize(), which divides the budget over the pieces of a model that breaks"
-            ) from error
+            if (plain := as_not_whole(error)) is not None:
+                raise plain from error
+            raise
 
     def _backend(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         self._recaptures.tell()
         parameters = {index: item for index, item in enumerate(inputs) if isinstance(item, torch.nn.Parameter)}
         read_local_parameters(module, parameters)
         inputs = list(map(_as_read, inputs))
-        fix_sizes(module, self._sizes)
-        beside, symbols = beside_loss(module), InputSymbols(module)
         trainable = {index: inputs[index] for index in parameters}
-        key, micros = self._capture(loss_alone(module), inputs, trainable, symbols), weakref.ref(self)
+        with whole_but_for_data(module):
+            fix_sizes(module, self._sizes)
+            beside, symbols = beside_loss(module), InputSymbols(module)
+            key, micros = self._capture(loss_alone(module), inputs, trainable, symbols), weakref.ref(self)
         self._note(key, this_capture())
         symbols.are_met(module)
         loss = self._graphs[key].loss
