@@ -46,12 +46,14 @@ def reads_numbers(module: fx.GraphModule) -> bool:
 
 def fix_numbers(module: fx.GraphModule) -> None:
     """Make every number in one of Dynamo's graphs a constant, guarded; to be called as `fix_sizes`."""
-    for node in list(module.graph.nodes):
+    for node in reversed(module.graph.nodes):
         number = node.meta.get("example_value")
         if isinstance(number, SYMBOLS):
             for user in list(node.users):
                 replace_input(user, node, plain(number))
-    module.graph.eliminate_dead_code()
+            if node.op != "placeholder":
+                # not `eliminate_dead_code`, which takes all methods for pure: `x[0].mul_(2)` is one that nobody reads
+                module.graph.erase_node(node)
     module.recompile()
 
 

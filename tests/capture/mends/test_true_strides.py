@@ -56,6 +56,14 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: F.huber_loss(x, target(x), reduction="none"),
     lambda x: F.binary_cross_entropy(x.sigmoid(), target(x), reduction="none"),
     lambda x: F.soft_margin_loss(x, target(x) + 1, reduction="none"),
+    lambda x: torch.native_dropout(x, 0.3, True)[0].sin(),
+    lambda x: F.layer_norm(x.transpose(1, 2), x.shape[-1:]) * 1.5,
+    lambda x: F.layer_norm(x, x.shape[-1:]).transpose(-1, -2).sigmoid(),
+    lambda x: F.log_softmax(x, -1).transpose(-1, -2).sigmoid(),
+    lambda x: torch.div(x, torch.full((), 0.3), rounding_mode="trunc") + x,
+    lambda x: torch.copysign(x, torch.full((), -1.0)),
+    lambda x: 2.0**x,
+    lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
 )
 
 
@@ -179,6 +187,42 @@ def test_models_that_did_not_run_have_eagers_bits(model: nn.Module) -> None:
     for mine, theirs in zip(model.parameters(), eager.parameters(), strict=True):
         assert mine.grad is not None and theirs.grad is not None and torch.equal(mine.grad, theirs.grad)
     assert all(map(torch.equal, model.buffers(), eager.buffers()))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_new_shape_is_traced_with_true_strides_too(dynamic: bool | None) -> None:
+    torch._dynamo.reset()
+    eager = Channels(nn.Linear(64, 64))
+    model = graphopt.optimize(copy.deepcopy(eager), "1GiB", dynamic=dynamic)
+    for batch, length in ((4, 41), (4, 23), (3, 41)):
+        x = torch.randn(batch, length, 64)
+        model(x).backward()
+        eager(x).backward()
+        for mine, theirs in zip(model.parameters(), eager.parameters(), strict=True):
+            assert mine.grad is not None and theirs.grad is not None and torch.equal(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("strides", [(24 * 16, 24, 1), (24 * 16, 1, 16)], ids=["rows", "columns"])
+def test_a_dropout_whose_result_is_returned_runs_backward(strides: tuple[int, ...]) -> None:
+    """Its gradient comes from outside of the model, in strides that are not those of rows."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(24, 24) / 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout((self.weight @ x.transpose(1, 2)).transpose(1, 2), 0.1)
+
+    torch._dynamo.reset()
+    eager = Mixed()
+    model = graphopt.optimize(copy.deepcopy(eager), "1GiB")
+    x, gradient = torch.randn(8, 16, 24), torch.randn(8 * 16 * 24).as_strided((8, 16, 24), strides)
+    for each in (model, eager):
+        torch.manual_seed(0)
+        each(x).backward(gradient)
+    assert eager.weight.grad is not None and model.weight.grad is not None
+    assert torch.equal(model.weight.grad, eager.weight.grad)
 
 
 def test_a_training_step_has_eagers_bits() -> None:
