@@ -233,10 +233,11 @@ class Session:
             self.loop.sets_aside(self._beginning.keep())
         self._plans.inputs = call
         try:
+            self._phase = phase()
             if self._plans.of_call is None and self._plans.sequence:
                 with self.loop.away(), graphopt_errors():
                     self._plan_together(self._plans.sequence)
-            self._phase = phase()
+                self._phase = phase()
             outcome, result = self._attempt(call)
             if outcome is Outcome.UNPLANNED:
                 # a model that was one graph and now breaks has run none of its graphs: it is as it was
@@ -282,7 +283,6 @@ class Session:
             yield
 
     def _on_break(self, met: GraphBreak) -> None:
-        """Dynamo ends a graph."""
         self._breaks.setdefault(met)
         if isinstance(self._phase, Running):
             self.loop.sets_aside(self._beginning.breaks())

@@ -82,6 +82,20 @@ def test_state_that_is_there_before_the_first_call_is_in_its_plan() -> None:
     assert step.state_bytes == state_bytes and step.measured_bytes <= minimum
 
 
+@pytest.mark.parametrize("has_example", [False, True])
+def test_gradients_and_state_are_in_the_plan_of_the_first_call(has_example: bool) -> None:
+    """Behind a plan for examples the first call was planned as if nothing but the model were there."""
+    model, x = blocks(), torch.randn(64, 64)
+    model(x).square().mean().backward()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer.step()
+    graphopt.optimize(model, "64MiB", example_inputs=x if has_example else None, cost_model="roofline")
+    for _ in range(2):
+        model(x).square().mean().backward()
+    assert len({(step.predicted_bytes, step.measured_bytes) for step in model.graphopt.history}) == 1
+    assert model.graphopt.history[0].measured_bytes <= model.graphopt.history[0].predicted_bytes
+
+
 def loads(model: nn.Module, optimizers: Optimizers, saved: dict[str, object]) -> None:
     optimizers.append(torch.optim.AdamW(model.parameters(), lr=1e-3))
     optimizers[0].load_state_dict(copy.deepcopy(saved))
