@@ -27,7 +27,8 @@ aten = torch.ops.aten
 
 #: Found by running some 150 modules and functions on six layouts each, node by node, on a CPU with torch 2.13, and the
 #: kin of those found; and by PyTorch's own samples of its functions (`op_db`, as far as `nn.functional.max_unpool2d`)
-#: on three layouts, forward and backward. All others had the strides that they were traced with. Of none do strides depend on sizes.
+#: on three layouts, forward and backward. All others had the strides that they were traced with. Of none do strides
+#: depend on sizes.
 OPS = frozenset(
     (
         *(aten._native_batch_norm_legit_functional.default, aten._native_batch_norm_legit_no_training.default),
