@@ -150,6 +150,7 @@ class _ProgramWriter:
         return {
             "registers": len(self.places) + len(self.sizes.literals),
             "inputs": [self.places[node] if node.users else -1 for node in inputs] + self.sizes.places,
+            "are_numbers": [is_number(node) for node in inputs] + [True] * len(self.sizes.places),
             "constants": [(self.places[node], self.constant(str(node.target))) for node in constants],
             "steps": [step for node in self._called for step in self.steps(node)],
             "outputs": [self.places[node] if isinstance(node, fx.Node) else -1 for node in returned],

@@ -93,6 +93,7 @@ struct Step {
 struct Program {
   size_t registers;
   std::vector<int> inputs;
+  std::vector<bool> are_numbers;  // of inputs: a fraction in the place of a tensor is Python's affair
   std::vector<std::pair<int, IValue>> constants;
   std::vector<Call> calls;
   std::vector<Part> parts;
@@ -189,6 +190,7 @@ std::unique_ptr<Program> read_program(py::dict given) {
   program->registers = given["registers"].cast<size_t>();
   program->inputs = ints(given["inputs"]);
   program->outputs = ints(given["outputs"]);
+  for (auto item : given["are_numbers"]) program->are_numbers.push_back(item.cast<bool>());
   for (auto item : given["constants"]) {
     auto pair = item.cast<py::tuple>();
     program->constants.emplace_back(pair[0].cast<int>(), THPVariable_Unpack(py::object(pair[1]).ptr()));
@@ -315,7 +317,7 @@ PyObject* run(const Program& program, PyObject* arguments) {
   if (!PyList_CheckExact(arguments) || PyList_GET_SIZE(arguments) != count) Py_RETURN_NOTIMPLEMENTED;
   for (Py_ssize_t i = 0; i < count; i++) {
     auto* item = PyList_GET_ITEM(arguments, i);
-    const bool is_number = PyLong_CheckExact(item) || PyFloat_CheckExact(item);
+    const bool is_number = PyLong_CheckExact(item) || (program.are_numbers[i] && PyFloat_CheckExact(item));
     if (program.inputs[i] != NOWHERE && !THPVariable_CheckExact(item) && !is_number) Py_RETURN_NOTIMPLEMENTED;
   }
   std::vector<IValue> registers(program.registers);

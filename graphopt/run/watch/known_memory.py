@@ -75,16 +75,22 @@ class KnownMemory:
             self._states[id(optimizer)] = _State(weakref.ref(optimizer))
 
     def state_bytes(self) -> int:
-        """The state of the optimizers that update parameters of the model."""
+        """The state of the optimizers that update parameters of the model; once where one is around another.
+
+        Accelerate's has the state of the one inside as its own.
+        """
         again = self._state_looks % _LOOK_AGAIN == 0
         self._state_looks += 1
         self._states = {key: state for key, state in self._states.items() if state.of() is not None}
+        sizes: dict[int, int] = {}
         for state in self._states.values():
-            optimizer = state.of()
-            if optimizer is not None and (again or len(optimizer.state) != state.entries):
-                state.size = self._bytes(tensors_in(list(optimizer.state.values())))
-                state.entries = len(optimizer.state)
-        return sum(state.size for state in self._states.values())
+            if (optimizer := state.of()) is None:
+                continue
+            held = optimizer.state
+            if again or len(held) != state.entries:
+                state.size, state.entries = self._bytes(tensors_in(list(held.values()))), len(held)
+            sizes[id(held)] = state.size
+        return sum(sizes.values())
 
     def begins(self, inputs: list[torch.Tensor], gradients: list[torch.Tensor], wrapping_bytes: int) -> StartOfStep:
         """What is there as a step begins with these inputs and gradients."""
