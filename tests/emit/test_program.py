@@ -128,6 +128,14 @@ def test_tensors_of_a_class_of_their_own_go_through_python() -> None:
     assert seen and torch.equal(result.as_subclass(torch.Tensor), torch.ones(2).sin())
 
 
+def test_a_number_in_the_place_of_a_tensor_goes_through_python() -> None:
+    """As the first of several micro-batches is given for what those before it found."""
+    module = boxed(lambda graph: (call(graph, aten.add.Tensor, graph.placeholder("x"), graph.placeholder("y")),))
+    run, given = native(module), [torch.ones(2), 0.5]
+    assert run is not None and run(given) is NotImplemented and len(given) == 2
+    assert torch.equal(direct(module)(given)[0], torch.full((2,), 1.5))
+
+
 def test_what_is_no_operator_stays_python() -> None:
     def write(graph: fx.Graph) -> Any:
         return (call(graph, torch.sin, graph.placeholder("x")),)
