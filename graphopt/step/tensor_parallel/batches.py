@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+
+from graphopt.step.ranks.header import number_of
 
 #: Elements of each tensor that are looked at, evenly over it: batches of other samples differ nearly everywhere, and
 #: to read all of 256 images at every step takes longer than the message that tells of it.
@@ -18,13 +19,13 @@ _PLAIN = (bool, int, float, complex, str, type(None))
 
 def number_of_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """A number that stands for a batch, by some elements of each tensor; waits for the device that they are on."""
-    found = hashlib.sha256()
+    lines = []
     for leaf in pytree.tree_leaves((args, dict(sorted(kwargs.items())))):
         if isinstance(leaf, torch.Tensor):
-            found.update(f"{list(leaf.shape)} {leaf.dtype} ".encode() + _sampled(leaf.detach()))
+            lines.append(f"{list(leaf.shape)} {leaf.dtype} {_sampled(leaf.detach()).hex()}")
         elif isinstance(leaf, _PLAIN):
-            found.update(f"{leaf!r} ".encode())
-    return int.from_bytes(found.digest()[:7], "little")
+            lines.append(repr(leaf))
+    return number_of(lines)
 
 
 class Batches:
